@@ -1,0 +1,195 @@
+"""The pipeline behind `flexiq.quantize` and `flexiq.load`. Importing this module needs no torch; calling mostly does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexiq.engines.base import Engine, create_engine
+from flexiq.errors import CalibrationError
+from flexiq.quantization.config import QuantizeConfig
+from flexiq.quantization.program import Program
+
+if TYPE_CHECKING:
+    import torch
+
+    from flexiq.pipeline import Prepared
+
+Progress = Callable[[str, float], None]
+
+
+class QuantizedModel:
+    """A quantized network with its dial: call it like the network it came from.
+
+    qm(x) runs at the dial's ratio, qm(x, ratio=0.5) at another for this call only. `set_ratio` takes the table's entry
+    nearest at or below what is asked for and returns it.
+    """
+
+    def __init__(self, program: Program, engine: str = "reference", **options: Any) -> None:
+        self.program = program
+        self.engine: Engine = create_engine(program, engine, **options)
+        self.engine_name = engine
+
+    def __call__(self, batch: Any, ratio: float | None = None) -> Any:
+        """Outputs for a batch; see `Engine.run`. Raises InputError and RatioError."""
+        return self.engine.run(batch, ratio)
+
+    def set_ratio(self, ratio: float) -> float:
+        """Turn the dial (0 = 8-bit, 1 = all eligible channels low). Returns the ratio now in force. Raises RatioError."""
+        return self.engine.set_ratio(ratio)
+
+    @property
+    def ratio(self) -> float:
+        return self.engine.ratio
+
+    @property
+    def ratios(self) -> list[float]:
+        return self.engine.ratios
+
+    def describe(self) -> dict[str, Any]:
+        """Per layer: precision, groups, shifts, engine; what runs in float and why. JSON-able."""
+        return self.engine.describe()
+
+    def save(self, path: str | Path, *, band: tuple[float, float] | None = None) -> Any:
+        """Write one .flexiq file (atomically). band=(low, high): keep only these ratios, and store what is low at all of
+        them at the low width only. Returns a summary of sizes. Raises OutputError, ArtifactError."""
+        from flexiq.artifact import save_program
+
+        return save_program(self.program, Path(path), band=band)
+
+    def evaluate(
+        self,
+        data: Iterable[Any],
+        *,
+        ratios: Sequence[float] | None = None,
+        metric: Callable[[Any, Any], float] | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """The accuracy curve on (inputs, targets) batches: one row per ratio with accuracy, its standard error,
+        agreement with ratio 0, soft-label distance, and the shares of multiplies that run low.
+
+        metric: (outputs, targets) -> mean over the batch; default top-1 accuracy.
+        """
+        from flexiq.benchmarking.accuracy import evaluate_curve
+
+        chosen = list(self.ratios if ratios is None else ratios)
+        total = len(data) if hasattr(data, "__len__") else None
+        rows = evaluate_curve(self.engine.run, chosen, data, metric, progress, total)
+        for row, ratio in zip(rows, chosen, strict=True):
+            from flexiq.engines.base import ratio_index
+
+            index = ratio_index(self.program.ratios, ratio)
+            row["low_share"] = self.program.low_share(index)
+            row["eligible_share"] = self.program.eligible_share(index)
+        return rows
+
+
+def quantize(
+    model: torch.nn.Module,
+    calibration: Any,
+    config: QuantizeConfig | None = None,
+    *,
+    evaluation: Iterable[Any] | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
+    progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+    engine: str = "reference",
+) -> QuantizedModel:
+    """Quantize a trained PyTorch network. The caller's model is not changed.
+
+    model: any network torch.export can capture, float32. calibration: a tensor (batch first), or any iterable or
+    DataLoader of tensors, tuples (leading elements are the model's inputs) or dicts (by parameter name); at most
+    `config.calibration_images` samples are used. evaluation: (inputs, targets) batches; fills the model's accuracy curve.
+    metric: see `QuantizedModel.evaluate`. checkpoint: file from which an interrupted search resumes.
+    Raises CaptureError, CalibrationError, ConfigError.
+    """
+    from flexiq.pipeline import quantize_prepared, silent
+
+    config = config or QuantizeConfig()
+    report = progress or silent
+    prepared = prepare_model(model, calibration, config, progress=report)
+    program = quantize_prepared(
+        prepared, config, progress=report, checkpoint=None if checkpoint is None else Path(checkpoint)
+    )
+    result = QuantizedModel(program, engine)
+    if evaluation is not None:
+        program.curve = result.evaluate(evaluation, metric=metric)
+    return result
+
+
+def prepare_model(
+    model: torch.nn.Module, calibration: Any, config: QuantizeConfig, *, progress: Progress | None = None
+) -> Prepared:
+    """Capture, calibrate and lay out; several configs can then be tried with `flexiq.pipeline.quantize_prepared`."""
+    from flexiq.pipeline import prepare, silent
+
+    inputs, names = gather(calibration, model, config.calibration_images)
+    return prepare(model, inputs, config, names=names, progress=progress or silent)
+
+
+def load(path: str | Path, engine: str = "reference", **options: Any) -> QuantizedModel:
+    """Load a .flexiq file. Raises ArtifactError for anything wrong with the file, EngineError for the engine."""
+    from flexiq.artifact import load_program
+
+    return QuantizedModel(load_program(Path(path)), engine, **options)
+
+
+def gather(calibration: Any, model: torch.nn.Module, limit: int) -> tuple[list[torch.Tensor], list[str] | None]:
+    """Calibration data of any accepted form -> (one tensor per model input, keyword names if they came as dicts).
+
+    Raises CalibrationError naming what is wrong with which batch.
+    """
+    import torch
+
+    parameters = inspect.signature(model.forward).parameters
+    required = sum(
+        p.default is inspect.Parameter.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in parameters.values()
+    )
+    batches = [calibration] if isinstance(calibration, torch.Tensor) else calibration
+    if isinstance(batches, Mapping):
+        batches = [batches]
+    if not isinstance(batches, Iterable):
+        raise CalibrationError(
+            f"calibration is a {type(calibration).__name__}: pass a tensor, an iterable or a DataLoader"
+        )
+    columns: list[list[torch.Tensor]] = []
+    names: list[str] | None = None
+    count = 0
+    for number, batch in enumerate(batches):
+        if count >= limit:
+            break
+        if isinstance(batch, Mapping):
+            keys = [k for k in batch if k in parameters and isinstance(batch[k], torch.Tensor) and k not in _TARGETS]
+            if not keys:
+                raise CalibrationError(
+                    f"calibration batch {number} is a dict with {sorted(map(str, batch))}, none of which is a tensor "
+                    f"parameter of forward({', '.join(parameters)})"
+                )
+            names, parts = names or keys, [batch[k] for k in (names or keys)]
+        elif isinstance(batch, (tuple, list)):
+            parts = list(batch[: max(1, required)])
+        else:
+            parts = [batch]
+        for part in parts:
+            if not isinstance(part, torch.Tensor) or part.dim() == 0:
+                raise CalibrationError(
+                    f"calibration batch {number} holds a {type(part).__name__}: pass tensors whose first dimension is the batch"
+                )
+        if columns and [tuple(p.shape[1:]) for p in parts] != [tuple(c[0].shape[1:]) for c in columns]:
+            raise CalibrationError(
+                f"calibration batch {number} has shape {[list(p.shape) for p in parts]}, the first had "
+                f"{[list(c[0].shape) for c in columns]}: all samples must have one shape"
+            )
+        columns = columns or [[] for _ in parts]
+        for column, part in zip(columns, parts, strict=True):
+            column.append(part[: limit - count].detach().cpu())
+        count += len(columns[0][-1])
+    if count == 0:
+        raise CalibrationError("the calibration data are empty: pass at least one sample (256 are usual)")
+    return [torch.cat(column) for column in columns], names
+
+
+_TARGETS = frozenset({"label", "labels", "target", "targets"})

@@ -1,0 +1,133 @@
+"""The command line `flexiq`: parses, calls, prints. Commands import what they need when they run, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from flexiq._version import __version__
+from flexiq.cli.compare import compare
+from flexiq.cli.doctor import doctor
+from flexiq.cli.evaluate import evaluate
+from flexiq.cli.inspect import inspect
+from flexiq.cli.quantize import quantize
+from flexiq.cli.report import report
+from flexiq.errors import FlexiqError
+
+__all__ = ["app", "main"]
+
+EXIT_ERROR, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+# All errors of the parser, whichever library typer takes it from.
+_ParserError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="flexiq",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+app.command(
+    epilog=_examples(
+        "flexiq quantize --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 -o resnet20.flexiq",
+        "flexiq quantize --model my_net.py:Net --weights net.pt --data pictures --resize 224 -o net.flexiq --report net.html",
+        "flexiq quantize --model zoo:digits --weights w.safetensors --data digits --selector greedy -o digits.flexiq",
+    )
+)(quantize)
+app.command(
+    epilog=_examples(
+        "flexiq evaluate resnet20.flexiq --data cifar10 --ratios 0,50,100",
+        "flexiq evaluate digits.flexiq --data digits --json",
+    )
+)(evaluate)
+app.command(
+    epilog=_examples(
+        "flexiq inspect resnet20.flexiq --layers",
+        "flexiq inspect resnet20.flexiq --verify --json",
+    )
+)(inspect)
+app.command(
+    epilog=_examples(
+        "flexiq compare evolutionary.flexiq greedy.flexiq",
+        "flexiq compare a.flexiq b.flexiq --data cifar10 --images 2000",
+    )
+)(compare)
+app.command(
+    epilog=_examples(
+        "flexiq report resnet20.flexiq -o resnet20.html",
+        "flexiq report resnet20.flexiq -o resnet20.html --data cifar10 --png plots --csv tables",
+    )
+)(report)
+app.command(epilog=_examples("flexiq doctor", "flexiq doctor --json"))(doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"flexiq {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def entry(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """One quantized model, one dial: quantize a PyTorch network once, and choose at run time what share runs at low
+    precision.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    0 done; 2 an error of flexiq's own or in the arguments, told in one line; 130 stopped by Ctrl-C; 1 anything else.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json, debug = "--json" in given, "--debug" in given
+    try:
+        result = app(args=given, prog_name="flexiq", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except FlexiqError as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(str(error), type(error).__name__, as_json, EXIT_USER_ERROR)
+    except _ParserError as error:
+        message = str(getattr(error, "format_message", lambda: error)())
+        hint = "see flexiq --help" if not given or given[0].startswith("-") else f"see flexiq {given[0]} --help"
+        return _fail(f"{message.rstrip('.')}; {hint}", "UsageError", as_json, EXIT_USER_ERROR)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("stopped", "KeyboardInterrupt", as_json, EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except Exception as error:  # a bug of flexiq's or of the user's own model code: show where
+        traceback.print_exc()
+        return _fail(f"unexpected {type(error).__name__}: {error}", type(error).__name__, as_json, EXIT_ERROR)
+
+
+def _fail(message: str, kind: str, as_json: bool, code: int) -> int:
+    """One line on stderr; with --json also an object on stdout."""
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": line, "type": kind}))
+        sys.stdout.flush()
+    return code

@@ -1,0 +1,71 @@
+"""What every engine offers, and how engines are found by name. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from flexiq.errors import EngineError, RatioError
+from flexiq.quantization.program import Program
+
+# engine name -> module with `create(program, **options) -> Engine`
+ENGINES = {"reference": "flexiq.engines.reference.engine"}
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A loaded model with its dial.
+
+    run         batch (array or tensor, or a sequence of them for several inputs) -> output, or a tuple of outputs.
+                `ratio` overrides the dial for this call; it is read once, at the start.
+    set_ratio   one store; takes effect from the next `run`
+    ratio       the dial's present setting (an entry of `ratios`)
+    ratios      the ratios that the model carries tables for, ascending
+    describe    JSON-able: per layer precision, groups, shifts, what runs where and why
+    """
+
+    def run(self, batch: Any, ratio: float | None = None) -> Any: ...
+    def set_ratio(self, ratio: float) -> float: ...
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def ratios(self) -> list[float]: ...
+    def describe(self) -> dict[str, Any]: ...
+
+
+def ratio_index(ratios: Sequence[float], ratio: float) -> int:
+    """Index of the table entry for a ratio: the nearest at or below it, so that never more runs low than was asked for.
+
+    Raises RatioError if `ratio` is not a number in 0..1, or lies below the smallest entry (models saved for a band).
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not math.isfinite(ratio):
+        raise RatioError(f"ratio must be a number in 0..1, got {ratio!r}")
+    if not 0.0 <= ratio <= 1.0:
+        raise RatioError(f"ratio {ratio} is outside 0..1 (0 = all 8-bit, 1 = all eligible channels low)")
+    index = max((i for i, r in enumerate(ratios) if r <= ratio + 1e-9), default=-1)
+    if index < 0:
+        raise RatioError(f"ratio {ratio} is below this model's smallest, {ratios[0]}: it was saved for a band of ratios")
+    return index
+
+
+def available_engines() -> dict[str, str]:
+    """Engine name -> "" if it can be used here, else what is missing."""
+    result = {}
+    for name in ENGINES:
+        missing = name == "reference" and importlib.util.find_spec("torch") is None
+        result[name] = "torch is not installed: pip install flexiq[quantize]" if missing else ""
+    return result
+
+
+def create_engine(program: Program, engine: str = "reference", **options: Any) -> Engine:
+    """Engine of that name for a program. Raises EngineError if it is unknown or cannot run here."""
+    if engine not in ENGINES:
+        raise EngineError(f"unknown engine '{engine}': choose one of {sorted(ENGINES)}")
+    missing = available_engines()[engine]
+    if missing:
+        raise EngineError(f"engine '{engine}' cannot run: {missing}")
+    created: Engine = importlib.import_module(ENGINES[engine]).create(program, **options)
+    return created

@@ -1,0 +1,1 @@
+"""The reference engine: integer-exact, in torch, on any device; the definition that every other engine must match."""

@@ -1,0 +1,55 @@
+"""Every error that flexiq raises on purpose. Each message names the thing that is wrong and the remedy."""
+
+from __future__ import annotations
+
+
+class FlexiqError(Exception):
+    """Base class of all errors raised by flexiq."""
+
+
+class ConfigError(FlexiqError, ValueError):
+    """A setting is out of its range, or two settings contradict each other."""
+
+
+class CaptureError(FlexiqError):
+    """A model could not be turned into a graph; the message names the op and the module path."""
+
+
+class GraphError(FlexiqError):
+    """A graph breaks one of its own rules (found by the verifier between passes)."""
+
+
+class CalibrationError(FlexiqError, ValueError):
+    """Calibration data are empty, of the wrong shape or type, or not finite."""
+
+
+class InputError(FlexiqError, ValueError):
+    """A batch handed to a quantized model has the wrong shape, type or non-finite values."""
+
+
+class RatioError(FlexiqError, ValueError):
+    """A ratio outside 0..1, or not a number."""
+
+
+class SelectionError(FlexiqError, ValueError):
+    """A selection of low groups is impossible or a resumed search does not match its checkpoint."""
+
+
+class ArtifactError(FlexiqError):
+    """A .flexiq file is truncated, tampered with, of an unknown version, or otherwise unreadable."""
+
+
+class ArtifactVersionError(ArtifactError):
+    """A .flexiq file was written by a newer flexiq."""
+
+
+class EngineError(FlexiqError):
+    """An engine is unknown, unavailable on this machine, or lacks an op of the model."""
+
+
+class DataError(FlexiqError, ValueError):
+    """A data set is missing, empty, or not of a supported form."""
+
+
+class OutputError(FlexiqError, OSError):
+    """A result could not be written to the place asked for."""

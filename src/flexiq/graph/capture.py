@@ -1,0 +1,282 @@
+"""From a PyTorch module to a graph, through torch.export."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexiq.errors import CaptureError
+from flexiq.graph.convert import CONVERTERS, Converter, is_identity
+from flexiq.graph.ir import BatchDim, Dim, Graph, Shape, TensorType
+from flexiq.graph.verify import verify
+
+
+def capture(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Graph:
+    """Capture `model` in evaluation mode as a graph whose batch dimension is dynamic and whose other dimensions are static.
+
+    args, kwargs: example inputs (tensors, batch first). The model is left as it was (training flags, parameters, buffers).
+    Raises CaptureError naming the operator, the module path and what to do.
+    """
+    kwargs = dict(kwargs or {})
+    args = tuple(_two_samples(a) for a in args)
+    kwargs = {k: _two_samples(v) for k, v in kwargs.items()}
+    _check_parameters(model)
+    with _evaluation_mode(model), torch.no_grad():
+        program = _export(model, args, kwargs)
+    return _Importer(program).run()
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    flags = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and p.dtype != torch.float32:
+            raise CaptureError(f"parameter '{name}' is {p.dtype}: convert the model with model.float() first")
+
+
+def _two_samples(value: Any) -> Any:
+    """A batch of one would be burnt into the graph as a constant: repeat it."""
+    if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == 1:
+        return torch.cat([value, value])
+    return value
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    batch = torch.export.Dim("batch", min=1)
+
+    def spec(value: Any) -> Any:
+        return {0: batch} if isinstance(value, Tensor) and value.dim() > 0 else None
+
+    dynamic: Any = tuple(spec(a) for a in args)
+    if kwargs:
+        names = list(inspect.signature(model.forward).parameters)
+        dynamic = {**dict(zip(names, dynamic, strict=False)), **{k: spec(v) for k, v in kwargs.items()}}
+    try:
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        return program.run_decompositions({})  # functional form: in-place operators become pure, nothing is decomposed
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        detail = next((line for line in text if line.strip()), type(error).__name__)
+        hint = "rewrite data-dependent control flow and keep the batch size symbolic (x.shape[0], not a number)"
+        if "batch" in str(error) and ("constant" in str(error) or "specializ" in str(error)):
+            hint = "the model fixes its batch size; use x.shape[0] or -1 where a number stands for the batch"
+        raise CaptureError(
+            f"torch.export cannot capture {type(model).__name__} ({type(error).__name__}: {detail}). To do: {hint}; "
+            "torch.export.export(model, args) on its own prints the full trace"
+        ) from error
+
+
+class _Importer:
+    """Walks an exported program and emits nodes through the converters of `flexiq.graph.convert`."""
+
+    def __init__(self, program: Any) -> None:
+        self.program = program
+        self.known: dict[str, Any] = {}  # fx node name -> graph value name | Tensor (constant) | list of either | SymInt
+        self.constant_names: dict[int, str] = {}
+        self.graph = Graph([], [], [], {}, {})
+        self.kept: list[Tensor] = []  # keeps ids in constant_names alive
+
+    def run(self) -> Graph:
+        signature = self.program.graph_signature
+        state = {**self.program.state_dict, **self.program.constants}
+        lifted: dict[str, str] = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in lifted:
+                    target = lifted[node.name]
+                    tensor = state[target].detach()
+                    self.known[node.name] = tensor
+                    self.kept.append(tensor)
+                    self.constant_names.setdefault(id(tensor), _clean(target))
+                elif isinstance(node.meta.get("val"), Tensor):
+                    self.known[node.name] = node.name
+                    self.graph.inputs.append(node.name)
+                    self.graph.types[node.name] = tensor_type(node.meta["val"], node.name)
+                else:
+                    self.known[node.name] = node.meta.get("val")
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                self._outputs(node, signature)
+        used = {v for n in self.graph.nodes for v in n.operands()} | set(self.graph.outputs)
+        self.graph.constants = {k: v for k, v in self.graph.constants.items() if k in used}
+        verify(self.graph)
+        return self.graph
+
+    def _outputs(self, node: Any, signature: Any) -> None:
+        mutated = set(signature.buffers_to_mutate) | set(getattr(signature, "user_inputs_to_mutate", {}))
+        if mutated:
+            raise CaptureError(
+                f"the model writes into {sorted(mutated)} during evaluation: flexiq runs pure functions only; "
+                "remove the state update from forward()"
+            )
+        for argument in node.args[0]:
+            value = self.known[argument.name] if hasattr(argument, "name") else argument
+            if isinstance(value, Tensor):
+                value = self.constant(value, "output")
+            if not isinstance(value, str):
+                raise CaptureError(f"the model returns {value!r}, which is no tensor: return tensors only")
+            self.graph.outputs.append(value)
+
+    def _call(self, node: Any) -> None:
+        target = str(node.target)
+        source = module_path(node)
+        if target == "<built-in function getitem>":
+            self.known[node.name] = self.known[node.args[0].name][node.args[1]]
+            return
+        value = node.meta.get("val")
+        if not isinstance(value, (Tensor, list, tuple)):
+            self.known[node.name] = value  # sizes and arithmetic on them: the output types carry what matters
+            return
+        args = [self._argument(a) for a in node.args]
+        kwargs = {k: self._argument(v) for k, v in node.kwargs.items()}
+        if target in _NEW_TENSOR and isinstance(args[0], Ref):
+            args[0] = torch.empty(0, dtype=value.dtype)  # only its dtype and device matter
+        if not _mentions_values((args, kwargs)):
+            folded = self._fold(node, args, kwargs)
+            if folded is not None:
+                self.known[node.name] = folded
+                return
+        if args and isinstance(value, Tensor) and is_identity(target, self._dtype(args[0]), _dtype_name(value)):
+            self.known[node.name] = args[0]
+            return
+        converter = Converter(self, node.name, target, source, args, kwargs, value)
+        converter.fill_defaults(node.target)
+        self.known[node.name] = CONVERTERS.get(target, Converter.generic)(converter)
+
+    def _argument(self, argument: Any) -> Any:
+        """fx argument -> value name wrapped in Ref, constant Tensor, number, or a nested list of those."""
+        if isinstance(argument, (list, tuple)):
+            return [self._argument(a) for a in argument]
+        if hasattr(argument, "op") and hasattr(argument, "users"):
+            known = self.known[argument.name]
+            return Ref(known) if isinstance(known, str) else known
+        return argument
+
+    def _fold(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Evaluate an operator on constants only (masks, position tables); None if a size of the batch takes part."""
+        if any(_is_symbolic(a) for a in _leaves((args, kwargs))) or "rand" in str(node.target):
+            return None
+        if isinstance(node.meta["val"], Tensor) and any(_is_symbolic(d) for d in node.meta["val"].shape):
+            return None
+        with torch.no_grad():
+            result = node.target(*args, **kwargs)
+        self.kept.extend(t for t in _leaves(result) if isinstance(t, Tensor))
+        return list(result) if isinstance(result, (tuple, list)) else result
+
+    def _dtype(self, value: Any) -> str:
+        if isinstance(value, Tensor):
+            return _dtype_name(value)
+        return self.graph.types[value].dtype if isinstance(value, Ref) else ""
+
+    def constant(self, tensor: Tensor, hint: str) -> str:
+        """Name of a constant tensor, entering it into the graph at its first use."""
+        name = self.constant_names.get(id(tensor))
+        if name is None:
+            name = self.fresh(_clean(hint))
+            self.constant_names[id(tensor)] = name
+            self.kept.append(tensor)
+        if name not in self.graph.constants:
+            if name in self.graph.types:
+                name = self.fresh(name)
+                self.constant_names[id(tensor)] = name
+            array = tensor.detach().cpu().contiguous().clone().numpy()
+            self.graph.constants[name] = array.astype(np.float32) if array.dtype == np.float64 else array
+        return name
+
+    def fresh(self, hint: str) -> str:
+        name, k = hint, 1
+        while name in self.graph.constants or name in self.graph.types:
+            name, k = f"{hint}_{k}", k + 1
+        return name
+
+
+_NEW_TENSOR = frozenset(f"aten.{op}.default" for op in ("new_zeros", "new_ones", "new_full", "new_empty"))
+
+
+class Ref(str):
+    """A graph value among converted arguments (tells it from a string argument)."""
+
+
+def _dtype_name(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def tensor_type(value: Tensor, where: str) -> TensorType:
+    return TensorType(shape_of(value.shape, where), _dtype_name(value))
+
+
+def shape_of(shape: Sequence[Any], where: str) -> Shape:
+    return tuple(dim_of(d, where) for d in shape)
+
+
+def dim_of(d: Any, where: str) -> Dim:
+    """int or SymInt -> Dim. Raises CaptureError where a size is not a multiple of the batch size."""
+    if isinstance(d, int):
+        return d
+    expression = d.node.expr
+    symbols = sorted(expression.free_symbols, key=str)
+    if not symbols:
+        return int(expression)
+    if len(symbols) == 1:
+        factor = expression / symbols[0]
+        if factor.is_Integer:
+            return BatchDim(int(factor))
+        samples = [expression.subs(symbols[0], n) for n in (2, 3, 5, 8)]  # floor divisions that come out even
+        if all(s.is_Integer and s * 2 == samples[0] * n for s, n in zip(samples, (2, 3, 5, 8), strict=True)):
+            return BatchDim(int(samples[0]) // 2)
+    raise CaptureError(
+        f"'{where}' has the size {expression}, which is no multiple of the batch size: only the batch dimension may be dynamic"
+    )
+
+
+def module_path(node: Any) -> str:
+    """Path of the innermost module that a node came from, e.g. "layer1.0.conv1"."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    path = path.removeprefix("L['self'].").removeprefix("L['self']")
+    return path.replace("slice(None, None, None)", "")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _leaves(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _leaves(v)
+    else:
+        yield value
+
+
+def _mentions_values(value: Any) -> bool:
+    return any(isinstance(v, Ref) for v in _leaves(value))
+
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, torch.SymInt)
+
+
+def _clean(name: str) -> str:
+    return name.removeprefix("L__self___")

@@ -1,0 +1,432 @@
+"""The steps from a captured network to a program with its dial, each reusable on its own (ablations repeat only some).
+
+capture -> calibrate -> lay out -> 8-bit program -> shifts and scores -> selection -> bias table
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from flexiq.engines.reference.bias_table import correct_bias, live_bytes_per_sample
+from flexiq.engines.reference.executor import Executor
+from flexiq.engines.reference.search import CandidateEvaluator
+from flexiq.engines.reference.statistics import (
+    ValueStatistics,
+    collect,
+    float_output_means,
+    group_mean_shifts,
+)
+from flexiq.errors import CalibrationError
+from flexiq.graph.capture import capture
+from flexiq.graph.interpreter import run_graph
+from flexiq.graph.ir import Graph
+from flexiq.graph.passes import optimize
+from flexiq.layout import LayoutReport, apply_layout, group_bounds, plan_layout
+from flexiq.quantization.build import build_program, eligibility, positions, statistics_plan
+from flexiq.quantization.calibration import TensorStatistics, choose_range, summarize
+from flexiq.quantization.config import QuantizeConfig
+from flexiq.quantization.domains import layer_kinds, non_negative_values
+from flexiq.quantization.effective_bits import (
+    group_maximum,
+    least_squares_shift,
+    magnitude_errors,
+    naive_shift,
+    plain_shift,
+)
+from flexiq.quantization.program import Program, QuantizedLayer
+from flexiq.quantization.weights import low_weights, weight_shifts
+from flexiq.selection import (
+    SearchProgress,
+    SelectionProblem,
+    SelectionResult,
+    get_selector,
+    layer_sensitivity,
+    rescale_scores,
+)
+
+CALIBRATION_MEMORY = 3 << 30  # bytes of activations held at once while the bias table is computed layer by layer
+Progress = Callable[[str, float], None]  # (what is being done, share done 0..1)
+
+
+def silent(stage: str, share: float) -> None:
+    """The default progress callback."""
+
+
+@dataclass
+class Prepared:
+    """A captured, calibrated and laid-out network: everything that does not depend on which groups are low."""
+
+    graph: Graph
+    statistics: dict[str, TensorStatistics]
+    inputs: list[Tensor]
+    layout: LayoutReport | None
+    samples: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    output_means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+    def batches(self, size: int, limit: int | None = None) -> list[list[Tensor]]:
+        n = self.samples if limit is None else min(limit, self.samples)
+        return [[x[a : min(a + size, n)] for x in self.inputs] for a in range(0, n, size)]
+
+
+def prepare(
+    model: nn.Module | Graph,
+    inputs: Sequence[Tensor],
+    config: QuantizeConfig,
+    *,
+    names: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> Prepared:
+    """Capture, optimize, calibrate and lay out.
+
+    inputs: calibration samples, one tensor per model input, batch first. names: keyword names of the inputs (dicts).
+    """
+    inputs = [x.detach().cpu() for x in inputs]
+    check_calibration(inputs)
+    started = time.perf_counter()
+    progress("capture", 0.0)
+    if isinstance(model, Graph):
+        graph = model
+    else:
+        example = [x[:2] for x in inputs]
+        graph = capture(model, (), dict(zip(names, example, strict=True))) if names else capture(model, example)
+    graph = optimize(graph)
+    seconds = {"capture": time.perf_counter() - started}
+    started = time.perf_counter()
+    prepared = Prepared(graph, {}, list(inputs), None, inputs[0].shape[0], seconds)
+    statistics = statistics_plan(graph, config)
+
+    def observe(name: str, x: Tensor) -> None:
+        if name in statistics:
+            statistics[name].update(x, name)
+
+    batches = prepared.batches(config.batch_size)
+    with torch.no_grad():
+        for i, batch in enumerate(batches):
+            run_graph(graph, batch, observe=observe)
+            progress("calibrate", (i + 1) / len(batches))
+    prepared.statistics = statistics
+    seconds["calibrate"] = time.perf_counter() - started
+    started = time.perf_counter()
+    if config.sort_channels:
+        lay_out(prepared, config)
+    seconds["layout"] = time.perf_counter() - started
+    return prepared
+
+
+def check_calibration(inputs: Sequence[Tensor]) -> None:
+    """Raise CalibrationError on empty or non-finite calibration data."""
+    if not inputs or inputs[0].dim() == 0 or inputs[0].shape[0] == 0:
+        raise CalibrationError("the calibration data are empty: pass at least one sample (256 are usual)")
+    for i, x in enumerate(inputs):
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            bad = int((~torch.isfinite(x).flatten(1).all(dim=1)).nonzero()[0])
+            raise CalibrationError(f"calibration input {i} holds NaN or infinity (first in sample {bad}): clean the data")
+
+
+def lay_out(prepared: Prepared, config: QuantizeConfig) -> None:
+    """Sort channels by range into groups and fold the permutation into the network and its statistics."""
+    graph = prepared.graph
+    reasons = eligibility(graph, config)
+    non_negative = non_negative_values(graph)
+    ranges = {}
+    for node in graph.nodes:
+        if node.name not in reasons or node.op == "matmul":
+            continue
+        statistics = prepared.statistics[node.inputs[0]]
+        assert statistics.channel_max is not None
+        levels = 255 if node.inputs[0] in non_negative else 127
+        top = choose_range(statistics, levels, config.calibration, config.percentile)
+        ranges[node.inputs[0]] = statistics.channel_max / max(top, 1e-30) * levels
+    eligible = {name for name, reason in reasons.items() if not reason}
+    plan = plan_layout(graph, ranges, config.group_size, eligible)
+    prepared.graph, prepared.layout = apply_layout(graph, plan)
+    for name, statistics in prepared.statistics.items():
+        permutation = plan.permutation(name)
+        if permutation is not None and statistics.channel_max is not None:
+            prepared.statistics[name] = statistics.permuted(permutation)
+
+
+def bias_samples(prepared: Prepared, program: Program) -> int:
+    """How many calibration samples the bias table can use within CALIBRATION_MEMORY (at least 8)."""
+    return max(8, min(prepared.samples, CALIBRATION_MEMORY // max(1, live_bytes_per_sample(program))))
+
+
+def restore_means(
+    prepared: Prepared, program: Program, config: QuantizeConfig, indices: Sequence[int], progress: Progress = silent
+) -> None:
+    """Correct the bias rows of some ratios in place."""
+    if not config.bias_correction or not indices:
+        return
+    batches = prepared.batches(config.batch_size, bias_samples(prepared, program))
+    names = [n for n, layer in program.layers.items() if layer.weight is not None]
+    if not prepared.output_means:
+        prepared.output_means = float_output_means(prepared.graph, names, batches)
+    with torch.no_grad():
+        correct_bias(
+            program, batches, prepared.output_means, indices, progress=lambda n: progress("bias", n / len(indices))
+        )
+
+
+def eight_bit_program(prepared: Prepared, config: QuantizeConfig) -> Program:
+    """The 8-bit program with its corrected bias row (copied to all ratios; no group is low yet)."""
+    program = build_program(prepared.graph, prepared.statistics, config, group_bounds)
+    restore_means(prepared, program, config, [0])
+    for layer in program.layers.values():
+        layer.bias = np.repeat(layer.bias[:1], len(program.ratios), axis=0)
+    return program
+
+
+@dataclass
+class LowTables:
+    """Shifts are in the program; these are what selection needs beside them."""
+
+    values: dict[str, ValueStatistics]
+    scores: dict[str, npt.NDArray[np.float64]]
+    mean_shifts: dict[str, npt.NDArray[np.float64]]
+    outputs: list[Tensor]
+
+
+def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> LowTables:
+    """Choose every shift of the program in place; return error scores and first-order mean shifts per group."""
+    with torch.no_grad():
+        values, outputs = collect(Executor(program), prepared.batches(config.batch_size))
+    graph = program.graph
+    readers: dict[str, list[QuantizedLayer]] = {}
+    for name, layer in program.layers.items():
+        if layer.weight is not None and layer.n_groups:
+            readers.setdefault(graph.node(name).inputs[0], []).append(layer)
+    for value, layers in readers.items():
+        _activation_shifts(program, value, layers, values[value], config)
+    scores, mean_shifts = {}, {}
+    for name, layer in program.layers.items():
+        if layer.weight is None or not layer.n_groups:
+            continue
+        statistics = values[graph.node(name).inputs[0]]
+        _weight_shifts(layer, statistics, config)
+        if layer.eligible:
+            scores[name] = error_scores(layer, statistics)
+            if config.bias_correction:
+                mean_shifts[name] = group_mean_shifts(graph.node(name), layer, statistics)
+    return LowTables(values, scores, mean_shifts, outputs)
+
+
+def _weight_energy(layer: QuantizedLayer) -> npt.NDArray[np.float64]:
+    """float64 [C]: sum over outputs and taps of the squared real weight of each feature channel."""
+    assert layer.weight is not None
+    scale = layer.weight_scale.astype(np.float64)
+    w = layer.weight.reshape(layer.weight.shape[0], layer.weight.shape[1], -1).astype(np.float64)
+    energy = (w**2).sum(axis=2) * (scale**2)[:, None]
+    return energy.reshape(layer.conv_groups, -1, energy.shape[1]).sum(axis=1).reshape(-1)  # type: ignore[no-any-return]
+
+
+def _activation_shifts(
+    program: Program,
+    value: str,
+    layers: Sequence[QuantizedLayer],
+    statistics: ValueStatistics,
+    config: QuantizeConfig,
+) -> None:
+    """One shift per (tensor, group), shared by all readers of the tensor."""
+    signed = program.qparams[value].signed
+    energy = sum(_weight_energy(layer) for layer in layers)
+    for layer in layers:
+        if config.extraction == "naive":
+            layer.activation_shift[:] = naive_shift(signed, layer.amax)
+        elif config.shift_choice == "plain":
+            largest = group_maximum(statistics.channel_max(), layer.group_bounds)
+            layer.activation_shift = plain_shift(largest, layer.amax)
+        else:
+            weighted = statistics.magnitudes() * np.asarray(energy)[:, None]
+            layer.activation_shift = least_squares_shift(weighted, layer.group_bounds, layer.amax, signed)
+
+
+def _importance(layer: QuantizedLayer, per_channel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[C] -> [O, I]: the entry of the feature channel that each weight column of each row reads."""
+    assert layer.weight is not None
+    groups = per_channel.reshape(layer.conv_groups, -1)
+    return np.repeat(groups, layer.weight.shape[0] // layer.conv_groups, axis=0)
+
+
+def _weight_shifts(layer: QuantizedLayer, statistics: ValueStatistics, config: QuantizeConfig) -> None:
+    assert layer.weight is not None
+    if config.extraction == "naive":
+        layer.weight_shift[:] = naive_shift(True, layer.wmax)
+        return
+    n_local = layer.weight_shift.shape[1]
+    layer.weight_shift = weight_shifts(
+        layer.weight,
+        layer.group_bounds[: n_local + 1],
+        _importance(layer, statistics.mean_square()) + 1e-12,
+        layer.wmax,
+        config.weight_granularity,
+        config.shift_choice == "least_squares",
+    )
+
+
+def error_scores(layer: QuantizedLayer, statistics: ValueStatistics) -> npt.NDArray[np.float64]:
+    """float64 [n_groups]: calibrated squared error (real units) of the layer's outputs when one group runs low.
+
+    sum over outputs and channels of E[(a - a_low)^2] w_low^2 + E[a^2] (w - w_low)^2; errors taken as independent.
+    """
+    assert layer.weight is not None
+    n_local = layer.weight_shift.shape[1]
+    low = low_weights(layer.weight, layer.group_bounds[: n_local + 1], layer.weight_shift, layer.wmax)
+    shape = (layer.weight.shape[0], layer.weight.shape[1], -1)
+    w8, w4 = layer.weight.reshape(shape).astype(np.float64), low.reshape(shape).astype(np.float64)
+    table = magnitude_errors(layer.amax, statistics.signed)
+    total = np.maximum(statistics.histogram.sum(axis=1), 1.0)
+    shift = np.minimum(layer.activation_shift, len(table) - 1)[layer.channel_groups()]
+    activation_error = (statistics.magnitudes() * table[shift]).sum(axis=1) / total
+    unit = (layer.weight_scale.astype(np.float64) ** 2)[:, None]
+    error = unit * (
+        (w4**2).sum(axis=2) * _importance(layer, activation_error)
+        + ((w8 - w4) ** 2).sum(axis=2) * _importance(layer, statistics.mean_square())
+    )
+    per_channel = error.reshape(layer.conv_groups, -1, error.shape[1]).sum(axis=1).reshape(-1)
+    result: npt.NDArray[np.float64] = np.add.reduceat(per_channel, layer.group_bounds[:-1].astype(np.int64))
+    return result
+
+
+@dataclass
+class Chosen:
+    """A selection and what it cost."""
+
+    result: SelectionResult
+    layers: list[str]
+    statistics: dict[str, Any]
+
+
+def choose(
+    prepared: Prepared,
+    program: Program,
+    tables: LowTables,
+    config: QuantizeConfig,
+    *,
+    progress: Progress = silent,
+    checkpoint: Path | None = None,
+) -> Chosen:
+    """Select the low groups of every ratio (writes nothing into the program)."""
+    layers = [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
+    targets = [r for r in program.ratios if r > 0.0]
+    if not layers or not targets:
+        empty = SelectionResult(
+            config.selector, config.seed, tuple(targets), np.zeros((len(targets), 0), np.bool_),
+            np.zeros(len(targets)), np.full(len(targets), np.nan), np.full(len(targets), np.nan),
+        )  # fmt: skip
+        return Chosen(empty, layers, {})
+    problem = SelectionProblem(
+        tuple(layers),
+        tuple(tables.scores[n] for n in layers),
+        tuple(program.layers[n].group_macs for n in layers),
+    )
+    n_images = min(config.search_images, prepared.samples)
+    started = time.perf_counter()
+    evaluator = CandidateEvaluator(program, layers, [x[:n_images] for x in prepared.inputs], tables.mean_shifts)
+    evaluate = evaluator if config.selector != "random" else None
+    settings: dict[str, Any] = {}
+    if config.selector == "evolutionary":
+        survivors = min(config.survivors, config.population - 1)
+        settings = {"population": config.population, "generations": config.generations, "survivors": survivors}
+    if config.selector != "random":
+        progress("sensitivity", 0.0)
+        problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
+
+    def report(state: SearchProgress) -> None:
+        within = (state.generation + 1) / (state.generations + 1) if state.generations else 1.0
+        progress("search", (state.target_index + within) / state.n_targets)
+
+    result = get_selector(config.selector, **settings).select(
+        problem,
+        targets,
+        evaluate,
+        seed=config.seed,
+        nested=config.nested,
+        n_images=n_images if evaluate else 0,
+        progress=report,
+        checkpoint=checkpoint,
+    )
+    statistics = {
+        **evaluator.statistics.summary(),
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "remembered_candidates": result.cache_hits,
+    }
+    middle = result.masks[len(result.masks) // 2 : len(result.masks) // 2 + 1]
+    statistics["deviation"] = evaluator.deviation(middle)
+    return Chosen(result, layers, statistics)
+
+
+def apply_choice(program: Program, chosen: Chosen) -> None:
+    """Write the selected sets into the program's low masks."""
+    start = 0
+    rows = {i: j for j, i in enumerate(i for i, r in enumerate(program.ratios) if r > 0.0)}
+    for name in chosen.layers:
+        layer = program.layers[name]
+        for index, row in rows.items():
+            layer.low[index] = chosen.result.masks[row, start : start + layer.n_groups]
+        start += layer.n_groups
+    program.nested = all(
+        bool((layer.low[:-1] <= layer.low[1:]).all()) for layer in program.layers.values() if layer.n_groups
+    )
+
+
+def quantize_prepared(
+    prepared: Prepared,
+    config: QuantizeConfig,
+    *,
+    progress: Progress = silent,
+    checkpoint: Path | None = None,
+) -> Program:
+    """All steps after `prepare`. The config may differ from the one of `prepare` in everything but layout settings."""
+    started = time.perf_counter()
+    progress("8-bit model", 0.0)
+    program = eight_bit_program(prepared, config)
+    progress("shifts", 0.0)
+    tables = low_tables(prepared, program, config)
+    chosen = choose(prepared, program, tables, config, progress=progress, checkpoint=checkpoint)
+    apply_choice(program, chosen)
+    restore_means(prepared, program, config, [i for i, r in enumerate(program.ratios) if r > 0.0], progress)
+    from flexiq._version import __version__
+
+    program.provenance = {
+        "flexiq": __version__,
+        "torch": torch.__version__,
+        "config": config.model_dump(mode="json"),
+        "seed": config.seed,
+        "calibration": {"samples": prepared.samples, "ranges": summarize(prepared.statistics)},
+        "layout": layout_summary(prepared.layout),
+        "search": {**chosen.result.summary(), **chosen.statistics},
+        "search_history": chosen.result.history,
+        "channel_ranges": {
+            name: tables.values[program.graph.node(name).inputs[0]].channel_max().tolist()
+            for name, layer in program.layers.items()
+            if layer.weight is not None
+        },
+        "seconds": {**prepared.seconds, "quantize": time.perf_counter() - started},
+        "threads": torch.get_num_threads(),
+    }
+    progress("done", 1.0)
+    return program
+
+
+def layout_summary(report: LayoutReport | None) -> dict[str, Any]:
+    """JSON-able form of what the layout pass did."""
+    if report is None:
+        return {"sorted": False, "reorders": 0}
+    from dataclasses import asdict
+
+    return {"sorted": True, **asdict(report)}
+
+
+__all__ = ["Chosen", "LowTables", "Prepared", "layer_kinds", "positions", "prepare", "quantize_prepared"]

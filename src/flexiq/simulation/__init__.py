@@ -1,0 +1,1 @@
+"""Discrete-event simulation of a fleet from measured latency curves will live here."""

@@ -1,0 +1,53 @@
+"""The zoo's own networks by name. Each constructor takes `num_classes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from flexiq.zoo.digits_net import DigitsNet, digits
+from flexiq.zoo.resnet import CifarResNet, resnet20, resnet56
+from flexiq.zoo.vgg import CifarVGG, vgg
+from flexiq.zoo.vit import CifarViT, vit
+
+__all__ = [
+    "ARCHITECTURES",
+    "HEADS",
+    "INPUT_SHAPES",
+    "CifarResNet",
+    "CifarVGG",
+    "CifarViT",
+    "DigitsNet",
+    "digits",
+    "resnet20",
+    "resnet56",
+    "vgg",
+    "vit",
+]
+
+ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+    "vgg": vgg,
+    "vit": vit,
+    "digits": digits,
+}
+
+# Name of the last linear layer's weight [classes, features]: tells the number of classes of a weights file.
+HEADS: dict[str, str] = {
+    "resnet20": "linear.weight",
+    "resnet56": "linear.weight",
+    "vgg": "classifier.weight",
+    "vit": "head.weight",
+    "digits": "linear.weight",
+}
+
+# Channels, height, width the network was made for.
+INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
+    "resnet20": (3, 32, 32),
+    "resnet56": (3, 32, 32),
+    "vgg": (3, 32, 32),
+    "vit": (3, 32, 32),
+    "digits": (1, 16, 16),
+}

@@ -114,6 +114,51 @@ def test_activation_that_changes_zeros_forbids_moving_them() -> None:
     assert check_exact(graph, plan, folded) > 0
 
 
+@pytest.mark.parametrize("change", ["scalar", "sigmoid-like", "concat", "none"])
+def test_zeros_that_become_something_else_stay_in_place(change: str) -> None:
+    b = Build(3, 4, 4)
+    x = b.conv("x", 4)
+    pad = b.pad_channels(x, 4, 4)
+    one = b.constant(1)
+    b.graph.constants[one][:] = 1
+    if change == "scalar":
+        pad = b.node("add", [pad, one])
+    elif change == "sigmoid-like":
+        pad = b.node("clamp", [pad], {"lo": 1.0, "hi": 15.0})
+    elif change == "concat":
+        pad = b.node("concat", [pad], {"axis": 1, "activation": {"kind": "clamp", "lo": 1.0, "hi": 15.0}})
+    other = b.conv("x", 12)
+    y = b.node("clamp", [b.node("mul", [pad, other])], {"lo": 0.0, "hi": 15.0})
+    graph = b.done(b.conv(y, 3), b.conv(other, 3))
+    plan, folded, _ = fold(graph)
+    assert check_exact(graph, plan, folded) > 0
+
+
+@pytest.mark.parametrize("reads", ["wide", "padded"])
+def test_pad_lift_refused_across_convolution_groups(reads: str) -> None:
+    b = Build(3, 4, 4)
+    x = b.conv("x", 8)
+    pad = b.pad_channels(x, 4, 4)
+    y = b.conv(x, 16, residual=pad)
+    graph = b.done(b.conv(b.conv(y if reads == "wide" else pad, 4, groups=2), 3), b.conv(y, 3))
+    plan, folded, report = fold(graph)
+    assert check_exact(graph, plan, folded) > 0
+    assert report.pads == ()
+
+
+def test_slice_across_flattened_channels_reads_through_a_reorder() -> None:
+    b = Build(3, 2, 2)
+    x = b.conv("x", 6)
+    flat = b.reshape(x, 24)
+    aligned, across = b.slice(flat, 1, 8, 20), b.slice(flat, 1, 2, 11)
+    graph = b.done(b.linear(aligned, 3), b.linear(across, 3), b.linear(flat, 3))
+    plan, folded, report = fold(graph)
+    assert check_exact(graph, plan, folded) == 3
+    assert report.reorders == (f"{flat}_reorder",)
+    assert folded.node(across).inputs == list(report.reorders)
+    assert folded.node(aligned).inputs == [flat]
+
+
 def test_concat_boundaries_slices_and_a_split() -> None:
     b = Build(3, 4, 4)
     x = b.conv("x", 6)

@@ -23,6 +23,7 @@ from flexiq.graph import Graph
 CLAMP = {"lo": 0.0, "hi": 15.0}
 KINDS = ["conv", "grouped", "depthwise", "add", "concat", "residual", "pad", "mul", "slice", "pool", "relu", "shuffle"]
 KINDS += ["add", "concat", "residual", "pad", "shared", "select", "se", "offset", "roll", "aten", "permuted"]
+EXTRAS = ["slice", "concat", "second pad", "other pad", "build", "grouped", "depthwise", "flatten", "output"]
 
 
 @st.composite
@@ -157,3 +158,54 @@ def test_chains_are_sorted_outright(widths: list[int], seed: int, size: int) -> 
         assert (np.diff(np.maximum(ordered, floor)) >= 0).all()
         assert len(ordered) == feature_channels(graph, node)
     assert report.n_reorders == 0 and not report.frozen
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    pads=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=3),
+    extras=st.lists(st.sampled_from(EXTRAS), max_size=2),
+    seed=st.integers(0, 9),
+    allow=st.booleans(),
+)
+def test_padded_shortcuts_with_other_readers(
+    pads: list[tuple[int, int]], extras: list[str], seed: int, allow: bool
+) -> None:
+    """Option A stages, with readers that may forbid moving the inner channels to the front."""
+    b = Build(3, 4, 4, seed=seed)
+    x = b.conv("x", 4)
+    stages, outputs, fresh = [x], [], []
+    for before, after in pads:
+        width = before + int(b.shape(x)[1]) + after
+        shortcut = b.pad_channels(x, before, after) if before + after else x
+        x = b.conv(b.conv(x, width), width, residual=shortcut)
+        stages.append(x)
+    for extra in extras:
+        before, after = pads[0]
+        low, high = stages[0], stages[1]
+        if extra == "slice":
+            fresh.append(b.add(b.slice(high, 1, before, before + 4), low))
+        elif extra == "concat":
+            fresh.append(b.node("concat", [high, low], {"axis": 1}))
+        elif extra == "second pad":
+            fresh.append(b.add(b.node("relu", [b.pad_channels(low, before, after)]), high))
+        elif extra == "other pad":
+            fresh.append(b.add(b.pad_channels(low, after, before), high))
+        elif extra == "build":
+            parts = [b.conv(low, n) for n in (before, after) if n]
+            fresh.append(b.add(b.node("concat", [*parts[: before > 0], low, *parts[before > 0 :]], {"axis": 1}), high))
+        elif extra == "grouped":
+            fresh.append(b.conv(high, int(b.shape(high)[1]), groups=2 - int(b.shape(high)[1]) % 2))
+        elif extra == "depthwise":
+            fresh.append(b.add(b.conv(high, int(b.shape(high)[1]), 3, groups=int(b.shape(high)[1])), high))
+        elif extra == "flatten":
+            outputs.append(b.linear(b.reshape(high, int(b.shape(high)[1]) * 16), 2, activation=None))
+        else:
+            outputs.append(high)
+    outputs += [b.conv(v, 2) for v in [*fresh, x]]
+    graph = b.done(*outputs)
+    plan, folded, report = fold(graph, random_ranges(graph, seed), allow_reorders=allow)
+    check_exact(graph, plan, folded, seed)
+    check_layers(graph, plan, folded)
+    check_sorted(plan)
+    if not extras:
+        assert len(report.pads) == sum(a > 0 and c > 0 for a, c in pads)

@@ -23,21 +23,13 @@ class _Counter(Executor):
 
     def lowered(self, node: Node, x: Tensor, setting: Setting, batch: int) -> Tensor:
         y = super().lowered(node, x, setting, batch)
-        if setting.power is not None and setting.low_channels is not None:
+        if setting.low_channels is not None:
             layer = self.layers[node.name].layer
-            axis = self.layers[node.name].axis % x.dim()
-            low = setting.low_channels
-            before = x.movedim(axis, 0)[low].flatten(1).abs()
-            after = y.movedim(axis, 0)[low].flatten(1).abs()
-            if self.program.extraction == "dynamic":
-                clipped = after < before  # the largest representable value: short of half a step only when clipped
-                step = torch.exp2(torch.ceil(torch.log2((before.amax(1, keepdim=True) + 1) / (layer.amax + 1))))
-                clipped = clipped & (before - after > step / 2)
-            else:
-                power = setting.power[low][:, None]
-                clipped = before / power >= layer.amax + 0.5
+            channels = self.layers[node.name].axis % x.dim()
+            _, power = self.scales(node, x, setting, batch)
+            clipped = (x.abs() / power >= layer.amax + 0.5).movedim(channels, 0)[setting.low_channels]
             self.clipped[node.name] = self.clipped.get(node.name, 0) + int(clipped.sum())
-            self.total[node.name] = self.total.get(node.name, 0) + before.numel()
+            self.total[node.name] = self.total.get(node.name, 0) + clipped.numel()
         return y
 
 

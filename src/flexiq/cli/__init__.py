@@ -1,4 +1,7 @@
-"""The command line `flexiq`: parses, calls, prints. Commands import what they need when they run, so that --help is quick."""
+"""The command line `flexiq`: parses, calls, prints.
+
+Commands import what they need when they run, so that --help is quick and needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ __all__ = ["app", "main"]
 EXIT_ERROR, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 # All errors of the parser, whichever library typer takes it from.
-_ParserError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_ParserError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="flexiq",
@@ -43,7 +46,7 @@ def _examples(*lines: str) -> str:
 app.command(
     epilog=_examples(
         "flexiq quantize --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 -o resnet20.flexiq",
-        "flexiq quantize --model my_net.py:Net --weights net.pt --data pictures --resize 224 -o net.flexiq --report net.html",
+        "flexiq quantize --model my_net.py:Net --weights net.pt --data pictures --resize 224 -o net.flexiq",
         "flexiq quantize --model zoo:digits --weights w.safetensors --data digits --selector greedy -o digits.flexiq",
     )
 )(quantize)
@@ -110,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _fail(str(error), type(error).__name__, as_json, EXIT_USER_ERROR)
     except _ParserError as error:
-        message = str(getattr(error, "format_message", lambda: error)())
+        message = str(error.format_message() if hasattr(error, "format_message") else error)
         hint = "see flexiq --help" if not given or given[0].startswith("-") else f"see flexiq {given[0]} --help"
         return _fail(f"{message.rstrip('.')}; {hint}", "UsageError", as_json, EXIT_USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):

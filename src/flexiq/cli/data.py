@@ -54,7 +54,7 @@ class DataOptions:
         return self.split_seed if self.split_seed is not None else int(stored.get("split_seed", 0))
 
     def load(self, split: Split, stored: Mapping[str, Any] | None = None) -> ImageSet:
-        """The image set. `stored`: provenance["source"] of the model, if there is one. Raises DataError, ConfigError."""
+        """The images of a split. `stored`: provenance["source"] of the model, if any. Raises DataError, ConfigError."""
         from flexiq.zoo.datasets import load_dataset
 
         known = stored or {}
@@ -116,9 +116,14 @@ def check_fit(program: Program, images: ImageSet) -> None:
     """Raise DataError if the images have another shape, or more classes, than the program takes and tells apart."""
     graph = program.graph
     if len(graph.inputs) != 1:
-        raise DataError(f"the model takes {len(graph.inputs)} inputs; measure it from Python with QuantizedModel.evaluate")
+        raise DataError(
+            f"the model takes {len(graph.inputs)} inputs; measure it from Python with QuantizedModel.evaluate"
+        )
     wanted = graph.types[graph.inputs[0]].shape[1:]
-    if any(isinstance(w, int) and w != got for w, got in zip(wanted, images.image_shape, strict=False)) or len(wanted) != 3:
+    if (
+        any(isinstance(w, int) and w != got for w, got in zip(wanted, images.image_shape, strict=False))
+        or len(wanted) != 3
+    ):
         got_text, wanted_text = "x".join(map(str, images.image_shape)), "x".join(map(str, wanted))
         raise DataError(
             f"the images of {images.name} are {got_text} (channels x height x width), the model takes {wanted_text}; "

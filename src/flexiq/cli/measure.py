@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flexiq.cli.terminal import Terminal, percent, ratio_name
 from flexiq.quantization.config import QuantizeConfig
@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from flexiq.api import QuantizedModel
 
 Row = dict[str, Any]
-Batch = tuple[Any, Any]
 Progress = Callable[[str, float], None]
+Batch = tuple[Any, Any]
+
+
+class Batches(Protocol):
+    """(inputs, labels) batches whose number is known; read anew on every pass."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+
 
 NAIVE_RATIOS = (0.0, 0.5, 1.0)
 
@@ -46,7 +54,7 @@ def naive_program(
 
 
 def measure_curve(
-    model: QuantizedModel, batches: Iterable[Batch], ratios: Sequence[float] | None, progress: Progress
+    model: QuantizedModel, batches: Batches, ratios: Sequence[float] | None, progress: Progress
 ) -> list[Row]:
     """One row per ratio, agreement against the smallest ratio of the table (0: the 8-bit model).
 
@@ -67,7 +75,7 @@ def measure_baselines(
     float_model: torch.nn.Module,
     naive: Program | None,
     eight_bit: Callable[[Any], Any],
-    batches: Iterable[Batch],
+    batches: Batches,
     progress: Progress,
 ) -> list[Row]:
     """Rows "float32" and "naive N-bit" at 50 and 100 %; agreement against the same 8-bit model as the curve's."""
@@ -84,13 +92,12 @@ def measure_baselines(
             if ratio > 0.0:
                 runs.append(lambda inputs, ratio=ratio: engine.run(inputs, ratio))  # type: ignore[misc]
                 rows.append({"label": label, "ratio": ratio, "low_share": low_share_of_all(naive, index)})
-    total = len(batches) if hasattr(batches, "__len__") else None
     measured = evaluate_curve(
         lambda inputs, which: runs[int(which)](inputs),
         [float(i) for i in range(len(runs))],
         batches,
         progress=lambda share: progress("measuring the baselines", share),
-        total=total,
+        total=len(batches),
     )
     keep = ("accuracy", "standard_error", "agreement", "distance", "samples")
     return [{**row, **{k: found[k] for k in keep}} for row, found in zip(rows, measured, strict=True)][1:]
@@ -105,10 +112,12 @@ def table_ratios(program: Program, wanted: Sequence[float] | None) -> list[float
     return [program.ratios[i] for i in sorted({ratio_index(program.ratios, r) for r in wanted})]
 
 
-def print_curve(terminal: Terminal, rows: Sequence[Row], baselines: Sequence[Row], base: float = 0.0, title: str = "") -> None:
-    """Setting, accuracy, agreement and share of low multiplies; baselines below. base: what agreement is against."""
+def print_curve(
+    terminal: Terminal, rows: Sequence[Row], baselines: Sequence[Row], base: float = 0.0, title: str = ""
+) -> None:
+    """One line per row; baselines below. base: the ratio that agreement and distance (of soft labels) are against."""
     against = "agreement with 8-bit" if base == 0.0 else f"agreement with {ratio_name(base)}"
-    columns = ["setting", "accuracy", "std. error", against, "low-precision multiplies"]
+    columns = ["setting", "accuracy", "std. error", against, "distance", "low-precision multiplies"]
     shown = [[_setting(row), *_cells(row)] for row in [*rows, *baselines]]
     terminal.table(columns, shown, title)
 
@@ -125,6 +134,7 @@ def _cells(row: Row) -> list[str]:
         percent(row.get("accuracy")),
         "-" if error is None else f"{100 * error:.2f}",
         percent(row.get("agreement")),
+        "-" if row.get("distance") is None else f"{row['distance']:.4f}",
         percent(row.get("low_share"), 1),
     ]
 

@@ -91,7 +91,9 @@ DataRoot = Annotated[
 ]
 Download = Annotated[
     bool,
-    typer.Option("--download", help="Let torchvision fetch the data set if it is not there.", rich_help_panel=_DATA_PANEL),
+    typer.Option(
+        "--download", help="Let torchvision fetch the data set if it is not there.", rich_help_panel=_DATA_PANEL
+    ),
 ]
 Images = Annotated[
     int | None,
@@ -116,7 +118,9 @@ Force = Annotated[
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON object to standard output, and nothing else.", rich_help_panel=_OUTPUT_PANEL),
+    typer.Option(
+        "--json", help="Print one JSON object to standard output, and nothing else.", rich_help_panel=_OUTPUT_PANEL
+    ),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.", rich_help_panel=_OUTPUT_PANEL)

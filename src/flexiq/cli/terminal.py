@@ -31,12 +31,12 @@ class Terminal:
     """Where one command writes.
 
     as_json: only the object given to `emit` reaches standard output. quiet: no notes, no progress.
-    `interrupted` is what Ctrl-C prints: commands set it as their work proceeds.
+    `interrupted` makes what Ctrl-C prints: commands set it as their work proceeds.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
-        self.interrupted = "stopped; nothing was written"
+        self.interrupted: Callable[[], str] = lambda: "stopped; nothing was written"
         self._out: TextIO = sys.stdout
 
     @property
@@ -83,7 +83,14 @@ class Terminal:
             yield lambda stage, share: None
             return
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -121,9 +128,9 @@ class Terminal:
             try:
                 yield
             except KeyboardInterrupt:
-                print(f"\n{safe(self.interrupted)}", file=sys.stderr)
-                if self.as_json:
-                    self.emit({"error": self.interrupted, "type": "KeyboardInterrupt"})
+                message = self.interrupted()
+                print(f"\n{safe(message)}", file=sys.stderr)
+                self.emit({"error": message, "type": "KeyboardInterrupt"})
                 raise typer.Exit(130) from None
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,9 +47,11 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _check_parameters(model: nn.Module) -> None:
-    for name, p in model.named_parameters():
-        if p.is_floating_point() and p.dtype != torch.float32:
-            raise CaptureError(f"parameter '{name}' is {p.dtype}: convert the model with model.float() first")
+    wrong = [("parameter", n, p.dtype) for n, p in model.named_parameters() if p.is_floating_point()]
+    wrong += [("buffer", n, b.dtype) for n, b in model.named_buffers() if b.dtype in (torch.float16, torch.bfloat16)]
+    for kind, name, dtype in wrong:
+        if dtype != torch.float32:
+            raise CaptureError(f"{kind} '{name}' is {dtype}: convert the model with model.float() first")
 
 
 def _two_samples(value: Any) -> Any:
@@ -67,8 +72,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         names = list(inspect.signature(model.forward).parameters)
         dynamic = {**dict(zip(names, dynamic, strict=False)), **{k: spec(v) for k, v in kwargs.items()}}
     try:
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-        return program.run_decompositions({})  # functional form: in-place operators become pure, nothing is decomposed
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch about its own internals; the caller cannot act on it
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+            return program.run_decompositions({})  # functional form: in-place operators become pure, nothing more
     except Exception as error:
         text = str(error).strip().splitlines()
         detail = next((line for line in text if line.strip()), type(error).__name__)
@@ -76,9 +83,28 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if "batch" in str(error) and ("constant" in str(error) or "specializ" in str(error)):
             hint = "the model fixes its batch size; use x.shape[0] or -1 where a number stands for the batch"
         raise CaptureError(
-            f"torch.export cannot capture {type(model).__name__} ({type(error).__name__}: {detail}). To do: {hint}; "
-            "torch.export.export(model, args) on its own prints the full trace"
+            f"torch.export cannot capture {type(model).__name__}{_failing_module(model, error)} ({type(error).__name__}: "
+            f"{detail}). To do: {hint}; torch.export.export(model, args) on its own prints the full trace"
         ) from error
+
+
+def _failing_module(model: nn.Module, error: BaseException) -> str:
+    """Where the innermost module's forward was when the error arose: " in module 'blocks.1' (model.py, line 7)", or ""."""
+    paths = {id(m): name for name, m in model.named_modules()}
+    library = torch.__file__.removesuffix("__init__.py")
+    cause: BaseException | None = error
+    while cause is not None:
+        found, line = "", ""
+        for frame, number in traceback.walk_tb(cause.__traceback__):
+            path = paths.get(id(frame.f_locals.get("self")), "")
+            if path and path != found:
+                found, line = path, ""
+            elif found and not frame.f_code.co_filename.startswith(library):
+                line = f" ({Path(frame.f_code.co_filename).name}, line {number})"
+        if found:
+            return f" in module '{found}'{line}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 class _Importer:
@@ -90,6 +116,7 @@ class _Importer:
         self.constant_names: dict[int, str] = {}
         self.graph = Graph([], [], [], {}, {})
         self.kept: list[Tensor] = []  # keeps ids in constant_names alive
+        self.state: dict[Any, Tensor] = {}  # (address, shape, strides, dtype) -> parameter or buffer
 
     def run(self) -> Graph:
         signature = self.program.graph_signature
@@ -103,16 +130,16 @@ class _Importer:
             if node.op == "placeholder":
                 if node.name in lifted:
                     target = lifted[node.name]
-                    tensor = state[target].detach()
+                    tensor = self._state_tensor(state[target], target)
                     self.known[node.name] = tensor
-                    self.kept.append(tensor)
-                    self.constant_names.setdefault(id(tensor), _clean(target))
                 elif isinstance(node.meta.get("val"), Tensor):
                     self.known[node.name] = node.name
                     self.graph.inputs.append(node.name)
                     self.graph.types[node.name] = tensor_type(node.meta["val"], node.name)
                 else:
                     self.known[node.name] = node.meta.get("val")
+            elif node.op == "get_attr":  # a branch or loop body: the operator that takes it is refused by name
+                self.known[node.name] = None
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
@@ -122,8 +149,18 @@ class _Importer:
         verify(self.graph)
         return self.graph
 
+    def _state_tensor(self, tensor: Tensor, target: str) -> Tensor:
+        """A parameter or buffer; one that shares its storage with an earlier one (tied weights) is that one."""
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        known = self.state.get(key) if tensor.numel() else None
+        if known is None:
+            known = self.state[key] = tensor.detach()
+            self.kept.append(known)
+            self.constant_names.setdefault(id(known), _clean(target))
+        return known
+
     def _outputs(self, node: Any, signature: Any) -> None:
-        mutated = set(signature.buffers_to_mutate) | set(getattr(signature, "user_inputs_to_mutate", {}))
+        mutated = {*signature.buffers_to_mutate.values(), *getattr(signature, "user_inputs_to_mutate", {}).values()}
         if mutated:
             raise CaptureError(
                 f"the model writes into {sorted(mutated)} during evaluation: flexiq runs pure functions only; "
@@ -149,14 +186,14 @@ class _Importer:
             return
         args = [self._argument(a) for a in node.args]
         kwargs = {k: self._argument(v) for k, v in node.kwargs.items()}
-        if target in _NEW_TENSOR and isinstance(args[0], Ref):
+        if target in _NEW_TENSOR and isinstance(args[0], Ref) and isinstance(value, Tensor):
             args[0] = torch.empty(0, dtype=value.dtype)  # only its dtype and device matter
         if not _mentions_values((args, kwargs)):
             folded = self._fold(node, args, kwargs)
             if folded is not None:
                 self.known[node.name] = folded
                 return
-        if args and isinstance(value, Tensor) and is_identity(target, self._dtype(args[0]), _dtype_name(value)):
+        if args and isinstance(value, Tensor) and is_identity(target, self.value_dtype(args[0]), _dtype_name(value)):
             self.known[node.name] = args[0]
             return
         converter = Converter(self, node.name, target, source, args, kwargs, value)
@@ -183,7 +220,8 @@ class _Importer:
         self.kept.extend(t for t in _leaves(result) if isinstance(t, Tensor))
         return list(result) if isinstance(result, (tuple, list)) else result
 
-    def _dtype(self, value: Any) -> str:
+    def value_dtype(self, value: Any) -> str:
+        """dtype of an argument that is a value or a constant, else ""."""
         if isinstance(value, Tensor):
             return _dtype_name(value)
         return self.graph.types[value].dtype if isinstance(value, Ref) else ""
@@ -199,6 +237,8 @@ class _Importer:
             if name in self.graph.types:
                 name = self.fresh(name)
                 self.constant_names[id(tensor)] = name
+            if tensor.dtype in (torch.bfloat16, torch.float16):
+                raise CaptureError(f"the constant '{name}' is {tensor.dtype}: convert the model with model.float() first")
             array = tensor.detach().cpu().contiguous().clone().numpy()
             self.graph.constants[name] = array.astype(np.float32) if array.dtype == np.float64 else array
         return name
@@ -237,7 +277,7 @@ def dim_of(d: Any, where: str) -> Dim:
     symbols = sorted(expression.free_symbols, key=str)
     if not symbols:
         return int(expression)
-    if len(symbols) == 1:
+    if len(symbols) == 1 and not str(symbols[0]).startswith("u"):  # "u": a size that depends on the data
         factor = expression / symbols[0]
         if factor.is_Integer:
             return BatchDim(int(factor))

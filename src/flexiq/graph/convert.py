@@ -25,6 +25,10 @@ _IDENTITY = frozenset(
 )
 
 
+# Where and how a tensor is stored; the graph runs wherever its inputs are.
+_PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format"})
+
+
 def is_identity(target: str, source_dtype: str, dtype: str) -> bool:
     """Operators that change nothing in evaluation mode, and casts to the dtype that is there already."""
     if target in _IDENTITY:
@@ -47,6 +51,7 @@ class Converter:
         schema = getattr(target, "_schema", None)
         if schema is None:
             return
+        self.function = target
         self.given, self.given_kwargs = list(self.args), dict(self.kwargs)
         for argument in schema.arguments[len(self.args) :]:
             if argument.name in self.kwargs:
@@ -114,7 +119,9 @@ class Converter:
         inputs: list[str] = []
         attrs = {
             "args": [self._template(a, inputs) for a in self.given],
-            "kwargs": {k: self._template(v, inputs) for k, v in self.given_kwargs.items() if v is not None},
+            "kwargs": {
+                k: self._template(v, inputs) for k, v in self.given_kwargs.items() if v is not None and k not in _PLACEMENT
+            },
         }
         if index is not None:
             attrs["output"] = index  # type: ignore[assignment]
@@ -146,12 +153,31 @@ class Converter:
 
     # -- the operators -------------------------------------------------------------------------------------------------
 
+    def check_float(self, value: Any) -> None:
+        """Raise where a layer with float32 weights would read another dtype."""
+        dtype = self.importer.value_dtype(value)
+        if dtype != "float32":
+            raise self.unsupported(f"its input is torch.{dtype}, its weights are float32; convert the input with .float()")
+
+    def filled(self) -> str:
+        """zeros, ones, full, ... of a size that contains the batch: one cell, expanded."""
+        if not isinstance(self.value, Tensor):
+            return str(self.generic())
+        size_at = next(i for i, a in enumerate(self.args) if isinstance(a, (list, tuple)))
+        rank = len(self.args[size_at])
+        cell = [*self.given[:size_at], [1] * rank, *self.given[size_at + 1 :]]
+        with torch.no_grad():
+            constant = self.function(*cell, **{k: v for k, v in self.given_kwargs.items() if k not in _PLACEMENT})
+        self.args = [constant]
+        return self.expand()
+
     def conv(self) -> str:
         x, w, b, stride, padding, dilation, groups = self.args[:7]
         rank = len(self.shape(w)) - 2
         stride, dilation = _per_axis(stride, rank), _per_axis(dilation, rank)
         if not isinstance(w, Tensor) or not (b is None or isinstance(b, Tensor)):
             return str(self.generic())
+        self.check_float(x)
         if isinstance(padding, str):
             kernel = [int(k) for k in w.shape[2:]]  # "same" pads dilation*(k-1), the odd one at the end
             total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
@@ -176,12 +202,15 @@ class Converter:
         x, w, b = self.args[:3]
         if not isinstance(w, Tensor) or not (b is None or isinstance(b, Tensor)):
             return self._matmul(x, w, transpose_b=True) if b is None else str(self.generic())
+        self.check_float(x)
         return self.emit("linear", [x], weight=w, bias=b)
 
     def matmul(self) -> str:
         return self._matmul(self.args[0], self.args[1], transpose_b=False)
 
     def _matmul(self, a: Any, b: Any, transpose_b: bool) -> str:
+        if not _is_float(self.value):
+            return str(self.generic())
         if isinstance(b, Tensor) and b.dim() == 2:
             return self.emit("linear", [a], weight=b if transpose_b else b.t().contiguous())
         if isinstance(a, Tensor) or isinstance(b, Tensor) or len(self.shape(a)) < 2 or len(self.shape(b)) < 2:
@@ -239,7 +268,10 @@ class Converter:
     def attention(self) -> str:
         """scaled_dot_product_attention as matmul, mask, softmax, matmul."""
         q, k, v, mask, dropout, causal, scale = self.args[:7]
-        if self.args[7] or len(self.shape(q)) < 3 or not all(isinstance(t, str) for t in (q, k, v)):
+        if dropout:
+            raise self.unsupported(f"it drops {dropout} of its weights at random")
+        at_run_time = isinstance(mask, str) and self.importer.graph.types[mask].dtype == "bool"
+        if at_run_time or self.args[7] or len(self.shape(q)) < 3 or not all(isinstance(t, str) for t in (q, k, v)):
             return str(self.generic())
         qs, ks, vs = self.shape(q), self.shape(k), self.shape(v)
         scale = float(scale) if scale is not None else 1.0 / math.sqrt(int(qs[-1]))  # type: ignore[arg-type]
@@ -251,8 +283,6 @@ class Converter:
             if isinstance(mask, Tensor) and mask.dtype == torch.bool:
                 # a large finite number instead of -inf: softmax gives exactly 0 for it, and stored values stay finite
                 mask = torch.zeros(mask.shape).masked_fill(~mask, -1e30)
-            elif not isinstance(mask, Tensor) and self.importer.graph.types[mask].dtype == "bool":
-                raise self.unsupported("its boolean mask is computed at run time; pass a float mask")
             scores = self.emit("add", [scores, mask], shape=broadcast(shape, self.shape(mask)))
         weights = self.emit("softmax", [scores], {"axis": len(shape) - 1}, shape=self.shape(scores))
         return self.emit("matmul", [weights, v], {"transpose_b": False})
@@ -264,11 +294,15 @@ class Converter:
     def unary(self) -> str:
         op = self.target.split(".")[1].rstrip("_")
         attrs: dict[str, Any] = {}
+        if not _is_float(self.value):
+            return str(self.generic())
         if op == "hardtanh":
             lo, hi = float(self.args[1]), float(self.args[2])
             op, attrs = ("relu6", {}) if (lo, hi) == (0.0, 6.0) else ("clamp", {"lo": lo, "hi": hi})
-        elif op == "clamp":
-            if not all(isinstance(v, (int, float)) for v in self.args[1:3]):
+        elif op in ("clamp", "clamp_min") and self.args[1] == 0 and (op == "clamp_min" or self.args[2] is None):
+            op = "relu"
+        elif op in ("clamp", "clamp_min"):
+            if op == "clamp_min" or not all(isinstance(v, (int, float)) for v in self.args[1:3]):
                 return str(self.generic())
             attrs = {"lo": float(self.args[1]), "hi": float(self.args[2])}
         elif op == "gelu":
@@ -334,7 +368,7 @@ class Converter:
         x, axes, keepdim = self.args[:3]
         rank = len(self.shape(x))
         axes = list(range(rank)) if not axes else sorted(int(i) % rank for i in axes)
-        if 0 in axes:
+        if not all(isinstance(self.shape(x)[i], int) for i in axes):
             raise self.unsupported("it averages over the batch, so that an answer would depend on the other samples")
         return self.emit("mean", [x], {"axes": axes, "keepdim": bool(keepdim)})
 
@@ -432,7 +466,7 @@ class Converter:
         if not _is_float(self.value):
             return str(self.generic())
         axis = self.axis(axis, tensors[0])
-        if axis == 0 and not isinstance(self.shape(tensors[0])[0], int):
+        if not all(isinstance(self.shape(t)[axis], int) for t in tensors):
             raise self.unsupported("it concatenates along the batch")
         return self.emit("concat", list(tensors), {"axis": axis})
 
@@ -446,9 +480,11 @@ class Converter:
 
     def roll(self) -> str:
         x, shifts, axes = self.args[:3]
-        if not axes or 0 in axes:
-            return str(self.generic())
         rank = len(self.shape(x))
+        if not axes:
+            return str(self.generic())
+        if not all(isinstance(self.shape(x)[i], int) for i in axes):
+            raise self.unsupported("it rolls along the batch")
         return self.emit("roll", [x], {"shifts": [int(s) for s in shifts], "axes": [int(i) % rank for i in axes]})
 
 
@@ -465,6 +501,7 @@ def _table() -> dict[str, Callable[[Converter], Any]]:
     groups: dict[Callable[[Converter], Any], str] = {
         Converter.conv: "conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding conv3d.padding",
         Converter.convolution: "convolution.default",
+        Converter.filled: "zeros.default ones.default full.default new_zeros.default new_ones.default new_full.default",
         Converter.linear: "linear.default",
         Converter.matmul: "matmul.default mm.default bmm.default",
         Converter.addmm: "addmm.default",
@@ -477,7 +514,7 @@ def _table() -> dict[str, Callable[[Converter], Any]]:
         Converter.softmax: "softmax.int _softmax.default",
         Converter.unary: "relu.default relu6.default hardtanh.default clamp.default sigmoid.default hardsigmoid.default "
         "hardswish.default silu.default gelu.default tanh.default leaky_relu.default elu.default softplus.default "
-        "mish.default",
+        "mish.default clamp_min.default",
         Converter.max_pool: "max_pool1d.default max_pool2d.default max_pool3d.default max_pool2d_with_indices.default",
         Converter.avg_pool: "avg_pool2d.default",
         Converter.adaptive_avg_pool: "adaptive_avg_pool1d.default adaptive_avg_pool2d.default",

@@ -64,7 +64,7 @@ def run_graph(
             observe(node.name, values[node.name])
         for operand in node.operands():
             if last_use.get(operand) == index:
-                del values[operand]
+                values.pop(operand, None)  # a node may read a value twice
     return [values[v] for v in graph.outputs]
 
 
@@ -163,7 +163,8 @@ def evaluate_node(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
         gamma, beta, mean, var = operands[1:5]
         return F.batch_norm(x, mean, var, gamma, beta, training=False, eps=a["eps"])
     if op == "layer_norm":
-        return F.layer_norm(x, a["normalized_shape"], *operands[1:], eps=a["eps"])
+        weight, bias = (*operands[1:], None, None)[:2]
+        return F.layer_norm(x, a["normalized_shape"], weight, bias, a["eps"])
     if op == "softmax":
         return torch.softmax(x, dim=a["axis"])
     if op == "max_pool":

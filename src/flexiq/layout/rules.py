@@ -7,7 +7,7 @@ import numpy as np
 from flexiq.graph.ir import Node
 from flexiq.layout import labels as lb
 from flexiq.layout.aten_rules import ATEN_RULES
-from flexiq.layout.labels import ZERO, Ids, Labels
+from flexiq.layout.labels import FROZEN, ZERO, Ids, Labels
 from flexiq.layout.propagate import Contraction, Follower, Rule, Run, elementwise, keeps_zero, operand_slots
 
 
@@ -77,9 +77,7 @@ def depthwise(run: Run, node: Node) -> Labels:
         run.tie_shared(node.weight, "rows", None)
         return run.unlabelled(node)
     axis = one_axis(run, labels, 1)
-    zeros = axis.ids == ZERO
-    ids = axis.ids.copy()
-    ids[zeros] = run.state.fresh(int(zeros.sum()))  # a filter turns a padded zero into its bias
+    ids = np.where(axis.ids == ZERO, FROZEN, axis.ids)  # a filter turns a padded zero into its bias
     multiplier = shape[1] // run.shape(value)[1]
     sub = axis.axes[0]
     if multiplier > 1:

@@ -40,7 +40,7 @@ def collect_report(
     curve: Iterable[Row] | None = None,
     baselines: Iterable[Row] = (),
     saturation: Iterable[Row] = (),
-    ablation: Iterable[Row | Ablation] = (),
+    ablation: Iterable[Ablation] = (),
     n_images: int | None = None,
     engine: str = "reference",
     created: str = "",
@@ -71,7 +71,8 @@ def collect_report(
         layers=_layers(program, engine),
         float_ops=_float_operators(program),
         saturation=[
-            Saturation(names.get(r["layer"], r["layer"]), r["ratio"], r["saturated"], r["total"]) for r in saturation
+            Saturation(names.get(str(r["layer"]), str(r["layer"])), r["ratio"], r["saturated"], r["total"])
+            for r in saturation
         ],
         ablation=list(ablation),
         search=_search(program.provenance),
@@ -158,7 +159,12 @@ def _layers(program: Program, engine: str) -> list[LayerInfo]:
             reason = program.float_reasons.get(node.name) or "no integer form"
             result.append(
                 LayerInfo(
-                    node.name, node.source, node.op, _shape(program, node), in_float[node.name], float_reason=reason,
+                    node.name,
+                    node.source,
+                    node.op,
+                    _shape(program, node),
+                    in_float[node.name],
+                    float_reason=reason,
                     engine="torch, float32",
                 )  # fmt: skip
             )
@@ -182,11 +188,11 @@ def _integer_layer(
         eligible=layer.eligible,
         reason=layer.reason,
         n_groups=layer.n_groups,
-        low=layer.low,
-        activation_shift=layer.activation_shift,
+        low=layer.low.tolist(),
+        activation_shift=layer.activation_shift.tolist(),
         weight_shift_histogram={int(s): int(c) for s, c in zip(shifts, counts, strict=True)},
-        channel_ranges=maxima,
-        group_bounds=layer.group_bounds if layer.n_groups else (),
+        channel_ranges=maxima.tolist(),
+        group_bounds=layer.group_bounds.tolist() if layer.n_groups else (),
         unused_bits_activations=unused_activation_bits(layer, maxima, signed) if known else {},
         unused_bits_weights=unused_weight_bits(layer),
         engine=engine,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flexiq.graph.batch_axis import BatchAxis
 from flexiq.graph.ir import Node
 
 EXACT_FLOAT32 = 1 << 24
@@ -82,18 +83,25 @@ def lower(x: Tensor, inverse: Tensor, limit_low: Tensor, limit_high: Tensor, pow
     return torch.maximum(torch.minimum((x * inverse).round_(), limit_high), limit_low).mul_(power)
 
 
-def dynamic_shift(x: Tensor, axis: int, batch: int, group_of_channel: Tensor, n_groups: int, limit: int) -> Tensor:
+def dynamic_shift(
+    x: Tensor, axis: int, place: BatchAxis, batch: int, group_of_channel: Tensor, n_groups: int, limit: int
+) -> Tensor:
     """Shift per (sample, channel) from the data at hand: an OR over the magnitudes of a group has the bit length of
     their maximum.
 
-    x: [N * k, ...] with channels along `axis`. Returns float32 [N, C] shifts.
+    x: channels along `axis`, samples along `place`. Returns float32 shifts that broadcast against x (every axis but these
+    two has size 1), so that a sample's shifts depend on its own values only.
     """
-    per_channel = x.abs().movedim(axis, 1).reshape(x.shape[0], x.shape[axis], -1).amax(dim=2)
-    if x.shape[0] != batch:  # windows folded into the batch belong to one sample
-        per_channel = per_channel.reshape(batch, -1, x.shape[axis]).amax(dim=1)
+    axis %= x.dim()
+    split = x.abs().unflatten(place.axis, (place.outer, batch, place.inner))
+    channel = axis if axis < place.axis else axis + 2
+    per_channel = split.movedim((place.axis + 1, channel), (0, 1)).reshape(batch, x.shape[axis], -1).amax(dim=2)
     index = group_of_channel.expand(batch, -1)
     groups = torch.zeros(batch, n_groups, dtype=x.dtype, device=x.device)
     groups.scatter_reduce_(1, index, per_channel, "amax")
     _, exponent = torch.frexp(groups)
-    shift = (exponent - limit.bit_length()).clamp_min(0).to(x.dtype)
-    return shift.gather(1, index)
+    shift = (exponent - limit.bit_length()).clamp_min(0).to(x.dtype).gather(1, index)
+    rows = shift[None, :, None].expand(place.outer, batch, place.inner, -1).reshape(-1, x.shape[axis])
+    shape = [1] * x.dim()
+    shape[place.axis], shape[axis] = rows.shape
+    return (rows if place.axis < axis else rows.T).reshape(shape)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from flexiq.engines.reference import arithmetic
+from flexiq.errors import EngineError
+from flexiq.graph.batch_axis import BatchAxis, batch_axes
 from flexiq.graph.interpreter import (
     apply_activation,
     check_inputs,
@@ -97,6 +99,8 @@ class Executor:
         self.graph = program.graph
         self.constants = constant_tensors(self.graph, self.device)
         self.last_use = last_uses(self.graph)
+        dynamic = program.extraction == "dynamic"
+        self.batch_axes: dict[str, BatchAxis | None] = batch_axes(self.graph) if dynamic else {}
         self.layers: dict[str, LayerState] = {}
         self.factors = {k: [float(f) for f in v] for k, v in program.factors.items()}
         self.tables = {k: torch.from_numpy(v.astype(np.float32)).to(self.device) for k, v in program.tables.items()}
@@ -136,7 +140,7 @@ class Executor:
                 observe(node.name, values[node.name])
             for operand in node.operands():
                 if self.last_use.get(operand) == index:
-                    del values[operand]
+                    values.pop(operand, None)  # a node may read a value twice
         return [values[v] if v in values else self.constants[v] for v in self.graph.outputs]
 
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
@@ -146,24 +150,27 @@ class Executor:
         """The layer's input with its low channels read back from low precision."""
         if setting.inverse is None:
             return x
-        assert setting.power is not None and setting.low is not None and setting.high is not None
+        assert setting.low is not None and setting.high is not None
+        inverse, power = self.scales(node, x, setting, batch)
+        channel = self.layers[node.name].channel_shape(x.dim())
+        return arithmetic.lower(x, inverse, setting.low.reshape(channel), setting.high.reshape(channel), power)
+
+    def scales(self, node: Node, x: Tensor, setting: Setting, batch: int) -> tuple[Tensor, Tensor]:
+        """(2^-shift, 2^shift) of a layer's input, broadcastable against it; 1 where a channel stays at 8 bits."""
+        assert setting.inverse is not None and setting.power is not None and setting.low_channels is not None
         state = self.layers[node.name]
-        shape = state.channel_shape(x.dim())
-        inverse, power = setting.inverse, setting.power
-        if self.program.extraction == "dynamic":
-            layer = state.layer
-            assert setting.low_channels is not None
-            axis = state.axis % x.dim()
-            shift = arithmetic.dynamic_shift(x, axis, batch, state.groups, layer.n_groups, layer.amax)
-            shift = torch.where(setting.low_channels, shift, 0.0)
-            if x.shape[0] != batch:
-                shift = shift.repeat_interleave(x.shape[0] // batch, dim=0)
-            shape = [x.shape[0] if i == 0 else d for i, d in enumerate(shape)]
-            inverse, power = torch.exp2(-shift), torch.exp2(shift)
         channel = state.channel_shape(x.dim())
-        return arithmetic.lower(
-            x, inverse.reshape(shape), setting.low.reshape(channel), setting.high.reshape(channel), power.reshape(shape)
-        )
+        if self.program.extraction != "dynamic":
+            return setting.inverse.reshape(channel), setting.power.reshape(channel)
+        layer, place = state.layer, self.batch_axes.get(node.inputs[0])
+        if place is None:
+            raise EngineError(
+                f"layer '{node.name}': it cannot be told which values of its input belong to one sample, so dynamic "
+                "extraction is not possible; use extraction='static', or keep the layer at 8 bits with keep_8bit"
+            )
+        shift = arithmetic.dynamic_shift(x, state.axis, place, batch, state.groups, layer.n_groups, layer.amax)
+        shift = torch.where(setting.low_channels.reshape(channel), shift, 0.0)
+        return torch.exp2(-shift), torch.exp2(shift)
 
     def accumulators(self, node: Node, values: Mapping[str, Tensor], setting: Setting | None, batch: int) -> Tensor:
         """Exact accumulators of a layer, before the bias."""

@@ -1,0 +1,175 @@
+"""`flexiq report`: one self-contained HTML file about a .flexiq file, and its plots and tables as PNG and CSV."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flexiq.cli import files, machine, options
+from flexiq.cli.terminal import Terminal
+from flexiq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flexiq.quantization.program import Program
+    from flexiq.report.data import ReportData
+
+SATURATION_IMAGES = 512  # enough to see which layers clip; counting takes a run per ratio
+
+
+def report(
+    model: options.Model,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="REPORT.html", help="The report; a file there is replaced.", show_default=False
+        ),
+    ],
+    data: options.Data = None,
+    images: options.Images = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="DIR", help="Also write the plots as PNG.", show_default=False)
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="DIR", help="Also write the tables as CSV.", show_default=False)
+    ] = None,
+    title: Annotated[
+        str | None,
+        typer.Option("--title", metavar="TEXT", help="Heading. Default: the file's name.", show_default=False),
+    ] = None,
+    engine: options.EngineName = "reference",
+    batch_size: options.BatchSize = 100,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
+    split_seed: options.SplitSeed = None,
+    data_root: options.DataRoot = None,
+    download: options.Download = False,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write the report of a model: curve, map of low groups, value ranges, what ran in float, search.
+
+    With --data: a fresh curve on the test part, and how many low values saturate.
+    """
+    terminal = Terminal(json, quiet)
+    with terminal.running():
+        check_report(output, png, csv)
+        from flexiq.artifact import load_program
+        from flexiq.cli.measure import report_rows
+
+        program = load_program(model)
+        evaluation = program.provenance.get("evaluation") or {}
+        curve: list[dict[str, Any]] | None = None
+        saturation: list[dict[str, Any]] = []
+        if data is not None:
+            from flexiq.cli.data import Batches, DataOptions, check_fit, draw
+            from flexiq.cli.measure import measure_curve
+
+            machine.set_threads(threads)
+            from flexiq.api import QuantizedModel
+
+            given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download)
+            stored = program.provenance.get("source") or {}
+            everything = given.load("test", stored)
+            check_fit(program, everything)
+            used = draw(everything, images, seed)
+            batches = Batches(used, batch_size)
+            with terminal.progress() as progress:
+                curve = measure_curve(QuantizedModel(program, engine), batches, None, progress)
+                few = Batches(draw(used, SATURATION_IMAGES, seed), batch_size)
+                saturation = count_saturated(program, few, progress)
+            record = {
+                **given.describe(stored),
+                "split": "test",
+                "images": len(used),
+                "of": len(everything),
+                "seed": seed,
+            }
+            if evaluation and record != {k: v for k, v in evaluation.items() if k != "baselines"}:
+                terminal.note("note: the stored baselines were measured on other images and are left out")
+                evaluation = {}
+        elif images is not None:
+            raise ConfigError("--images says how much of the data to use: give --data too")
+        content = build_report(
+            program,
+            title or model.stem,
+            curve=curve,
+            baselines=report_rows(evaluation),
+            saturation=saturation,
+            engine=engine,
+        )
+        written = write_report(content, output, png, csv)
+        for path in written:
+            terminal.say(f"wrote {path}")
+        if data is None and not program.curve:
+            terminal.note("note: the model holds no curve; --data measures one")
+        terminal.emit({"command": "report", "model": str(model), "files": [str(path) for path in written]})
+
+
+def check_report(output: Path, png: Path | None, csv: Path | None) -> None:
+    """Raise OutputError early if a report could not be written."""
+    # Reports are made again and again, so one is replaced without asking; anything else that lies there is not.
+    files.check_output(output, force=output.suffix.lower() in (".html", ".htm"))
+    for folder, option in ((png, "--png"), (csv, "--csv")):
+        if folder is not None:
+            files.make_folder(folder, option)
+    if png is not None:
+        import importlib.util
+
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ConfigError("--png needs matplotlib: pip install 'flexiq[report]'")
+
+
+def count_saturated(program: Program, batches: Iterable[Any], progress: Any) -> list[dict[str, Any]]:
+    """Saturation rows of every ratio above 0."""
+    from flexiq.benchmarking.saturation import count_saturation
+
+    rows: list[dict[str, Any]] = []
+    indices = [i for i, ratio in enumerate(program.ratios) if ratio > 0.0]
+    for done, index in enumerate(indices):
+        progress("counting saturation", done / len(indices))
+        rows += count_saturation(program, (inputs for inputs, _ in batches), index)
+    return rows
+
+
+def build_report(
+    program: Program,
+    title: str,
+    *,
+    curve: Sequence[dict[str, Any]] | None = None,
+    baselines: Sequence[dict[str, Any]] = (),
+    saturation: Sequence[dict[str, Any]] = (),
+    engine: str = "reference",
+) -> ReportData:
+    """The data of a report, dated now."""
+    from flexiq.report.collect import collect_report
+
+    source = program.provenance.get("source") or {}
+    return collect_report(
+        program,
+        title=title,
+        model=str(source.get("model", "")),
+        curve=curve,
+        baselines=baselines,
+        saturation=saturation,
+        engine=engine,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def write_report(content: ReportData, output: Path, png: Path | None = None, csv: Path | None = None) -> list[Path]:
+    """Write the HTML file, and plots and tables if folders are given; returns the files. Raises OutputError."""
+    from flexiq.artifact.writing import write_atomically
+    from flexiq.report.page import render_html
+
+    write_atomically(output, render_html(content).encode())
+    written = [output]
+    return written

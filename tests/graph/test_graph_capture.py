@@ -1,0 +1,260 @@
+"""Capture and passes on tricky modules: the graph computes what the module does, at any batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from flexiq.errors import CaptureError
+from flexiq.graph.capture import capture
+from flexiq.graph.interpreter import run_graph
+from flexiq.graph.ir import Graph
+from flexiq.graph.passes import PASSES, optimize
+from flexiq.graph.verify import verify
+
+
+def close(got: list[Tensor], model: nn.Module, inputs: tuple[Tensor, ...], tolerance: float) -> None:
+    with torch.no_grad():
+        expected = [v for v in _pytree.tree_leaves(model(*(x.clone() for x in inputs))) if isinstance(v, Tensor)]
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_module(case: str, case_maker: Callable[[str], Any]) -> None:
+    """Captured, after every pass, and optimized: outputs as the module's at batches of 1, 3 and 7; text is stable."""
+    make_model, make_inputs = case_maker(case)
+    torch.manual_seed(0)
+    model = make_model().eval()
+    graph = capture(model, make_inputs(2))
+    assert str(graph) == str(capture(model, make_inputs(2)))
+    assert "def " not in str(graph) and len(str(graph).splitlines()) == len(graph.nodes) + 3
+    stages: list[Graph] = [graph]
+    for rewrite in PASSES:
+        before = str(stages[-1])
+        stages.append(rewrite(stages[-1]))
+        verify(stages[-1])
+        assert str(stages[-2]) == before, f"{rewrite.__name__} changed its input"
+    assert str(optimize(graph)) == str(stages[-1])
+    assert str(optimize(stages[-1])) == str(stages[-1]), "a second round of the passes changes something"
+    for n in (1, 3, 7):
+        inputs = make_inputs(n)
+        for stage in stages:
+            with torch.no_grad():
+                close(run_graph(stage, inputs), model, inputs, 1e-6 if stage is graph else 1e-4)
+
+
+def test_captured_from_one_sample(case: str, case_maker: Callable[[str], Any]) -> None:
+    """A batch of one as the example gives the same graph."""
+    make_model, make_inputs = case_maker(case)
+    torch.manual_seed(0)
+    model = make_model().eval()
+    assert str(capture(model, make_inputs(1))) == str(capture(model, make_inputs(2)))
+
+
+def test_model_is_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.ReLU(inplace=True))
+    model(torch.randn(4, 3, 6, 6))  # running statistics that are not the initial ones
+    model.train()
+    model[2].eval()
+    model[0].weight.requires_grad_(False)
+    flags = [(name, m.training) for name, m in model.named_modules()]
+    grads = [(name, p.requires_grad) for name, p in model.named_parameters()]
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    ids = [id(p) for p in model.parameters()]
+    example = torch.randn(2, 3, 6, 6)
+    copy = example.clone()
+    optimize(capture(model, (example,)))
+    assert flags == [(name, m.training) for name, m in model.named_modules()]
+    assert grads == [(name, p.requires_grad) for name, p in model.named_parameters()]
+    assert ids == [id(p) for p in model.parameters()]
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+    assert torch.equal(example, copy) and torch.is_grad_enabled()
+
+
+def test_model_is_left_as_it_was_after_a_failure() -> None:
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.sum() > 0 else x
+
+    model = nn.Sequential(nn.Linear(4, 4), Branch()).train()
+    with pytest.raises(CaptureError):
+        capture(model, (torch.randn(2, 4),))
+    assert all(m.training for m in model.modules())
+
+
+def test_capture_is_of_evaluation_mode() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.9)).train()
+    graph = optimize(capture(model, (torch.randn(2, 4),)))
+    assert [n.op for n in graph.nodes] == ["linear"]
+
+
+def test_graph_does_not_share_memory_with_the_model() -> None:
+    model = nn.Linear(4, 4)
+    graph = capture(model, (torch.randn(2, 4),))
+    weight = graph.node(graph.nodes[0].name).weight
+    assert weight is not None
+    before = graph.constants[weight].copy()
+    with torch.no_grad():
+        model.weight.zero_()
+    assert (graph.constants[weight] == before).all()
+
+
+def test_shared_weights_are_stored_once() -> None:
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False))
+    model[2].weight = model[0].weight
+    graph = optimize(capture(model, (torch.randn(2, 6),)))
+    assert len(graph.constants) == 1
+
+
+def test_reused_module_keeps_its_path() -> None:
+    """Name patterns must meet every call of a reused module."""
+
+    class Reuse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(torch.relu(self.body(x)))
+            return out
+
+    graph = capture(Reuse(), (torch.randn(2, 6),))
+    assert [n.source for n in graph.nodes if n.op == "linear"] == ["body.0", "body.0"]
+
+
+def test_keyword_inputs_in_any_order(case_maker: Callable[[str], Any]) -> None:
+    make_model, make_inputs = case_maker("two inputs")
+    model = make_model()
+    left, right = make_inputs(2)
+    for kwargs in ({"left": left, "right": right}, {"right": right, "left": left}):
+        graph = capture(model, (), kwargs)
+        by_name = {"left": left, "right": right}
+        close(run_graph(graph, [by_name[v] for v in graph.inputs]), model, (left, right), 1e-6)
+    graph = capture(model, (left,), {"right": right})
+    assert graph.inputs == ["left", "right"]
+
+
+# -- what cannot be captured --------------------------------------------------------------------------------------------
+
+
+class Failing(nn.Module):
+    """The function sits in a submodule, so that messages have a path to name."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+
+        class Inner(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(4, 4)
+
+            def forward(self, x: Tensor) -> Any:
+                return function(self, self.linear(x))
+
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), Inner()])
+
+    def forward(self, x: Tensor) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def fails(function: Callable[[Any, Tensor], Any], batch: int = 2) -> str:
+    with pytest.raises(CaptureError) as caught:
+        capture(Failing(function), (torch.randn(batch, 4),))
+    return str(caught.value)
+
+
+def test_unsupported_operator_is_named_with_its_module() -> None:
+    message = fails(lambda m, x: torch.linalg.qr(x @ x.T if False else x[:, :, None] @ x[:, None, :])[0])
+    assert "linalg_qr" in message and "blocks.1" in message and "float_ops.py" in message
+
+
+def test_random_operator_is_refused() -> None:
+    message = fails(lambda m, x: x + torch.rand_like(x))
+    assert "rand" in message and "blocks.1" in message
+
+
+def test_dropout_that_stays_on_is_refused() -> None:
+    message = fails(lambda m, x: F.dropout(x, 0.5, training=True))
+    assert "dropout" in message and "blocks.1" in message
+
+
+def test_batch_statistics_are_refused() -> None:
+    message = fails(lambda m, x: F.batch_norm(x, None, None, training=True))
+    assert "batch_norm" in message and "blocks.1" in message
+
+
+def test_mean_over_the_batch_is_refused() -> None:
+    message = fails(lambda m, x: x - x.mean(dim=0, keepdim=True))
+    assert "mean" in message and "batch" in message
+
+
+def test_one_sample_picked_from_the_batch_is_refused() -> None:
+    assert "blocks.1" in fails(lambda m, x: x + x[0])
+    assert "batch" in fails(lambda m, x: x[1:])
+
+
+def test_data_dependent_control_flow_is_named() -> None:
+    message = fails(lambda m, x: x * 2 if x.sum() > 0 else x)
+    assert "data-dependent" in message.lower() and "Failing" in message and "torch.export" in message
+
+
+def test_data_dependent_shape_is_refused() -> None:
+    message = fails(lambda m, x: m.linear(x[x[:, 0] > 0]))
+    assert "batch" in message
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_model_that_fixes_its_batch_size(batch: int) -> None:
+    message = fails(lambda m, x: m.linear(x.reshape(batch, 2, 2).flatten(1)), batch)
+    assert "batch size" in message and "x.shape[0]" in message
+
+
+def test_state_written_in_forward_is_refused() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            out: Tensor = self.linear(x) * self.calls
+            return out
+
+    model = Counter()
+    with pytest.raises(CaptureError, match="calls"):
+        capture(model, (torch.randn(2, 4),))
+    assert float(model.calls) == 0.0
+
+
+def test_output_that_is_no_tensor_is_refused() -> None:
+    assert "return tensors only" in fails(lambda m, x: (x, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_parameter_dtypes_are_refused(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(dtype)
+    with pytest.raises(CaptureError, match=r"'0.weight' is torch.\w+: convert the model with model.float\(\)"):
+        capture(model, (torch.randn(2, 4, dtype=dtype),))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, torch.float16])
+def test_inputs_of_another_dtype_than_the_model(dtype: torch.dtype) -> None:
+    with pytest.raises(CaptureError, match=str(dtype)):
+        capture(nn.Linear(4, 4), (torch.ones(2, 4).to(dtype),))
+
+
+def test_inputs_of_the_wrong_shape() -> None:
+    with pytest.raises(CaptureError, match="Linear"):
+        capture(nn.Linear(4, 4), (torch.randn(2, 5),))

@@ -31,6 +31,7 @@ from flexiq.graph.capture import capture
 from flexiq.graph.interpreter import run_graph
 from flexiq.graph.ir import Graph
 from flexiq.graph.passes import optimize
+from flexiq.graph.verify import verify
 from flexiq.layout import LayoutReport, apply_layout, group_bounds, plan_layout
 from flexiq.quantization.build import build_program, eligibility, positions, statistics_plan
 from flexiq.quantization.calibration import TensorStatistics, choose_range, summarize
@@ -43,6 +44,7 @@ from flexiq.quantization.effective_bits import (
     naive_shift,
     plain_shift,
 )
+from flexiq.quantization.equalize import equalize
 from flexiq.quantization.program import Program, QuantizedLayer
 from flexiq.quantization.weights import low_weights, weight_shifts
 from flexiq.selection import (
@@ -104,7 +106,22 @@ def prepare(
     seconds = {"capture": time.perf_counter() - started}
     started = time.perf_counter()
     prepared = Prepared(graph, {}, list(inputs), None, inputs[0].shape[0], seconds)
-    statistics = statistics_plan(graph, config)
+    prepared.statistics = _calibrate(prepared, config, progress)
+    if config.equalize is not None:
+        prepared.graph, _ = equalize(graph, prepared.statistics, config.equalize)
+        verify(prepared.graph)
+        prepared.statistics = _calibrate(prepared, config, progress)
+    seconds["calibrate"] = time.perf_counter() - started
+    started = time.perf_counter()
+    if config.sort_channels:
+        lay_out(prepared, config)
+    seconds["layout"] = time.perf_counter() - started
+    return prepared
+
+
+def _calibrate(prepared: Prepared, config: QuantizeConfig, progress: Progress) -> dict[str, TensorStatistics]:
+    """One pass of the float network over the calibration samples."""
+    statistics = statistics_plan(prepared.graph, config)
 
     def observe(name: str, x: Tensor) -> None:
         if name in statistics:
@@ -113,15 +130,9 @@ def prepare(
     batches = prepared.batches(config.batch_size)
     with torch.no_grad():
         for i, batch in enumerate(batches):
-            run_graph(graph, batch, observe=observe)
+            run_graph(prepared.graph, batch, observe=observe)
             progress("calibrate", (i + 1) / len(batches))
-    prepared.statistics = statistics
-    seconds["calibrate"] = time.perf_counter() - started
-    started = time.perf_counter()
-    if config.sort_channels:
-        lay_out(prepared, config)
-    seconds["layout"] = time.perf_counter() - started
-    return prepared
+    return statistics
 
 
 def check_calibration(inputs: Sequence[Tensor]) -> None:

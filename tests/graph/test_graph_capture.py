@@ -29,13 +29,13 @@ def close(got: list[Tensor], model: nn.Module, inputs: tuple[Tensor, ...], toler
 
 
 def test_module(case: str, case_maker: Callable[[str], Any]) -> None:
-    """Captured, after every pass, and optimized: outputs as the module's at batches of 1, 3 and 7; text is stable."""
+    """Captured (every other one from a single sample), after every pass, and optimized: outputs as the module's at
+    batches of 1, 3 and 7."""
     make_model, make_inputs = case_maker(case)
     torch.manual_seed(0)
     model = make_model().eval()
-    graph = capture(model, make_inputs(2))
-    assert str(graph) == str(capture(model, make_inputs(2)))
-    assert "def " not in str(graph) and len(str(graph).splitlines()) == len(graph.nodes) + 3
+    graph = capture(model, make_inputs(1 + len(case) % 2))
+    assert len(str(graph).splitlines()) == len(graph.nodes) + 3
     stages: list[Graph] = [graph]
     for rewrite in PASSES:
         before = str(stages[-1])
@@ -51,12 +51,15 @@ def test_module(case: str, case_maker: Callable[[str], Any]) -> None:
                 close(run_graph(stage, inputs), model, inputs, 1e-6 if stage is graph else 1e-4)
 
 
-def test_captured_from_one_sample(case: str, case_maker: Callable[[str], Any]) -> None:
-    """A batch of one as the example gives the same graph."""
-    make_model, make_inputs = case_maker(case)
-    torch.manual_seed(0)
-    model = make_model().eval()
-    assert str(capture(model, make_inputs(1))) == str(capture(model, make_inputs(2)))
+@pytest.mark.parametrize("name", ["in-place", "shared conv, two norms", "torch attention", "shifted windows"])
+def test_text_form_is_stable(name: str, case_maker: Callable[[str], Any]) -> None:
+    """Captured again, from one sample or from five, the graph reads the same."""
+    make_model, make_inputs = case_maker(name)
+    texts = []
+    for n in (1, 5):
+        torch.manual_seed(0)
+        texts.append(str(capture(make_model().eval(), make_inputs(n))))
+    assert texts[0] == texts[1]
 
 
 def test_model_is_left_as_it_was() -> None:
@@ -175,7 +178,7 @@ def fails(function: Callable[[Any, Tensor], Any], batch: int = 2) -> str:
 
 
 def test_unsupported_operator_is_named_with_its_module() -> None:
-    message = fails(lambda m, x: torch.linalg.qr(x @ x.T if False else x[:, :, None] @ x[:, None, :])[0])
+    message = fails(lambda m, x: torch.linalg.qr(x[:, :, None] @ x[:, None, :])[0])
     assert "linalg_qr" in message and "blocks.1" in message and "float_ops.py" in message
 
 
@@ -206,7 +209,18 @@ def test_one_sample_picked_from_the_batch_is_refused() -> None:
 
 def test_data_dependent_control_flow_is_named() -> None:
     message = fails(lambda m, x: x * 2 if x.sum() > 0 else x)
-    assert "data-dependent" in message.lower() and "Failing" in message and "torch.export" in message
+    assert "data-dependent" in message.lower() and "Failing in module 'blocks.1' (test_graph_capture.py, line" in message
+    assert "torch.export" in message
+
+
+def test_control_flow_operator_is_named() -> None:
+    message = fails(lambda m, x: torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,)))
+    assert "'cond'" in message
+
+
+def test_half_precision_constant_is_refused() -> None:
+    message = fails(lambda m, x: x * m.linear.weight[0].to(torch.bfloat16))
+    assert "bfloat16" in message
 
 
 def test_data_dependent_shape_is_refused() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from layout_support import (
+    BOUNDED,
     Build,
     check_exact,
     check_layers,
@@ -114,7 +115,7 @@ def test_activation_that_changes_zeros_forbids_moving_them() -> None:
     assert check_exact(graph, plan, folded) > 0
 
 
-@pytest.mark.parametrize("change", ["scalar", "sigmoid-like", "concat", "none"])
+@pytest.mark.parametrize("change", ["scalar", "one channel", "sigmoid-like", "concat", "none"])
 def test_zeros_that_become_something_else_stay_in_place(change: str) -> None:
     b = Build(3, 4, 4)
     x = b.conv("x", 4)
@@ -123,6 +124,8 @@ def test_zeros_that_become_something_else_stay_in_place(change: str) -> None:
     b.graph.constants[one][:] = 1
     if change == "scalar":
         pad = b.node("add", [pad, one])
+    elif change == "one channel":
+        pad = b.node("add", [pad, b.conv("x", 1, activation={**BOUNDED, "lo": 1.0})])
     elif change == "sigmoid-like":
         pad = b.node("clamp", [pad], {"lo": 1.0, "hi": 15.0})
     elif change == "concat":

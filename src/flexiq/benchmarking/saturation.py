@@ -27,7 +27,7 @@ class _Counter(Executor):
             layer = self.layers[node.name].layer
             channels = self.layers[node.name].axis % x.dim()
             _, power = self.scales(node, x, setting, batch)
-            clipped = (x.abs() / power >= layer.amax + 0.5).movedim(channels, 0)[setting.low_channels]
+            clipped = ((x.abs() / power).round_() > layer.amax).movedim(channels, 0)[setting.low_channels]
             self.clipped[node.name] = self.clipped.get(node.name, 0) + int(clipped.sum())
             self.total[node.name] = self.total.get(node.name, 0) + clipped.numel()
         return y

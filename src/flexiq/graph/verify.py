@@ -67,6 +67,8 @@ def _check_roles(node: Node, graph: Graph) -> None:
             raise GraphError(f"node '{node.name}': {node.op} takes one input, has {len(node.inputs)}")
     elif node.weight is not None or node.bias is not None or node.residual is not None:
         raise GraphError(f"node '{node.name}': only conv and linear have weight, bias and residual")
+    if node.residual is not None and node.residual not in graph.types:
+        raise GraphError(f"node '{node.name}': residual '{node.residual}' is a constant")
     if node.residual is not None and graph.types[node.residual].shape != graph.types[node.name].shape:
         raise GraphError(f"node '{node.name}': residual '{node.residual}' differs in shape from the output")
 
@@ -100,13 +102,13 @@ def infer_shape(node: Node, graph: Graph) -> Shape | None:
     return shapes[0] if node.op in _SAME_SHAPE else None
 
 
-_SAME_SHAPE = UNARY_OPS | QUANTIZED_OPS | {"batch_norm", "layer_norm", "softmax", "roll"}
+_SAME_SHAPE = UNARY_OPS | QUANTIZED_OPS
 
 
 def _conv(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
     assert node.weight is not None
     x, w, a = shapes[0], value_shape(graph, node.weight), node.attrs
-    if len(x) != len(w) or x[1] != _int(w[1]) * a["groups"]:
+    if len(x) != len(w) or x[1] != _int(w[1]) * a["groups"] or _int(w[0]) % a["groups"]:
         raise ValueError(f"input {x} does not fit weight {w} in {a['groups']} group(s)")
     if node.bias is not None and value_shape(graph, node.bias) != (w[0],):
         raise ValueError("bias does not fit the weight")
@@ -147,6 +149,8 @@ def _pool(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
 
 def _mean(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
     axes = set(node.attrs["axes"])
+    if not all(0 <= i < len(shapes[0]) and isinstance(shapes[0][i], int) for i in axes):
+        raise ValueError(f"axes {sorted(axes)} leave {shapes[0]} or hold the batch")
     if node.attrs["keepdim"]:
         return tuple(1 if i in axes else d for i, d in enumerate(shapes[0]))
     return tuple(d for i, d in enumerate(shapes[0]) if i not in axes)
@@ -171,6 +175,8 @@ def _slice(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
 def _concat(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
     axis = node.attrs["axis"]
     first = list(shapes[0])
+    if any((*s[:axis], *s[axis + 1 :]) != (*first[:axis], *first[axis + 1 :]) for s in shapes):
+        raise ValueError(f"{shapes} differ beside axis {axis}")
     first[axis] = sum(_int(s[axis]) for s in shapes)
     return tuple(first)
 
@@ -191,8 +197,44 @@ def _select(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
 
 
 def _gather(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
-    axis = node.attrs["axis"]
-    return (*shapes[0][:axis], len(node.attrs["indices"]), *shapes[0][axis + 1 :])
+    axis, indices = node.attrs["axis"], node.attrs["indices"]
+    if not all(0 <= i < _int(shapes[0][axis]) for i in indices):
+        raise ValueError(f"an index leaves axis {axis} of {shapes[0]}")
+    return (*shapes[0][:axis], len(indices), *shapes[0][axis + 1 :])
+
+
+def _permute(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
+    axes = node.attrs["axes"]
+    if sorted(axes) != list(range(len(shapes[0]))):
+        raise ValueError(f"axes {axes} are no permutation of the axes of {shapes[0]}")
+    return tuple(shapes[0][i] for i in axes)
+
+
+def _expand(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
+    target = attr_to_shape(node.attrs["shape"])
+    if broadcast(shapes[0], target) != target:
+        raise ValueError(f"{shapes[0]} cannot be expanded to {target}")
+    return target
+
+
+def _batch_norm(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
+    if len(shapes) != 5 or any(s != (shapes[0][1],) for s in shapes[1:]):
+        raise ValueError(f"parameters {shapes[1:]} do not fit the channels of {shapes[0]}")
+    return shapes[0]
+
+
+def _layer_norm(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
+    normalized = tuple(node.attrs["normalized_shape"])
+    if shapes[0][len(shapes[0]) - len(normalized) :] != normalized or any(s != normalized for s in shapes[1:]):
+        raise ValueError(f"normalized shape {normalized} does not fit {shapes}")
+    return shapes[0]
+
+
+def _axes_inside(node: Node, shapes: list[Shape], graph: Graph) -> Shape:
+    axes = node.attrs["axes"] if node.op == "roll" else [node.attrs["axis"]]
+    if not all(0 <= i < len(shapes[0]) for i in axes):
+        raise ValueError(f"axes {axes} leave {shapes[0]}")
+    return shapes[0]
 
 
 _RULES: dict[str, Callable[[Node, list[Shape], Graph], Shape]] = {
@@ -206,8 +248,12 @@ _RULES: dict[str, Callable[[Node, list[Shape], Graph], Shape]] = {
     "avg_pool": _pool,
     "mean": _mean,
     "reshape": _reshape,
-    "permute": lambda node, shapes, graph: tuple(shapes[0][i] for i in node.attrs["axes"]),
-    "expand": lambda node, shapes, graph: attr_to_shape(node.attrs["shape"]),
+    "permute": _permute,
+    "expand": _expand,
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "softmax": _axes_inside,
+    "roll": _axes_inside,
     "slice": _slice,
     "select": _select,
     "pad": _pad_shape,

@@ -22,6 +22,7 @@ class QuantizeConfig(BaseModel):
     weight_granularity  weight shifts per "output" channel and group, per "block" of 16 outputs, or per "group"
     calibration         range of a tensor: "mse", "percentile" or "minmax"
     percentile          for calibration = "percentile", in percent
+    equalize            None, or 0..1: move range differences between channels into the weights first (1: all of them)
     bias_correction     restore the mean of every layer's outputs at every ratio
     sort_channels       sort channels by range so that groups are alike (layout; no cost at run time)
     nested              groups low at one ratio stay low at higher ones (False: chosen for every ratio alone)
@@ -46,6 +47,7 @@ class QuantizeConfig(BaseModel):
     weight_granularity: Literal["output", "block", "group"] = "output"
     calibration: Literal["minmax", "percentile", "mse"] = "mse"
     percentile: float = Field(99.99, gt=50.0, le=100.0)
+    equalize: float | None = Field(None, ge=0.0, le=1.0)
     bias_correction: bool = True
     sort_channels: bool = True
     nested: bool = True

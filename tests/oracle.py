@@ -34,10 +34,9 @@ def plain_shift(magnitudes: list[int], bits: int, signed: bool) -> int:
 def low_array(values: Ints, shift: Ints | int, limit: int, signed: bool) -> Ints:
     """`low_value` over an array, each distinct (value, shift) once."""
     v, s = np.broadcast_arrays(np.asarray(values, np.int64), np.asarray(shift, np.int64))
-    result = np.empty(v.shape, np.int64)
-    for pair in np.unique(np.stack([v.ravel(), s.ravel()]), axis=1).T:
-        result[(v == pair[0]) & (s == pair[1])] = low_value(int(pair[0]), int(pair[1]), limit, signed)
-    return result
+    codes, where = np.unique(v * 64 + s, return_inverse=True)
+    table = np.array([low_value(int(c) >> 6, int(c) & 63, limit, signed) for c in codes], np.int64)
+    return table[where.reshape(v.shape)]
 
 
 class LayerOracle:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 256
 BATCH = 120
 # Smaller than the defaults (50 x 50 on 256 images) so that the demo is quick; the digits need no more.
-SEARCH = {"population": 24, "generations": 20, "search_images": 128}
+SEARCH = {"population": 32, "generations": 30, "search_images": 128}
 QUICK = {"population": 8, "generations": 3, "search_images": 64}
 QUICK_EPOCHS = 2
 
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.seed < 0 or (options.threads is not None and options.threads < 1):
         parser.error("--seed must not be negative, --threads must be at least 1")
+    machine.yield_waiting_cores()
     terminal = Terminal(options.json)
     try:
         with terminal.running():
@@ -163,7 +164,7 @@ class Demo:
         from flexiq.quantization.config import QuantizeConfig
 
         sizes = QUICK if self.quick else SEARCH
-        return QuantizeConfig(selector="evolutionary", seed=self.seed, **sizes)  # type: ignore[arg-type]
+        return QuantizeConfig(selector="evolutionary", seed=self.seed, **sizes)
 
     def quantize(self, network: torch.nn.Module, calibration: torch.Tensor) -> QuantizedModel:
         """One file's worth of model, with an evolutionary search for the low groups."""
@@ -196,8 +197,8 @@ class Demo:
             f"{len(eligible)} of them may run low, with {min(groups)} to {max(groups)} groups each"
         )
         self.terminal.say(
-            f"   search: {self.config().population} candidates x {self.config().generations} generations at most per ratio, "
-            f"{search['evaluations']} evaluated in {duration(search['seconds'])}"
+            f"   search: up to {self.config().generations} generations of {self.config().population} per ratio, "
+            f"{search['evaluations']} candidates evaluated in {duration(search['seconds'])}"
         )
         return quantized
 
@@ -270,14 +271,19 @@ class Demo:
 
     def commands(self) -> list[str]:
         """Commands that go on from here, as they can be typed in this folder."""
-        flexiq, model = _program(), shlex.quote(str(self.model_path))
+        flexiq, model, other = (
+            _program(),
+            shlex.quote(str(self.model_path)),
+            shlex.quote(str(self.out / "digits-3bit.flexiq")),
+        )
+        weights = shlex.quote(str(self.weights_path))
         split = f" --split-seed {self.seed}" if self.seed else ""
         return [
             f"{flexiq} inspect {model} --layers",
             f"{flexiq} evaluate {model} --data digits --ratios 0,50,100",
-            f"{flexiq} quantize --model zoo:digits --weights {shlex.quote(str(self.weights_path))} --data digits{split} "
-            f"--low-bits 3 --selector greedy --force -o {shlex.quote(str(self.out / 'digits-3bit.flexiq'))}",
-            f"{flexiq} compare {model} {shlex.quote(str(self.out / 'digits-3bit.flexiq'))}",
+            f"{flexiq} quantize --model zoo:digits --weights {weights} --data digits{split} --low-bits 3 "
+            f"--selector greedy --force -o {other}",
+            f"{flexiq} compare {model} {other}",
             f"{flexiq} quantize --help",
         ]
 

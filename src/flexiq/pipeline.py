@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flexiq.engines.reference.bias_table import correct_bias, live_bytes_per_sample
 from flexiq.engines.reference.executor import Executor
+from flexiq.engines.reference.patches import PatchSampler
 from flexiq.engines.reference.search import CandidateEvaluator
 from flexiq.engines.reference.statistics import (
     ValueStatistics,
@@ -37,16 +38,11 @@ from flexiq.quantization.build import build_program, eligibility, positions, sta
 from flexiq.quantization.calibration import TensorStatistics, choose_range, summarize
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.domains import layer_kinds, non_negative_values
-from flexiq.quantization.effective_bits import (
-    group_maximum,
-    least_squares_shift,
-    magnitude_errors,
-    naive_shift,
-    plain_shift,
-)
+from flexiq.quantization.effective_bits import group_maximum, naive_shift, plain_shift
 from flexiq.quantization.equalize import equalize
+from flexiq.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
 from flexiq.quantization.program import Program, QuantizedLayer
-from flexiq.quantization.weights import low_weights, weight_shifts
+from flexiq.quantization.weights import plain_weight_shifts
 from flexiq.selection import (
     SearchProgress,
     SelectionProblem,
@@ -57,6 +53,7 @@ from flexiq.selection import (
 )
 
 CALIBRATION_MEMORY = 3 << 30  # bytes of activations held at once while the bias table is computed layer by layer
+PATCHES = 4096  # sampled rows of each layer's input, for shifts of least output error
 Progress = Callable[[str, float], None]  # (what is being done, share done 0..1)
 
 
@@ -205,108 +202,63 @@ class LowTables:
     values: dict[str, ValueStatistics]
     scores: dict[str, npt.NDArray[np.float64]]
     mean_shifts: dict[str, npt.NDArray[np.float64]]
-    outputs: list[Tensor]
 
 
 def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> LowTables:
     """Choose every shift of the program in place; return error scores and first-order mean shifts per group."""
+    names = [n for n, layer in program.layers.items() if layer.weight is not None and layer.n_groups]
+    batches = prepared.batches(config.batch_size)
+    executor = Executor(program)
+    sampler = PatchSampler(executor, names, len(batches), PATCHES, config.seed)
     with torch.no_grad():
-        values, outputs = collect(Executor(program), prepared.batches(config.batch_size))
+        values = collect(executor, batches, sampler)
     graph = program.graph
-    readers: dict[str, list[QuantizedLayer]] = {}
-    for name, layer in program.layers.items():
-        if layer.weight is not None and layer.n_groups:
-            readers.setdefault(graph.node(name).inputs[0], []).append(layer)
-    for value, layers in readers.items():
-        _activation_shifts(program, value, layers, values[value], config)
+    patches = sampler.patches()
+    samples = {
+        n: LayerSamples(program.layers[n], patches[n], values[graph.node(n).inputs[0]].signed, config.bias_correction)
+        for n in names
+    }
+    readers: dict[str, list[str]] = {}
+    for n in names:
+        readers.setdefault(graph.node(n).inputs[0], []).append(n)
+    for value, own in readers.items():
+        shift = _activation_shift(values[value], [samples[n] for n in own], config)
+        for n in own:
+            program.layers[n].activation_shift = shift
     scores, mean_shifts = {}, {}
-    for name, layer in program.layers.items():
-        if layer.weight is None or not layer.n_groups:
-            continue
-        statistics = values[graph.node(name).inputs[0]]
-        _weight_shifts(layer, statistics, config)
-        if layer.eligible:
-            scores[name] = error_scores(layer, statistics)
-            if config.bias_correction:
-                mean_shifts[name] = group_mean_shifts(graph.node(name), layer, statistics)
-    return LowTables(values, scores, mean_shifts, outputs)
+    for n in names:
+        layer = program.layers[n]
+        scores[n] = _weight_shift(layer, samples[n], config)
+        if config.bias_correction:
+            mean_shifts[n] = group_mean_shifts(graph.node(n), layer, values[graph.node(n).inputs[0]])
+    return LowTables(values, scores, mean_shifts)
 
 
-def _weight_energy(layer: QuantizedLayer) -> npt.NDArray[np.float64]:
-    """float64 [C]: sum over outputs and taps of the squared real weight of each feature channel."""
-    assert layer.weight is not None
-    scale = layer.weight_scale.astype(np.float64)
-    w = layer.weight.reshape(layer.weight.shape[0], layer.weight.shape[1], -1).astype(np.float64)
-    energy = (w**2).sum(axis=2) * (scale**2)[:, None]
-    return energy.reshape(layer.conv_groups, -1, energy.shape[1]).sum(axis=1).reshape(-1)  # type: ignore[no-any-return]
-
-
-def _activation_shifts(
-    program: Program,
-    value: str,
-    layers: Sequence[QuantizedLayer],
-    statistics: ValueStatistics,
-    config: QuantizeConfig,
-) -> None:
+def _activation_shift(
+    statistics: ValueStatistics, readers: Sequence[LayerSamples], config: QuantizeConfig
+) -> npt.NDArray[np.uint8]:
     """One shift per (tensor, group), shared by all readers of the tensor."""
-    signed = program.qparams[value].signed
-    energy = sum(_weight_energy(layer) for layer in layers)
-    for layer in layers:
-        if config.extraction == "naive":
-            layer.activation_shift[:] = naive_shift(signed, layer.amax)
-        elif config.shift_choice == "plain":
-            largest = group_maximum(statistics.channel_max(), layer.group_bounds)
-            layer.activation_shift = plain_shift(largest, layer.amax)
-        else:
-            weighted = statistics.magnitudes() * np.asarray(energy)[:, None]
-            layer.activation_shift = least_squares_shift(weighted, layer.group_bounds, layer.amax, signed)
+    layer = readers[0].layer
+    if config.extraction == "naive":
+        return np.full(layer.n_groups, naive_shift(statistics.signed, layer.amax), np.uint8)
+    if config.shift_choice == "plain":
+        return plain_shift(group_maximum(statistics.channel_max(), layer.group_bounds), layer.amax)
+    return activation_shifts(readers)
 
 
-def _importance(layer: QuantizedLayer, per_channel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[C] -> [O, I]: the entry of the feature channel that each weight column of each row reads."""
+def _weight_shift(layer: QuantizedLayer, samples: LayerSamples, config: QuantizeConfig) -> npt.NDArray[np.float64]:
+    """Set the layer's weight shifts; return the error score of each group."""
     assert layer.weight is not None
-    groups = per_channel.reshape(layer.conv_groups, -1)
-    return np.repeat(groups, layer.weight.shape[0] // layer.conv_groups, axis=0)
-
-
-def _weight_shifts(layer: QuantizedLayer, statistics: ValueStatistics, config: QuantizeConfig) -> None:
-    assert layer.weight is not None
+    least, scores = weight_shifts(samples, config.weight_granularity)
     if config.extraction == "naive":
         layer.weight_shift[:] = naive_shift(True, layer.wmax)
-        return
-    n_local = layer.weight_shift.shape[1]
-    layer.weight_shift = weight_shifts(
-        layer.weight,
-        layer.group_bounds[: n_local + 1],
-        _importance(layer, statistics.mean_square()) + 1e-12,
-        layer.wmax,
-        config.weight_granularity,
-        config.shift_choice == "least_squares",
-    )
-
-
-def error_scores(layer: QuantizedLayer, statistics: ValueStatistics) -> npt.NDArray[np.float64]:
-    """float64 [n_groups]: calibrated squared error (real units) of the layer's outputs when one group runs low.
-
-    sum over outputs and channels of E[(a - a_low)^2] w_low^2 + E[a^2] (w - w_low)^2; errors taken as independent.
-    """
-    assert layer.weight is not None
-    n_local = layer.weight_shift.shape[1]
-    low = low_weights(layer.weight, layer.group_bounds[: n_local + 1], layer.weight_shift, layer.wmax)
-    shape = (layer.weight.shape[0], layer.weight.shape[1], -1)
-    w8, w4 = layer.weight.reshape(shape).astype(np.float64), low.reshape(shape).astype(np.float64)
-    table = magnitude_errors(layer.amax, statistics.signed)
-    total = np.maximum(statistics.histogram.sum(axis=1), 1.0)
-    shift = np.minimum(layer.activation_shift, len(table) - 1)[layer.channel_groups()]
-    activation_error = (statistics.magnitudes() * table[shift]).sum(axis=1) / total
-    unit = (layer.weight_scale.astype(np.float64) ** 2)[:, None]
-    error = unit * (
-        (w4**2).sum(axis=2) * _importance(layer, activation_error)
-        + ((w8 - w4) ** 2).sum(axis=2) * _importance(layer, statistics.mean_square())
-    )
-    per_channel = error.reshape(layer.conv_groups, -1, error.shape[1]).sum(axis=1).reshape(-1)
-    result: npt.NDArray[np.float64] = np.add.reduceat(per_channel, layer.group_bounds[:-1].astype(np.int64))
-    return result
+    elif config.shift_choice == "plain":
+        n_local = layer.weight_shift.shape[1]
+        bounds = layer.group_bounds[: n_local + 1]
+        layer.weight_shift = plain_weight_shifts(layer.weight, bounds, layer.wmax, config.weight_granularity)
+    else:
+        layer.weight_shift = least
+    return scores
 
 
 @dataclass

@@ -15,12 +15,7 @@ from typing import Annotated
 import typer
 
 from flexiq._version import __version__
-from flexiq.cli.compare import compare
-from flexiq.cli.doctor import doctor
-from flexiq.cli.evaluate import evaluate
-from flexiq.cli.inspect import inspect
-from flexiq.cli.quantize import quantize
-from flexiq.cli.report import report
+from flexiq.cli import compare, doctor, evaluate, inspect, machine, quantize, report
 from flexiq.errors import FlexiqError
 
 __all__ = ["app", "main"]
@@ -49,32 +44,32 @@ app.command(
         "flexiq quantize --model my_net.py:Net --weights net.pt --data pictures --resize 224 -o net.flexiq",
         "flexiq quantize --model zoo:digits --weights w.safetensors --data digits --selector greedy -o digits.flexiq",
     )
-)(quantize)
+)(quantize.quantize)
 app.command(
     epilog=_examples(
         "flexiq evaluate resnet20.flexiq --data cifar10 --ratios 0,50,100",
         "flexiq evaluate digits.flexiq --data digits --json",
     )
-)(evaluate)
+)(evaluate.evaluate)
 app.command(
     epilog=_examples(
         "flexiq inspect resnet20.flexiq --layers",
         "flexiq inspect resnet20.flexiq --verify --json",
     )
-)(inspect)
+)(inspect.inspect)
 app.command(
     epilog=_examples(
         "flexiq compare evolutionary.flexiq greedy.flexiq",
         "flexiq compare a.flexiq b.flexiq --data cifar10 --images 2000",
     )
-)(compare)
+)(compare.compare)
 app.command(
     epilog=_examples(
         "flexiq report resnet20.flexiq -o resnet20.html",
         "flexiq report resnet20.flexiq -o resnet20.html --data cifar10 --png plots --csv tables",
     )
-)(report)
-app.command(epilog=_examples("flexiq doctor", "flexiq doctor --json"))(doctor)
+)(report.report)
+app.command(epilog=_examples("flexiq doctor", "flexiq doctor --json"))(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -104,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json, debug = "--json" in given, "--debug" in given
+    machine.yield_waiting_cores()
     try:
         result = app(args=given, prog_name="flexiq", standalone_mode=False)
         sys.stdout.flush()

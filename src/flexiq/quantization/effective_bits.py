@@ -80,16 +80,28 @@ def magnitude_errors(limit: int, signed: bool) -> npt.NDArray[np.float64]:
 
 
 def least_squares_shift(
-    histogram: npt.NDArray[np.float64], bounds: npt.NDArray[np.int32], limit: int, signed: bool
+    histogram: npt.NDArray[np.float64],
+    importance: npt.NDArray[np.float64],
+    bounds: npt.NDArray[np.int32],
+    limit: int,
+    signed: bool,
+    centred: bool,
 ) -> npt.NDArray[np.uint8]:
     """Shift of least squared error per group.
 
-    histogram: [channels, 256] weight of each magnitude per channel (counts times how much the channel matters).
-    bounds: [groups + 1] channel borders. Ties go to the smaller shift. Source: design notes, section 1; saturating one
-    bit lower can beat rounding one bit higher.
+    histogram: [channels, 256] counts of q (unsigned) or q + 128 (signed). importance: [channels] weight of a squared error.
+    bounds: [groups + 1] channel borders. centred: count the variance of the error only, for models whose mean errors
+    are corrected by the bias table. Ties go to the smaller shift. Source: design notes, section 1 (saturating one bit
+    lower can beat rounding one bit higher); leaving out the mean is ours.
     """
-    errors = histogram @ magnitude_errors(limit, signed).T  # [channels, shifts]
-    per_group = np.add.reduceat(errors, bounds[:-1].astype(np.int64), axis=0)
+    q = np.arange(-128, 128) if signed else np.arange(256)
+    shifts = range(naive_shift(signed, limit) + 1)
+    error = np.stack([read_back(q, s, limit, signed) - q for s in shifts]).astype(np.float64)
+    total = np.maximum(histogram.sum(axis=1, keepdims=True), 1.0)
+    spread = histogram @ (error**2).T / total  # [channels, shifts]
+    if centred:
+        spread = spread - (histogram @ error.T / total) ** 2
+    per_group = np.add.reduceat(spread * importance[:, None], bounds[:-1].astype(np.int64), axis=0)
     return np.argmin(per_group, axis=1).astype(np.uint8)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexiq.errors import ConfigError
-from flexiq.quantization.effective_bits import naive_shift, plain_shift, read_back
+from flexiq.quantization.effective_bits import plain_shift, read_back
 from flexiq.quantization.program import BLOCK_ROWS, QParams, WeightGranularity
 
 INT32_LIMIT = 2**31 - 1
@@ -70,41 +70,23 @@ def blocked(
     return weight.reshape(weight.shape[0], weight.shape[1], -1).astype(np.int16), local_bounds.astype(np.int64)
 
 
-def weight_shifts(
+def plain_weight_shifts(
     weight: npt.NDArray[np.int8],
     local_bounds: npt.NDArray[np.int32],
-    importance: npt.NDArray[np.float64],
     limit: int,
     granularity: WeightGranularity,
-    least_squares: bool,
 ) -> npt.NDArray[np.uint8]:
-    """uint8 [O, n_local]: shift of every (output channel, group), tied as the granularity says.
+    """uint8 [O, n_local]: shift of every (output channel, group) from the largest magnitude, tied as the granularity says.
 
-    weight: int8 [O, I, *kernel]. local_bounds: [n_local + 1] group borders over I. importance: [O or 1, I] weight of a
-    squared error in each input channel (mean square of its activations). least_squares: the shift of least weighted
-    error; otherwise from the largest magnitude.
+    weight: int8 [O, I, *kernel]. local_bounds: [n_local + 1] group borders over I.
     """
     w, bounds = blocked(weight, local_bounds)
-    if least_squares:
-        shifts = naive_shift(True, limit) + 1  # beyond, a weight read back would leave int8
-        errors = np.empty((shifts, w.shape[0], len(bounds) - 1))
-        for shift in range(shifts):
-            error = ((read_back(w, shift, limit) - w).astype(np.float32) ** 2).sum(axis=2) * importance
-            errors[shift] = np.add.reduceat(error, bounds[:-1], axis=1)
-        errors = _tie(errors, granularity, np.add)
-        return np.argmin(errors, axis=0).astype(np.uint8)
-    largest = np.maximum.reduceat(np.abs(w).max(axis=2), bounds[:-1], axis=1)[None].astype(np.float64)
-    return plain_shift(_tie(largest, granularity, np.maximum)[0], limit)
-
-
-def _tie(values: npt.NDArray[np.float64], granularity: WeightGranularity, combine: np.ufunc) -> npt.NDArray[np.float64]:
-    """Combine [.., O, n] over the output channels that share a shift, and spread the result back over them."""
-    rows = values.shape[1]
-    if granularity == "output":
-        return values
-    starts = np.arange(0, rows, BLOCK_ROWS if granularity == "block" else rows)
-    tied = combine.reduceat(values, starts, axis=1)
-    return np.repeat(tied, np.diff([*starts, rows]), axis=1)
+    largest = np.maximum.reduceat(np.abs(w).max(axis=2), bounds[:-1], axis=1)
+    if granularity != "output":
+        starts = np.arange(0, len(largest), BLOCK_ROWS if granularity == "block" else len(largest))
+        tied = np.maximum.reduceat(largest, starts, axis=0)
+        largest = np.repeat(tied, np.diff([*starts, len(largest)]), axis=0)
+    return plain_shift(largest, limit)
 
 
 def low_weights(

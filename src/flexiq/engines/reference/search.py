@@ -57,6 +57,11 @@ class _Stage:
     macs: int = 0  # per sample, of the nodes in this stage
 
 
+def soft_labels(outputs: Tensor) -> Tensor:
+    """Softmax over the last axis; outputs without classes ([N] or [N, 1]: regression) as they are."""
+    return outputs if outputs.dim() < 2 or outputs.shape[-1] == 1 else torch.softmax(outputs, dim=-1)
+
+
 @dataclass
 class CandidateEvaluator:
     """Callable (masks [n, groups], n_images) -> distances [n], for the selectors.
@@ -102,7 +107,7 @@ class CandidateEvaluator:
         self.keep_stages = {i for i in range(1, len(self.stages)) if i % 2 == 0}
         self.reference: dict[int, Tensor] = {}
         for number in range(len(self.chunks)):
-            self.reference[number] = torch.softmax(self._plain(number, self.base), dim=-1)
+            self.reference[number] = soft_labels(self.executor.run(self._batch(number), self.base)[0])
 
     def _add_stage(self, nodes: list[int], layer: str | None) -> None:
         names = [self.program.graph.nodes[i].name for i in nodes]
@@ -112,9 +117,6 @@ class CandidateEvaluator:
     def _batch(self, number: int) -> list[Tensor]:
         a, b = self.chunks[number]
         return [x[a:b] for x in self.inputs]
-
-    def _plain(self, number: int, settings: Mapping[str, Setting]) -> Tensor:
-        return self.executor.run(self._batch(number), settings)[0].flatten(0, -2)
 
     def setting(self, name: str, low: npt.NDArray[np.bool_]) -> Setting:
         """Setting of one layer for a set of low groups, bias corrected to first order."""
@@ -163,7 +165,7 @@ class CandidateEvaluator:
         samples = self.chunks[number][1] - self.chunks[number][0]
         if stage.layer is None:
             out = self._run_stage(stage, values, dict(self.base), samples)
-            soft = torch.softmax(out[self.program.graph.outputs[0]].flatten(0, -2), dim=-1)
+            soft = soft_labels(out[self.program.graph.outputs[0]])
             distance = (soft[:take] - self.reference[number][:take]).double().pow(2).sum().item()
             squares[members] += distance
             self._count(stage, samples, len(members))
@@ -235,7 +237,7 @@ class CandidateEvaluator:
                     low = torch.from_numpy(mask[self.gene[name]])
                     settings[name] = exact.layers[name].setting(low, fast[name].bias)
                 batch = self._batch(0)
-                a = torch.softmax(self.executor.run(batch, {**self.base, **fast})[0], dim=-1)
-                b = torch.softmax(exact.run(batch, settings)[0], dim=-1)
+                a = soft_labels(self.executor.run(batch, {**self.base, **fast})[0])
+                b = soft_labels(exact.run(batch, settings)[0])
                 worst = max(worst, float((a - b).abs().max()))
         return {"largest_soft_label_difference": worst, "candidates": float(len(masks)), "images": float(len(a))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,14 +90,23 @@ class _Collector:
         self.counts[name] += x.shape[0] if total.dim() > 1 else x.numel() // channels
 
 
-def collect(executor: Executor, batches: Batches) -> tuple[dict[str, ValueStatistics], list[Tensor]]:
+def collect(
+    executor: Executor, batches: Batches, also: Callable[[str, Tensor], None] | None = None
+) -> dict[str, ValueStatistics]:
     """Run the 8-bit model (ratio index 0) over the batches.
 
-    Returns statistics of every value that feeds a conv or linear layer, and the model's first output per batch.
+    Returns statistics of every value that feeds a conv or linear layer. also: a further observer of all values.
     """
     collector = _Collector(executor.program)
+
+    def observe(name: str, x: Tensor) -> None:
+        collector(name, x)
+        if also is not None:
+            also(name, x)
+
     settings = executor.settings(0)
-    outputs = [executor.run(batch, settings, observe=collector)[0] for batch in batches]
+    for batch in batches:
+        executor.run(batch, settings, observe=observe)
     statistics = {
         name: ValueStatistics(
             histogram,
@@ -106,7 +115,7 @@ def collect(executor: Executor, batches: Batches) -> tuple[dict[str, ValueStatis
         )
         for name, histogram in collector.histograms.items()
     }
-    return statistics, outputs
+    return statistics
 
 
 def tap_means(node: Node, layer: QuantizedLayer, mean: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,284 @@
+"""What the search costs and brings: time, multiplies, prefixes shared, memory, fitness beside greedy and random, and what
+nesting costs.
+
+The deviation of the search's fast evaluation from the exact engine is measured on the sets that the search chose.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from accuracy_table import seed_mean
+from common import (
+    CALIBRATION_IMAGES,
+    NETWORKS,
+    Options,
+    Progress,
+    calibration_images,
+    data_folder,
+    file_digest,
+    machine_caption,
+    make_parser,
+    open_results,
+    percent,
+    print_table,
+    read_options,
+    run_command,
+    test_images,
+    trained_network,
+    weights_file,
+)
+from machine import reset_peak_memory, resident_memory
+from measure import TestBench
+from results import ResultFile
+
+from flexiq.engines.reference.search import CandidateEvaluator
+from flexiq.pipeline import LowTables, Prepared, choose, eight_bit_program, low_tables, prepare, quantize_prepared
+from flexiq.quantization.config import QuantizeConfig
+from flexiq.quantization.program import Program
+
+RATIOS = (0.25, 0.5, 0.75)
+NESTING_RATIOS = (0.3, 0.4, 0.5)
+SEEDS = (0, 1, 2)
+RANDOM_DRAWS = 10
+
+
+def measure_search(
+    prepared: Prepared, config: QuantizeConfig, progress: Callable[[str, float], None]
+) -> dict[str, Any]:
+    """The cost of one evolutionary search over all its ratios, and the fitness of what greedy and random choose.
+
+    Peak memory is the process's resident peak during the search; `memory_before` is what calibration data, network and
+    libraries held before it.
+    """
+    program = eight_bit_program(prepared, config)
+    tables = low_tables(prepared, program, config)
+    reset = reset_peak_memory()
+    before = resident_memory()
+    started = time.perf_counter()
+    chosen = choose(prepared, program, tables, config, progress=progress)
+    seconds = time.perf_counter() - started
+    after = resident_memory()
+    summary = {**chosen.result.summary(), **chosen.statistics}
+    greedy = choose(prepared, program, tables, config.updated(selector="greedy"), progress=progress)
+    return {
+        "seconds": seconds,
+        "search": summary,
+        "deviation": _deviation(prepared, program, tables, chosen.layers, chosen.result.masks, config),
+        "memory_before": before["now"],
+        "memory_peak": after["peak"],
+        "memory_peak_is_of_the_search": reset,
+        "targets": list(chosen.result.targets),
+        "shares": chosen.result.shares.tolist(),
+        "fitness": {
+            "evolutionary": chosen.result.fitness.tolist(),
+            "greedy": greedy.result.fitness.tolist(),
+            "random": _random_fitness(prepared, program, tables, chosen.layers, config, progress),
+        },
+    }
+
+
+def _evaluator(
+    prepared: Prepared, program: Program, tables: LowTables, layers: Sequence[str], config: QuantizeConfig
+) -> tuple[CandidateEvaluator, int]:
+    n = min(config.search_images, prepared.samples)
+    return CandidateEvaluator(program, layers, [x[:n] for x in prepared.inputs], tables.mean_shifts), n
+
+
+def _deviation(
+    prepared: Prepared,
+    program: Program,
+    tables: LowTables,
+    layers: Sequence[str],
+    masks: Any,
+    config: QuantizeConfig,
+) -> dict[str, float]:
+    evaluator, _ = _evaluator(prepared, program, tables, layers, config)
+    return evaluator.deviation(masks)
+
+
+def _random_fitness(
+    prepared: Prepared,
+    program: Program,
+    tables: LowTables,
+    layers: Sequence[str],
+    config: QuantizeConfig,
+    progress: Callable[[str, float], None],
+) -> list[list[float]]:
+    """[draw][ratio]: fitness of nested random sets, by the same evaluation as the search's."""
+    evaluator, n = _evaluator(prepared, program, tables, layers, config)
+    result = []
+    for seed in range(RANDOM_DRAWS):
+        drawn = choose(prepared, program, tables, config.updated(selector="random", seed=seed))
+        result.append([float(f) for f in evaluator(drawn.result.masks, n)])
+        progress("random sets", (seed + 1) / RANDOM_DRAWS)
+    return result
+
+
+def measure_nesting(
+    prepared: Prepared, config: QuantizeConfig, bench: TestBench, progress: Callable[[str, float], None]
+) -> dict[str, Any]:
+    """Fitness on calibration data and accuracy on test images at the ratios of a nested or independent choice."""
+    started = time.perf_counter()
+    program = quantize_prepared(prepared, config, progress=progress)
+    search = program.provenance["search"]
+    return {
+        "quantize_seconds": time.perf_counter() - started,
+        "fitness": search["fitness"],
+        "greedy_fitness": search["greedy_fitness"],
+        "shares": search["shares"],
+        "nested_as_it_turned_out": program.nested,
+        **bench.figures(program, [r for r in program.ratios if r > 0.0], progress),
+    }
+
+
+class SearchRun:
+    """One network; the preparation of seed 0 serves the search and the nesting rows, other seeds draw other images."""
+
+    def __init__(self, network: str, options: Options) -> None:
+        self.network, self.options = network, options
+        self.file: ResultFile = open_results(options, "search", "search")
+        self.weights = file_digest(weights_file(network))
+        self._prepared: dict[int, Prepared] = {}
+        self._bench: TestBench | None = None
+
+    def prepared(self, seed: int, config: QuantizeConfig, progress: Progress) -> Prepared:
+        if seed not in self._prepared:
+            self._prepared[seed] = prepare(
+                trained_network(self.network), [calibration_images(seed)], config, progress=progress
+            )
+        return self._prepared[seed]
+
+    def settings(self, config: QuantizeConfig, seed: int, images: int | None) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "weights": self.weights,
+            "config": config.model_dump(mode="json"),
+            "calibration_seed": seed,
+            "calibration_images": CALIBRATION_IMAGES,
+            "images": images,
+        }
+
+    def search(self) -> dict[str, Any]:
+        """The row "NETWORK.search"; its threads are among its settings, since it is about time."""
+        config = self.options.config(ratios=RATIOS, selector="evolutionary")
+        settings = {**self.settings(config, 0, 0), "threads": self.file.machine["threads"]}
+        progress = Progress(f"{self.network} search")
+        row, now = self.file.measure(
+            f"{self.network}.search",
+            settings,
+            lambda: measure_search(self.prepared(0, config, progress), config, progress),
+            changed=self.options.changed,
+        )
+        if now:
+            progress.done(f"{row['seconds']:.0f} s")
+        return row
+
+    def nesting(self, seed: int, nested: bool) -> dict[str, Any]:
+        config = self.options.config(ratios=NESTING_RATIOS, selector="evolutionary", nested=nested, seed=seed)
+        name = f"{self.network}.{'nested' if nested else 'independent'}.seed{seed}"
+        progress = Progress(name)
+        row, now = self.file.measure(
+            name,
+            self.settings(config, seed, self.options.images),
+            lambda: measure_nesting(self.prepared(seed, config, progress), config, self.bench(), progress),
+            changed=self.options.changed,
+        )
+        if now:
+            progress.done(", ".join(f"{100 * e['ratio']:.0f} %: {100 * e['accuracy']:.2f}" for e in row["ratios"]))
+        return row
+
+    def bench(self) -> TestBench:
+        if self._bench is None:
+            self._bench = TestBench(trained_network(self.network), test_images(self.options.images))
+        return self._bench
+
+
+def cost_rows(row: dict[str, Any]) -> list[list[str]]:
+    """Name and value of what a search cost."""
+    search, config, deviation = row["search"], row["settings"]["config"], row["deviation"]
+    lookups = max(1, int(search["cache_lookups"]))
+    return [
+        ["population x generations", f"{config['population']} x {config['generations']}"],
+        ["seconds, all ratios", f"{row['seconds']:.1f}"],
+        ["candidates scored", f"{search['evaluations']:,}"],
+        ["candidates proposed again", f"{search['remembered_candidates']:,}"],
+        ["candidate images", f"{search['candidate_images']:,}"],
+        ["multiplies done", f"{search['multiplies']:.3e}"],
+        ["multiplies saved by shared prefixes", f"{percent(search['multiplies_saved_share'], 1)} %"],
+        ["prefix cache hits", f"{search['cache_hits']:,} of {lookups:,} ({percent(search['cache_hits'] / lookups, 1)} %)"],
+        ["memory before / peak", f"{row['memory_before'] / 2**20:.0f} / {row['memory_peak'] / 2**20:.0f} MiB"],
+        ["largest soft-label deviation from the exact engine", f"{deviation['largest_soft_label_difference']:.2e}"],
+    ]
+
+
+def fitness_rows(row: dict[str, Any]) -> list[list[str]]:
+    """Per ratio: evolutionary, greedy, random (mean and standard deviation over draws)."""
+    fitness = row["fitness"]
+    draws = np.array(fitness["random"])
+    return [
+        [
+            f"{100 * target:.0f} %",
+            f"{fitness['evolutionary'][i]:.4f}",
+            f"{fitness['greedy'][i]:.4f}",
+            f"{draws[:, i].mean():.4f} ± {draws[:, i].std(ddof=1):.4f}",
+        ]
+        for i, target in enumerate(row["targets"])
+    ]
+
+
+def nesting_rows(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[list[str]]:
+    """Per ratio, mean and standard error over seeds: fitness and accuracy of (nested, independent) and what nesting costs."""
+    lines = []
+    for i, entry in enumerate(pairs[0][0]["ratios"]):
+        fitness = np.array([[row["fitness"][i] for row in pair] for pair in pairs])
+        accuracy = np.array([[row["ratios"][i]["accuracy"] for row in pair] for pair in pairs]) * 100
+        lines.append(
+            [
+                f"{100 * entry['ratio']:.0f} %",
+                seed_mean(fitness[:, 0], 4),
+                seed_mean(fitness[:, 1], 4),
+                seed_mean(fitness[:, 0] - fitness[:, 1], 4),
+                seed_mean(accuracy[:, 0], 2),
+                seed_mean(accuracy[:, 1], 2),
+                seed_mean(accuracy[:, 0] - accuracy[:, 1], 2),
+            ]
+        )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, then print the tables. Raises FlexiqError."""
+    parser = make_parser("search", __doc__, ("resnet20",), None)
+    parser.add_argument("--part", choices=("all", "search", "nesting"), default="all")
+    options = read_options(parser, arguments, NETWORKS)
+    data_folder()
+    for network in options.networks:
+        run = SearchRun(network, options)
+        caption = machine_caption(run.file.machine)
+        if options.extra.part != "nesting":
+            row = run.search()
+            caption = machine_caption(row["machine"])
+            print_table(f"Search on {network}, {CALIBRATION_IMAGES} images", ["", "value"], cost_rows(row), caption)
+            print_table(
+                f"Distance to the 8-bit model's soft labels on {CALIBRATION_IMAGES} calibration images",
+                ["ratio", "evolutionary", "greedy", f"random, {RANDOM_DRAWS} draws"],
+                fitness_rows(row),
+                caption,
+            )
+        if options.extra.part != "search":
+            pairs = [(run.nesting(seed, True), run.nesting(seed, False)) for seed in SEEDS]
+            samples = pairs[0][0]["samples"]
+            print_table(
+                f"Nested against independent on {network}, {len(SEEDS)} seeds, {samples:,} test images",
+                ["ratio", "fitness nested", "independent", "difference", "top-1 % nested", "independent", "difference"],
+                nesting_rows(pairs),
+                caption,
+            )
+
+
+if __name__ == "__main__":
+    run_command(main)

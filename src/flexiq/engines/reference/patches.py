@@ -1,0 +1,58 @@
+"""Samples of what each layer multiplies its weights with: rows of the im2col matrix, in 8-bit integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flexiq.engines.reference.executor import Executor
+from flexiq.graph.ir import Node
+from flexiq.quantization.program import QuantizedLayer
+
+Patches = npt.NDArray[np.int16]
+IMAGES_PER_BATCH = 16  # unfolded at once: bounds memory at large resolutions
+
+
+class PatchSampler:
+    """Collects up to `count` rows [C, taps] per layer while the 8-bit model runs; deterministic for a seed."""
+
+    def __init__(self, executor: Executor, layers: Sequence[str], n_batches: int, count: int, seed: int) -> None:
+        self.per_batch = max(1, -(-count // max(1, n_batches)))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.readers: dict[str, list[tuple[Node, QuantizedLayer]]] = {}
+        for name in layers:
+            node = executor.graph.node(name)
+            self.readers.setdefault(node.inputs[0], []).append((node, executor.program.layers[name]))
+        self.parts: dict[str, list[Tensor]] = {}
+
+    def __call__(self, value: str, x: Tensor) -> None:
+        for node, layer in self.readers.get(value, []):
+            self.parts.setdefault(node.name, []).append(self._rows(node, layer, x.cpu()).to(torch.int16))
+
+    def _rows(self, node: Node, layer: QuantizedLayer, x: Tensor) -> Tensor:
+        """int [rows, C, taps]."""
+        assert layer.weight is not None
+        if node.op == "linear":
+            flat = x.reshape(-1, x.shape[-1])
+            return flat[self._pick(flat.shape[0])][:, :, None]
+        taps = layer.weight[0, 0].size
+        images = x[torch.randperm(x.shape[0], generator=self.generator)[:IMAGES_PER_BATCH]]
+        if x.dim() != 4:  # 1-D and 3-D convolutions: every tap sees the value at its own position
+            flat = images.movedim(1, -1).reshape(-1, x.shape[1])
+            return flat[self._pick(flat.shape[0])][:, :, None].expand(-1, -1, taps)
+        a = node.attrs
+        columns = F.unfold(images.float(), layer.weight.shape[2:], a["dilation"], a["padding"], a["stride"])
+        rows = columns.transpose(1, 2).reshape(-1, x.shape[1], taps)
+        return rows[self._pick(rows.shape[0])]
+
+    def _pick(self, available: int) -> Tensor:
+        return torch.randperm(available, generator=self.generator)[: self.per_batch]
+
+    def patches(self) -> dict[str, Patches]:
+        """Layer name -> int16 [rows, C, taps]."""
+        return {name: torch.cat(parts).numpy() for name, parts in self.parts.items()}

@@ -1,0 +1,120 @@
+"""Shifts of least squared OUTPUT error, from samples of a layer's inputs. Pure NumPy functions.
+
+Choosing shifts by the error of the values themselves clips too much: clipping errors all point towards zero and add up
+over taps and channels that fire together, while rounding errors cancel. Measured in outputs, with the covariance of the
+inputs, both count as what they cost (design notes, section 1, ask for least squared error; taking it in outputs is ours).
+
+Notation per group: P [n, m] samples of the inputs of m = channels * taps weights, P_low the same read back from low
+precision, w8 and w_low [O, m]. Where the bias table restores means, samples are centred first: only variance counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flexiq.quantization.effective_bits import naive_shift, read_back
+from flexiq.quantization.program import BLOCK_ROWS, QuantizedLayer, WeightGranularity
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass
+class LayerSamples:
+    """A layer with samples of its inputs: patches int16 [n, C, taps]; signed activations or not; centre the samples."""
+
+    layer: QuantizedLayer
+    patches: npt.NDArray[np.int16]
+    signed: bool
+    centred: bool
+
+    def group(self, index: int) -> npt.NDArray[np.int16]:
+        """int16 [n, channels * taps] of one group."""
+        a, b = self.layer.group_bounds[index : index + 2]
+        return self.patches[:, a:b].reshape(len(self.patches), -1)
+
+    def weights(self, index: int) -> npt.NDArray[np.int16]:
+        """int16 [rows, channels * taps]: the weights that meet this group (rows of its convolution group)."""
+        assert self.layer.weight is not None
+        n_local = self.layer.weight_shift.shape[1]
+        per_group = self.layer.weight.shape[1]
+        offset = (index // n_local) * per_group
+        a, b = self.layer.group_bounds[index : index + 2] - offset
+        block = self.layer.weight[self.rows(index), a:b]
+        return block.reshape(block.shape[0], -1).astype(np.int16)
+
+    def rows(self, index: int) -> slice:
+        """Output channels of the convolution group that a group belongs to."""
+        assert self.layer.weight is not None
+        n_local = self.layer.weight_shift.shape[1]
+        size = self.layer.weight.shape[0] // self.layer.conv_groups
+        start = (index // n_local) * size
+        return slice(start, start + size)
+
+    def prepare(self, samples: npt.NDArray[np.int16]) -> Floats:
+        x = samples.astype(np.float32)
+        return x - x.mean(axis=0) if self.centred else x
+
+
+def activation_shifts(readers: Sequence[LayerSamples]) -> npt.NDArray[np.uint8]:
+    """uint8 [n_groups]: one shift per group of a tensor, for all layers that read it together (8-bit weights)."""
+    layer = readers[0].layer
+    shifts = range(naive_shift(readers[0].signed, layer.amax) + 1)
+    result = np.zeros(layer.n_groups, np.uint8)
+    for g in range(layer.n_groups):
+        costs = np.zeros(len(shifts))
+        for own in readers:
+            unit = own.layer.weight_scale[own.rows(g)].astype(np.float64) ** 2
+            w = own.weights(g).astype(np.float64)
+            gram = (w.T * unit) @ w
+            samples = own.group(g)
+            for s in shifts:
+                error = own.prepare(read_back(samples, s, layer.amax, own.signed) - samples)
+                costs[s] += float(np.sum((error.T @ error).astype(np.float64) * gram)) / len(error)
+        result[g] = int(np.argmin(costs))
+    return result
+
+
+def weight_shifts(
+    samples: LayerSamples, granularity: WeightGranularity
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+    """Shifts uint8 [O, n_local] given the layer's activation shifts, and the output error float64 [n_groups] (real units,
+    summed over outputs) that lowering each group alone then causes, activations and weights together."""
+    layer = samples.layer
+    assert layer.weight is not None
+    n_local = layer.weight_shift.shape[1]
+    shifts = range(naive_shift(True, layer.wmax) + 1)
+    errors = np.zeros((len(shifts), layer.weight.shape[0], n_local))
+    for g in range(layer.n_groups):
+        x = samples.group(g)
+        low = read_back(x, layer.activation_shift[g], layer.amax, samples.signed)
+        p, p_low = samples.prepare(x), samples.prepare(low)
+        n = len(p)
+        a, b, d = (p.T @ p) / n, (p.T @ p_low) / n, (p_low.T @ p_low) / n
+        w = samples.weights(g)
+        w8 = w.astype(np.float32)
+        own = np.einsum("om,om->o", w8 @ a, w8, dtype=np.float64)
+        cross = (w8 @ b).astype(np.float64)
+        for s in shifts:
+            w_low = read_back(w, s, layer.wmax).astype(np.float32)
+            error = own - 2.0 * (cross * w_low).sum(axis=1) + np.einsum("om,om->o", w_low @ d, w_low, dtype=np.float64)
+            errors[s, samples.rows(g), g % n_local] = np.maximum(error, 0.0)
+    errors *= (layer.weight_scale.astype(np.float64) ** 2)[None, :, None]
+    tied = tie(errors, granularity)
+    chosen = np.argmin(tied, axis=0).astype(np.uint8)
+    best = np.take_along_axis(errors, chosen[None].astype(np.int64), axis=0)[0]  # [O, n_local]
+    per_group = best.reshape(layer.conv_groups, -1, n_local).sum(axis=1).reshape(-1)
+    return chosen, per_group
+
+
+def tie(values: npt.NDArray[np.float64], granularity: WeightGranularity) -> npt.NDArray[np.float64]:
+    """Sum [.., O, n] over the output channels that share a shift, and spread the sums back over them."""
+    rows = values.shape[1]
+    if granularity == "output":
+        return values
+    starts = np.arange(0, rows, BLOCK_ROWS if granularity == "block" else rows)
+    sums = np.add.reduceat(values, starts, axis=1)
+    return np.repeat(sums, np.diff([*starts, rows]), axis=1)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flexiq import __version__
+
+COMMANDS = ("quantize", "evaluate", "inspect", "compare", "report", "doctor")
+# Makes `import torch` and `find_spec("torch")` behave as where torch is not installed.
+WITHOUT_TORCH = """
+import importlib.machinery, sys
+find = importlib.machinery.PathFinder.find_spec
+def hidden(name, *rest, **more):
+    return None if name.partition(".")[0] in ("torch", "torchvision", "timm") else find(name, *rest, **more)
+importlib.machinery.PathFinder.find_spec = hidden
+from flexiq.cli import main
+code = main(sys.argv[1:])
+assert "torch" not in sys.modules
+sys.exit(code)
+"""
+
+
+def without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from flexiq.cli import main; main(['--help']); "
+        "heavy = {'torch', 'numpy', 'pydantic', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_examples_and_json(flexiq, command: str) -> None:
+    result = flexiq(command, "--help")
+    assert result.code == 0
+    assert "Examples:" in result.out and f"flexiq {command}" in result.out and "--json" in result.out
+
+
+def test_version_and_bare_call(flexiq) -> None:
+    assert flexiq("--version").out == f"flexiq {__version__}\n"
+    bare = flexiq()
+    assert bare.code == 0 and "Usage" in bare.out
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["evaluate", "x.flexiq", "--bogus"], "--bogus"),
+        (["evaluate"], "MODEL.flexiq"),
+        (["nothing"], "nothing"),
+        (["quantize", "--model", "zoo:digits"], "output"),
+        (["evaluate", "x.flexiq", "--batch-size", "0"], "batch-size"),
+    ],
+)
+def test_wrong_arguments_are_one_line(flexiq, arguments: list[str], told: str) -> None:
+    result = flexiq(*arguments)
+    assert result.code == 2 and result.out == ""
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1 and told in result.err
+    with_json = flexiq(*arguments, "--json")
+    assert with_json.code == 2 and with_json.json["type"] == "UsageError" and told in with_json.json["error"]
+
+
+def test_own_errors_are_one_line_and_debug_shows_where(flexiq, tmp_path: Path) -> None:
+    result = flexiq("inspect", tmp_path / "absent.flexiq")
+    assert result.code == 2 and result.out == "" and result.err.count("\n") == 1 and "absent.flexiq" in result.err
+    as_json = flexiq("inspect", tmp_path / "absent.flexiq", "--json")
+    assert as_json.json["type"] == "ArtifactError"
+    assert "Traceback" in flexiq("inspect", tmp_path / "absent.flexiq", "--debug").err
+
+
+def test_bugs_show_their_traceback(flexiq, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("of no use")
+
+    monkeypatch.setattr("flexiq.cli.doctor.examine", broken)
+    result = flexiq("doctor")
+    assert result.code == 1 and "Traceback" in result.err and "unexpected ZeroDivisionError: of no use" in result.err
+
+
+def test_doctor(flexiq) -> None:
+    found = flexiq("doctor", "--json")
+    assert found.code == 0
+    content = found.json
+    import torch
+
+    assert content["torch"]["version"] == torch.__version__
+    assert content["engines"] == {"reference": ""}
+    assert content["missing_required"] == []
+    assert content["cpu"]["usable_cores"] >= 1 and content["cpu"]["model"]
+    assert isinstance(content["torch"]["int8_convolutions"], bool)
+    text = flexiq("doctor").out
+    assert "nothing required is missing" in text and content["cpu"]["model"] in text
+
+
+def test_doctor_tells_what_required_is_missing(flexiq, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flexiq.cli.doctor.REQUIRED", ("numpy", "no_such_package_of_flexiq"))
+    result = flexiq("doctor", "--json")
+    assert result.code == 1
+    assert result.json["missing_required"] == ["no_such_package_of_flexiq: pip install no_such_package_of_flexiq"]
+
+
+def test_doctor_without_torch() -> None:
+    done = without_torch("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content["torch"] is None and "torch is not installed" in content["engines"]["reference"]
+    assert content["optional_packages"]["torch"]["version"] is None
+    assert "torch: not installed" in without_torch("doctor").stdout
+
+
+def test_files_are_inspected_compared_and_reported_without_torch(artifact: Path, tmp_path: Path) -> None:
+    shown = without_torch("inspect", artifact, "--layers", "--graph", "--verify")
+    assert shown.returncode == 0, shown.stderr
+    assert "block1.conv1" in shown.stdout and "graph(" in shown.stdout
+    assert without_torch("compare", artifact, artifact).returncode == 0
+    page = tmp_path / "page.html"
+    assert without_torch("report", artifact, "-o", page).returncode == 0
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    refused = without_torch("evaluate", artifact, "--data", "digits")
+    assert refused.returncode == 2 and "torch is not installed" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe_is_no_traceback(artifact: Path) -> None:
+    line = f'"{sys.executable}" -m flexiq.cli inspect "{artifact}" --graph --layers | head -c 10'
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert len(done.stdout) == 10 and "Traceback" not in done.stderr

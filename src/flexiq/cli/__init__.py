@@ -66,7 +66,7 @@ app.command(
 app.command(
     epilog=_examples(
         "flexiq report resnet20.flexiq -o resnet20.html",
-        "flexiq report resnet20.flexiq -o resnet20.html --data cifar10 --png plots --csv tables",
+        "flexiq report resnet20.flexiq -o resnet20.html --data cifar10",
     )
 )(report.report)
 app.command(epilog=_examples("flexiq doctor", "flexiq doctor --json"))(doctor.doctor)

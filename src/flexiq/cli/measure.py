@@ -36,6 +36,7 @@ def naive_config(config: QuantizeConfig) -> QuantizeConfig:
         shift_choice="plain",
         bias_correction=False,
         sort_channels=False,
+        equalize=None,
         selector="greedy",
         ratios=NAIVE_RATIOS,
     )

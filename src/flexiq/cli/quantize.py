@@ -242,7 +242,7 @@ def quantize(
         if report is not None:
             from flexiq.cli.report import check_report
 
-            check_report(report, None, None)
+            check_report(report)
         from flexiq.quantization.config import QuantizeConfig
 
         config = QuantizeConfig(

@@ -1,4 +1,4 @@
-"""`flexiq report`: one self-contained HTML file about a .flexiq file, and its plots and tables as PNG and CSV."""
+"""`flexiq report`: one self-contained HTML file about a .flexiq file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,6 @@ def report(
     ],
     data: options.Data = None,
     images: options.Images = None,
-    png: Annotated[
-        Path | None, typer.Option("--png", metavar="DIR", help="Also write the plots as PNG.", show_default=False)
-    ] = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="DIR", help="Also write the tables as CSV.", show_default=False)
-    ] = None,
     title: Annotated[
         str | None,
         typer.Option("--title", metavar="TEXT", help="Heading. Default: the file's name.", show_default=False),
@@ -61,7 +55,7 @@ def report(
     """
     terminal = Terminal(json, quiet)
     with terminal.running():
-        check_report(output, png, csv)
+        check_report(output)
         from flexiq.artifact import load_program
         from flexiq.cli.measure import report_rows
 
@@ -106,7 +100,7 @@ def report(
             saturation=saturation,
             engine=engine,
         )
-        written = write_report(content, output, png, csv)
+        written = write_report(content, output)
         for path in written:
             terminal.say(f"wrote {path}")
         if data is None and not program.curve:
@@ -114,18 +108,10 @@ def report(
         terminal.emit({"command": "report", "model": str(model), "files": [str(path) for path in written]})
 
 
-def check_report(output: Path, png: Path | None, csv: Path | None) -> None:
+def check_report(output: Path) -> None:
     """Raise OutputError early if a report could not be written."""
     # Reports are made again and again, so one is replaced without asking; anything else that lies there is not.
     files.check_output(output, force=output.suffix.lower() in (".html", ".htm"))
-    for folder, option in ((png, "--png"), (csv, "--csv")):
-        if folder is not None:
-            files.make_folder(folder, option)
-    if png is not None:
-        import importlib.util
-
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ConfigError("--png needs matplotlib: pip install 'flexiq[report]'")
 
 
 def count_saturated(program: Program, batches: Iterable[Any], progress: Any) -> list[dict[str, Any]]:
@@ -165,11 +151,10 @@ def build_report(
     )
 
 
-def write_report(content: ReportData, output: Path, png: Path | None = None, csv: Path | None = None) -> list[Path]:
-    """Write the HTML file, and plots and tables if folders are given; returns the files. Raises OutputError."""
+def write_report(content: ReportData, output: Path) -> list[Path]:
+    """Write the HTML file; returns the files written. Raises OutputError."""
     from flexiq.artifact.writing import write_atomically
     from flexiq.report.page import render_html
 
     write_atomically(output, render_html(content).encode())
-    written = [output]
-    return written
+    return [output]

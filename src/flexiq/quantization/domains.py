@@ -102,6 +102,10 @@ def ends(graph: Graph, layers: set[str]) -> tuple[set[str], set[str]]:
     last: set[str] = set()
     for output in graph.outputs:
         last |= front(output, set())
+    for name in list(last & layers):  # heads whose results are added: the add is fused into one of them
+        other = producers.get(producers[name].residual or "")
+        if other is not None and other.name in layers and "activation" not in other.attrs:
+            last.add(other.name)
     return first, last - {""}
 
 

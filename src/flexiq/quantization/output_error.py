@@ -82,32 +82,37 @@ def weight_shifts(
     samples: LayerSamples, granularity: WeightGranularity
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
     """Shifts uint8 [O, n_local] given the layer's activation shifts, and the output error float64 [n_groups] (real units,
-    summed over outputs) that lowering each group alone then causes, activations and weights together."""
+    summed over outputs) that lowering each group alone then causes, activations and weights together.
+
+    Groups are taken in order, and each shift is chosen for the error that the groups before it have left: an error that
+    cancels theirs is worth more than a small one, and clipping in every group would add up.
+    """
     layer = samples.layer
     assert layer.weight is not None
     n_local = layer.weight_shift.shape[1]
     shifts = range(naive_shift(True, layer.wmax) + 1)
-    errors = np.zeros((len(shifts), layer.weight.shape[0], n_local))
+    unit = layer.weight_scale.astype(np.float64) ** 2
+    result = np.zeros((layer.weight.shape[0], n_local), np.uint8)
+    scores = np.zeros(layer.n_groups)
+    residual: Floats = np.zeros(0, np.float32)
     for g in range(layer.n_groups):
+        rows = samples.rows(g)
         x = samples.group(g)
-        low = read_back(x, layer.activation_shift[g], layer.amax, samples.signed)
-        p, p_low = samples.prepare(x), samples.prepare(low)
-        n = len(p)
-        a, b, d = (p.T @ p) / n, (p.T @ p_low) / n, (p_low.T @ p_low) / n
+        p = samples.prepare(x)
+        p_low = samples.prepare(read_back(x, layer.activation_shift[g], layer.amax, samples.signed))
         w = samples.weights(g)
-        w8 = w.astype(np.float32)
-        own = np.einsum("om,om->o", w8 @ a, w8, dtype=np.float64)
-        cross = (w8 @ b).astype(np.float64)
-        for s in shifts:
-            w_low = read_back(w, s, layer.wmax).astype(np.float32)
-            error = own - 2.0 * (cross * w_low).sum(axis=1) + np.einsum("om,om->o", w_low @ d, w_low, dtype=np.float64)
-            errors[s, samples.rows(g), g % n_local] = np.maximum(error, 0.0)
-    errors *= (layer.weight_scale.astype(np.float64) ** 2)[None, :, None]
-    tied = tie(errors, granularity)
-    chosen = np.argmin(tied, axis=0).astype(np.uint8)
-    best = np.take_along_axis(errors, chosen[None].astype(np.int64), axis=0)[0]  # [O, n_local]
-    per_group = best.reshape(layer.conv_groups, -1, n_local).sum(axis=1).reshape(-1)
-    return chosen, per_group
+        exact = p @ w.T.astype(np.float32)  # [n, rows]
+        if g % n_local == 0:
+            residual = np.zeros_like(exact)
+        candidates = [exact - p_low @ read_back(w, s, layer.wmax).T.astype(np.float32) for s in shifts]
+        costs = np.stack([np.einsum("no,no->o", residual + e, residual + e, dtype=np.float64) for e in candidates])
+        costs *= unit[rows] / len(p)
+        chosen = np.argmin(tie(costs[:, :, None], granularity)[:, :, 0], axis=0)
+        result[rows, g % n_local] = chosen
+        error = np.stack(candidates)[chosen, :, np.arange(len(chosen))].T
+        scores[g] = float((np.einsum("no,no->o", error, error, dtype=np.float64) * unit[rows]).sum()) / len(p)
+        residual = residual + error
+    return result, scores
 
 
 def tie(values: npt.NDArray[np.float64], granularity: WeightGranularity) -> npt.NDArray[np.float64]:

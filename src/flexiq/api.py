@@ -68,22 +68,23 @@ class QuantizedModel:
         progress: Callable[[float], None] | None = None,
     ) -> list[dict[str, Any]]:
         """The accuracy curve on (inputs, targets) batches: one row per ratio with accuracy, its standard error,
-        agreement with ratio 0, soft-label distance, and the shares of multiplies that run low.
+        agreement with the smallest ratio (the 8-bit model), soft-label distance to it, and the shares of multiplies that run low.
 
         metric: (outputs, targets) -> mean over the batch; default top-1 accuracy.
         """
         from flexiq.benchmarking.accuracy import evaluate_curve
+        from flexiq.engines.base import ratio_index
 
-        chosen = list(self.ratios if ratios is None else ratios)
+        indices = [ratio_index(self.ratios, r) for r in (self.ratios if ratios is None else ratios)]
+        base = 0  # agreement is measured against the smallest ratio, which runs first
+        order = [base, *(i for i in indices if i != base)]
         total = len(data) if hasattr(data, "__len__") else None
-        rows = evaluate_curve(self.engine.run, chosen, data, metric, progress, total)
-        for row, ratio in zip(rows, chosen, strict=True):
-            from flexiq.engines.base import ratio_index
-
-            index = ratio_index(self.program.ratios, ratio)
+        rows = evaluate_curve(self.engine.run, [self.ratios[i] for i in order], data, metric, progress, total)
+        for row, index in zip(rows, order, strict=True):
             row["low_share"] = self.program.low_share(index)
             row["eligible_share"] = self.program.eligible_share(index)
-        return rows
+        by_index = dict(zip(order, rows, strict=True))
+        return [by_index[i] for i in indices]
 
 
 def quantize(

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexiq.errors import ConfigError
@@ -18,10 +18,10 @@ from flexiq.quantization.weights import (
     check_accumulators,
     low_weights,
     multipliers,
+    plain_weight_shifts,
     quantize_bias,
     quantize_weight,
     weight_scales,
-    weight_shifts,
 )
 
 Granularity = Literal["output", "block", "group"]
@@ -31,6 +31,12 @@ SEEDS = st.integers(0, 2**32 - 1)
 def random_weight(rng: np.random.Generator, rows: int, columns: int, kernel: tuple[int, ...] = ()) -> np.ndarray:
     spread = np.exp2(rng.uniform(0, 7, (rows, columns, *[1] * len(kernel))))
     return np.clip(np.rint(rng.normal(size=(rows, columns, *kernel)) * spread), -127, 127).astype(np.int8)
+
+
+def ties(rows: int, granularity: str) -> list[slice]:
+    """The output channels that share a shift."""
+    size = {"output": 1, "block": BLOCK_ROWS, "group": rows}[granularity]
+    return [slice(a, min(a + size, rows)) for a in range(0, rows, size)]
 
 
 @given(SEEDS)
@@ -95,41 +101,24 @@ def test_accumulators_beyond_int32_are_refused() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["output", "block", "group"])
-@pytest.mark.parametrize("least_squares", [True, False])
+@settings(max_examples=30)
 @given(seed=SEEDS, limit=st.sampled_from([1, 3, 7, 10, 14, 15, 31, 63]))
-def test_weight_shifts(
-    oracle: ModuleType, granularity: Granularity, least_squares: bool, seed: int, limit: int
-) -> None:
-    """Tied as documented, and per tie the shift of least weighted error (or the plain one of its largest magnitude)."""
+def test_plain_weight_shifts(granularity: Granularity, seed: int, limit: int) -> None:
+    """Tied as documented; per tie the shift of its largest magnitude."""
     rng = np.random.default_rng(seed)
     rows, columns = int(rng.integers(1, 37)), int(rng.integers(1, 8))
     weight = random_weight(rng, rows, columns, (2,) if seed % 2 else ())
     bounds = np.unique([0, *rng.integers(0, columns + 1, 2), columns]).astype(np.int32)
-    importance = rng.uniform(0.01, 5.0, (rows, columns))
-    shifts = weight_shifts(weight, bounds, importance, limit, granularity, least_squares)
+    shifts = plain_weight_shifts(weight, bounds, limit, granularity)
     assert shifts.dtype == np.uint8 and shifts.shape == (rows, len(bounds) - 1)
-    size = {"output": 1, "block": BLOCK_ROWS, "group": rows}[granularity]
     w = weight.reshape(rows, columns, -1).astype(np.int64)
-    for start in range(0, rows, size):
-        tie = slice(start, min(start + size, rows))
+    for tie in ties(rows, granularity):
         for j, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-            assert len(set(shifts[tie, j].tolist())) == 1
-            chosen = int(shifts[start, j])
-            block = w[tie, a:b]
-            plain = max(0, int(np.abs(block).max()).bit_length() - limit.bit_length())
-            if not least_squares:
-                assert chosen == plain
-                continue
-
-            def error(shift: int, block: np.ndarray = block, tie: slice = tie, a: int = a, b: int = b) -> float:
-                back = oracle.low_array(block, shift, limit, True) << shift
-                return float((((block - back) ** 2).sum(axis=2) * importance[tie, a:b]).sum())
-
-            errors = [error(s) for s in range(naive_shift(True, limit) + 1)]
-            assert errors[chosen] == pytest.approx(min(errors), rel=1e-5, abs=1e-9)
-            assert errors[chosen] <= error(plain) * (1 + 1e-5)
+            largest = int(np.abs(w[tie, a:b]).max())
+            assert set(shifts[tie, j].tolist()) == {max(0, largest.bit_length() - limit.bit_length())}
 
 
+@settings(max_examples=40)
 @given(SEEDS, st.sampled_from([1, 3, 7, 10, 14, 15, 31, 63]))
 def test_low_weights_read_back(oracle: ModuleType, seed: int, limit: int) -> None:
     rng = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ class QuantizeConfig(BaseModel):
     low_bits_weights: int | None = Field(None, ge=2, le=7)
     extraction: Literal["static", "dynamic", "naive"] = "static"
     shift_choice: Literal["least_squares", "plain"] = "least_squares"
-    weight_granularity: Literal["output", "block", "group"] = "output"
+    weight_granularity: Literal["output", "block", "group"] = "group"
     calibration: Literal["minmax", "percentile", "mse"] = "mse"
     percentile: float = Field(99.99, gt=50.0, le=100.0)
     equalize: float | None = Field(None, ge=0.0, le=1.0)

@@ -60,21 +60,28 @@ class LayerSamples:
 
 
 def activation_shifts(readers: Sequence[LayerSamples]) -> npt.NDArray[np.uint8]:
-    """uint8 [n_groups]: one shift per group of a tensor, for all layers that read it together (8-bit weights)."""
+    """uint8 [n_groups]: one shift per group of a tensor, for all layers that read it together (8-bit weights).
+
+    Groups are taken in order and each shift is chosen for the error that the groups before it have left.
+    """
     layer = readers[0].layer
     shifts = range(naive_shift(readers[0].signed, layer.amax) + 1)
     result = np.zeros(layer.n_groups, np.uint8)
+    residuals: list[Floats] = [np.zeros(0, np.float32)] * len(readers)
     for g in range(layer.n_groups):
         costs = np.zeros(len(shifts))
-        for own in readers:
-            unit = own.layer.weight_scale[own.rows(g)].astype(np.float64) ** 2
-            w = own.weights(g).astype(np.float64)
-            gram = (w.T * unit) @ w
+        errors: list[list[Floats]] = []
+        for i, own in enumerate(readers):
+            scale = own.layer.weight_scale[own.rows(g)]
+            w = own.weights(g).T * scale  # real units
             samples = own.group(g)
-            for s in shifts:
-                error = own.prepare(read_back(samples, s, layer.amax, own.signed) - samples)
-                costs[s] += float(np.sum((error.T @ error).astype(np.float64) * gram)) / len(error)
+            found = [own.prepare(read_back(samples, s, layer.amax, own.signed) - samples) @ w for s in shifts]
+            if g % own.layer.weight_shift.shape[1] == 0:
+                residuals[i] = np.zeros_like(found[0])
+            costs += [float(np.square(residuals[i] + e).sum(dtype=np.float64)) / len(e) for e in found]
+            errors.append(found)
         result[g] = int(np.argmin(costs))
+        residuals = [r + found[result[g]] for r, found in zip(residuals, errors, strict=True)]
     return result
 
 

@@ -31,14 +31,13 @@ from common import (
     trained_network,
     weights_file,
 )
-from machine import describe_machine
-from measure import TestBench
-from results import ResultFile, read_rows, settings_hash
-
 from flexiq.errors import FlexiqError, SelectionError
 from flexiq.pipeline import Prepared, prepare, quantize_prepared
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.program import Program
+from machine import describe_machine
+from measure import TestBench
+from results import ResultFile, read_rows, settings_hash
 
 # Parts of a program's provenance that belong beside its accuracy.
 _SEARCH_KEYS = (
@@ -136,7 +135,7 @@ class NetworkRun:
     def quantize(
         self, prepared: Prepared, config: QuantizeConfig, row: Row, settings: dict[str, Any], progress: Progress
     ) -> tuple[Program, bool]:
-        """(program, whether an interrupted search was continued). The checkpoint lies beside the results until the end."""
+        """(program, whether an interrupted search was continued). The checkpoint lies beside the results meanwhile."""
         digits = settings_hash({**settings, "code": self.file.code})
         checkpoint = self.options.results / f"accuracy.{self.network}.{digits}.checkpoint.tmp"
         self.options.results.mkdir(parents=True, exist_ok=True)
@@ -214,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("accuracy", __doc__, NETWORKS, None)
     parser.add_argument("--rows", help="comma-separated names (default: all; float32 is always measured)")
     parser.add_argument("--list", action="store_true", help="show the rows and stop")
-    parser.add_argument("--markdown", action="store_true", help="print the table of stored results in Markdown and stop")
+    parser.add_argument("--markdown", action="store_true", help="print stored results in Markdown and stop")
     parser.add_argument("--table", action="store_true", help="print the table of stored results and stop")
     options = read_options(parser, arguments, NETWORKS)
     if options.extra.list:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from accuracy_rows import SEEDS, accuracy_rows, default_of
 from measure import paired_difference, unpack_flags
 
@@ -57,7 +58,7 @@ def seed_mean(values: Sequence[float] | npt.NDArray[np.float64], digits: int) ->
 
 
 def compared(row: Mapping[str, Any], other: Mapping[str, Any], ratio: float) -> tuple[float, float] | None:
-    """(difference in accuracy row - other, paired standard error) on the same images; None if they were not the same."""
+    """(difference in accuracy row - other, paired standard error) on the same images; None if they were others."""
     a, b = entry(row, ratio), entry(other, ratio)
     if a is None or b is None or row.get("samples") != other.get("samples"):
         return None

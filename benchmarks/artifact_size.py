@@ -1,8 +1,8 @@
 """Sizes of .flexiq files and the time to load them: whole, for a band of ratios, and for 100 % low alone.
 
 The trained networks, and larger ones with random weights where torchvision or timm is installed (sizes do not depend on
-training; their weights are as incompressible as trained ones, since weights are stored as they are). Groups are chosen
-greedily for the trained networks and at random for the large ones: sizes depend on how many groups are low, not on which.
+training: weights are stored as they are). Groups are chosen greedily for the trained networks and at random for the large
+ones: sizes depend on how many groups are low, hardly on which.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from common import (
     CALIBRATION_IMAGES,
     NETWORKS,
@@ -34,8 +36,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from torch import Tensor, nn
-
 from flexiq.artifact import load_program, save_program
 from flexiq.pipeline import prepare, quantize_prepared
 from flexiq.quantization.config import QuantizeConfig

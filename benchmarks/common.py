@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from machine import describe_machine
-from results import ResultFile
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -25,6 +23,8 @@ from flexiq.errors import ConfigError, DataError, FlexiqError
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.zoo.datasets import ImageSet, load_dataset
 from flexiq.zoo.registry import build_model
+from machine import describe_machine
+from results import ResultFile
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,7 +35,7 @@ TEST_ORDER_SEED = 0  # the test set is sorted by class; a part of it must not be
 
 
 def data_folder() -> Path:
-    """The folder of trained networks and images: FLEXIQ_DATA, else ../shared/data. Raises DataError where it is absent."""
+    """The folder of trained networks and images: FLEXIQ_DATA, else ../shared/data. Raises DataError if absent."""
     folder = Path(os.environ.get("FLEXIQ_DATA", ROOT.parent / "shared" / "data")).expanduser()
     for needed in ("cifar10/train.zip", "cifar10/test.zip", "weights"):
         if not (folder / needed).exists():
@@ -104,7 +104,9 @@ class Options:
         return QuantizeConfig(**changes, **{k: v for k, v in given.items() if v is not None})
 
 
-def make_parser(name: str, description: str | None, networks: Sequence[str], images: int | None) -> argparse.ArgumentParser:
+def make_parser(
+    name: str, description: str | None, networks: Sequence[str], images: int | None
+) -> argparse.ArgumentParser:
     """The options of every command; a command adds its own.
 
     networks: the default choice. images: default number of test images, None for all, 0 for a command that uses none.
@@ -144,7 +146,7 @@ def read_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
 
 
 def open_results(options: Options, stem: str, benchmark: str) -> ResultFile:
-    """The file STEM.KIND.json of this machine's kind; says on stderr what will be kept and whether it is of other code."""
+    """The file STEM.KIND.json of this machine's kind; says on stderr how many of its rows are of other code."""
     machine = describe_machine()
     file = ResultFile(options.results / f"{stem}.{machine['kind']}.json", benchmark, machine, fresh=options.fresh)
     stale = file.stale()

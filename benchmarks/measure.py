@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import BATCH, batches
 from torch import nn
 
+from common import BATCH, batches
 from flexiq.engines.reference.engine import ReferenceEngine
 from flexiq.quantization.program import Program
 from flexiq.zoo.datasets import ImageSet

@@ -92,7 +92,9 @@ class ResultFile:
                 os.fsync(stream.fileno())
             os.replace(partial, self.path)
         except OSError as error:
-            raise OutputError(f"{self.path} cannot be written ({error}); choose another folder with --results") from error
+            raise OutputError(
+                f"{self.path} cannot be written ({error}); choose another folder with --results"
+            ) from error
 
     def measure(
         self,

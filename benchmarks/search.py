@@ -1,5 +1,4 @@
-"""What the search costs and brings: time, multiplies, prefixes shared, memory, fitness beside greedy and random, and what
-nesting costs.
+"""What the search costs and brings: time, multiplies, shared prefixes, memory, fitness beside greedy and random; nesting.
 
 The deviation of the search's fast evaluation from the exact engine is measured on the sets that the search chose.
 """
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from accuracy_table import seed_mean
 from common import (
     CALIBRATION_IMAGES,
@@ -31,14 +31,13 @@ from common import (
     trained_network,
     weights_file,
 )
-from machine import reset_peak_memory, resident_memory
-from measure import TestBench
-from results import ResultFile
-
 from flexiq.engines.reference.search import CandidateEvaluator
 from flexiq.pipeline import LowTables, Prepared, choose, eight_bit_program, low_tables, prepare, quantize_prepared
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.program import Program
+from machine import reset_peak_memory, resident_memory
+from measure import TestBench
+from results import ResultFile
 
 RATIOS = (0.25, 0.5, 0.75)
 NESTING_RATIOS = (0.3, 0.4, 0.5)
@@ -201,6 +200,7 @@ def cost_rows(row: dict[str, Any]) -> list[list[str]]:
     """Name and value of what a search cost."""
     search, config, deviation = row["search"], row["settings"]["config"], row["deviation"]
     lookups = max(1, int(search["cache_lookups"]))
+    hits = percent(search["cache_hits"] / lookups, 1)
     return [
         ["population x generations", f"{config['population']} x {config['generations']}"],
         ["seconds, all ratios", f"{row['seconds']:.1f}"],
@@ -209,7 +209,7 @@ def cost_rows(row: dict[str, Any]) -> list[list[str]]:
         ["candidate images", f"{search['candidate_images']:,}"],
         ["multiplies done", f"{search['multiplies']:.3e}"],
         ["multiplies saved by shared prefixes", f"{percent(search['multiplies_saved_share'], 1)} %"],
-        ["prefix cache hits", f"{search['cache_hits']:,} of {lookups:,} ({percent(search['cache_hits'] / lookups, 1)} %)"],
+        ["prefix cache hits", f"{search['cache_hits']:,} of {lookups:,} ({hits} %)"],
         ["memory before / peak", f"{row['memory_before'] / 2**20:.0f} / {row['memory_peak'] / 2**20:.0f} MiB"],
         ["largest soft-label deviation from the exact engine", f"{deviation['largest_soft_label_difference']:.2e}"],
     ]
@@ -231,7 +231,7 @@ def fitness_rows(row: dict[str, Any]) -> list[list[str]]:
 
 
 def nesting_rows(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[list[str]]:
-    """Per ratio, mean and standard error over seeds: fitness and accuracy of (nested, independent) and what nesting costs."""
+    """Per ratio, mean and standard error over seeds: fitness and accuracy, nested and independent."""
     lines = []
     for i, entry in enumerate(pairs[0][0]["ratios"]):
         fitness = np.array([[row["fitness"][i] for row in pair] for pair in pairs])

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+
 from common import (
     BATCH,
     CALIBRATION_IMAGES,
@@ -36,9 +38,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from measure import TestBench, paired_difference, unpack_flags
-from torch import Tensor
-
 from flexiq.benchmarking.saturation import count_saturation
 from flexiq.errors import DataError
 from flexiq.pipeline import prepare, quantize_prepared
@@ -46,6 +45,7 @@ from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.program import Program
 from flexiq.zoo.datasets import FloatImages, ImageSet
 from flexiq.zoo.image_files import ArrayPixels
+from measure import TestBench, paired_difference, unpack_flags
 
 RATIOS = (0.0, 0.5, 1.0)
 EXTRACTIONS = ("static", "dynamic")
@@ -62,7 +62,7 @@ def _contrast(factor: float) -> Change:
     """About the mean of each image over all its pixels and colours."""
 
     def change(x: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-        mean = x.mean(axis=(1, 2, 3), keepdims=True)
+        mean: npt.NDArray[np.float64] = x.mean(axis=(1, 2, 3), keepdims=True)
         return mean + factor * (x - mean)
 
     return change
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = ShiftRun(network, options)
         rows = {extraction: run.row(extraction) for extraction in EXTRACTIONS}
         print_table(
-            f"{network} on changed test images ({rows['static']['samples']:,}): top-1 %, and saturated low activations at 100 %",
+            f"{network} on {rows['static']['samples']:,} changed test images: top-1 %, saturated low activations at 100 %",
             [
                 "images", "float32", "8-bit", "50 % static", "50 % dynamic", "100 % static", "100 % dynamic",
                 "dynamic - static, 100 %", "saturated % static", "dynamic",

@@ -1,9 +1,10 @@
 """The single-layer check: relative output error of one wide layer, half of it low, with and without effective bits.
 
-The layer sees the 8-bit model's own activations on test images. Half of its groups run low: those with the smallest
-product of activation range (on calibration images) and weight range, the same ones for all ways of extraction. Errors are
-L2 norms over all outputs, without bias correction: ||y - y_ref|| / ||y_ref||, once against the layer in float on the same
-inputs, once against the layer at 8 bits. Accumulators are the reference engine's exact ones.
+The layer sees the 8-bit model's own activations on test images. The groups with the smallest product of activation range
+(on calibration images) and weight range run low, the same ones for all ways of extraction; half of them is the paper's
+case. Errors are L2 norms over all outputs before bias, without bias correction: ||y - y_ref|| / ||y_ref||, once against
+the layer in float on the same inputs, once against the layer at 8 bits. Accumulators are the reference engine's exact
+ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from common import (
     CALIBRATION_IMAGES,
     NETWORKS,
@@ -38,8 +42,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from torch import Tensor
-
 from flexiq.engines.reference.executor import Executor
 from flexiq.errors import ConfigError
 from flexiq.graph.ir import Graph, Node
@@ -96,7 +98,7 @@ def range_scores(layer: QuantizedLayer, channel_max: npt.NDArray[np.int64]) -> n
 
 
 def lowest(scores: npt.NDArray[np.float64], macs: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:
-    """bool [n_groups]: groups of the smallest scores until their share of the layer's multiplies comes nearest `share`."""
+    """bool [n_groups]: groups of the smallest scores, as many as come nearest `share` of the layer's multiplies."""
     order = np.argsort(scores, kind="stable")
     reached = np.concatenate([[0], np.cumsum(macs[order])]) / macs.sum()
     count = int(np.argmin(np.abs(reached - share)))
@@ -131,10 +133,12 @@ def measure_layer(
     started = time.perf_counter()
     config = config.updated(sort_channels=layout)
     prepared = prepare(trained_network(network), [calibration_images()], config, progress=progress)
-    programs = {}
+    eight_bit = eight_bit_program(prepared, config)
+    programs: dict[str, Program] = {}
     for name, changes in EXTRACTIONS.items():
-        own = config.updated(**changes)
-        programs[name] = eight_bit_program(prepared, own)
+        own = config.updated(**changes, bias_correction=False)  # nothing below looks at the mean shifts of groups
+        programs[name] = deepcopy(eight_bit)
+        programs[name].extraction = own.extraction
         tables = low_tables(prepared, programs[name], own)
         progress("programs", len(programs) / len(EXTRACTIONS))
     program = programs["naive"]
@@ -146,7 +150,8 @@ def measure_layer(
     scores = range_scores(layer, tables.values[source].channel_max())
     masks = {share: lowest(scores, layer.group_macs, share) for share in SHARES}
     executors = {name: Executor(p) for name, p in programs.items()}
-    unit = torch.from_numpy(layer.weight_scale.astype(np.float64) * program.qparams[source].scale)
+    scale = program.qparams[source].scale
+    unit = torch.from_numpy(layer.weight_scale.astype(np.float64) * scale)
     unit = unit.reshape([1, -1, *[1] * (len(program.graph.types[target].shape) - 2)] if node.op == "conv" else [-1])
     zero = torch.zeros(len(layer.weight_scale), dtype=torch.float64)
     errors = {(name, share): _Error() for name in EXTRACTIONS for share in SHARES}
@@ -161,7 +166,7 @@ def measure_layer(
         with torch.no_grad():
             first = executors["naive"]
             first.run([x], first.settings(0), observe=observe)
-            reference = float_layer(prepared.graph.node(target), prepared.graph, seen[source]) * program.qparams[source].scale
+            reference = float_layer(prepared.graph.node(target), prepared.graph, seen[source]) * scale
             eight = _output(first, node, seen, np.zeros(layer.n_groups, np.bool_), zero, len(x), unit)
             float_norm += _square(reference)
             eight_norm += _square(eight)
@@ -238,7 +243,8 @@ def table_rows(network: str, layout: str, row: dict[str, Any], reference: str) -
     lines = []
     for name in EXTRACTIONS:
         own = {e["share"]: e[reference] for e in row["errors"] if e["extraction"] == name}
-        lines.append([f"{network}, {row['source'] or row['layer']}, {layout}", name, *(percent(own[s]) for s in SHARES)])
+        label = f"{network}, {row['source'] or row['layer']}, {layout}"
+        lines.append([label, name, *(percent(own[share]) for share in SHARES)])
     return lines
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ class QuantizedModel:
         indices = [ratio_index(self.ratios, r) for r in (self.ratios if ratios is None else ratios)]
         base = 0  # agreement is measured against the smallest ratio, which runs first
         order = [base, *(i for i in indices if i != base)]
-        total = len(data) if hasattr(data, "__len__") else None
+        total = len(data) if isinstance(data, Sized) else None
         rows = evaluate_curve(self.engine.run, [self.ratios[i] for i in order], data, metric, progress, total)
         for row, index in zip(rows, order, strict=True):
             row["low_share"] = self.program.low_share(index)
@@ -169,7 +169,11 @@ def gather(calibration: Any, model: torch.nn.Module, limit: int) -> tuple[list[t
                     f"calibration batch {number} is a dict with {sorted(map(str, batch))}, none of which is a tensor "
                     f"parameter of forward({', '.join(parameters)})"
                 )
-            names, parts = names or keys, [batch[k] for k in (names or keys)]
+            names = names or keys
+            missing = [k for k in names if k not in keys]
+            if missing:
+                raise CalibrationError(f"calibration batch {number} lacks {missing}, which the first batch had")
+            parts = [batch[k] for k in names]
         elif isinstance(batch, (tuple, list)):
             parts = list(batch[: max(1, required)])
         else:
@@ -183,6 +187,10 @@ def gather(calibration: Any, model: torch.nn.Module, limit: int) -> tuple[list[t
             raise CalibrationError(
                 f"calibration batch {number} has shape {[list(p.shape) for p in parts]}, the first had "
                 f"{[list(c[0].shape) for c in columns]}: all samples must have one shape"
+            )
+        if len({p.shape[0] for p in parts}) > 1:
+            raise CalibrationError(
+                f"calibration batch {number} has inputs of {[p.shape[0] for p in parts]} samples: all must have the same"
             )
         columns = columns or [[] for _ in parts]
         for column, part in zip(columns, parts, strict=True):

@@ -38,7 +38,7 @@ from flexiq.quantization.build import build_program, eligibility, positions, sta
 from flexiq.quantization.calibration import TensorStatistics, choose_range, summarize
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.domains import layer_kinds, non_negative_values
-from flexiq.quantization.effective_bits import group_maximum, naive_shift, plain_shift
+from flexiq.quantization.effective_bits import group_maximum, least_squares_shift, naive_shift, plain_shift
 from flexiq.quantization.equalize import equalize
 from flexiq.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
 from flexiq.quantization.program import Program, QuantizedLayer
@@ -243,7 +243,21 @@ def _activation_shift(
         return np.full(layer.n_groups, naive_shift(statistics.signed, layer.amax), np.uint8)
     if config.shift_choice == "plain":
         return plain_shift(group_maximum(statistics.channel_max(), layer.group_bounds), layer.amax)
+    if config.shift_choice == "value_error":
+        importance = np.sum([_weight_energy(own.layer) for own in readers], axis=0)
+        return least_squares_shift(
+            statistics.histogram, importance, layer.group_bounds, layer.amax, statistics.signed, config.bias_correction
+        )
     return activation_shifts(readers)
+
+
+def _weight_energy(layer: QuantizedLayer) -> npt.NDArray[np.float64]:
+    """float64 [C]: sum over outputs and taps of the squared real weight of each feature channel."""
+    assert layer.weight is not None
+    w = layer.weight.reshape(layer.weight.shape[0], layer.weight.shape[1], -1).astype(np.float64)
+    energy = (w**2).sum(axis=2) * (layer.weight_scale.astype(np.float64) ** 2)[:, None]
+    per_channel: npt.NDArray[np.float64] = energy.reshape(layer.conv_groups, -1, energy.shape[1]).sum(axis=1).reshape(-1)
+    return per_channel
 
 
 def _weight_shift(layer: QuantizedLayer, samples: LayerSamples, config: QuantizeConfig) -> npt.NDArray[np.float64]:
@@ -319,7 +333,7 @@ def choose(
         progress=report,
         checkpoint=checkpoint,
     )
-    statistics = {
+    statistics: dict[str, Any] = {
         **evaluator.statistics.summary(),
         "seconds": time.perf_counter() - started,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

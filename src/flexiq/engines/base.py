@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +20,8 @@ ENGINES = {"reference": "flexiq.engines.reference.engine"}
 class Engine(Protocol):
     """A loaded model with its dial.
 
-    run         batch (array or tensor, or a sequence of them for several inputs) -> output, or a tuple of outputs.
+    run         batch (array or tensor; for several inputs a sequence of them, or a dict by name) -> output, or a tuple of
+                outputs.
                 `ratio` overrides the dial for this call; it is read once, at the start.
     set_ratio   one store; takes effect from the next `run`
     ratio       the dial's present setting (an entry of `ratios`)
@@ -41,7 +43,7 @@ def ratio_index(ratios: Sequence[float], ratio: float) -> int:
 
     Raises RatioError if `ratio` is not a number in 0..1, or lies below the smallest entry (models saved for a band).
     """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not math.isfinite(ratio):
+    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not math.isfinite(ratio):
         raise RatioError(f"ratio must be a number in 0..1, got {ratio!r}")
     if not 0.0 <= ratio <= 1.0:
         raise RatioError(f"ratio {ratio} is outside 0..1 (0 = all 8-bit, 1 = all eligible channels low)")

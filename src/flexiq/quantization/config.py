@@ -18,7 +18,8 @@ class QuantizeConfig(BaseModel):
     low_bits            width of low activations and weights, 2 to 7
     low_bits_weights    width of low weights, if different
     extraction          "static" shifts from calibration, "dynamic" per sample at run time, "naive": always the top bits
-    shift_choice        "least_squares" error per group, or "plain" from the largest magnitude
+    shift_choice        "least_squares": least error of the layer's outputs; "value_error": of the activations themselves
+                        (weights by output error); "plain": from the largest magnitude of each group
     weight_granularity  weight shifts per "output" channel and group, per "block" of 16 outputs, or per "group"
     calibration         range of a tensor: "mse", "percentile" or "minmax"
     percentile          for calibration = "percentile", in percent
@@ -43,7 +44,7 @@ class QuantizeConfig(BaseModel):
     low_bits: int = Field(4, ge=2, le=7)
     low_bits_weights: int | None = Field(None, ge=2, le=7)
     extraction: Literal["static", "dynamic", "naive"] = "static"
-    shift_choice: Literal["least_squares", "plain"] = "least_squares"
+    shift_choice: Literal["least_squares", "value_error", "plain"] = "least_squares"
     weight_granularity: Literal["output", "block", "group"] = "group"
     calibration: Literal["minmax", "percentile", "mse"] = "mse"
     percentile: float = Field(99.99, gt=50.0, le=100.0)

@@ -75,7 +75,7 @@ def _keeps(graph: Graph, node: Node, axis_first: bool) -> bool:
     """The operator acts on every channel alike and leaves the channel axis in its place."""
     if axis_first:
         if node.op == "pad":
-            return node.attrs["pads"][1] == [0, 0] and node.attrs.get("value", 0.0) == 0.0
+            return bool(node.attrs["pads"][1] == [0, 0] and node.attrs.get("value", 0.0) == 0.0)
         return node.op in _KEEPS_CHANNEL_AXIS_1
     before, after = graph.types[node.inputs[0]].shape, graph.types[node.name].shape
     last = len(before) - 1

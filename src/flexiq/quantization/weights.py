@@ -24,7 +24,8 @@ def weight_scales(
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64) / 127.0
     if bias is not None:
         largest = np.maximum(largest, np.abs(bias.astype(np.float64)) / (activation_scale * 2.0**30))
-    return np.maximum(largest, 2.0**-40).astype(np.float32)
+    scale: npt.NDArray[np.float32] = np.maximum(largest, 2.0**-40).astype(np.float32)
+    return scale
 
 
 def quantize_weight(weight: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -69,20 +71,26 @@ class ReferenceEngine:
 
     def inputs(self, batch: Any) -> tuple[list[Tensor], bool]:
         """Check a batch and bring it to the device. Raises InputError."""
-        many = isinstance(batch, (list, tuple)) and len(self.program.graph.inputs) > 1
-        parts = list(batch) if many else [batch]
         names = self.program.graph.inputs
+        if isinstance(batch, Mapping):
+            missing = [name for name in names if name not in batch]
+            if missing:
+                raise InputError(f"the batch is a dict without {missing}: the model takes {names}")
+            parts = [batch[name] for name in names]
+        else:
+            many = isinstance(batch, (list, tuple)) and len(names) > 1
+            parts = list(batch) if many else [batch]
         if len(parts) != len(names):
             raise InputError(f"the model takes {len(names)} inputs {names}: pass a sequence of them")
         tensors = []
         for name, part in zip(names, parts, strict=True):
             if not isinstance(part, (np.ndarray, Tensor)):
                 raise InputError(f"input '{name}' is a {type(part).__name__}: pass a torch tensor or a NumPy array")
-            tensor = torch.from_numpy(np.ascontiguousarray(part)) if isinstance(part, np.ndarray) else part
             expected = self.program.graph.types[name].dtype
-            got = str(tensor.dtype).removeprefix("torch.")
+            got = str(part.dtype).removeprefix("torch.")
             if got != expected:
                 raise InputError(f"input '{name}' is {got}, the model takes {expected}: convert it first")
+            tensor = _from_numpy(part) if isinstance(part, np.ndarray) else part
             if self.check_finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"input '{name}' holds NaN or infinite values")
             tensors.append(tensor.detach().to(self.device))
@@ -99,6 +107,12 @@ class ReferenceEngine:
             "arithmetic": "exact integers carried in float32 or float64; no speed is claimed",
         }
         return result
+
+
+def _from_numpy(array: npt.NDArray[Any]) -> Tensor:
+    """Shares the array's memory where that is possible; the engine never writes into its inputs."""
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def create(program: Program, **options: Any) -> ReferenceEngine:

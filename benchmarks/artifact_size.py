@@ -1,8 +1,8 @@
 """Sizes of .flexiq files and the time to load them: whole, for a band of ratios, and for 100 % low alone.
 
 The trained networks, and larger ones with random weights where torchvision or timm is installed (sizes do not depend on
-training: weights are stored as they are). Groups are chosen greedily for the trained networks and at random for the large
-ones: sizes depend on how many groups are low, hardly on which.
+training: weights are stored as they are). Groups are chosen greedily for the trained networks and at random for the
+large ones: sizes depend on how many groups are low, hardly on which.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the search costs and brings: time, multiplies, shared prefixes, memory, fitness beside greedy and random; nesting.
+"""What the search costs and brings: time, multiplies, shared prefixes, memory, fitness; and what nesting costs.
 
 The deviation of the search's fast evaluation from the exact engine is measured on the sets that the search chose.
 """

@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = ShiftRun(network, options)
         rows = {extraction: run.row(extraction) for extraction in EXTRACTIONS}
         print_table(
-            f"{network} on {rows['static']['samples']:,} changed test images: top-1 %, saturated low activations at 100 %",
+            f"{network} on {rows['static']['samples']:,} changed images: top-1 %, saturated low activations at 100 %",
             [
                 "images", "float32", "8-bit", "50 % static", "50 % dynamic", "100 % static", "100 % dynamic",
                 "dynamic - static, 100 %", "saturated % static", "dynamic",

@@ -1,6 +1,6 @@
 """The single-layer check: relative output error of one wide layer, half of it low, with and without effective bits.
 
-The layer sees the 8-bit model's own activations on test images. The groups with the smallest product of activation range
+The layer sees the 8-bit model's own activations on test images. The groups of the smallest product of activation range
 (on calibration images) and weight range run low, the same ones for all ways of extraction; half of them is the paper's
 case. Errors are L2 norms over all outputs before bias, without bias correction: ||y - y_ref|| / ||y_ref||, once against
 the layer in float on the same inputs, once against the layer at 8 bits. Accumulators are the reference engine's exact
@@ -51,12 +51,15 @@ from flexiq.quantization.program import Program, QuantizedLayer
 from flexiq.zoo.datasets import ImageSet
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
-# How low values are extracted -> settings.
+_PLAIN, _SQUARES = ({"extraction": "static", "shift_choice": choice} for choice in ("plain", "least_squares"))
+# How low values are extracted -> settings. Weight shifts are per output channel and group, or per group alone.
 EXTRACTIONS: dict[str, dict[str, Any]] = {
     "naive": {"extraction": "naive"},
-    "effective, plain": {"extraction": "static", "shift_choice": "plain"},
-    "effective, least squares": {"extraction": "static", "shift_choice": "least_squares"},
-    "effective, dynamic": {"extraction": "dynamic"},
+    "plain, per output": {**_PLAIN, "weight_granularity": "output"},
+    "plain, per group": {**_PLAIN, "weight_granularity": "group"},
+    "least squares, per output": {**_SQUARES, "weight_granularity": "output"},
+    "least squares, per group": {**_SQUARES, "weight_granularity": "group"},
+    "dynamic, per output": {**_SQUARES, "extraction": "dynamic", "weight_granularity": "output"},
 }
 LAYOUTS = {"sorted": True, "unsorted": False}
 
@@ -221,6 +224,7 @@ def run_row(file: Any, network: str, layout: str, options: Options) -> dict[str,
         "layer": options.extra.layer,
         "images": options.images,
         "config": config.model_dump(mode="json"),
+        "extractions": EXTRACTIONS,
         "calibration_images": CALIBRATION_IMAGES,
     }
     progress = Progress(f"{network} {layout}")

@@ -160,8 +160,16 @@ BAD_CALIBRATION: dict[str, tuple[Callable[[Tensor], Any], type[FlexiqError], str
     "empty tensor": (lambda x: x[:0], CalibrationError, "empty"),
     "empty batches": (lambda x: [x[:0], x[:0]], CalibrationError, "empty"),
     "scalar": (lambda x: torch.tensor(1.0), CalibrationError, "first dimension is the batch"),
-    "nan": (lambda x: torch.where(torch.arange(len(x))[:, None] == 2, torch.nan, x), CalibrationError, "first in sample 2"),
-    "infinity": (lambda x: torch.where(torch.arange(len(x))[:, None] == 1, torch.inf, x), CalibrationError, "first in sample 1"),
+    "nan": (
+        lambda x: torch.where(torch.arange(len(x))[:, None] == 2, torch.nan, x),
+        CalibrationError,
+        "first in sample 2",
+    ),
+    "infinity": (
+        lambda x: torch.where(torch.arange(len(x))[:, None] == 1, torch.inf, x),
+        CalibrationError,
+        "first in sample 1",
+    ),
     "shapes that differ": (lambda x: [x, x[:, :5]], CalibrationError, "batch 1 has shape"),
     "numpy": (lambda x: x.numpy(), CalibrationError, "ndarray: pass tensors"),
     "list of numbers": (lambda x: [1.0, 2.0], CalibrationError, "float: pass tensors"),
@@ -175,7 +183,7 @@ BAD_CALIBRATION: dict[str, tuple[Callable[[Tensor], Any], type[FlexiqError], str
     "float64": (lambda x: x.double(), FlexiqError, "float64"),
     "float16": (lambda x: x.half(), FlexiqError, "float16"),
     "uint8": (lambda x: x.to(torch.uint8), FlexiqError, "uint8"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(BAD_CALIBRATION))

@@ -163,7 +163,7 @@ def gather(calibration: Any, model: torch.nn.Module, limit: int) -> tuple[list[t
         if count >= limit:
             break
         if isinstance(batch, Mapping):
-            keys = [k for k in batch if k in parameters and isinstance(batch[k], torch.Tensor) and k not in _TARGETS]
+            keys = [k for k in parameters if isinstance(batch.get(k), torch.Tensor) and k not in _TARGETS]
             if not keys:
                 raise CalibrationError(
                     f"calibration batch {number} is a dict with {sorted(map(str, batch))}, none of which is a tensor "

@@ -5,6 +5,7 @@ capture -> calibrate -> lay out -> 8-bit program -> shifts and scores -> selecti
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -139,7 +140,9 @@ def check_calibration(inputs: Sequence[Tensor]) -> None:
     for i, x in enumerate(inputs):
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x).flatten(1).all(dim=1)).nonzero()[0])
-            raise CalibrationError(f"calibration input {i} holds NaN or infinity (first in sample {bad}): clean the data")
+            raise CalibrationError(
+                f"calibration input {i} holds NaN or infinity (first in sample {bad}): clean the data"
+            )
 
 
 def lay_out(prepared: Prepared, config: QuantizeConfig) -> None:
@@ -256,7 +259,9 @@ def _weight_energy(layer: QuantizedLayer) -> npt.NDArray[np.float64]:
     assert layer.weight is not None
     w = layer.weight.reshape(layer.weight.shape[0], layer.weight.shape[1], -1).astype(np.float64)
     energy = (w**2).sum(axis=2) * (layer.weight_scale.astype(np.float64) ** 2)[:, None]
-    per_channel: npt.NDArray[np.float64] = energy.reshape(layer.conv_groups, -1, energy.shape[1]).sum(axis=1).reshape(-1)
+    per_channel: npt.NDArray[np.float64] = (
+        energy.reshape(layer.conv_groups, -1, energy.shape[1]).sum(axis=1).reshape(-1)
+    )
     return per_channel
 
 
@@ -314,7 +319,12 @@ def choose(
     settings: dict[str, Any] = {}
     if config.selector == "evolutionary":
         survivors = min(config.survivors, config.population - 1)
-        settings = {"population": config.population, "generations": config.generations, "survivors": survivors}
+        settings = {
+            "population": config.population,
+            "generations": config.generations,
+            "survivors": survivors,
+            "context": search_context(program, prepared.inputs, n_images),
+        }
     if config.selector != "random":
         progress("sensitivity", 0.0)
         problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
@@ -342,6 +352,19 @@ def choose(
     middle = result.masks[len(result.masks) // 2 : len(result.masks) // 2 + 1]
     statistics["deviation"] = evaluator.deviation(middle)
     return Chosen(result, layers, statistics)
+
+
+def search_context(program: Program, inputs: Sequence[Tensor], n_images: int) -> str:
+    """Fingerprint of everything a candidate's score depends on, so that a checkpoint of another search is refused."""
+    digest = hashlib.sha256(f"{program.extraction} {torch.__version__}".encode())
+    for layer in program.layers.values():
+        for array in (layer.weight, layer.multiplier, layer.activation_shift, layer.weight_shift, layer.bias):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(f"{layer.name} {layer.amax} {layer.wmax} {layer.eligible}".encode())
+    for x in inputs:
+        digest.update(x[:n_images].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def apply_choice(program: Program, chosen: Chosen) -> None:

@@ -18,9 +18,7 @@ RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
 def group_borders(channels: int, size: int, conv_groups: int) -> np.ndarray:
     """Groups of `size` inside every convolution group; the last of each may be short."""
     width = channels // conv_groups
-    return np.array(
-        [g * width + s for g in range(conv_groups) for s in range(0, width, size)] + [channels], np.int32
-    )
+    return np.array([g * width + s for g in range(conv_groups) for s in range(0, width, size)] + [channels], np.int32)
 
 
 def layer_program(

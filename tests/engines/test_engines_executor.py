@@ -62,7 +62,7 @@ def check(oracle: ModuleType, program: Program, inputs: list[np.ndarray], sample
             assert (out == want).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=35)
 @given(seed=SEEDS, signed=st.booleans(), extraction=EXTRACTION, limits=LIMITS, activation=ACTIVATIONS, data=st.data())
 def test_convolutions(
     oracle: ModuleType,
@@ -114,7 +114,7 @@ def test_convolutions(
     check(oracle, program, inputs)
 
 
-@settings(max_examples=60)
+@settings(max_examples=35)
 @given(seed=SEEDS, signed=st.booleans(), extraction=EXTRACTION, limits=LIMITS, activation=ACTIVATIONS)
 def test_linear_layers(
     oracle: ModuleType,
@@ -155,9 +155,7 @@ def test_linear_layers(
 
 @pytest.mark.parametrize(("depth", "path"), [(64, "float32"), (700, "nibbles"), (5000, "float64")])
 @pytest.mark.parametrize("signed", [False, True])
-def test_exact_beyond_float32(
-    oracle: ModuleType, make_layer_program: Any, depth: int, path: str, signed: bool
-) -> None:
+def test_exact_beyond_float32(oracle: ModuleType, make_layer_program: Any, depth: int, path: str, signed: bool) -> None:
     """Adversarial: all weights at the limit, activations at the limit or odd, so that sums need more than 24 bits."""
     rng = np.random.default_rng(depth)
     depth *= 2 if signed else 1

@@ -157,7 +157,10 @@ def _norm(channels: int, kind: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
 
 
 CASES: dict[str, Case] = {
-    "reused module": (lambda: Fn(lambda m, x: m.a(torch.relu(m.a(x))), a=nn.Conv2d(4, 4, 3, padding=1)), image(4, 5, 5)),
+    "reused module": (
+        lambda: Fn(lambda m, x: m.a(torch.relu(m.a(x))), a=nn.Conv2d(4, 4, 3, padding=1)),
+        image(4, 5, 5),
+    ),
     "shared weights": (_tied, image(6)),
     "shared conv, two norms": (
         lambda: Fn(_bn_shared, conv=nn.Conv2d(4, 4, 1), bn1=_norm(4), bn2=_norm(4)),
@@ -165,15 +168,26 @@ CASES: dict[str, Case] = {
     ),
     "in-place": (lambda: Fn(_inplace, a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1)), image(4, 5, 5)),
     "functional relu": (lambda: Fn(lambda m, x: F.relu(m.a(x)), a=nn.Linear(6, 6)), image(6)),
-    "same value twice": (lambda: Fn(lambda m, x: m.b(torch.cat([m.a(x)] * 2, 1)), a=nn.Linear(6, 6), b=nn.Linear(12, 3)), image(6)),
+    "same value twice": (
+        lambda: Fn(lambda m, x: m.b(torch.cat([m.a(x)] * 2, 1)), a=nn.Linear(6, 6), b=nn.Linear(12, 3)),
+        image(6),
+    ),
     "square and double": (lambda: Fn(lambda m, x: m.a(x * x) + (x + x), a=nn.Linear(6, 6)), image(6)),
     "gram matrix": (lambda: Fn(lambda m, x: (y := m.a(x)) @ y.transpose(1, 2), a=nn.Linear(6, 6)), image(3, 6)),
     "concat": (
-        lambda: Fn(lambda m, x: m.c(torch.cat([m.a(x).relu(), m.b(x), x], 1)), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 5, 1), c=nn.Conv2d(12, 4, 1)),
+        lambda: Fn(
+            lambda m, x: m.c(torch.cat([m.a(x).relu(), m.b(x), x], 1)),
+            a=nn.Conv2d(3, 4, 1),
+            b=nn.Conv2d(3, 5, 1),
+            c=nn.Conv2d(12, 4, 1),
+        ),
         image(3, 5, 5),
     ),
     "split and chunk": (lambda: Fn(_split, a=nn.Conv2d(3, 8, 1)), image(3, 6, 6)),
-    "channel shuffle": (lambda: Fn(_shuffle, a=nn.Conv2d(4, 8, 1, groups=2), b=nn.Conv2d(8, 4, 3, groups=2)), image(4, 5, 5)),
+    "channel shuffle": (
+        lambda: Fn(_shuffle, a=nn.Conv2d(4, 8, 1, groups=2), b=nn.Conv2d(8, 4, 3, groups=2)),
+        image(4, 5, 5),
+    ),
     "torch channel shuffle": (
         lambda: nn.Sequential(nn.Conv2d(4, 8, 1, groups=2), nn.ChannelShuffle(2), nn.Conv2d(8, 4, 1)),
         image(4, 5, 5),
@@ -184,9 +198,15 @@ CASES: dict[str, Case] = {
     "same padding, even": (_conv(3, 4, (2, 4), padding="same", dilation=(3, 1)), image(3, 8, 7)),
     "valid padding": (_conv(3, 4, 3, padding="valid"), image(3, 6, 6)),
     "reflect padding": (_conv(3, 4, 3, padding=1, padding_mode="reflect"), image(3, 6, 6)),
-    "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 6, 5, stride=2, padding=2), _norm(6, nn.BatchNorm1d), nn.ReLU()), image(3, 16)),
+    "conv1d": (
+        lambda: nn.Sequential(nn.Conv1d(3, 6, 5, stride=2, padding=2), _norm(6, nn.BatchNorm1d), nn.ReLU()),
+        image(3, 16),
+    ),
     "conv3d": (lambda: nn.Sequential(nn.Conv3d(2, 4, 2), _norm(4, nn.BatchNorm3d), nn.MaxPool3d(2)), image(2, 5, 5, 5)),
-    "conv transpose": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.ReLU(), nn.Conv2d(4, 2, 1)), image(3, 4, 4)),
+    "conv transpose": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.ReLU(), nn.Conv2d(4, 2, 1)),
+        image(3, 4, 4),
+    ),
     "squeeze-excite": (SqueezeExcite, image(3, 6, 6)),
     "torch attention": (lambda: TorchAttention(True), image(5, 8)),
     "torch attention, time first": (lambda: TorchAttention(False), image(5, 8)),
@@ -196,49 +216,144 @@ CASES: dict[str, Case] = {
     "float mask": (lambda: Attention(mask="float"), image(5, 8)),
     "attention mask at run time": (
         lambda: Fn(
-            lambda m, x: m.b(F.scaled_dot_product_attention(q := m.a(x), q, x, attn_mask=(x[:, None, :, 0] > -9.0).expand(-1, 5, -1))),
-            a=nn.Linear(8, 8), b=nn.Linear(8, 8),
+            lambda m, x: m.b(
+                F.scaled_dot_product_attention(q := m.a(x), q, x, attn_mask=(x[:, None, :, 0] > -9.0).expand(-1, 5, -1))
+            ),
+            a=nn.Linear(8, 8),
+            b=nn.Linear(8, 8),
         ),
         image(5, 8),
     ),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True), image(5, 8)),
     "windows": (lambda: Swin(0), image(4, 6, 8)),
     "shifted windows": (lambda: Swin(1), image(4, 4, 8)),
-    "einsum": (lambda: Fn(lambda m, x: m.b(torch.einsum("nij,nkj->nik", m.a(x), x)), a=nn.Linear(6, 6), b=nn.Linear(3, 2)), image(3, 6)),
+    "einsum": (
+        lambda: Fn(lambda m, x: m.b(torch.einsum("nij,nkj->nik", m.a(x), x)), a=nn.Linear(6, 6), b=nn.Linear(3, 2)),
+        image(3, 6),
+    ),
     "adaptive pools": (
-        lambda: Fn(lambda m, x: torch.cat([F.adaptive_avg_pool2d(y := m.a(x), (3, 2)).flatten(1), F.adaptive_avg_pool2d(y, (4, 5)).flatten(1), F.adaptive_max_pool2d(y, 1).flatten(1), F.adaptive_avg_pool2d(y, (6, 6)).flatten(1)], 1), a=nn.Conv2d(3, 4, 1)),
+        lambda: Fn(
+            lambda m, x: torch.cat(
+                [
+                    F.adaptive_avg_pool2d(y := m.a(x), (3, 2)).flatten(1),
+                    F.adaptive_avg_pool2d(y, (4, 5)).flatten(1),
+                    F.adaptive_max_pool2d(y, 1).flatten(1),
+                    F.adaptive_avg_pool2d(y, (6, 6)).flatten(1),
+                ],
+                1,
+            ),
+            a=nn.Conv2d(3, 4, 1),
+        ),
         image(3, 6, 6),
     ),
     "pools": (
-        lambda: Fn(lambda m, x: F.max_pool2d(y := m.a(x), 3, 2, 1, ceil_mode=True) + F.avg_pool2d(y, 3, 2, 1, ceil_mode=True, count_include_pad=False), a=nn.Conv2d(3, 4, 1)),
+        lambda: Fn(
+            lambda m, x: (
+                F.max_pool2d(y := m.a(x), 3, 2, 1, ceil_mode=True)
+                + F.avg_pool2d(y, 3, 2, 1, ceil_mode=True, count_include_pad=False)
+            ),
+            a=nn.Conv2d(3, 4, 1),
+        ),
         image(3, 8, 8),
     ),
-    "1d pools": (lambda: nn.Sequential(nn.Conv1d(3, 4, 1), nn.MaxPool1d(2), nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(1)), image(3, 12)),
+    "1d pools": (
+        lambda: nn.Sequential(nn.Conv1d(3, 4, 1), nn.MaxPool1d(2), nn.AvgPool1d(2), nn.AdaptiveAvgPool1d(1)),
+        image(3, 12),
+    ),
     "activations": (
-        lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU6(), nn.Linear(6, 6), nn.Hardtanh(-0.5, 0.5), nn.Linear(6, 6), nn.LeakyReLU(0.2), nn.ELU(0.7), nn.Linear(6, 6), nn.SiLU(), nn.Mish(), nn.Softplus(), nn.GELU(approximate="tanh"), nn.Hardswish(), nn.Hardsigmoid(), nn.PReLU(), nn.SELU(), nn.Softmax(-1)),
+        lambda: nn.Sequential(
+            nn.Linear(6, 6),
+            nn.ReLU6(),
+            nn.Linear(6, 6),
+            nn.Hardtanh(-0.5, 0.5),
+            nn.Linear(6, 6),
+            nn.LeakyReLU(0.2),
+            nn.ELU(0.7),
+            nn.Linear(6, 6),
+            nn.SiLU(),
+            nn.Mish(),
+            nn.Softplus(),
+            nn.GELU(approximate="tanh"),
+            nn.Hardswish(),
+            nn.Hardsigmoid(),
+            nn.PReLU(),
+            nn.SELU(),
+            nn.Softmax(-1),
+        ),
         image(6),
     ),
-    "clamps": (lambda: Fn(lambda m, x: m.a(m.a(x).clamp(min=0)).clamp(max=0.3).clamp(-0.2, 0.2).clamp_min(-0.1), a=nn.Linear(6, 6)), image(6)),
-    "norms": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 2, 1)), image(3, 5, 5)),
-    "pre-activation": (lambda: nn.Sequential(_norm(3), nn.ReLU(), nn.Conv2d(3, 6, 3), _norm(6), nn.ReLU(), _norm(6), nn.Conv2d(6, 2, 1)), image(3, 6, 6)),
-    "linear and norm": (lambda: nn.Sequential(nn.Linear(6, 8), _norm(8, nn.BatchNorm1d), nn.ReLU(), nn.Linear(8, 3, bias=False)), image(6)),
-    "dropout": (lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.AlphaDropout(0.5), nn.Linear(6, 2)), image(6)),
+    "clamps": (
+        lambda: Fn(
+            lambda m, x: m.a(m.a(x).clamp(min=0)).clamp(max=0.3).clamp(-0.2, 0.2).clamp_min(-0.1), a=nn.Linear(6, 6)
+        ),
+        image(6),
+    ),
+    "norms": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 2, 1)
+        ),
+        image(3, 5, 5),
+    ),
+    "pre-activation": (
+        lambda: nn.Sequential(
+            _norm(3), nn.ReLU(), nn.Conv2d(3, 6, 3), _norm(6), nn.ReLU(), _norm(6), nn.Conv2d(6, 2, 1)
+        ),
+        image(3, 6, 6),
+    ),
+    "linear and norm": (
+        lambda: nn.Sequential(nn.Linear(6, 8), _norm(8, nn.BatchNorm1d), nn.ReLU(), nn.Linear(8, 3, bias=False)),
+        image(6),
+    ),
+    "dropout": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.AlphaDropout(0.5), nn.Linear(6, 2)),
+        image(6),
+    ),
     "class token": (
-        lambda: Fn(lambda m, x: m.a(torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1))[:, 0], a=nn.Linear(6, 6), token=nn.Parameter(torch.randn(1, 1, 6))),
+        lambda: Fn(
+            lambda m, x: m.a(torch.cat([m.token.expand(x.shape[0], -1, -1), x], 1))[:, 0],
+            a=nn.Linear(6, 6),
+            token=nn.Parameter(torch.randn(1, 1, 6)),
+        ),
         image(4, 6),
     ),
-    "zeros made for the batch": (lambda: Fn(lambda m, x: m.a(torch.cat([torch.zeros(x.shape[0], 2, 6), x, x.new_ones(x.shape[0], 1, 6)], 1)), a=nn.Linear(6, 6)), image(4, 6)),
-    "embedding": (lambda: Fn(lambda m, x: m.b(m.a(x)), a=nn.Embedding(11, 6), b=nn.Linear(6, 3)), lambda n: (torch.arange(5 * n).reshape(n, 5) % 11,)),
-    "pixel shuffle": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 3, 1)), image(3, 4, 4)),
-    "upsample": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 2, 1)), image(3, 4, 4)),
-    "stack and unbind": (lambda: Fn(lambda m, x: torch.stack([t * (i + 1) for i, t in enumerate(m.a(x).unbind(1))], -1), a=nn.Linear(6, 6)), image(3, 6)),
-    "pad and slice": (lambda: Fn(lambda m, x: m.a(F.pad(x[:, :, 1:-1, ::2], (1, 0, 2, 1)))[:, 1:3, -2:], a=nn.Conv2d(3, 4, 2)), image(3, 6, 6)),
-    "casts": (lambda: Fn(lambda m, x: m.a(x.double().float()).to(torch.float64).to(torch.float32) / 4, a=nn.Linear(6, 6)), image(6)),
+    "zeros made for the batch": (
+        lambda: Fn(
+            lambda m, x: m.a(torch.cat([torch.zeros(x.shape[0], 2, 6), x, x.new_ones(x.shape[0], 1, 6)], 1)),
+            a=nn.Linear(6, 6),
+        ),
+        image(4, 6),
+    ),
+    "embedding": (
+        lambda: Fn(lambda m, x: m.b(m.a(x)), a=nn.Embedding(11, 6), b=nn.Linear(6, 3)),
+        lambda n: (torch.arange(5 * n).reshape(n, 5) % 11,),
+    ),
+    "pixel shuffle": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 3, 1)),
+        image(3, 4, 4),
+    ),
+    "upsample": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 2, 1)),
+        image(3, 4, 4),
+    ),
+    "stack and unbind": (
+        lambda: Fn(
+            lambda m, x: torch.stack([t * (i + 1) for i, t in enumerate(m.a(x).unbind(1))], -1), a=nn.Linear(6, 6)
+        ),
+        image(3, 6),
+    ),
+    "pad and slice": (
+        lambda: Fn(lambda m, x: m.a(F.pad(x[:, :, 1:-1, ::2], (1, 0, 2, 1)))[:, 1:3, -2:], a=nn.Conv2d(3, 4, 2)),
+        image(3, 6, 6),
+    ),
+    "casts": (
+        lambda: Fn(lambda m, x: m.a(x.double().float()).to(torch.float64).to(torch.float32) / 4, a=nn.Linear(6, 6)),
+        image(6),
+    ),
     "nothing": (nn.Identity, image(3)),
     "dict and tuple outputs": (lambda: Fn(_heads, a=nn.Conv2d(3, 4, 1), b=nn.Linear(4, 2)), image(3, 5, 5)),
     "two inputs": (TwoInputs, lambda n: (torch.randn(n, 6), torch.randn(n, 4))),
     "linear on a plane": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), image(3, 5, 6)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,28 @@ def test_keyword_inputs_in_any_order(case_maker: Callable[[str], Any]) -> None:
     assert graph.inputs == ["left", "right"]
 
 
+def test_variable_arguments_and_nested_inputs() -> None:
+    class Variable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, pair: list[Tensor], *more: Tensor) -> Tensor:
+            out: Tensor = self.linear(pair[0]) + pair[1] * more[0] - more[1]
+            return out
+
+    model, (a, b, c, d) = Variable(), torch.randn(4, 2, 4)
+    graph = capture(model, ([a, b], c, d))
+    e, f, g, h = torch.randn(4, 5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(run_graph(graph, [e, f, g, h])[0], model([e, f], g, h))
+
+
+def test_inputs_that_do_not_fit_forward() -> None:
+    with pytest.raises(CaptureError, match="do not fit forward"):
+        capture(nn.Linear(4, 4), (torch.randn(2, 4), torch.randn(2, 4)))
+
+
 # -- what cannot be captured --------------------------------------------------------------------------------------------
 
 
@@ -209,7 +231,9 @@ def test_one_sample_picked_from_the_batch_is_refused() -> None:
 
 def test_data_dependent_control_flow_is_named() -> None:
     message = fails(lambda m, x: x * 2 if x.sum() > 0 else x)
-    assert "data-dependent" in message.lower() and "Failing in module 'blocks.1' (test_graph_capture.py, line" in message
+    assert (
+        "data-dependent" in message.lower() and "Failing in module 'blocks.1' (test_graph_capture.py, line" in message
+    )
     assert "torch.export" in message
 
 

@@ -100,7 +100,10 @@ FAULTS: dict[str, tuple[Callable[[Graph], Any], str]] = {
     "unknown operator": (field("relu", op="launch"), "unknown operator 'launch'"),
     "operator outside the fixed list": (field("other", op="aten.system.default"), "unknown operator"),
     "operand from nowhere": (field("relu", inputs=["y"]), "operand 'y' is not defined"),
-    "operand from later": (lambda g: g.nodes.insert(0, g.nodes.pop()) or g.nodes[0].inputs.__setitem__(0, "relu"), "'relu' is not defined before"),
+    "operand from later": (
+        lambda g: g.nodes.insert(0, g.nodes.pop()) or g.nodes[0].inputs.__setitem__(0, "relu"),
+        "'relu' is not defined before",
+    ),
     "node without type": (lambda g: g.types.pop("relu"), "'relu' has no type"),
     "output from nowhere": (lambda g: g.outputs.append("y"), "output 'y'"),
     "conv without weight": (field("conv", weight=None), "'conv': conv has no weight"),
@@ -148,7 +151,7 @@ FAULTS: dict[str, tuple[Callable[[Graph], Any], str]] = {
     "layer_norm": (attribute("layer_norm", normalized_shape=[3]), "does not fit"),
     "softmax": (attribute("softmax", axis=3), "leave"),
     "relu, recorded type": (typed("relu", (N, 3, 9)), "recorded type"),
-}  # fmt: skip
+}
 
 
 def test_the_right_graph_passes() -> None:
@@ -182,7 +185,7 @@ def test_text_form() -> None:
     text = format_graph(build())
     assert text.startswith("graph(%x: float32[N, 4, 6, 6], %t: float32[N, 3, 8]):\n")
     assert (
-        '  %conv: float32[N, 6, 3, 2] = conv(%x; weight=$w; bias=$b) '
+        "  %conv: float32[N, 6, 3, 2] = conv(%x; weight=$w; bias=$b) "
         '{"dilation": [1, 2], "groups": 2, "padding": [1, 0], "stride": [2, 1]}\n' in text
     )
     assert "%reshape: float32[3N, 8] = reshape(%t)" in text and str(build()) == text

@@ -137,8 +137,13 @@ def test_equalization_leaves_the_float_network_unchanged(helpers: Any, conv_net:
         x = helpers.images(8, seed=3)
         before = optimize(capture(model, (x[:2],)))
         statistics = statistics_plan(before, QuantizeConfig())
+
+        def observe(name: str, x: torch.Tensor, statistics: dict[str, TensorStatistics] = statistics) -> None:
+            if name in statistics:
+                statistics[name].update(x, name)
+
         with torch.no_grad():
-            expected = run_graph(before, [x], observe=lambda n, v: statistics[n].update(v, n) if n in statistics else None)  # noqa: B023
+            expected = run_graph(before, [x], observe=observe)
             text = str(before)
             assert find_sites(before)
             after, sites = equalize(before, statistics, 0.5)
@@ -178,7 +183,9 @@ def test_settings_out_of_range_are_named(settings_: dict[str, Any], where: str) 
 def test_settings() -> None:
     assert QuantizeConfig(ratios=(1.0, 0.5, 0.5)).ratios == (0.0, 0.5, 1.0)
     assert QuantizeConfig(keep_8bit="head*").keep_8bit == ("head*",)
-    assert QuantizeConfig(low_bits=5).weight_bits == 5 and QuantizeConfig(low_bits=5, low_bits_weights=4).weight_bits == 4
+    assert (
+        QuantizeConfig(low_bits=5).weight_bits == 5 and QuantizeConfig(low_bits=5, low_bits_weights=4).weight_bits == 4
+    )
     assert QuantizeConfig().updated(seed=3).seed == 3
     with pytest.raises(ConfigError):
         QuantizeConfig().updated(low_bits=12)

@@ -79,9 +79,7 @@ def test_plain_shift_is_the_definition(oracle: ModuleType, data: tuple[list[int]
 
 
 @given(encoded(), BITS)
-def test_plain_variant_keeps_groups_within_one_step(
-    data: tuple[list[int], bool], bits: int
-) -> None:
+def test_plain_variant_keeps_groups_within_one_step(data: tuple[list[int], bool], bits: int) -> None:
     """Rounding errs by half a step; only the topmost half step of the range is clipped, by less than one step."""
     values, signed = data
     limit = low_limit(bits, signed)

@@ -18,7 +18,9 @@ from flexiq.quantization.program import BLOCK_ROWS, QuantizedLayer
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def samples_of(rng: np.random.Generator, signed: bool, centred: bool, conv_groups: int = 1, rows: int = 6) -> LayerSamples:
+def samples_of(
+    rng: np.random.Generator, signed: bool, centred: bool, conv_groups: int = 1, rows: int = 6
+) -> LayerSamples:
     local, taps, size = int(rng.integers(1, 6)), int(rng.integers(1, 4)), int(rng.integers(1, 4))
     channels = local * conv_groups
     bounds = np.array([g * local + s for g in range(conv_groups) for s in range(0, local, size)] + [channels], np.int32)

@@ -74,7 +74,9 @@ def evaluate_curve(
             {
                 "ratio": ratio,
                 "accuracy": accuracy,
-                "standard_error": math.sqrt(accuracy * (1 - accuracy) / samples) if bounded and accuracy is not None else None,
+                "standard_error": math.sqrt(accuracy * (1 - accuracy) / samples)
+                if bounded and accuracy is not None
+                else None,
                 "agreement": agree[i] / samples,
                 "distance": math.sqrt(squares[i] / samples),
                 "samples": samples,

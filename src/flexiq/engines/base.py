@@ -43,13 +43,16 @@ def ratio_index(ratios: Sequence[float], ratio: float) -> int:
 
     Raises RatioError if `ratio` is not a number in 0..1, or lies below the smallest entry (models saved for a band).
     """
-    if isinstance(ratio, bool) or not isinstance(ratio, numbers.Real) or not math.isfinite(ratio):
+    number: object = ratio  # callers without a type checker pass anything; NumPy's floats are welcome
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not math.isfinite(ratio):
         raise RatioError(f"ratio must be a number in 0..1, got {ratio!r}")
     if not 0.0 <= ratio <= 1.0:
         raise RatioError(f"ratio {ratio} is outside 0..1 (0 = all 8-bit, 1 = all eligible channels low)")
     index = max((i for i, r in enumerate(ratios) if r <= ratio + 1e-9), default=-1)
     if index < 0:
-        raise RatioError(f"ratio {ratio} is below this model's smallest, {ratios[0]}: it was saved for a band of ratios")
+        raise RatioError(
+            f"ratio {ratio} is below this model's smallest, {ratios[0]}: it was saved for a band of ratios"
+        )
     return index
 
 

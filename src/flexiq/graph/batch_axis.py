@@ -23,7 +23,7 @@ class BatchAxis:
 
 def batch_axes(graph: Graph) -> dict[str, BatchAxis | None]:
     """Value name -> its batch axis; None where there is none, or where it cannot be told (after some aten operators)."""
-    result: dict[str, BatchAxis | None] = {name: None for name in graph.constants}
+    result: dict[str, BatchAxis | None] = dict.fromkeys(graph.constants)
     for name in graph.inputs:
         found = _find(graph.types[name].shape)
         result[name] = None if found is None else BatchAxis(found[0], 1, found[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from flexiq.graph.verify import verify
 def capture(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Graph:
     """Capture `model` in evaluation mode as a graph whose batch dimension is dynamic and whose other dimensions are static.
 
-    args, kwargs: example inputs (tensors, batch first). The model is left as it was (training flags, parameters, buffers).
+    args, kwargs: example inputs (tensors, batch first); the graph's inputs are in the order of forward()'s parameters. The
+    model is left as it was (training flags, parameters, buffers).
     Raises CaptureError naming the operator, the module path and what to do.
     """
-    kwargs = dict(kwargs or {})
-    args = tuple(_two_samples(a) for a in args)
-    kwargs = {k: _two_samples(v) for k, v in kwargs.items()}
+    order = list(inspect.signature(model.forward).parameters)
+    named = sorted((kwargs or {}).items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    args = tuple(_map_leaves(_two_samples, a) for a in args)
+    kwargs = {k: _map_leaves(_two_samples, v) for k, v in named}
     _check_parameters(model)
     with _evaluation_mode(model), torch.no_grad():
         program = _export(model, args, kwargs)
@@ -54,6 +56,15 @@ def _check_parameters(model: nn.Module) -> None:
             raise CaptureError(f"{kind} '{name}' is {dtype}: convert the model with model.float() first")
 
 
+def _map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to everything inside nested lists, tuples and dicts."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map_leaves(function, v) for v in value)
+    if isinstance(value, dict):
+        return {k: _map_leaves(function, v) for k, v in value.items()}
+    return function(value)
+
+
 def _two_samples(value: Any) -> Any:
     """A batch of one would be burnt into the graph as a constant: repeat it."""
     if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == 1:
@@ -67,10 +78,11 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     def spec(value: Any) -> Any:
         return {0: batch} if isinstance(value, Tensor) and value.dim() > 0 else None
 
-    dynamic: Any = tuple(spec(a) for a in args)
-    if kwargs:
-        names = list(inspect.signature(model.forward).parameters)
-        dynamic = {**dict(zip(names, dynamic, strict=False)), **{k: spec(v) for k, v in kwargs.items()}}
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise CaptureError(f"the example inputs do not fit forward() of {type(model).__name__}: {error}") from None
+    dynamic = {name: _map_leaves(spec, value) for name, value in bound.items()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch about its own internals; the caller cannot act on it
@@ -112,7 +124,9 @@ class _Importer:
 
     def __init__(self, program: Any) -> None:
         self.program = program
-        self.known: dict[str, Any] = {}  # fx node name -> graph value name | Tensor (constant) | list of either | SymInt
+        self.known: dict[
+            str, Any
+        ] = {}  # fx node name -> graph value name | Tensor (constant) | list of either | SymInt
         self.constant_names: dict[int, str] = {}
         self.graph = Graph([], [], [], {}, {})
         self.kept: list[Tensor] = []  # keeps ids in constant_names alive
@@ -238,7 +252,9 @@ class _Importer:
                 name = self.fresh(name)
                 self.constant_names[id(tensor)] = name
             if tensor.dtype in (torch.bfloat16, torch.float16):
-                raise CaptureError(f"the constant '{name}' is {tensor.dtype}: convert the model with model.float() first")
+                raise CaptureError(
+                    f"the constant '{name}' is {tensor.dtype}: convert the model with model.float() first"
+                )
             array = tensor.detach().cpu().contiguous().clone().numpy()
             self.graph.constants[name] = array.astype(np.float32) if array.dtype == np.float64 else array
         return name

@@ -62,7 +62,13 @@ class Converter:
     # -- emitting ------------------------------------------------------------------------------------------------------
 
     def emit(
-        self, op: str, inputs: list[Any], attrs: dict[str, Any] | None = None, *, shape: Shape | None = None, **roles: Any
+        self,
+        op: str,
+        inputs: list[Any],
+        attrs: dict[str, Any] | None = None,
+        *,
+        shape: Shape | None = None,
+        **roles: Any,
     ) -> str:
         """Add a node; the type comes from the fx node, or from `shape` for intermediate nodes."""
         from flexiq.graph.capture import Ref, tensor_type
@@ -120,7 +126,9 @@ class Converter:
         attrs = {
             "args": [self._template(a, inputs) for a in self.given],
             "kwargs": {
-                k: self._template(v, inputs) for k, v in self.given_kwargs.items() if v is not None and k not in _PLACEMENT
+                k: self._template(v, inputs)
+                for k, v in self.given_kwargs.items()
+                if v is not None and k not in _PLACEMENT
             },
         }
         if index is not None:
@@ -157,7 +165,9 @@ class Converter:
         """Raise where a layer with float32 weights would read another dtype."""
         dtype = self.importer.value_dtype(value)
         if dtype != "float32":
-            raise self.unsupported(f"its input is torch.{dtype}, its weights are float32; convert the input with .float()")
+            raise self.unsupported(
+                f"its input is torch.{dtype}, its weights are float32; convert the input with .float()"
+            )
 
     def filled(self) -> str:
         """zeros, ones, full, ... of a size that contains the batch: one cell, expanded."""
@@ -273,7 +283,7 @@ class Converter:
         at_run_time = isinstance(mask, str) and self.importer.graph.types[mask].dtype == "bool"
         if at_run_time or self.args[7] or len(self.shape(q)) < 3 or not all(isinstance(t, str) for t in (q, k, v)):
             return str(self.generic())
-        qs, ks, vs = self.shape(q), self.shape(k), self.shape(v)
+        qs, ks = self.shape(q), self.shape(k)
         scale = float(scale) if scale is not None else 1.0 / math.sqrt(int(qs[-1]))  # type: ignore[arg-type]
         shape = (*broadcast(qs[:-2], ks[:-2]), qs[-2], ks[-2])
         scores = self.emit("matmul", [q, k], {"transpose_b": True, "scale": scale}, shape=shape)
@@ -360,7 +370,13 @@ class Converter:
             kernel = [d // int(s) for d, s in zip(spatial, size, strict=True)]
             if kernel == [1, 1]:
                 return str(x)
-            attrs = {"kernel": kernel, "stride": kernel, "padding": [0, 0], "ceil_mode": False, "count_include_pad": True}
+            attrs = {
+                "kernel": kernel,
+                "stride": kernel,
+                "padding": [0, 0],
+                "ceil_mode": False,
+                "count_include_pad": True,
+            }
             return self.emit("avg_pool", [x], attrs)
         return str(self.generic())
 
@@ -437,9 +453,7 @@ class Converter:
         for part in self.value:
             stop = start + int(part.shape[axis])
             out = (*shape[:axis], stop - start, *shape[axis + 1 :])
-            result.append(
-                self.emit("slice", [x], {"axis": axis, "start": start, "stop": stop, "step": 1}, shape=out)
-            )
+            result.append(self.emit("slice", [x], {"axis": axis, "start": start, "stop": stop, "step": 1}, shape=out))
             start = stop
         return result
 

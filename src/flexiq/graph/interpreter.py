@@ -163,8 +163,8 @@ def evaluate_node(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
         gamma, beta, mean, var = operands[1:5]
         return F.batch_norm(x, mean, var, gamma, beta, training=False, eps=a["eps"])
     if op == "layer_norm":
-        weight, bias = (*operands[1:], None, None)[:2]
-        return F.layer_norm(x, a["normalized_shape"], weight, bias, a["eps"])
+        affine = (operands[1] if n > 1 else None, operands[2] if n > 2 else None)
+        return F.layer_norm(x, a["normalized_shape"], *affine, eps=a["eps"])
     if op == "softmax":
         return torch.softmax(x, dim=a["axis"])
     if op == "max_pool":

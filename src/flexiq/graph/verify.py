@@ -11,9 +11,13 @@ from flexiq.graph.float_ops import ALLOWED
 from flexiq.graph.ir import UNARY_OPS, BatchDim, Dim, Graph, Node, Shape
 
 QUANTIZED_OPS = frozenset({"quantize", "dequantize", "table"})
-KNOWN_OPS = UNARY_OPS | QUANTIZED_OPS | frozenset(
-    "conv linear matmul batch_norm add mul concat max_pool avg_pool mean reshape permute expand slice select pad roll "
-    "gather layer_norm softmax".split()
+KNOWN_OPS = (
+    UNARY_OPS
+    | QUANTIZED_OPS
+    | frozenset(
+        "conv linear matmul batch_norm add mul concat max_pool avg_pool mean reshape permute expand slice select pad roll "
+        "gather layer_norm softmax".split()
+    )
 )
 
 

@@ -110,7 +110,7 @@ class _Builder:
         for node in self.graph.nodes:
             self._node(node.name, node)
         self.out.outputs = [self._float(v) for v in self.graph.outputs]
-        self.program.qparams = {k: v for k, v in self.qparams.items()}
+        self.program.qparams = dict(self.qparams)
         drop_unused(self.out)
         self.out.types = {
             k: TensorType(t.shape, ("int8" if self.qparams[k].signed else "uint8") if k in self.qparams else t.dtype)
@@ -170,7 +170,9 @@ class _Builder:
         name = f"{value}_q8"
         if name not in self.qparams:
             if value in self.graph.constants and value not in self.statistics:
-                raise CalibrationError(f"constant '{value}' feeds an integer layer: keep that layer in float with ignored")
+                raise CalibrationError(
+                    f"constant '{value}' feeds an integer layer: keep that layer in float with ignored"
+                )
             self.qparams[name] = self._encoding(value)
             self._insert(name, "quantize", value, float(1.0 / np.float64(self.qparams[name].scale)))
         return name
@@ -187,7 +189,9 @@ class _Builder:
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
     def _node(self, name: str, node: Node) -> None:
-        new = Node(name, node.op, list(node.inputs), dict(node.attrs), node.weight, node.bias, node.residual, node.source)
+        new = Node(
+            name, node.op, list(node.inputs), dict(node.attrs), node.weight, node.bias, node.residual, node.source
+        )
         integer = name in self.layers
         if name in self.eight:
             self.qparams[name] = self._encode_output(node)
@@ -241,7 +245,7 @@ class _Builder:
         y = evaluate_node(node, [x], 1).double().numpy()
         entries = np.clip(np.rint(y / target.scale), target.qmin, target.qmax)
         self.program.tables[node.name] = entries.astype(np.int8 if target.signed else np.uint8)
-        new.attrs = {"function": node.op, **{k: v for k, v in node.attrs.items()}}
+        new.attrs = {"function": node.op, **node.attrs}
         new.op = "table"
 
     def _layer(self, node: Node, new: Node) -> None:

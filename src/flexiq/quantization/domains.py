@@ -14,7 +14,9 @@ from typing import Any
 from flexiq.graph.ir import COMPUTE_OPS, MOVEMENT_OPS, UNARY_OPS, Graph, Node
 
 _NON_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax"})
-_INHERIT = frozenset({"reshape", "permute", "expand", "slice", "select", "roll", "gather", "max_pool", "mean", "avg_pool"})
+_INHERIT = frozenset(
+    {"reshape", "permute", "expand", "slice", "select", "roll", "gather", "max_pool", "mean", "avg_pool"}
+)
 
 
 def non_negative_values(graph: Graph) -> set[str]:
@@ -24,7 +26,9 @@ def non_negative_values(graph: Graph) -> set[str]:
         activation = node.attrs.get("activation")
         clamped = node.op == "clamp" and node.attrs["lo"] >= 0.0
         fused = activation is not None and (activation["kind"] == "relu" or activation.get("lo", -1.0) >= 0.0)
-        inherits = (node.op in _INHERIT or node.op in ("add", "mul", "concat")) and all(v in proven for v in node.inputs)
+        inherits = (node.op in _INHERIT or node.op in ("add", "mul", "concat")) and all(
+            v in proven for v in node.inputs
+        )
         padded = node.op == "pad" and node.inputs[0] in proven and node.attrs.get("value", 0.0) >= 0.0
         if node.op in _NON_NEGATIVE or clamped or fused or inherits or padded:
             proven.add(node.name)

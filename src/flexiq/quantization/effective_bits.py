@@ -51,7 +51,8 @@ def rounded_shift_right(values: npt.NDArray[np.int32], shift: npt.NDArray[np.int
     twice = remainder * 2
     one = np.left_shift(np.int32(1), shift)
     up = (twice > one) | ((twice == one) & ((quotient & 1) == 1))
-    return (quotient + (up & (shift > 0))).astype(np.int32)
+    result: npt.NDArray[np.int32] = (quotient + (up & (shift > 0))).astype(np.int32)
+    return result
 
 
 def lower(values: npt.ArrayLike, shift: npt.ArrayLike, limit: int, signed: bool = True) -> npt.NDArray[np.int8]:
@@ -102,7 +103,8 @@ def least_squares_shift(
     if centred:
         spread = spread - (histogram @ error.T / total) ** 2
     per_group = np.add.reduceat(spread * importance[:, None], bounds[:-1].astype(np.int64), axis=0)
-    return np.argmin(per_group, axis=1).astype(np.uint8)
+    result: npt.NDArray[np.uint8] = np.argmin(per_group, axis=1).astype(np.uint8)
+    return result
 
 
 def group_maximum(channel_max: npt.NDArray[Any], bounds: npt.NDArray[np.int32]) -> npt.NDArray[Any]:

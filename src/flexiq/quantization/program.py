@@ -139,7 +139,9 @@ class Program:
     def low_share(self, ratio_index: int) -> float:
         """Share of all multiply-accumulates (eligible or not) that run low at a ratio."""
         total = sum(layer.macs for layer in self.layers.values())
-        low = sum(int(layer.group_macs[layer.low[ratio_index]].sum()) for layer in self.layers.values() if layer.n_groups)
+        low = sum(
+            int(layer.group_macs[layer.low[ratio_index]].sum()) for layer in self.layers.values() if layer.n_groups
+        )
         return low / total if total else 0.0
 
     def eligible_share(self, ratio_index: int) -> float:

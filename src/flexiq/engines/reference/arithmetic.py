@@ -34,7 +34,9 @@ def accumulate(node: Node, x: Tensor, weight: Tensor, bound: int) -> Tensor:
         return _product(node, x.double(), weight.double())
     if bound < EXACT_FLOAT32:
         return _product(node, x, weight)
-    if bound < 8 * EXACT_FLOAT32:  # nibbles: |high| <= 15 and low <= 15, so either sum is below bound / 15 plus rounding
+    if (
+        bound < 8 * EXACT_FLOAT32
+    ):  # nibbles: |high| <= 15 and low <= 15, so either sum is below bound / 15 plus rounding
         high = torch.floor(x / 16.0)
         low = x - high * 16.0
         return _product(node, high, weight).double() * 16.0 + _product(node, low, weight).double()
@@ -93,7 +95,7 @@ def dynamic_shift(
     two has size 1), so that a sample's shifts depend on its own values only.
     """
     axis %= x.dim()
-    split = x.abs().unflatten(place.axis, (place.outer, batch, place.inner))
+    split = x.abs().reshape(*x.shape[: place.axis], place.outer, batch, place.inner, *x.shape[place.axis + 1 :])
     channel = axis if axis < place.axis else axis + 2
     per_channel = split.movedim((place.axis + 1, channel), (0, 1)).reshape(batch, x.shape[axis], -1).amax(dim=2)
     index = group_of_channel.expand(batch, -1)

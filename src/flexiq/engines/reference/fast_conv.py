@@ -22,9 +22,7 @@ def _int8_conv(x: Tensor, weight: Tensor, node: Node) -> Tensor:
     a = node.attrs
     rows = weight.shape[0]
     arguments = (a["stride"], a["padding"], a["dilation"], a["groups"])
-    packed = torch.ops.onednn.qconv_prepack(
-        weight.to(torch.int8), torch.ones(rows), 1.0, 0, *arguments, list(x.shape)
-    )
+    packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), torch.ones(rows), 1.0, 0, *arguments, list(x.shape))
     result: Tensor = torch.ops.onednn.qconv2d_pointwise(
         x.to(torch.uint8), 1.0, 0, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.int64), None, *arguments,
         1.0, 0, torch.float32, "none", [], "",

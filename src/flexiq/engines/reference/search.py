@@ -3,14 +3,15 @@
 This is the fast evaluation of the search: float32 sums without a proof of exactness per layer, and the first-order bias
 correction (a vector per low group) instead of the sequential one. `deviation` measures how far its soft labels are from
 the exact engine's. Candidates of one call are walked as a prefix tree: layers before the first differing gene run once;
-prefixes met again in later calls come from a bounded cache.
+prefixes met again in later calls come from a bounded cache, the longest remembered one of each candidate.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,19 @@ class _Stage:
     macs: int = 0  # per sample, of the nodes in this stage
 
 
+class _Prefix:
+    """The values alive after some stages, computed when first asked for: where a longer prefix is remembered, never."""
+
+    def __init__(self, compute: Callable[[], dict[str, Tensor]]) -> None:
+        self._compute = compute
+        self._values: dict[str, Tensor] | None = None
+
+    def values(self) -> dict[str, Tensor]:
+        if self._values is None:
+            self._values = self._compute()
+        return self._values
+
+
 def soft_labels(outputs: Tensor) -> Tensor:
     """Softmax over the last axis; outputs without classes ([N] or [N, 1]: regression) as they are."""
     return outputs if outputs.dim() < 2 or outputs.shape[-1] == 1 else torch.softmax(outputs, dim=-1)
@@ -99,7 +113,7 @@ class CandidateEvaluator:
                 nodes = []
         self._add_stage(nodes, None)
         self.order = [stage.layer for stage in self.stages if stage.layer is not None]
-        self.gene = {name: s for name, s in zip(self.layers, self.slices, strict=True)}
+        self.gene = dict(zip(self.layers, self.slices, strict=True))
         total = self.inputs[0].shape[0]
         self.chunks = [(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
         self.cache: OrderedDict[tuple[int, int, bytes], dict[str, Tensor]] = OrderedDict()
@@ -136,12 +150,16 @@ class CandidateEvaluator:
         keys = [[masks[i, self.gene[layer]].tobytes() for layer in self.order] for i in range(len(masks))]
         squares = np.zeros(len(masks))
         cached: dict[tuple[str, bytes], Setting] = {}
+        multiplies, macs, alone = self.statistics.multiplies, sum(stage.macs for stage in self.stages), 0
         with torch.no_grad():
             for number, (a, b) in enumerate(self.chunks):
                 take = min(b, n_images) - a
                 if take <= 0:
                     break
-                self._walk(number, take, 0, dict(self._start(number)), list(range(len(masks))), masks, keys, squares, cached)
+                start = _Prefix(partial(self._start, number))
+                self._walk(number, take, 0, start, list(range(len(masks))), masks, keys, squares, cached)
+                alone += macs * (b - a) * len(masks)
+        self.statistics.saved += alone - (self.statistics.multiplies - multiplies)
         result: npt.NDArray[np.float64] = np.sqrt(squares / n_images)
         return result
 
@@ -153,7 +171,7 @@ class CandidateEvaluator:
         number: int,
         take: int,
         depth: int,
-        values: dict[str, Tensor],
+        prefix: _Prefix,
         members: list[int],
         masks: npt.NDArray[np.bool_],
         keys: list[list[bytes]],
@@ -164,45 +182,50 @@ class CandidateEvaluator:
         stage = self.stages[depth]
         samples = self.chunks[number][1] - self.chunks[number][0]
         if stage.layer is None:
-            out = self._run_stage(stage, values, dict(self.base), samples)
+            out = self._run_stage(stage, dict(prefix.values()), self.base, samples)
             soft = soft_labels(out[self.program.graph.outputs[0]])
-            distance = (soft[:take] - self.reference[number][:take]).double().pow(2).sum().item()
-            squares[members] += distance
-            self._count(stage, samples, len(members))
+            squares[members] += (soft[:take] - self.reference[number][:take]).double().pow(2).sum().item()
             return
         branches: dict[bytes, list[int]] = {}
         for i in members:
             branches.setdefault(keys[i][depth], []).append(i)
         for gene, own in branches.items():
-            prefix = b"".join(keys[own[0]][: depth + 1])
-            key = (number, depth, prefix)
-            hit = self.cache.get(key) if depth in self.keep_stages else None
-            if depth in self.keep_stages:
-                self.statistics.cache_lookups += 1
-            if hit is not None:
-                self.cache.move_to_end(key)
-                self.statistics.cache_hits += 1
-                self.statistics.saved += stage.macs * samples * len(own)
-                after = {k: v.float() for k, v in hit.items()}
-            else:
-                name = stage.layer
-                setting = cached.get((name, gene))
-                if setting is None:
-                    setting = self.setting(name, masks[own[0], self.gene[name]])
-                    cached[(name, gene)] = setting
-                after = self._run_stage(stage, dict(values), {**self.base, name: setting}, samples)
-                self._count(stage, samples, len(own))
-                if depth in self.keep_stages:
-                    self._remember(key, after)
+            key = (number, depth, b"".join(keys[own[0]][: depth + 1])) if depth in self.keep_stages else None
+            setting = cached.get((stage.layer, gene))
+            if setting is None:
+                setting = self.setting(stage.layer, masks[own[0], self.gene[stage.layer]])
+                cached[(stage.layer, gene)] = setting
+            hit = self._recall(key)
+            after = _Prefix(partial(self._extend, prefix, stage, setting, samples, key) if hit is None else hit)
             self._walk(number, take, depth + 1, after, own, masks, keys, squares, cached)
 
-    def _count(self, stage: _Stage, samples: int, members: int) -> None:
-        self.statistics.multiplies += stage.macs * samples
-        self.statistics.saved += stage.macs * samples * (members - 1)
+    def _extend(
+        self, prefix: _Prefix, stage: _Stage, setting: Setting, samples: int, key: tuple[int, int, bytes] | None
+    ) -> dict[str, Tensor]:
+        """The values after one more stage; remembered under `key`."""
+        assert stage.layer is not None
+        after = self._run_stage(stage, dict(prefix.values()), {**self.base, stage.layer: setting}, samples)
+        if key is not None:
+            self._remember(key, after)
+        return after
+
+    def _recall(self, key: tuple[int, int, bytes] | None) -> Callable[[], dict[str, Tensor]] | None:
+        """What gives the remembered values of a prefix, if there are any."""
+        if key is None:
+            return None
+        self.statistics.cache_lookups += 1
+        hit = self.cache.get(key)
+        if hit is None:
+            return None
+        self.cache.move_to_end(key)
+        self.statistics.cache_hits += 1
+        eight_bit = self.program.qparams
+        return lambda: {k: v.float() if k in eight_bit else v for k, v in hit.items()}
 
     def _run_stage(
         self, stage: _Stage, values: dict[str, Tensor], settings: Mapping[str, Setting], samples: int
     ) -> dict[str, Tensor]:
+        self.statistics.multiplies += stage.macs * samples
         for index in stage.nodes:
             node = self.program.graph.nodes[index]
             values[node.name] = self.executor.step(node, values, settings, samples)

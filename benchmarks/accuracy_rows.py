@@ -19,14 +19,15 @@ SEEDS = (1, 2)  # beside 0, the default
 # Settings that do not reach `pipeline.prepare`; all others, also ones added later, get a preparation of their own.
 AFTER_PREPARE = frozenset(
     "ratios selector low_bits low_bits_weights extraction shift_choice weight_granularity bias_correction nested "
-    "search_images population generations survivors seed".split()
+    "rounding_slack search_images population generations survivors seed".split()
 )
 
 # (setting, values tried); an entry whose setting does not exist is skipped.
 _FACTORS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("group_size", (8, 16, 32)),
     ("extraction", ("static", "dynamic")),
-    ("shift_choice", ("least_squares", "plain")),
+    ("shift_choice", ("least_squares", "value_error", "plain")),
+    ("rounding_slack", (0.0, 0.1, 0.2, 0.4)),
     ("bias_correction", (True, False)),
     ("sort_channels", (True, False)),
     ("weight_granularity", ("output", "block", "group")),

@@ -43,7 +43,8 @@ from flexiq.quantization.effective_bits import group_maximum, least_squares_shif
 from flexiq.quantization.equalize import equalize
 from flexiq.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
 from flexiq.quantization.program import Program, QuantizedLayer
-from flexiq.quantization.weights import plain_weight_shifts
+from flexiq.quantization.rounding import reconstruct
+from flexiq.quantization.weights import accumulator_bound, plain_weight_shifts
 from flexiq.selection import (
     SearchProgress,
     SelectionProblem,
@@ -192,10 +193,15 @@ def restore_means(
 def eight_bit_program(prepared: Prepared, config: QuantizeConfig) -> Program:
     """The 8-bit program with its corrected bias row (copied to all ratios; no group is low yet)."""
     program = build_program(prepared.graph, prepared.statistics, config, group_bounds)
+    _correct_first_row(prepared, program, config)
+    return program
+
+
+def _correct_first_row(prepared: Prepared, program: Program, config: QuantizeConfig) -> None:
+    """Correct the bias of ratio 0 and start the other ratios from it."""
     restore_means(prepared, program, config, [0])
     for layer in program.layers.values():
         layer.bias = np.repeat(layer.bias[:1], len(program.ratios), axis=0)
-    return program
 
 
 @dataclass
@@ -232,8 +238,13 @@ def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> 
     for n in names:
         layer = program.layers[n]
         scores[n] = _weight_shift(layer, samples[n], config)
+        if config.rounding_slack > 0.0 and layer.eligible and config.extraction != "naive":
+            layer.weight = reconstruct(samples[n], config.rounding_slack)
+            layer.accumulator_bound = accumulator_bound(layer.weight, program.qparams[graph.node(n).inputs[0]])
         if config.bias_correction:
             mean_shifts[n] = group_mean_shifts(graph.node(n), layer, values[graph.node(n).inputs[0]])
+    if config.rounding_slack > 0.0:  # the 8-bit weights have moved a little
+        _correct_first_row(prepared, program, config)
     return LowTables(values, scores, mean_shifts)
 
 

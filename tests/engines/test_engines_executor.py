@@ -261,3 +261,16 @@ def test_rounding_of_the_epilogue_is_half_to_even(make_layer_program: Any) -> No
     layer.multiplier[:], layer.bias[:] = 0.5, 0
     x = np.arange(0, 10, dtype=np.float32).reshape(-1, 1)
     assert run_layer(program, [x], 0)[1].ravel().tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("extraction", ["static", "dynamic"])
+def test_same_bits_on_a_gpu(make_layer_program: Any, random_integers: Any, extraction: str) -> None:
+    rng = np.random.default_rng(4)
+    weight = rng.integers(-127, 128, (8, 40, 3, 3)).astype(np.int8)
+    program = make_layer_program(rng, weight, (40, 9, 9), group_size=16, padding=(1, 1), extraction=extraction)
+    x = torch.from_numpy(random_integers(rng, (3, 40, 9, 9), False))
+    here, there = Executor(program), Executor(program, "cuda")
+    for index in range(len(program.ratios)):
+        expected = here.run([x], here.settings(index))[0]
+        assert torch.equal(there.run([x.cuda()], there.settings(index))[0].cpu(), expected)

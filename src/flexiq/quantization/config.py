@@ -24,6 +24,7 @@ class QuantizeConfig(BaseModel):
     calibration         range of a tensor: "mse", "percentile" or "minmax"
     percentile          for calibration = "percentile", in percent
     equalize            None, or 0..1: move range differences between channels into the weights first (1: all of them)
+    rounding_slack      how far an 8-bit weight may move, in low steps, so that its low value rounds to the better side
     bias_correction     restore the mean of every layer's outputs at every ratio
     sort_channels       sort channels by range so that groups are alike (layout; no cost at run time)
     nested              groups low at one ratio stay low at higher ones (False: chosen for every ratio alone)
@@ -49,6 +50,7 @@ class QuantizeConfig(BaseModel):
     calibration: Literal["minmax", "percentile", "mse"] = "mse"
     percentile: float = Field(99.99, gt=50.0, le=100.0)
     equalize: float | None = Field(None, ge=0.0, le=1.0)
+    rounding_slack: float = Field(0.2, ge=0.0, le=1.0)
     bias_correction: bool = True
     sort_channels: bool = True
     nested: bool = True

@@ -51,7 +51,7 @@ def _round_group(
     original = w8[:, order].astype(np.int64)
     target = original.astype(np.float64)
     chosen = np.empty_like(original)
-    step = (1 << shift.astype(np.int64))[:, None][:, 0]
+    step = 1 << shift.astype(np.int64)
     nearest = lower(original, shift[:, None], limit).astype(np.int64)
     for j in range(original.shape[1]):
         wanted = np.clip(np.rint(target[:, j] / step), -limit, limit).astype(np.int64)
@@ -62,9 +62,22 @@ def _round_group(
         low = np.where(refused, nearest[:, j], wanted)
         error = (target[:, j] - low * step) / factor[j, j]
         target[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :][None]
+    plain = _output_error(original, nearest * step[:, None], covariance[np.ix_(order, order)])
+    found = lower(chosen, shift[:, None], limit).astype(np.int64) * step[:, None]
+    worse = _output_error(original, found, covariance[np.ix_(order, order)]) >= plain
+    chosen[worse] = original[worse]  # with many saturated weights or little slack, spreading errors can lose
     result = np.empty_like(chosen)
     result[:, order] = chosen
     return result.astype(np.int8)
+
+
+def _output_error(
+    exact: npt.NDArray[np.int64], low: npt.NDArray[np.int64], covariance: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """float64 [O]: expected squared output error of every row."""
+    error = (exact - low).astype(np.float64)
+    result: npt.NDArray[np.float64] = np.einsum("oi,oi->o", error @ covariance, error)
+    return result
 
 
 def _nearest_in_cell(

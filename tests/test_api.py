@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import flexiq
+import flexiq.api
 from flexiq import QuantizeConfig, QuantizedModel
 from flexiq.errors import (
     CalibrationError,
@@ -89,9 +90,9 @@ def tiny() -> nn.Module:
 def test_forms_of_calibration_agree(tiny: nn.Module) -> None:
     x, labels = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20)
     config = GREEDY.updated(group_size=4, ratios=(0.5, 1.0), calibration_images=20)
-    base = flexiq.quantize(tiny, x, config)
     pieces = list(x.split(7))
     forms: list[Any] = [
+        x,
         pieces,
         tuple(pieces),
         (p for p in pieces),
@@ -104,7 +105,11 @@ def test_forms_of_calibration_agree(tiny: nn.Module) -> None:
         torch.cat([x, torch.full((5, 6), 1e6)]),  # only the first calibration_images samples count
     ]
     for form in forms:
-        same(base, flexiq.quantize(tiny, form, config), x)
+        (taken,), _ = flexiq.api.gather(form, tiny, 20)
+        assert torch.equal(taken, x)
+    made = [flexiq.quantize(tiny, form, config) for form in (x, Loader(pieces), {"x": x})]
+    same(made[0], made[1], x)
+    same(made[0], made[2], x)
 
 
 class TwoInputs(nn.Module):
@@ -370,6 +375,29 @@ def test_numpy_in_numpy_out(qm: QuantizedModel, images: Tensor) -> None:
     assert torch.equal(qm(images[:3].to(memory_format=torch.channels_last), ratio=0.5), expected)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_the_callers_torch_settings_change_nothing(qm: QuantizedModel, tiny: nn.Module, images: Tensor) -> None:
+    expected = qm(images, ratio=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(qm(images, ratio=0.5), expected)
+    with torch.backends.mkldnn.flags(enabled=False):  # other convolutions, of which some are not exact in float32
+        assert torch.equal(qm(images, ratio=0.5), expected)
+    with torch.inference_mode():
+        assert torch.equal(qm(images, ratio=0.5), expected)
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        torch.set_num_threads(2)
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(qm(images, ratio=0.5), expected)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+    x = torch.randn(16, 6)
+    plain = flexiq.quantize(tiny, x, GREEDY)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same(plain, flexiq.quantize(tiny, x, GREEDY), x)
+
+
 def test_inputs_are_not_written_into(qm: QuantizedModel, images: Tensor) -> None:
     x = images[:4].clone()
     qm(x, ratio=1.0)
@@ -535,17 +563,19 @@ def test_describe_is_json_and_complete(qm: QuantizedModel) -> None:
         assert sum(entry["weight_shift_histogram"].values()) > 0
 
 
-def test_same_seed_same_model(conv_net: nn.Module, images: Tensor) -> None:
+def test_same_seed_same_model(tiny: nn.Module) -> None:
+    x = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+    base = GREEDY.updated(group_size=2)
     for selector in ("random", "greedy", "evolutionary"):
-        config = GREEDY.updated(selector=selector, population=6, generations=3, survivors=2, seed=4)
-        first, second = (flexiq.quantize(conv_net, images, config) for _ in range(2))
+        config = base.updated(selector=selector, population=6, generations=3, survivors=2, seed=4)
+        first, second = (flexiq.quantize(tiny, x, config) for _ in range(2))
         for name, layer in first.program.layers.items():
             other = second.program.layers[name]
             assert (layer.low == other.low).all() and (layer.bias == other.bias).all()
-        same(first, second, images)
-    others = [flexiq.quantize(conv_net, images, GREEDY.updated(selector="random", seed=s)) for s in (0, 1)]
+        same(first, second, x)
+    others = [flexiq.quantize(tiny, x, base.updated(selector="random", seed=s)) for s in (0, 1)]
     a, b = ([layer.low for layer in o.program.layers.values()] for o in others)
-    assert any((x != y).any() for x, y in zip(a, b, strict=True))
+    assert any((p != q).any() for p, q in zip(a, b, strict=True))
 
 
 def test_interrupted_search_resumes(conv_net: nn.Module, images: Tensor, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ class Recorder(Executor):
 
 
 def check_architecture(
-    name: str, architecture: Architecture, helpers: Any, oracle: ModuleType, images: int, ratios: tuple[float, ...]
+    name: str, architecture: Architecture, helpers: Any, oracle: ModuleType, images: int, **settings: Any
 ) -> None:
     torch.manual_seed(0)
     model = architecture.build()
@@ -131,7 +131,7 @@ def check_architecture(
     helpers.estimate(model, calibration)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     config = flexiq.QuantizeConfig(
-        selector="greedy", calibration_images=images, search_images=8, batch_size=8, ratios=ratios
+        selector="greedy", calibration_images=images, search_images=8, batch_size=8, **settings
     )
     qm = flexiq.quantize(model, calibration, config)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items()), "the caller's model was changed"
@@ -219,10 +219,10 @@ def check_accumulators(qm: Any, images: Tensor, oracle: ModuleType) -> None:
 
 @pytest.mark.parametrize("name", list(SMALL))
 def test_small(name: str, helpers: Any, oracle: ModuleType) -> None:
-    check_architecture(name, SMALL[name], helpers, oracle, 16, (0.5, 1.0))
+    check_architecture(name, SMALL[name], helpers, oracle, 16, ratios=(0.5, 1.0), rounding_slack=0.0)  # for time
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(LARGE))
 def test_large(name: str, helpers: Any, oracle: ModuleType) -> None:
-    check_architecture(name, LARGE[name], helpers, oracle, 8, (0.25, 0.5, 0.75, 1.0))
+    check_architecture(name, LARGE[name], helpers, oracle, 8)

@@ -106,14 +106,17 @@ def quantize(
     metric: see `QuantizedModel.evaluate`. checkpoint: file from which an interrupted search resumes.
     Raises CaptureError, CalibrationError, ConfigError.
     """
+    import torch
+
     from flexiq.pipeline import quantize_prepared, silent
 
     config = config or QuantizeConfig()
     report = progress or silent
-    prepared = prepare_model(model, calibration, config, progress=report)
-    program = quantize_prepared(
-        prepared, config, progress=report, checkpoint=None if checkpoint is None else Path(checkpoint)
-    )
+    with torch.autocast("cpu", enabled=False):
+        prepared = prepare_model(model, calibration, config, progress=report)
+        program = quantize_prepared(
+            prepared, config, progress=report, checkpoint=None if checkpoint is None else Path(checkpoint)
+        )
     result = QuantizedModel(program, engine)
     if evaluation is not None:
         program.curve = result.evaluate(evaluation, metric=metric)

@@ -185,6 +185,21 @@ def test_exact_beyond_float32_convolution(oracle: ModuleType, make_layer_program
     check(oracle, program, [x])
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_exact_without_onednn() -> None:
+    """torch then takes NNPACK's Winograd for large batches of 3x3 convolutions, whose float32 sums are not exact."""
+    from flexiq.graph.ir import Node
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (16, 56, 14, 14), generator=generator).float()
+    w = torch.randint(-127, 128, (8, 56, 3, 3), generator=generator).float()
+    attrs = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+    exact = F.conv2d(x.double(), w.double(), padding=1)
+    with torch.backends.mkldnn.flags(enabled=False):
+        got = arithmetic.accumulate(Node("c", "conv", ["x"], attrs), x, w, 1000)
+    assert torch.equal(got.double(), exact)
+
+
 @pytest.mark.parametrize("bound", [100, arithmetic.EXACT_FLOAT32, 4 * arithmetic.EXACT_FLOAT32, 2**31])
 def test_each_way_of_accumulating_is_exact(bound: int) -> None:
     """The split into nibbles and float64 give what float32 gives where that is exact."""

@@ -287,6 +287,11 @@ def test_other_parameter_dtypes_are_refused(dtype: torch.dtype) -> None:
         capture(model, (torch.randn(2, 4, dtype=dtype),))
 
 
+def test_model_on_another_device() -> None:
+    with pytest.raises(CaptureError, match=r"'0.weight' is on meta, the example inputs on cpu"):
+        capture(nn.Sequential(nn.Linear(4, 4, device="meta")), (torch.randn(2, 4),))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, torch.float16])
 def test_inputs_of_another_dtype_than_the_model(dtype: torch.dtype) -> None:
     with pytest.raises(CaptureError, match=str(dtype)):

@@ -39,7 +39,7 @@ def make_layer(weight: np.ndarray, bounds: list[int], conv_groups: int = 1) -> Q
 
 def make_samples(seed: int, shape: tuple[int, ...], bounds: list[int], conv_groups: int = 1) -> LayerSamples:
     rng = np.random.default_rng(seed)
-    weight = np.clip(np.rint(rng.normal(0, 40, shape)), -127, 127).astype(np.int8)
+    weight = np.clip(np.rint(rng.normal(0, 22, shape)), -127, 127).astype(np.int8)
     layer = make_layer(weight, bounds, conv_groups)
     channels, taps = bounds[-1], int(np.prod(shape[2:], dtype=int))
     mixed = rng.normal(size=(600, channels * taps)) @ rng.normal(size=(channels * taps, channels * taps)) / 4

@@ -31,8 +31,8 @@ def capture(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any
     named = sorted((kwargs or {}).items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
     args = tuple(_map_leaves(_two_samples, a) for a in args)
     kwargs = {k: _map_leaves(_two_samples, v) for k, v in named}
-    _check_parameters(model)
-    with _evaluation_mode(model), torch.no_grad():
+    _check_parameters(model, {x.device for x in _leaves([args, kwargs]) if isinstance(x, Tensor)})
+    with _evaluation_mode(model), torch.no_grad(), torch.autocast("cpu", enabled=False):
         program = _export(model, args, kwargs)
     return _Importer(program).run()
 
@@ -48,7 +48,13 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def _check_parameters(model: nn.Module) -> None:
+def _check_parameters(model: nn.Module, devices: set[torch.device]) -> None:
+    for name, p in model.named_parameters():
+        if devices and p.device not in devices:
+            raise CaptureError(
+                f"parameter '{name}' is on {p.device}, the example inputs on {', '.join(map(str, devices))}: move the "
+                "model there with model.to(...)"
+            )
     wrong = [("parameter", n, p.dtype) for n, p in model.named_parameters() if p.is_floating_point()]
     wrong += [("buffer", n, b.dtype) for n, b in model.named_buffers() if b.dtype in (torch.float16, torch.bfloat16)]
     for kind, name, dtype in wrong:

@@ -70,14 +70,9 @@ def read_back(values: npt.ArrayLike, shift: npt.ArrayLike, limit: int, signed: b
     return np.left_shift(low, np.asarray(shift, dtype=np.int16)).astype(np.int16)
 
 
-def magnitude_errors(limit: int, signed: bool) -> npt.NDArray[np.float64]:
-    """float64 [shifts, 256]: squared error of reading magnitude v back at shift s.
-
-    Shifts end at the naive one: beyond it a value read back could leave the 8-bit range (4 << 5 = 128).
-    """
-    v = np.arange(256)
-    shifts = range(naive_shift(signed, limit) + 1)
-    return np.stack([(read_back(v, s, limit, signed=True) - v).astype(np.float64) ** 2 for s in shifts])
+def read_back_table(shift: int, limit: int, signed: bool = True) -> npt.NDArray[np.int16]:
+    """int16 [384]: what every 8-bit value v in -128..255 becomes at low precision, at index v + 128."""
+    return read_back(np.arange(-128, 256), shift, limit, signed)
 
 
 def least_squares_shift(

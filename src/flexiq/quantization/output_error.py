@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flexiq.quantization.effective_bits import naive_shift, read_back
+from flexiq.quantization.effective_bits import naive_shift, read_back_table
 from flexiq.quantization.program import BLOCK_ROWS, QuantizedLayer, WeightGranularity
 
 Floats = npt.NDArray[np.float32]
@@ -54,6 +54,14 @@ class LayerSamples:
         start = (index // n_local) * size
         return slice(start, start + size)
 
+    def low_inputs(self, index: int, shift: int) -> npt.NDArray[np.int16]:
+        """int16 [n, channels * taps]: the inputs of one group read back from low precision."""
+        return read_back_table(shift, self.layer.amax, self.signed)[self.group(index) + 128]
+
+    def low_weights(self, index: int, shift: int) -> npt.NDArray[np.int16]:
+        """int16 [rows, channels * taps]: the weights of one group read back from low precision."""
+        return read_back_table(shift, self.layer.wmax)[self.weights(index) + 128]
+
     def prepare(self, samples: npt.NDArray[np.int16]) -> Floats:
         x = samples.astype(np.float32)
         return x - x.mean(axis=0) if self.centred else x
@@ -75,7 +83,7 @@ def activation_shifts(readers: Sequence[LayerSamples]) -> npt.NDArray[np.uint8]:
             scale = own.layer.weight_scale[own.rows(g)]
             w = own.weights(g).T * scale  # real units
             samples = own.group(g)
-            found = [own.prepare(read_back(samples, s, layer.amax, own.signed) - samples) @ w for s in shifts]
+            found = [own.prepare(own.low_inputs(g, s) - samples) @ w for s in shifts]
             if g % own.layer.weight_shift.shape[1] == 0:
                 residuals[i] = np.zeros_like(found[0])
             costs += [float(np.square(residuals[i] + e).sum(dtype=np.float64)) / len(e) for e in found]
@@ -106,12 +114,12 @@ def weight_shifts(
         rows = samples.rows(g)
         x = samples.group(g)
         p = samples.prepare(x)
-        p_low = samples.prepare(read_back(x, layer.activation_shift[g], layer.amax, samples.signed))
+        p_low = samples.prepare(samples.low_inputs(g, int(layer.activation_shift[g])))
         w = samples.weights(g)
         exact = p @ w.T.astype(np.float32)  # [n, rows]
         if g % n_local == 0:
             residual = np.zeros_like(exact)
-        candidates = [exact - p_low @ read_back(w, s, layer.wmax).T.astype(np.float32) for s in shifts]
+        candidates = [exact - p_low @ samples.low_weights(g, s).T.astype(np.float32) for s in shifts]
         costs = np.stack([np.einsum("no,no->o", residual + e, residual + e, dtype=np.float64) for e in candidates])
         costs *= unit[rows] / len(p)
         chosen = np.argmin(tie(costs[:, :, None], granularity)[:, :, 0], axis=0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from flexiq.quantization.effective_bits import lower, read_back
+from flexiq.quantization.effective_bits import lower
 from flexiq.quantization.output_error import LayerSamples
 
 DAMPING = 0.01  # of the mean variance, added to the covariance: samples are few
@@ -29,8 +29,7 @@ def reconstruct(samples: LayerSamples, slack: float) -> npt.NDArray[np.int8]:
     result = layer.weight.copy()
     for g in range(layer.n_groups):
         rows = samples.rows(g)
-        low = read_back(samples.group(g), layer.activation_shift[g], layer.amax, samples.signed)
-        x = samples.prepare(low).astype(np.float64)
+        x = samples.prepare(samples.low_inputs(g, int(layer.activation_shift[g]))).astype(np.float64)
         w8 = samples.weights(g)
         moved = _round_group(w8, layer.weight_shift[rows, g % n_local], x, layer.wmax, slack)
         offset = (g // n_local) * layer.weight.shape[1]

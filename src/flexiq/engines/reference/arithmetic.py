@@ -25,12 +25,19 @@ def _product(node: Node, x: Tensor, weight: Tensor) -> Tensor:
     return _CONV[weight.dim() - 2](x, weight, None, a["stride"], a["padding"], a["dilation"], a["groups"])
 
 
+def float32_is_exact(device: torch.device) -> bool:
+    """Whether float32 products of integers below 2^24 are exact. Accelerators may round them (TF32) or choose Winograd;
+    so does NNPACK, which torch takes for 3x3 convolutions on processors and settings without oneDNN."""
+    onednn = torch.backends.mkldnn
+    return device.type == "cpu" and bool(onednn.is_available()) and bool(onednn.enabled)  # type: ignore[no-untyped-call]
+
+
 def accumulate(node: Node, x: Tensor, weight: Tensor, bound: int) -> Tensor:
     """Exact accumulators of conv or linear as float32 (bound < 2^24) or float64 integers.
 
     x: float32 integers, |x| <= 255. weight: float32 integers. bound: largest possible |accumulator|.
     """
-    if x.device.type != "cpu":  # accelerators may round products (TF32) or choose Winograd: float64 is exact there too
+    if not float32_is_exact(x.device):
         return _product(node, x.double(), weight.double())
     if bound < EXACT_FLOAT32:
         return _product(node, x, weight)
@@ -47,7 +54,7 @@ def accumulate_matmul(node: Node, a: Tensor, b: Tensor, bound: int) -> Tensor:
     """Exact accumulators of a product of two activations."""
     if node.attrs.get("transpose_b"):
         b = b.transpose(-1, -2)
-    if bound < EXACT_FLOAT32 and a.device.type == "cpu":
+    if bound < EXACT_FLOAT32 and float32_is_exact(a.device):
         return torch.matmul(a, b)
     return torch.matmul(a.double(), b.double())
 

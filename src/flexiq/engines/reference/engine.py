@@ -64,7 +64,8 @@ class ReferenceEngine:
         """Outputs for a batch (float32 [N, ...]); NumPy in, NumPy out, torch in, torch out. Raises InputError, RatioError."""
         index = self._index if ratio is None else ratio_index(self.program.ratios, ratio)
         inputs, was_numpy = self.inputs(batch)
-        with torch.no_grad():
+        # autocast would round accumulators to 16 bits
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             outputs = self.executor.run(inputs, self.settings(index))
         results = tuple(o.cpu().numpy() if was_numpy else o for o in outputs)
         return results[0] if len(results) == 1 else results

@@ -1,0 +1,110 @@
+"""Properties of the whole preparation: the layout changes no bit of a conv net, and stages keep their promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flexiq.engines.reference.engine import ReferenceEngine
+from flexiq.graph.capture import capture
+from flexiq.graph.interpreter import run_graph
+from flexiq.graph.ir import Graph
+from flexiq.pipeline import prepare, quantize_prepared, search_context
+from flexiq.quantization.config import QuantizeConfig
+from flexiq.zoo.registry import build_model
+
+QUICK = QuantizeConfig(selector="greedy", calibration_images=16, search_images=8, batch_size=8)
+
+
+IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+def random_resnet20() -> nn.Module:
+    torch.manual_seed(1)
+    model = build_model("zoo:resnet20")
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 2.0)
+                module.running_mean.normal_(0, 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    """Captured once: capture costs more than all the rest."""
+    return capture(random_resnet20(), (IMAGES,))
+
+
+def test_the_8_bit_model_is_the_same_to_the_bit_with_and_without_sorted_channels(graph: Graph) -> None:
+    x = IMAGES
+    config = QUICK.updated(bias_correction=False, rounding_slack=0.0, ratios=(0.0, 1.0))
+    outputs = []
+    for sort in (True, False):
+        own = config.updated(sort_channels=sort)
+        prepared = prepare(graph, [x], own)
+        assert (prepared.layout is not None) == sort
+        outputs.append(ReferenceEngine(quantize_prepared(prepared, own)).run(x, 0.0))
+    assert torch.equal(outputs[0], outputs[1])
+    assert outputs[0].std() > 0.01
+
+
+def test_sorting_reports_no_reorders_and_sorted_groups(graph: Graph) -> None:
+    prepared = prepare(graph, [IMAGES], QUICK)
+    assert prepared.layout is not None and prepared.layout.n_reorders == 0
+    program = quantize_prepared(prepared, QUICK)
+    assert len(program.provenance["layout"]["reorders"]) == 0
+    assert program.nested
+
+
+def test_every_ratio_is_met_to_within_half_a_group(graph: Graph) -> None:
+    config = QUICK.updated(ratios=(0.1, 0.33, 0.5, 0.9, 1.0), selector="random")
+    program = quantize_prepared(prepare(graph, [IMAGES], config), config)
+    eligible = [layer for layer in program.layers.values() if layer.eligible]
+    total = sum(int(layer.group_macs.sum()) for layer in eligible)
+    half = max(int(layer.group_macs.max()) for layer in eligible) / 2
+    for index, ratio in enumerate(program.ratios):
+        assert abs(program.eligible_share(index) - ratio) * total <= half + 1e-6
+
+
+def test_bias_table_restores_the_means_of_the_float_outputs(graph: Graph) -> None:
+    """The last layer's mean output on the calibration samples equals the float model's, at every ratio."""
+    x = IMAGES
+    expected = run_graph(graph, [x])[0].mean(dim=0)
+    for corrected in (True, False):
+        config = QUICK.updated(bias_correction=corrected)
+        engine = ReferenceEngine(quantize_prepared(prepare(graph, [x], config), config))
+        worst = max(float((engine.run(x, r).mean(dim=0) - expected).abs().max()) for r in engine.ratios)
+        scale = float(expected.abs().max())
+        if corrected:
+            assert worst < 1e-3 * scale
+        else:
+            assert worst > 1e-2 * scale
+
+
+def test_search_context_tells_models_and_data_apart(graph: Graph) -> None:
+    x = IMAGES[:8]
+    program = quantize_prepared(prepare(graph, [x], QUICK), QUICK)
+    first = search_context(program, [x], 8)
+    assert first == search_context(program, [x.clone()], 8)
+    assert first != search_context(program, [x + 1e-3], 8)
+    layer = next(layer for layer in program.layers.values() if layer.eligible)
+    layer.activation_shift = (layer.activation_shift ^ 1).astype(np.uint8)
+    assert first != search_context(program, [x], 8)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 6, 7])
+def test_any_low_width_runs_and_wider_is_nearer(bits: int, graph: Graph) -> None:
+    x = IMAGES
+    config = QUICK.updated(low_bits=bits, ratios=(0.0, 1.0))
+    program = quantize_prepared(prepare(graph, [x], config), config)
+    layer = next(layer for layer in program.layers.values() if layer.eligible)
+    assert layer.wmax == 2 ** (bits - 1) - 1 and layer.amax == 2**bits - 1
+    engine = ReferenceEngine(program)
+    error = float((engine.run(x, 1.0) - engine.run(x, 0.0)).pow(2).mean().sqrt())
+    signal = float(engine.run(x, 0.0).std())
+    assert error / signal < {2: 10.0, 3: 2.0, 6: 0.1, 7: 0.05}[bits]

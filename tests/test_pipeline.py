@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from flexiq.engines.reference.engine import ReferenceEngine
+from flexiq.errors import ConfigError
 from flexiq.graph.capture import capture
 from flexiq.graph.interpreter import run_graph
 from flexiq.graph.ir import Graph
 from flexiq.pipeline import prepare, quantize_prepared, search_context
 from flexiq.quantization.config import QuantizeConfig
+from flexiq.quantization.weights import low_weights
 from flexiq.zoo.registry import build_model
 
 QUICK = QuantizeConfig(selector="greedy", calibration_images=16, search_images=8, batch_size=8)
@@ -108,3 +110,21 @@ def test_any_low_width_runs_and_wider_is_nearer(bits: int, graph: Graph) -> None
     error = float((engine.run(x, 1.0) - engine.run(x, 0.0)).pow(2).mean().sqrt())
     signal = float(engine.run(x, 0.0).std())
     assert error / signal < {2: 10.0, 3: 2.0, 6: 0.1, 7: 0.05}[bits]
+
+
+def test_a_pattern_that_matches_nothing_is_an_error_that_names_the_layers(graph: Graph) -> None:
+    with pytest.raises(ConfigError, match=r"keep_8bit pattern 'layer9\.\*' matches nothing.*layer1"):
+        prepare(graph, [IMAGES], QUICK.updated(keep_8bit=("layer9.*",)))
+
+
+def test_the_stated_bound_holds_for_every_choice_of_low_groups(graph: Graph) -> None:
+    program = quantize_prepared(prepare(graph, [IMAGES], QUICK), QUICK)
+    for layer in program.layers.values():
+        if not layer.eligible:
+            continue
+        assert layer.weight is not None
+        low = low_weights(layer.weight, layer.group_bounds, layer.weight_shift, layer.wmax)
+        activation = program.qparams[program.graph.node(layer.name).inputs[0]]
+        for weight in (layer.weight, low):
+            rows = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1)
+            assert rows.max() * activation.qmax <= layer.accumulator_bound

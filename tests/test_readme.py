@@ -28,10 +28,11 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     QuantizeConfig.model_rebuild(force=True)
     try:
         torch.manual_seed(0)
-        model = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3), torch.nn.ReLU(),
-            torch.nn.Flatten(), torch.nn.Linear(32 * 16, 4),
-        )  # fmt: skip
+        model = torch.nn.Sequential()
+        model.add_module("stem", torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU()))
+        for name in ("layer1", "layer2"):
+            model.add_module(name, torch.nn.Sequential(torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU()))
+        model.add_module("head", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 36, 4)))
         images = torch.randn(8, 3, 8, 8)
         names = {
             "model": model,

@@ -35,7 +35,7 @@ from flexiq.graph.ir import Graph
 from flexiq.graph.passes import optimize
 from flexiq.graph.verify import verify
 from flexiq.layout import LayoutReport, apply_layout, group_bounds, plan_layout
-from flexiq.quantization.build import build_program, eligibility, positions, statistics_plan
+from flexiq.quantization.build import build_program, check_patterns, eligibility, positions, statistics_plan
 from flexiq.quantization.calibration import TensorStatistics, choose_range, summarize
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.domains import layer_kinds, non_negative_values
@@ -44,7 +44,7 @@ from flexiq.quantization.equalize import equalize
 from flexiq.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
 from flexiq.quantization.program import Program, QuantizedLayer
 from flexiq.quantization.rounding import reconstruct
-from flexiq.quantization.weights import accumulator_bound, plain_weight_shifts
+from flexiq.quantization.weights import accumulator_bound, check_accumulators, low_weights, plain_weight_shifts
 from flexiq.selection import (
     SearchProgress,
     SelectionProblem,
@@ -102,6 +102,7 @@ def prepare(
         example = [x[:2] for x in inputs]
         graph = capture(model, (), dict(zip(names, example, strict=True))) if names else capture(model, example)
     graph = optimize(graph)
+    check_patterns(graph, config)
     seconds = {"capture": time.perf_counter() - started}
     started = time.perf_counter()
     prepared = Prepared(graph, {}, list(inputs), None, inputs[0].shape[0], seconds)
@@ -140,7 +141,7 @@ def check_calibration(inputs: Sequence[Tensor]) -> None:
         raise CalibrationError("the calibration data are empty: pass at least one sample (256 are usual)")
     for i, x in enumerate(inputs):
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            bad = int((~torch.isfinite(x).flatten(1).all(dim=1)).nonzero()[0])
+            bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(dim=1).nonzero()[0])
             raise CalibrationError(
                 f"calibration input {i} holds NaN or infinity (first in sample {bad}): clean the data"
             )
@@ -215,7 +216,7 @@ class LowTables:
 
 def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> LowTables:
     """Choose every shift of the program in place; return error scores and first-order mean shifts per group."""
-    names = [n for n, layer in program.layers.items() if layer.weight is not None and layer.n_groups]
+    names = [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
     batches = prepared.batches(config.batch_size)
     executor = Executor(program)
     sampler = PatchSampler(executor, names, len(batches), PATCHES, config.seed)
@@ -240,12 +241,22 @@ def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> 
         scores[n] = _weight_shift(layer, samples[n], config)
         if config.rounding_slack > 0.0 and layer.eligible and config.extraction != "naive":
             layer.weight = reconstruct(samples[n], config.rounding_slack)
-            layer.accumulator_bound = accumulator_bound(layer.weight, program.qparams[graph.node(n).inputs[0]])
+        _bound_accumulators(program, layer)
         if config.bias_correction:
             mean_shifts[n] = group_mean_shifts(graph.node(n), layer, values[graph.node(n).inputs[0]])
     if config.rounding_slack > 0.0:  # the 8-bit weights have moved a little
         _correct_first_row(prepared, program, config)
     return LowTables(values, scores, mean_shifts)
+
+
+def _bound_accumulators(program: Program, layer: QuantizedLayer) -> None:
+    """Bound the accumulators for every choice of low groups: a weight read back can exceed its 8-bit value."""
+    assert layer.weight is not None
+    n_local = layer.weight_shift.shape[1]
+    low = low_weights(layer.weight, layer.group_bounds[: n_local + 1], layer.weight_shift, layer.wmax)
+    larger = np.maximum(np.abs(layer.weight), np.abs(low))  # both symmetric, so abs stays in int8
+    layer.accumulator_bound = accumulator_bound(larger, program.qparams[program.graph.node(layer.name).inputs[0]])
+    check_accumulators(layer.name, layer.accumulator_bound, layer.bias[0])
 
 
 def _activation_shift(

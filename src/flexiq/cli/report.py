@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 
 from flexiq.cli import files, machine, options
 from flexiq.cli.terminal import Terminal
-from flexiq.errors import ConfigError
+from flexiq.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from flexiq.quantization.program import Program
@@ -28,6 +29,18 @@ def report(
             "--output", "-o", metavar="REPORT.html", help="The report; a file there is replaced.", show_default=False
         ),
     ],
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            "--png", metavar="DIR", help="Write the plots into this folder too (needs matplotlib).", show_default=False
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv", metavar="DIR", help="Write the tables into this folder too, as CSV files.", show_default=False
+        ),
+    ] = None,
     data: options.Data = None,
     images: options.Images = None,
     title: Annotated[
@@ -51,11 +64,15 @@ def report(
 ) -> None:
     """Write the report of a model: curve, map of low groups, value ranges, what ran in float, search.
 
+    --png writes accuracy.png, groups.png, ranges.png and search.png; --csv writes curve.csv, baselines.csv, layers.csv,
+    saturation.csv, ablation.csv and search.csv; each where there is something to show. Files of these names are
+    replaced.
+
     With --data: a fresh curve on the test part, and how many low values saturate.
     """
     terminal = Terminal(json, quiet)
     with terminal.running():
-        check_report(output)
+        check_report(output, png, csv)
         from flexiq.artifact import load_program
         from flexiq.cli.measure import report_rows
 
@@ -100,7 +117,7 @@ def report(
             saturation=saturation,
             engine=engine,
         )
-        written = write_report(content, output)
+        written = write_report(content, output, png, csv)
         for path in written:
             terminal.say(f"wrote {path}")
         if data is None and not program.curve:
@@ -108,10 +125,26 @@ def report(
         terminal.emit({"command": "report", "model": str(model), "files": [str(path) for path in written]})
 
 
-def check_report(output: Path) -> None:
-    """Raise OutputError early if a report could not be written."""
+def check_report(output: Path, png: Path | None = None, csv: Path | None = None) -> None:
+    """Raise OutputError early if a report could not be written, ConfigError if its plots could not be drawn."""
     # Reports are made again and again, so one is replaced without asking; anything else that lies there is not.
     files.check_output(output, force=output.suffix.lower() in (".html", ".htm"))
+    if png is not None:
+        from flexiq.report.plots import check_plotting
+
+        check_plotting()
+    for folder, option in ((png, "--png"), (csv, "--csv")):
+        if folder is not None:
+            _check_new_folder(folder, option)
+
+
+def _check_new_folder(folder: Path, option: str) -> None:
+    """Raise OutputError if `folder` could not be made or filled. Makes nothing: the work before may still fail."""
+    place = folder.absolute()
+    existing = next(p for p in (place, *place.parents) if os.path.lexists(p))
+    if not existing.is_dir():
+        raise OutputError(f"{option} {folder}: {existing} is no folder; give the name of a folder")
+    files.check_folder(existing, option)
 
 
 def count_saturated(program: Program, batches: Iterable[Any], progress: Any) -> list[dict[str, Any]]:
@@ -151,10 +184,10 @@ def build_report(
     )
 
 
-def write_report(content: ReportData, output: Path) -> list[Path]:
-    """Write the HTML file; returns the files written. Raises OutputError."""
-    from flexiq.artifact.writing import write_atomically
-    from flexiq.report.page import render_html
+def write_report(
+    content: ReportData, output: Path, png: Path | None = None, csv: Path | None = None
+) -> list[Path]:
+    """Write the HTML file and, with folders for them, plots and tables; returns the files. Raises OutputError."""
+    from flexiq.report.writing import write_report as write
 
-    write_atomically(output, render_html(content).encode())
-    return [output]
+    return write(content, output, png, csv)

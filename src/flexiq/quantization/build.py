@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flexiq.errors import CalibrationError
+from flexiq.errors import CalibrationError, ConfigError
 from flexiq.graph.interpreter import evaluate_node
 from flexiq.graph.ir import COMPUTE_OPS, MOVEMENT_OPS, UNARY_OPS, BatchDim, Graph, Node, Shape, TensorType
 from flexiq.graph.passes.edit import drop_unused
@@ -63,6 +63,13 @@ def positions(node: Node, graph: Graph) -> int:
     return math.prod(d.factor if isinstance(d, BatchDim) else d for d in rest)
 
 
+def depth_bound(graph: Graph, node: Node) -> int:
+    """Length of the contracted axis of a matmul."""
+    depth = graph.types[node.inputs[0]].shape[-1]
+    assert isinstance(depth, int)
+    return depth
+
+
 def eligibility(graph: Graph, config: QuantizeConfig) -> dict[str, str]:
     """Name of every integer layer -> "" if it may run low, else the reason why not."""
     layers = integer_layers(graph, config.ignored)
@@ -86,6 +93,16 @@ def eligibility(graph: Graph, config: QuantizeConfig) -> dict[str, str]:
             reason = ""
         result[node.name] = reason
     return result
+
+
+def check_patterns(graph: Graph, config: QuantizeConfig) -> None:
+    """Raise ConfigError for a keep_8bit or ignored pattern that matches no module path and no node name."""
+    for setting in ("keep_8bit", "ignored"):
+        for pattern in getattr(config, setting):
+            if not any(matches(node, (pattern,)) for node in graph.nodes):
+                known = sorted({n.source or n.name for n in graph.nodes if n.op in COMPUTE_OPS})
+                shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+                raise ConfigError(f"{setting} pattern '{pattern}' matches nothing; the layers are: {shown}")
 
 
 class _Builder:
@@ -255,18 +272,17 @@ class _Builder:
         reason = self.reasons[node.name]
         if node.op == "matmul":
             other = self.qparams[new.inputs[1]]
+            bound = depth_bound(self.graph, node) * activation.qmax * other.qmax
+            check_accumulators(node.name, bound, np.zeros(1, np.int32))
             factor = activation.scale * other.scale * node.attrs.get("scale", 1.0)
-            shape_a = self.graph.types[node.inputs[0]].shape
             out_shape = self.graph.types[node.name].shape
-            depth = shape_a[-1]
-            assert isinstance(depth, int)
-            macs = depth * math.prod(d.factor if isinstance(d, BatchDim) else d for d in out_shape)
+            macs = depth_bound(self.graph, node) * math.prod(d.factor if isinstance(d, BatchDim) else d for d in out_shape)
             self.program.layers[node.name] = QuantizedLayer(
                 node.name, "matmul", None, np.zeros(0, np.float32),
                 np.array([factor / output.scale if output else factor], np.float32), 0.0, False, reason, 0, 0,
                 np.zeros(1, np.int32), np.zeros(0, np.uint8), np.zeros((0, 0), np.uint8), self.config.weight_granularity,
                 np.zeros(0, np.int64), np.zeros((n_ratios, 0), np.bool_), np.zeros((n_ratios, 0), np.int32),
-                accumulator_bound=depth * activation.qmax * other.qmax, macs=macs,
+                accumulator_bound=bound, macs=macs,
             )  # fmt: skip
             return
         assert node.weight is not None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flexiq.report.markup import Markup, element, join, percent, ratio_name, shorten
-from flexiq.report.series import CurveSeries, Shares, spread, tick_digits
+from flexiq.report.series import CurveSeries, Points, Shares, spread, tick_digits
 
 DASHES = ("7 4", "2 4", "9 3 2 3", "4 2")
 
@@ -65,7 +65,7 @@ def curve_chart(series: CurveSeries, width: float = 720, height: float = 380) ->
 
     parts = [line(left, y(t), right, y(t), "grid") for t in series.ticks]
     parts += [label(left - 8, y(t) + 4, f"{t:.{digits}f}", "end", "tick") for t in series.ticks]
-    parts += _x_axis(x, [r for r, _ in series.own], bottom, width)
+    parts += _x_axis(x, [r for r, _ in series.own], bottom)
     if series.low > 0:  # the broken axis: a small zigzag where the axis leaves zero out
         zigzag = f"M{left} {bottom - 14:.1f}l5 3l-10 4l10 4l-5 3"
         parts.append(element("path", {"d": zigzag, "class": "axis", "fill": "none"}))
@@ -93,9 +93,11 @@ def curve_chart(series: CurveSeries, width: float = 720, height: float = 380) ->
     for (a, b), (ratio, value) in zip(own, series.own, strict=True):
         hint = element("title", {}, f"{ratio_name(ratio)}: {value:.2f}\u00a0%")
         parts.append(element("circle", {"cx": a, "cy": b, "r": 5, "class": "own-dot"}, hint))
-    # The first point's label sits right of the axis and the last one's is the label at the border.
-    for (a, b), (_, value) in list(zip(own, series.own, strict=True))[:-1] if len(own) <= 9 and width > 500 else ():
-        parts.append(label(max(a, left + 24), b + 20, f"{value:.2f}", "middle", "halo own-text"))
+    # Labels stand on the side of a point that its line leaves free; the last one's is the label at the border.
+    for k, (a, b) in enumerate(own[:-1] if len(own) <= 9 and width > 500 else ()):
+        above = b <= min(own[max(k - 1, 0)][1], own[k + 1][1])
+        place = b - 11 if above else b + 20
+        parts.append(label(max(a, left + 24), place, f"{series.own[k][1]:.2f}", "middle", "halo own-text"))
     ends.append((own[-1][1], f"flexiq  {series.own[-1][1]:.2f}", "own"))
     places = spread([e[0] for e in ends], 17, top, bottom)
     for (natural, content, style), place in zip(ends, places, strict=True):
@@ -105,9 +107,8 @@ def curve_chart(series: CurveSeries, width: float = 720, height: float = 380) ->
             {"d": f"M{right + 3:.1f} {natural:.1f}L{right + 11:.1f} {place:.1f}", "class": "grid", "fill": "none"},
         )
         parts.append(leader)
-        parts.append(
-            label(right + 14, place + 4, content, css="own-text" if own_label else None, **({} if own_label else {"style": style}))
-        )
+        css, more = ("own-text", {}) if own_label else (None, {"style": style})
+        parts.append(label(right + 14, place + 4, content, css=css, **more))
     clip = element(
         "clipPath",
         {"id": f"{series.metric}-clip"},
@@ -127,17 +128,28 @@ def _end_text(name: str, value: float, low: float, width: float) -> str:
     return f"{shown}  {value:.2f}" + (" ↓" if value < low else "")
 
 
-def _x_axis(x, ratios: Sequence[float], bottom: float, width: float) -> list[Markup]:  # type: ignore[no-untyped-def]
+def _x_axis(x: Callable[[float], float], ratios: Sequence[float], bottom: float) -> list[Markup]:
     ticks = sorted({0.0, 1.0, *ratios}) if len(ratios) <= 9 else [0.0, 0.25, 0.5, 0.75, 1.0]
     parts = [line(x(0.0), bottom, x(1.0), bottom, "axis")]
     for tick in ticks:
         parts.append(line(x(tick), bottom, x(tick), bottom + 5, "axis"))
         parts.append(label(x(tick), bottom + 19, f"{100 * tick:.4g}", "middle", "tick"))
-    parts.append(label((x(0.0) + x(1.0)) / 2, bottom + 40, "Ratio: eligible multiplies at low precision, %", "middle", "tick"))
+    name = "Ratio: eligible multiplies at low precision, %"
+    parts.append(label((x(0.0) + x(1.0)) / 2, bottom + 40, name, "middle", "tick"))
     return parts
 
 
-def _baseline(k, points, low, x, y, bottom, clip, colour) -> list[Markup]:  # type: ignore[no-untyped-def]
+def _baseline(
+    k: int,
+    points: Points,
+    low: float,
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    bottom: float,
+    clip: str,
+    colour: str,
+) -> list[Markup]:
+    """One baseline's line and marks. Values below `low` get a triangle at the bottom edge."""
     stroke = f"fill:none;stroke:{colour};stroke-width:1.8;stroke-dasharray:{DASHES[(k + 1) % 4]}"
     path = " ".join(f"{x(r):.1f},{y(v):.1f}" for r, v in points)
     parts = [element("polyline", {"points": path, "style": stroke, "clip-path": f"url(#{clip})"})]

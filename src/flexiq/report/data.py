@@ -1,8 +1,8 @@
 """What a report shows, as plain data: filled in by the pipeline, stored as JSON, read by every renderer.
 
-All classes are frozen and check themselves when made: a wrong type, a share outside 0..1 or lists whose lengths disagree
-raise DataError with the field's name. Sequences may be any iterable and are kept as tuples. Every part but the title
-and the model's name may be left empty; a report then has no such section.
+All classes are frozen and check themselves when made: a wrong type, a share outside 0..1 or lists whose lengths
+disagree raise DataError with the field's name. Sequences may be any iterable and are kept as tuples. Every part but the
+title and the model's name may be left empty; a report then has no such section.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ class LayerInfo:
                 lambda v, w: real(v, w, 0.0, 127.0 if signed else 255.0), self.channel_ranges, what + "channel_ranges"
             ),
             group_bounds=sequence(integer, self.group_bounds, what + "group_bounds"),
-            unused_bits_activations=mapping(_shift, share, self.unused_bits_activations, what + "unused activation bits"),
+            unused_bits_activations=mapping(
+                _shift, share, self.unused_bits_activations, what + "unused activation bits"
+            ),
             unused_bits_weights=mapping(_shift, share, self.unused_bits_weights, what + "unused weight bits"),
             signed=signed,
             amax=integer(self.amax, what + "amax", 0, 255),
@@ -169,17 +171,20 @@ class LayerInfo:
             ascending = all(a < b for a, b in zip(bounds, bounds[1:], strict=False))
             if len(bounds) != self.n_groups + 1 or bounds[0] != 0 or not ascending:
                 raise DataError(
-                    f"report data: {what}group_bounds must ascend from 0 and have n_groups + 1 = {self.n_groups + 1} entries"
+                    f"report data: {what}group_bounds must ascend from 0 and have n_groups + 1 = {self.n_groups + 1} "
+                    "entries"
                 )
             if self.channel_ranges and len(self.channel_ranges) != bounds[-1]:
                 count = len(self.channel_ranges)
-                raise DataError(f"report data: {what}{count} channel ranges, but the groups cover {bounds[-1]} channels")
+                raise DataError(
+                    f"report data: {what}{count} channel ranges, but the groups cover {bounds[-1]} channels"
+                )
         for label, histogram in (("activation", self.unused_bits_activations), ("weight", self.unused_bits_weights)):
             if sum(histogram.values()) > 1.001:
                 raise DataError(f"report data: {what}the shares of unused {label} bits add up to more than 1")
 
     def group_weights(self) -> tuple[float, ...]:
-        """Share of the layer's multiplies in each group: proportional to its channels (equal where bounds are unknown)."""
+        """Share of the layer's multiplies in each group: by its channels, or equal where bounds are unknown."""
         if not self.group_bounds:
             return (1.0 / self.n_groups,) * self.n_groups if self.n_groups else ()
         total = self.group_bounds[-1]

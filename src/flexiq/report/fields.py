@@ -103,7 +103,7 @@ def _number_key(raw: Any, what: str) -> Any:
 
 
 def records(cls: type[T], value: Any, what: str) -> tuple[T, ...]:
-    """A list whose entries are instances of the dataclass `cls`, dictionaries of its fields, or tuples in field order."""
+    """A list of instances of the dataclass `cls`, of dictionaries of its fields, or of tuples in field order."""
     return sequence(lambda item, where: record(cls, item, where), value, what)
 
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from flexiq.report.curve_chart import legend
 from flexiq.report.data import LayerInfo, ReportData
-from flexiq.report.markup import Markup, big_number, element, join, json_script, percent, ratio_name, shorten, visible
+from flexiq.report.markup import (
+    Attributes,
+    Markup,
+    big_number,
+    element,
+    join,
+    json_script,
+    percent,
+    ratio_name,
+    shorten,
+    visible,
+)
 from flexiq.report.series import group_patterns, is_nested, low_levels, mapped_layers
 
 FINE = 60  # from this many groups on, cells are too narrow for full gaps
@@ -61,7 +72,7 @@ def group_map(data: ReportData) -> Markup:
 
 def _dial(data: ReportData) -> Markup:
     last = len(data.ratios) - 1
-    attributes = {"type": "range", "id": "ratio", "min": 0, "max": last, "value": last, "step": 1}
+    attributes: Attributes = {"type": "range", "id": "ratio", "min": 0, "max": last, "value": last, "step": 1}
     return element(
         "div",
         {"class": "dial", "id": "dial", "hidden": True},
@@ -92,16 +103,22 @@ def _row(
     told = ", ".join(f"{c} low at {ratio_name(r)}" for r, c in zip(data.ratios, counts, strict=True))
     picture = element(
         "svg",
-        {"viewBox": "0 0 1000 16", "preserveAspectRatio": "none", "role": "img", "aria-label": f"{layer.n_groups} groups: {told}"},
+        {
+            "viewBox": "0 0 1000 16",
+            "preserveAspectRatio": "none",
+            "role": "img",
+            "aria-label": f"{layer.n_groups} groups: {told}",
+        },
         *drawn,
-    )  # fmt: skip
+    )
+    name = shorten(layer.source or layer.name, 34)
     shares = [percent(layer.low_fraction(i), 0) for i in range(len(data.ratios))]
     bar = element("span", {"class": "bar", "style": f"width:{2.6 * layer.macs / largest:.2f}rem"}, "")
     part = f"{big_number(layer.macs)}, {percent(layer.macs / total)}"
     return element(
         "tr",
         {},
-        element("th", {"scope": "row", "title": f"{layer.name} ({layer.source})"}, shorten(layer.source or layer.name, 34)),
+        element("th", {"scope": "row", "title": f"{layer.name} ({layer.source})"}, name),
         element("td", {"class": "cells", "data-layer": index}, picture),
         element("td", {"class": "num low", "data-shares": "|".join(shares)}, shares[-1]),
         element("td", {"class": "macs", "title": part}, bar, Markup("&#160;"), percent(layer.macs / total)),

@@ -152,10 +152,12 @@ def _saturated(count: tuple[int, int] | None, largest: float) -> Markup:
     if count is None or not count[1]:
         return element("td", {"class": "num", "data-value": "-1"}, "–")
     part = count[0] / count[1]
-    bar = element("span", {"class": "bar", "style": f"width:{3.5 * min(1.0, part / largest):.2f}rem"}, "") if part else None
+    width = f"width:{3.5 * min(1.0, part / largest):.2f}rem"
+    bar = element("span", {"class": "bar", "style": width}, "") if part else None
     hint = f"{count[0]} of {count[1]}"
     shown = percent(part, 3) if 0 < part < 0.001 else percent(part, 2)
-    return element("td", {"class": "num", "data-value": f"{part:.8g}", "title": hint}, bar, Markup("&#160;"), shown)
+    figure = element("span", {"class": "figure"}, shown)  # of one width, so that the bars end at one place
+    return element("td", {"class": "num", "data-value": f"{part:.8g}", "title": hint}, bar, figure)
 
 
 def ablation_table(data: ReportData) -> Markup:
@@ -192,16 +194,18 @@ def _ablated(row: Ablation, base: Ablation | None, ratio: float) -> Markup:
 
 def layer_table(data: ReportData) -> Markup:
     """Every layer: what it is, how it ran, its groups and shifts."""
-    names = ["Layer", "Kind", "Shape", "Multiplies", "Runs as", "Groups", "Activation shifts", "Weight shifts", "Engine"]
+    names = ["Layer", "Kind", "Shape", "Multiplies", "Runs as", "Low limits", "Groups"]
+    names += ["Activation shifts", "Weight shifts", "Engine"]
     rows = [
         element(
             "tr",
             {},
             element("th", {"scope": "row", "class": "mono", "title": layer.name}, layer.source or layer.name),
             cell(layer.kind),
-            cell(layer.shape or "–", css="mono"),
+            cell(layer.shape or "–", css="mono whole"),
             cell(big_number(layer.macs), layer.macs),
             cell(_runs_as(layer)),
+            cell(f"{layer.amax}, {layer.wmax}" if layer.eligible and layer.amax and layer.wmax else "–", css="whole"),
             cell(str(layer.n_groups) if layer.n_groups else "–", layer.n_groups),
             cell(_histogram({s: layer.activation_shift.count(s) for s in sorted(set(layer.activation_shift))})),
             cell(_histogram(dict(layer.weight_shift_histogram))),
@@ -209,8 +213,11 @@ def layer_table(data: ReportData) -> Markup:
         )
         for layer in data.layers
     ]
-    numeric = [False, False, False, True, False, True, False, False, False]
-    caption = "All layers in graph order. Shifts: value and how often, most low bits dropped at the largest shift"
+    numeric = [False, False, False, True, False, False, True, False, False, False]
+    caption = (
+        "All layers in graph order. Low limits: largest magnitude of a low activation and of a low weight. "
+        "Shifts: value and how often; the larger, the more low bits are dropped"
+    )
     return table(header(names, numeric), rows, caption)
 
 
@@ -220,13 +227,14 @@ def _runs_as(layer: LayerInfo) -> str:
     sign = "signed" if layer.signed else "unsigned"
     if not layer.eligible:
         return f"8-bit {sign}: {layer.reason or 'not eligible'}"
-    limits = f", low to {layer.amax} and {layer.wmax}" if layer.amax and layer.wmax else ""
-    return f"8-bit {sign}{limits}"
+    return f"8-bit {sign} or low"
 
 
 def _histogram(counts: dict[int, int]) -> Markup | str:
     if not counts:
         return "–"
+    if len(counts) == 1:
+        return str(next(iter(counts)))
     total = sum(counts.values()) or 1
     if total <= 64:
         return ", ".join(f"{shift}\u00a0×{count}" for shift, count in counts.items())

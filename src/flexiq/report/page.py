@@ -28,16 +28,16 @@ SECTIONS: tuple[tuple[str, str, str, str, Callable[[ReportData], Markup | None]]
         "map",
         "Which groups are low",
         "Map",
-        "One row per layer, one cell per group of feature channels. The filled part of a row is the part of the layer's "
-        "multiplies that runs at low precision.",
+        "One row per layer, one cell per group of feature channels. The filled part of a row is the part of the "
+        "layer's multiplies that runs at low precision.",
         sections.map_section,
     ),
     (
         "ranges",
         "Value ranges and unused bits",
         "Ranges",
-        "Groups whose values stay small leave high bits of the 8-bit range unused; low precision keeps the highest bits "
-        "that are used. Heights are bits: log2 of one plus the largest magnitude.",
+        "Groups whose values stay small leave high bits of the 8-bit range unused; low precision keeps the highest "
+        "bits that are used. Heights are bits: log2 of one plus the largest magnitude.",
         sections.range_section,
     ),
     (

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from flexiq.report.curve_chart import label, line, svg
 from flexiq.report.data import LayerInfo
-from flexiq.report.markup import Markup, element, number, percent
-from flexiq.report.series import RangeBar, range_bars
+from flexiq.report.markup import Attributes, Markup, element, number, percent
+from flexiq.report.series import bar_segments, range_bars
 
 # The pattern of unused bits, defined once per page; the panels refer to it by its id.
 HATCH = element(
@@ -22,7 +22,13 @@ HATCH = element(
         {},
         element(
             "pattern",
-            {"id": "hatch", "width": 6, "height": 6, "patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"},
+            {
+                "id": "hatch",
+                "width": 6,
+                "height": 6,
+                "patternUnits": "userSpaceOnUse",
+                "patternTransform": "rotate(45)",
+            },
             element("rect", {"width": 6, "height": 6, "class": "hatch-bg"}),
             element("line", {"x1": 0, "y1": 0, "x2": 0, "y2": 6, "class": "hatch-line"}),
         ),
@@ -44,9 +50,9 @@ def range_panel(layer: LayerInfo, identifier: str) -> Markup:
     scale = width - left
     for bar in bars:
         size = scale * bar.width
-        for css, low, high in _segments(bar, float(full)):
+        for kind, low, high in bar_segments(bar, float(full)):
             if high > low:
-                regions[css] += (
+                regions[f"k-{kind}"] += (
                     f"M{number(position)} {number(y(high))}h{number(size)}V{number(y(low))}h{number(-size)}z"
                 )
         position += size
@@ -62,15 +68,6 @@ def range_panel(layer: LayerInfo, identifier: str) -> Markup:
     unused = sum(bar.width * max(0.0, full - bar.used) for bar in bars)
     told = f"{channels} channels in {layer.n_groups} groups; on average {unused:.1f} of {full} bits are unused."
     return svg(identifier, width, height, "Bits used per channel", told, *parts)
-
-
-def _segments(bar: RangeBar, full: float) -> tuple[tuple[str, float, float], ...]:
-    return (
-        ("k-dropped", 0.0, min(bar.height, bar.shift)),
-        ("k-kept", min(bar.height, bar.shift), min(bar.height, bar.top)),
-        ("k-clipped", min(bar.height, bar.top), bar.height),
-        ("k-unused", max(bar.used, bar.height), full),
-    )
 
 
 def unused_bits_chart(activations: Mapping[int, float], weights: Mapping[int, float]) -> Markup:
@@ -94,7 +91,7 @@ def unused_bits_chart(activations: Mapping[int, float], weights: Mapping[int, fl
             part = shares.get(bits, 0.0)
             if part > 0:
                 tall = (bottom - top) * part / limit
-                box = {"x": x, "y": bottom - tall, "width": size, "height": tall, "class": css}
+                box: Attributes = {"x": x, "y": bottom - tall, "width": size, "height": tall, "class": css}
                 parts.append(element("rect", box, element("title", {}, percent(part))))
         parts.append(label(centre, bottom + 18, str(bits), "middle", "tick"))
     parts.append(line(left, bottom, width, bottom, "axis"))

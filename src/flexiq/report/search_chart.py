@@ -40,9 +40,12 @@ def search_panel(trace: SearchTrace, identifier: str) -> Markup:
             style = "stroke:var(--muted);stroke-dasharray:2 3"
             parts.append(element("line", {"x1": border, "x2": border, "y1": top - 6, "y2": bottom, "style": style}))
         if part[0].n_images:
-            parts.append(label(x(part[0].generation), top - 9, f"{part[0].n_images} images", css="tick"))
+            at, told = x(part[0].generation), f"{part[0].n_images} images"
+            fits = at + 7 * len(told) < width  # about 7 units a character
+            parts.append(label(at if fits else right, top - 9, told, "start" if fits else "end", "tick"))
         parts += _lines(part, x, y)
-    told = f"best fitness {generations[0].best:.4g} at generation {first}, {generations[-1].best:.4g} at generation {last}"
+    ends = generations[0].best, generations[-1].best
+    told = f"best fitness {ends[0]:.4g} at generation {first}, {ends[1]:.4g} at generation {last}"
     return svg(identifier, width, height, f"Search for {ratio_name(trace.target)}", told, *parts)
 
 

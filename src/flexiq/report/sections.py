@@ -115,16 +115,15 @@ def executed_section(data: ReportData) -> Markup | None:
         gap = largest_disagreement(data)
         if gap is not None and gap <= TOLERANCE:
             told = f"to within {100 * gap:.2f} points" if 100 * gap >= 0.005 else "exactly"
-            parts.append(
-                element("p", {"class": "check"}, f"Counted from the group map of every layer, this matches the curve {told}.")
-            )
+            matches = f"Counted from the group map of every layer, this matches the curve {told}."
+            parts.append(element("p", {"class": "check"}, matches))
         elif gap is not None:
             parts.append(
                 element(
                     "p",
                     {"class": "warn"},
-                    f"The curve's share of low-precision multiplies differs from the one counted from the group maps by up "
-                    f"to {100 * gap:.1f} points. Do not trust the shares before this is explained.",
+                    f"The curve's share of low-precision multiplies differs from the one counted from the group maps by "
+                    f"up to {100 * gap:.1f} points. Do not trust the shares before this is explained.",
                 )
             )
     parts.append(element("h3", {}, "In float"))
@@ -174,7 +173,8 @@ def range_section(data: ReportData) -> Markup | None:
         parts.append(element("div", {"class": "panels"}, *panels[:OPEN_PANELS]))
         if len(panels) > OPEN_PANELS:
             rest = element("div", {"class": "panels"}, *panels[OPEN_PANELS:])
-            parts.append(element("details", {}, element("summary", {}, f"{len(panels) - OPEN_PANELS} more layers"), rest))
+            summary = element("summary", {}, f"{len(panels) - OPEN_PANELS} more layers")
+            parts.append(element("details", {}, summary, rest))
     return join(parts) if parts else None
 
 
@@ -195,8 +195,8 @@ def search_section(data: ReportData) -> Markup | None:
     traces = search_traces(data)
     statistics = data.search.statistics
     if statistics:
-        shown = [_tile(_title(key), format_statistic(key, value), "", "") for key, value in statistics.items()]
-        parts.append(element("dl", {"class": "tiles"}, *shown))
+        shown = [_tile(_without_unit(key), format_statistic(key, value), "", "") for key, value in statistics.items()]
+        parts.append(element("dl", {"class": "tiles small"}, *shown))
     if traces:
         entries = [("x-low", "best of the generation")]
         if any(g.mean is not None for t in traces for g in t.generations):
@@ -256,6 +256,11 @@ def _title(key: str) -> str:
     return key.replace("_", " ")
 
 
+def _without_unit(key: str) -> str:
+    """A statistic's name without the unit that `format_statistic` gives to its value."""
+    return _title(key).removesuffix(" bytes").removesuffix(" seconds")
+
+
 def format_statistic(key: str, value: object) -> str:
     """A number with the unit its key names: seconds, bytes, share; large counts shortened."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -264,7 +269,7 @@ def format_statistic(key: str, value: object) -> str:
         minutes, seconds = divmod(value, 60)
         return f"{int(minutes)}\u00a0min {seconds:.0f}\u00a0s" if minutes else f"{value:.3g}\u00a0s"
     if "bytes" in key:
-        return f"{value / 2**20:,.1f}\u00a0MiB".replace(",", "\u202f")
+        return f"{value / 2**20:.1f}\u00a0MiB" if value < 2**30 else f"{value / 2**30:.2f}\u00a0GiB"
     if "share" in key and 0 <= value <= 1:
         return percent(value)
     if isinstance(value, int) and abs(value) < 10**6:

@@ -37,7 +37,8 @@ def curve_series(data: ReportData, metric: Metric) -> CurveSeries | None:
     own = tuple((p.ratio, 100 * v) for p in data.curve if (v := getattr(p, metric)) is not None)
     if not own:
         return None
-    levels, curves = [], {}
+    levels: list[tuple[str, float]] = []
+    curves: dict[str, list[tuple[float, float]]] = {}
     for baseline in data.baselines:
         value: float | None = getattr(baseline, metric)
         if value is None:
@@ -131,7 +132,7 @@ def executed_shares(data: ReportData) -> tuple[Shares, ...]:
 
 
 def largest_disagreement(data: ReportData) -> float | None:
-    """Largest difference between the curve's low_share and the one counted from the group maps; None if not comparable."""
+    """Largest difference between the curve's low_share and the one counted from the group maps, if comparable."""
     counted = {row.ratio: row.low for row in executed_shares(data)}
     gaps = [abs(p.low_share - counted[p.ratio]) for p in data.curve if p.ratio in counted]
     has_map = any(layer.low for layer in data.layers)
@@ -198,8 +199,18 @@ def range_bars(layer: LayerInfo) -> tuple[RangeBar, ...]:
     return tuple(bars)
 
 
+def bar_segments(bar: RangeBar, full: float) -> tuple[tuple[str, float, float], ...]:
+    """What becomes of the bits of a bar at low precision, as (kind, from, to): parts may be empty."""
+    return (
+        ("dropped", 0.0, min(bar.height, bar.shift)),
+        ("kept", min(bar.height, bar.shift), min(bar.height, bar.top)),
+        ("clipped", min(bar.height, bar.top), bar.height),
+        ("unused", max(bar.used, bar.height), full),
+    )
+
+
 def unused_bits(data: ReportData, which: Literal["activations", "weights"]) -> dict[int, float]:
-    """Share of the eligible layers' groups (activations) or blocks (weights) by unused high bits, weighted by multiplies."""
+    """{unused high bits: share of the eligible layers' groups or weight blocks}, weighted by multiplies."""
     total: dict[int, float] = {}
     weight_sum = 0.0
     for layer in data.layers:

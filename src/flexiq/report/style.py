@@ -1,4 +1,7 @@
-"""Colours and the style sheet of the HTML report. Categorical colours follow Okabe and Ito (safe for colour blindness)."""
+"""Colours of the plots and the style sheet of the HTML report.
+
+Categorical colours follow Okabe and Ito (safe for colour blindness).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ RAMP_LIGHT = ("#0b3d6b", "#1a7a8f", "#5cb583", "#d6dd7a")
 RAMP_DARK = ("#f4e78f", "#74c493", "#2f8d9b", "#3d62a0")
 SERIES_LIGHT = ("#b6500a", "#00775a", "#9a3b79", "#7a6200")
 MAIN_LIGHT = "#0067a5"
+PALE_LIGHT = "#9cc6e3"
 INK_LIGHT = "#17202b"
 MUTED_LIGHT = "#55606e"
 RULE_LIGHT = "#d7dde5"
@@ -52,8 +56,8 @@ _DARK = (
 _BASE = """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-padding-top:3.2rem}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",
-Arial,"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums}
+body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
+"Helvetica Neue",Arial,"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums}
 main,header,footer{max-width:72rem;margin:0 auto;padding:0 1.25rem}
 header{padding-top:2rem}
 h1{font-size:1.75rem;line-height:1.2;margin:0 0 .25rem;overflow-wrap:anywhere}
@@ -63,15 +67,17 @@ p{margin:.3rem 0 .8rem;max-width:48rem}
 .lead,.note,figcaption,caption{color:var(--muted)}
 .note{font-size:.87rem}
 section{padding:1.6rem 0 1.4rem;border-top:1px solid var(--rule)}
+section:first-of-type{border-top:0}
 nav{position:sticky;top:0;z-index:2;background:var(--bg);border-bottom:1px solid var(--rule);margin-top:1.2rem}
-nav ul{max-width:72rem;margin:0 auto;padding:.55rem 1.25rem;list-style:none;display:flex;gap:.3rem 1.2rem;flex-wrap:wrap;
-font-size:.9rem}
+nav ul{max-width:72rem;margin:0 auto;padding:.55rem 1.25rem;list-style:none;display:flex;gap:.3rem 1.2rem;
+flex-wrap:wrap;font-size:.9rem}
 a{color:var(--main);text-decoration:none}a:hover{text-decoration:underline}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.6rem,1fr));gap:.7rem;margin:1.2rem 0 0;padding:0}
 .tile{background:var(--panel);border-radius:.5rem;padding:.65rem .8rem .6rem;border-left:4px solid var(--rule)}
 .tile.own{border-left-color:var(--main)}.tile.s0{border-left-color:var(--s0)}
 .tile dt{color:var(--muted);font-size:.82rem;overflow-wrap:anywhere}.tile dd{margin:0}
-.tile .value{font-size:1.45rem;font-weight:650;line-height:1.25}
+.tile .value{font-size:1.45rem;font-weight:650;line-height:1.25;overflow-wrap:anywhere}
+.tiles.small .value{font-size:1.05rem}
 .tile .sub{color:var(--muted);font-size:.82rem;line-height:1.35}
 .pair{display:grid;grid-template-columns:minmax(0,1.75fr) minmax(0,1fr);gap:1.2rem;align-items:start}
 @media (max-width:52rem){.pair{grid-template-columns:minmax(0,1fr)}}
@@ -85,19 +91,22 @@ svg .tick{fill:var(--muted)}svg .grid{stroke:var(--rule);stroke-width:1}svg .axi
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem;margin:.5rem 0 .8rem}
 caption{text-align:left;padding:0 0 .35rem;font-size:.87rem}
-th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--rule);vertical-align:top}
+th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--rule);vertical-align:baseline}
 th:last-child,td:last-child{padding-right:0}
 thead th{color:var(--muted);font-weight:600;vertical-align:bottom}
 tbody th{font-weight:500;overflow-wrap:anywhere;min-width:6rem}
 .num{text-align:right;white-space:nowrap}
-.mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.86em;overflow-wrap:anywhere}
+.mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.9em;
+overflow-wrap:anywhere}
+.whole{white-space:nowrap}
 tr.mark td,tr.mark th{background:var(--panel);box-shadow:inset 0 1px 0 var(--main),inset 0 -1px 0 var(--main)}
 tr.base td,tr.base th{color:var(--muted)}
 th button{all:unset;cursor:pointer;color:inherit;font-weight:600}th button:focus-visible{outline:2px solid var(--main)}
 th button::after{content:"\\2195";opacity:.45;margin-left:.25em;font-weight:400}
 th[aria-sort=ascending] button::after{content:"\\2191";opacity:1}
 th[aria-sort=descending] button::after{content:"\\2193";opacity:1}
-.warn{background:var(--warnbg);border-left:4px solid var(--warn);padding:.55rem .8rem;border-radius:.25rem;max-width:48rem}
+.warn{background:var(--warnbg);border-left:4px solid var(--warn);padding:.55rem .8rem;border-radius:.25rem;
+max-width:48rem}
 .check{border-left:4px solid var(--main);padding:.1rem .8rem;max-width:48rem}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;font-size:.87rem;margin:.4rem 0;padding:0;list-style:none}
 .legend li{display:flex;align-items:center;gap:.4rem}
@@ -125,7 +134,9 @@ padding:.7rem 1rem;margin:.8rem 0;position:sticky;top:2.6rem;z-index:1}
 .x-low{fill:var(--main)}.x-eight{fill:var(--eight)}.x-fixed{fill:var(--fixed)}.x-float{fill:var(--s0)}
 .better{color:var(--good)}.worse{color:var(--bad)}.noise{color:var(--muted)}
 .diff{font-size:.82rem;white-space:nowrap}
-dl.facts{display:grid;grid-template-columns:minmax(8rem,max-content) minmax(0,1fr);gap:.15rem 1.2rem;margin:.4rem 0;font-size:.9rem}
+.figure{display:inline-block;min-width:4.2rem}
+dl.facts{display:grid;grid-template-columns:minmax(8rem,max-content) minmax(0,1fr);gap:.15rem 1.2rem;margin:.4rem 0;
+font-size:.9rem}
 dl.facts dt{color:var(--muted)}dl.facts dd{margin:0;overflow-wrap:anywhere}
 dl.facts dl.facts{margin:0}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--main);font-weight:600}

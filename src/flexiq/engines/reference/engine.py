@@ -28,8 +28,8 @@ class ReferenceEngine:
     def __init__(self, program: Program, device: str | torch.device = "cpu", check_finite: bool = True) -> None:
         try:
             self.device = torch.device(device)
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
+            torch.empty(0, device=self.device, dtype=torch.float64)  # exact sums need float64 off the CPU
+        except (RuntimeError, AssertionError, TypeError) as error:
             raise EngineError(f"torch device '{device}' is not available here: {error}") from None
         self.program, self.check_finite = program, check_finite
         self.executor = Executor(program, self.device)

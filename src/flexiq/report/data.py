@@ -194,7 +194,7 @@ class LayerInfo:
         """Share of the layer's multiplies that run low at a ratio."""
         if not self.low or self.float_reason:
             return 0.0
-        return sum(w for w, low in zip(self.group_weights(), self.low[ratio_index], strict=True) if low)
+        return sum((w for w, low in zip(self.group_weights(), self.low[ratio_index], strict=True) if low), 0.0)
 
 
 def _shift(value: Any, what: str) -> int:

@@ -10,7 +10,7 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flexiq.errors import ConfigError
 from flexiq.report.data import ReportData, SearchGeneration
@@ -239,7 +239,7 @@ def _ranges(panels: Sequence[RangePanel]) -> Figure:
     """After FlexiQ's figure 1 (Kim, Um, Kim, Park, Seo, EuroSys 2026): bits each channel uses and what is kept."""
     from matplotlib.patches import Patch
 
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         "unused": {"facecolor": "white", "edgecolor": "#aab4c0", "hatch": "////", "linewidth": 0.0},
         "kept": {"facecolor": MAIN_LIGHT},
         "dropped": {"facecolor": PALE_LIGHT},
@@ -279,6 +279,7 @@ def _ranges(panels: Sequence[RangePanel]) -> Figure:
 def _search(data: ReportData) -> Figure:
     """Best and mean fitness over the generations, a panel per target; lines break where the images change."""
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     traces = search_traces(data)
     figure, all_axes = _grid(len(traces), 2.2)
@@ -290,7 +291,7 @@ def _search(data: ReportData) -> Figure:
                 axes.axvline(border, color=MUTED_LIGHT, linestyle=":", linewidth=0.8)
             means = _search_lines(axes, part) or means
         axes.set_title(f"Ratio {ratio_name(trace.target)}", fontsize=9, loc="left")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.grid(axis="y")
     handles = [Line2D([], [], color=MAIN_LIGHT, linewidth=2, label="best of the generation")]
     if means:

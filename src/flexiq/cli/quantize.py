@@ -108,7 +108,25 @@ def quantize(
             help="What shares a weight shift.",
             rich_help_panel=_PRECISION,
         ),
-    ] = "output",
+    ] = "group",
+    shift_choice: Annotated[
+        str,
+        typer.Option(
+            "--shift-choice",
+            metavar="least_squares|value_error|plain",
+            help="Shifts of least output error, of least error of the activations, or from the largest magnitudes.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = "least_squares",
+    rounding_slack: Annotated[
+        float,
+        typer.Option(
+            "--rounding-slack",
+            metavar="0..1",
+            help="How far 8-bit weights may move, in low steps, to round better at low precision; 0: not at all.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = 0.2,
     extraction: Annotated[
         str,
         typer.Option(
@@ -248,6 +266,7 @@ def quantize(
         config = QuantizeConfig(
             ratios=options.parse_ratios(ratios), selector=selector, group_size=group_size, low_bits=low_bits,
             low_bits_weights=low_bits_weights, extraction=extraction, weight_granularity=weight_granularity,
+            shift_choice=shift_choice, rounding_slack=rounding_slack,
             calibration=calibration_method, nested=not independent, calibration_images=images or DEFAULT_IMAGES,
             search_images=search_images, population=population, generations=generations,
             keep_8bit=tuple(keep_8bit or ()), ignored=tuple(ignored or ()), seed=seed, batch_size=batch_size,

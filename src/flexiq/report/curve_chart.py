@@ -54,7 +54,7 @@ def curve_chart(series: CurveSeries, width: float = 720, height: float = 380) ->
     The y axis covers what differs and says where it starts; baseline points below it are marked at the bottom edge.
     """
     left, top, bottom = 52.0, 30.0, height - 50.0
-    right = width - (168.0 if width > 500 else 122.0)
+    right = width - (168.0 if width > 500 else 138.0)
     digits = tick_digits(series.ticks)
 
     def x(ratio: float) -> float:
@@ -124,7 +124,7 @@ def curve_chart(series: CurveSeries, width: float = 720, height: float = 380) ->
 
 
 def _end_text(name: str, value: float, low: float, width: float) -> str:
-    shown = shorten(name, 17 if width > 500 else 10)
+    shown = shorten(name, 17 if width > 500 else 12)
     return f"{shown}  {value:.2f}" + (" ↓" if value < low else "")
 
 
@@ -165,11 +165,11 @@ def _baseline(
 
 def executed_chart(rows: Sequence[Shares], low_name: str) -> Markup:
     """One stacked bar per ratio: multiplies at low precision, at 8 bits by choice, always at 8 bits, in float."""
-    width, left, right, step = 900.0, 64.0, 890.0, 30.0
+    width, left, right, step = 720.0, 56.0, 712.0, 26.0
     parts: list[Markup] = []
     kinds = (("low", "x-low"), ("eligible_high", "x-eight"), ("fixed_high", "x-fixed"), ("in_float", "x-float"))
     for i, row in enumerate(rows):
-        top = 4 + step * i
+        top = 2 + step * i
         parts.append(label(left - 10, top + 15, ratio_name(row.ratio), "end"))
         position = left
         for attribute, css in kinds:
@@ -178,7 +178,7 @@ def executed_chart(rows: Sequence[Shares], low_name: str) -> Markup:
             if size > 0:
                 hint = element("title", {}, percent(part))
                 parts.append(
-                    element("rect", {"x": position, "y": top, "width": size, "height": 21.0, "class": css}, hint)
+                    element("rect", {"x": position, "y": top, "width": size, "height": 19.0, "class": css}, hint)
                 )
             if attribute == "low" and part > 0:
                 inside = size > 60
@@ -191,7 +191,7 @@ def executed_chart(rows: Sequence[Shares], low_name: str) -> Markup:
         f"{percent(r.in_float)} float"
         for r in rows
     )
-    return svg("chart-executed", width, 4 + step * len(rows), "Multiply-accumulates by precision", told, *parts)
+    return svg("chart-executed", width, 2 + step * len(rows), "Multiply-accumulates by precision", told, *parts)
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:

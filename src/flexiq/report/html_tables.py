@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from flexiq.report.data import Ablation, LayerInfo, ReportData
@@ -90,7 +91,11 @@ def float_table(data: ReportData) -> Markup:
     for op in data.float_ops:
         rows.append(_float_row(op.node, op.op, op.source, op.reason, macs.get(op.node, 0) / total))
     names = ["Node", "Operator", "Module", "Why", "Multiplies"]
-    return table(header(names, [False] * 4 + [True]), rows, f"{len(rows)} operators ran in float")
+    return table(header(names, [False] * 4 + [True]), rows, f"{_count(len(rows), 'operator')} ran in float")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _float_row(node: str, op: str, source: str, reason: str, part: float) -> Markup:
@@ -117,7 +122,7 @@ def kept_table(data: ReportData) -> Markup | None:
         for layer in layers
     ]
     names = ["Layer", "Kind", "Why", "Multiplies"]
-    return table(header(names, [False] * 3 + [True]), rows, f"{len(rows)} layers always run at 8 bits")
+    return table(header(names, [False] * 3 + [True]), rows, f"{_count(len(rows), 'layer')} always at 8 bits")
 
 
 def saturation_table(data: ReportData) -> Markup:
@@ -204,11 +209,11 @@ def layer_table(data: ReportData) -> Markup:
             cell(layer.kind),
             cell(layer.shape or "–", css="mono whole"),
             cell(big_number(layer.macs), layer.macs),
-            cell(_runs_as(layer)),
+            cell(_runs_as(layer), css="wide"),
             cell(f"{layer.amax}, {layer.wmax}" if layer.eligible and layer.amax and layer.wmax else "–", css="whole"),
             cell(str(layer.n_groups) if layer.n_groups else "–", layer.n_groups),
-            cell(_histogram({s: layer.activation_shift.count(s) for s in sorted(set(layer.activation_shift))})),
-            cell(_histogram(dict(layer.weight_shift_histogram))),
+            cell(_histogram(dict(sorted(Counter(layer.activation_shift).items()))), css="wide"),
+            cell(_histogram(dict(layer.weight_shift_histogram)), css="wide"),
             cell(layer.engine or "–"),
         )
         for layer in data.layers

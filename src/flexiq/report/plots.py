@@ -237,29 +237,31 @@ def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 def _ranges(panels: Sequence[RangePanel]) -> Figure:
     """After FlexiQ's figure 1 (Kim, Um, Kim, Park, Seo, EuroSys 2026): bits each channel uses and what is kept."""
+    from matplotlib.collections import PolyCollection
     from matplotlib.patches import Patch
 
     styles: dict[str, dict[str, Any]] = {
         "unused": {"facecolor": "white", "edgecolor": "#aab4c0", "hatch": "////", "linewidth": 0.0},
-        "kept": {"facecolor": MAIN_LIGHT},
-        "dropped": {"facecolor": PALE_LIGHT},
-        "clipped": {"facecolor": SERIES_LIGHT[0]},
+        "kept": {"facecolor": MAIN_LIGHT, "linewidth": 0.0},
+        "dropped": {"facecolor": PALE_LIGHT, "linewidth": 0.0},
+        "clipped": {"facecolor": SERIES_LIGHT[0], "linewidth": 0.0},
     }
     figure, all_axes = _grid(len(panels), 1.5)
     drawn = set()
     for axes, (name, full, bars) in zip(all_axes, panels, strict=True):
-        spans: dict[str, list[tuple[float, float, float, float]]] = {kind: [] for kind in styles}
+        boxes: dict[str, list[list[tuple[float, float]]]] = {kind: [] for kind in styles}
         position = 0.0
         for bar in bars:
             for kind, low, high in bar_segments(bar, float(full)):
                 if high > low:
-                    spans[kind].append((position, bar.width, low, min(high, full) - low))
+                    right = position + bar.width
+                    boxes[kind].append([(position, low), (position, high), (right, high), (right, low)])
             position += bar.width
-        for kind, boxes in spans.items():
-            if boxes:
+        for kind, corners in boxes.items():
+            if corners:
                 drawn.add(kind)
-                left, width, bottom, height = zip(*boxes, strict=True)
-                axes.bar(left, height, width, bottom, align="edge", **styles[kind])
+                # One collection per kind: an artist per channel would take seconds. Smoothing would show the seams.
+                axes.add_collection(PolyCollection(corners, antialiaseds=False, **styles[kind]))
         axes.set(xlim=(0.0, 1.0), ylim=(0.0, full), xticks=[], yticks=[*range(0, full, 2), full])
         axes.set_title(name, fontsize=9, loc="left")
     names = {
@@ -292,6 +294,8 @@ def _search(data: ReportData) -> Figure:
             means = _search_lines(axes, part) or means
         axes.set_title(f"Ratio {ratio_name(trace.target)}", fontsize=9, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if len({g.generation for g in trace.generations}) == 1:
+            axes.set_xticks([trace.generations[0].generation])
         axes.grid(axis="y")
     handles = [Line2D([], [], color=MAIN_LIGHT, linewidth=2, label="best of the generation")]
     if means:

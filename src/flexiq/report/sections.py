@@ -111,7 +111,8 @@ def executed_section(data: ReportData) -> Markup | None:
         caption = element(
             "figcaption", {}, f"Share of the {big_number(total)} multiply-accumulates of one sample, per ratio"
         )
-        parts.append(element("figure", {}, caption, legend(entries), executed_chart(rows, "low precision")))
+        chart = element("div", {"style": "max-width:60rem"}, executed_chart(rows, "low precision"))
+        parts.append(element("figure", {}, caption, legend(entries), chart))
         gap = largest_disagreement(data)
         if gap is not None and gap <= TOLERANCE:
             told = f"to within {100 * gap:.2f} points" if 100 * gap >= 0.005 else "exactly"
@@ -258,6 +259,8 @@ def _title(key: str) -> str:
 
 def _without_unit(key: str) -> str:
     """A statistic's name without the unit that `format_statistic` gives to its value."""
+    if key == "seconds":
+        return "time"
     return _title(key).removesuffix(" bytes").removesuffix(" seconds")
 
 

@@ -80,7 +80,7 @@ a{color:var(--main);text-decoration:none}a:hover{text-decoration:underline}
 .tiles.small .value{font-size:1.05rem}
 .tile .sub{color:var(--muted);font-size:.82rem;line-height:1.35}
 .pair{display:grid;grid-template-columns:minmax(0,1.75fr) minmax(0,1fr);gap:1.2rem;align-items:start}
-@media (max-width:52rem){.pair{grid-template-columns:minmax(0,1fr)}}
+@media (max-width:52rem){.pair{grid-template-columns:minmax(0,1fr)}.pair figure+figure{max-width:28rem}}
 figure{margin:.6rem 0}figcaption{font-size:.87rem;margin-bottom:.2rem}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-family:inherit;fill:var(--ink)}
@@ -94,11 +94,12 @@ caption{text-align:left;padding:0 0 .35rem;font-size:.87rem}
 th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--rule);vertical-align:baseline}
 th:last-child,td:last-child{padding-right:0}
 thead th{color:var(--muted);font-weight:600;vertical-align:bottom}
-tbody th{font-weight:500;overflow-wrap:anywhere;min-width:6rem}
+tbody th{font-weight:500;overflow-wrap:anywhere;min-width:8.5rem}
 .num{text-align:right;white-space:nowrap}
 .mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.9em;
 overflow-wrap:anywhere}
 .whole{white-space:nowrap}
+td.wide{min-width:9rem}tbody th.mono{min-width:9.5rem}
 tr.mark td,tr.mark th{background:var(--panel);box-shadow:inset 0 1px 0 var(--main),inset 0 -1px 0 var(--main)}
 tr.base td,tr.base th{color:var(--muted)}
 th button{all:unset;cursor:pointer;color:inherit;font-weight:600}th button:focus-visible{outline:2px solid var(--main)}

@@ -1,0 +1,161 @@
+"""ReportData: what it refuses, and that JSON loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexiq.errors import DataError, FlexiqError
+from flexiq.report import (
+    Ablation,
+    Baseline,
+    CurvePoint,
+    FloatOp,
+    LayerInfo,
+    ReportData,
+    Saturation,
+    Search,
+    SearchGeneration,
+)
+
+shares = st.floats(0.0, 1.0)
+names = st.text(max_size=12)
+
+
+@st.composite
+def layers(draw: st.DrawFn, n_ratios: int) -> LayerInfo:
+    n_groups = draw(st.integers(0, 4))
+    widths = draw(st.lists(st.integers(1, 5), min_size=n_groups, max_size=n_groups))
+    bounds = [0, *np.cumsum(widths).tolist()] if n_groups else []
+    signed = draw(st.booleans())
+    return LayerInfo(
+        name=draw(names),
+        source=draw(names),
+        kind=draw(st.sampled_from(("conv", "linear", "matmul"))),
+        macs=draw(st.integers(0, 10**12)),
+        eligible=draw(st.booleans()),
+        n_groups=n_groups,
+        low=[draw(st.lists(st.booleans(), min_size=n_groups, max_size=n_groups)) for _ in range(n_ratios)],
+        activation_shift=draw(st.lists(st.integers(0, 8), min_size=n_groups, max_size=n_groups)),
+        weight_shift_histogram=draw(st.dictionaries(st.integers(0, 8), st.integers(0, 99), max_size=3)),
+        channel_ranges=[draw(st.floats(0.0, 127.0)) for _ in range(bounds[-1] if bounds else 0)],
+        group_bounds=bounds,
+        unused_bits_weights={draw(st.integers(0, 7)): draw(shares)},
+        signed=signed,
+        amax=draw(st.integers(0, 127)),
+    )
+
+
+@st.composite
+def reports(draw: st.DrawFn) -> ReportData:
+    ratios = sorted(draw(st.sets(shares, min_size=1, max_size=4)))
+    maybe = st.none() | shares
+    curve = [CurvePoint(r, draw(maybe), draw(maybe), draw(shares), draw(shares), draw(maybe)) for r in ratios]
+    return ReportData(
+        title=draw(names),
+        model=draw(names),
+        provenance=draw(st.dictionaries(names, names | st.integers(-5, 5) | st.none(), max_size=3)),
+        ratios=ratios,
+        curve=curve,
+        baselines=[Baseline(draw(names), draw(maybe), draw(maybe), draw(maybe))],
+        layers=[draw(layers(len(ratios)))],
+        float_ops=[FloatOp(draw(names), "op", draw(names), draw(names))],
+        saturation=[Saturation(draw(names), draw(shares), 3, 7)],
+        ablation=[Ablation(draw(names), draw(names), {r: draw(shares) for r in ratios}, draw(maybe), 10)],
+        search=Search([SearchGeneration(draw(shares), 0, draw(st.floats(-5, 5)), None, 3)], {"seconds": 1.5}),
+    )
+
+
+@given(reports())
+def test_json_gives_back_an_equal_report(data: ReportData) -> None:
+    assert ReportData.from_json(data.to_json()) == data
+    assert ReportData.from_json(data.to_json().encode()).to_json() == data.to_json()
+
+
+def test_the_example_survives_json(example: ReportData) -> None:
+    assert ReportData.from_json(example.to_json()) == example
+
+
+def test_numpy_values_become_plain_ones() -> None:
+    point = CurvePoint(np.float32(0.5), np.float64(0.25), None, np.float64(0.1), np.int64(1))
+    layer = LayerInfo("a", "a", "conv", n_groups=np.int32(2), low=np.array([[True, False]]))  # type: ignore[arg-type]
+    data = ReportData("t", "m", curve=iter([point]), layers=[layer])  # type: ignore[arg-type]
+    assert type(data.curve[0].eligible_share) is float and type(data.layers[0].low[0][0]) is bool
+    assert json.loads(data.to_json())["layers"][0]["low"] == [[True, False]]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: CurvePoint(1.5, None, None, 0, 0), "ratio of a curve point is 1.5"),
+        (lambda: CurvePoint(0.5, 87.0, None, 0, 0), "accuracy"),
+        (lambda: CurvePoint(0.5, float("nan"), None, 0, 0), "finite"),
+        (lambda: CurvePoint(0.5, True, None, 0, 0), "accuracy"),
+        (lambda: CurvePoint(0.5, None, None, 0, 0, -1.0), "distance"),
+        (lambda: Baseline(None, 0.5), "label"),  # type: ignore[arg-type]
+        (lambda: Saturation("conv", 0.5, 8, 7), "saturated is 8"),
+        (lambda: Ablation("f", "s", {2.0: 0.5}), "accuracy"),
+        (lambda: LayerInfo("conv", "", "conv", n_groups=2, low=[[True]]), "1 entries for 2 groups"),
+        (lambda: LayerInfo("conv", "", "conv", n_groups=2, group_bounds=[0, 4, 4]), "ascend"),
+        (lambda: LayerInfo("conv", "", "conv", channel_ranges=[256.0]), "0..255"),
+        (lambda: LayerInfo("conv", "", "conv", channel_ranges=[200.0], signed=True), "0..127"),
+        (lambda: LayerInfo("conv", "", "conv", n_groups=1, group_bounds=[0, 2], channel_ranges=[1.0]), "cover 2"),
+        (lambda: LayerInfo("conv", "", "conv", unused_bits_weights={0: 0.7, 1: 0.7}), "more than 1"),
+        (lambda: LayerInfo("conv", "", "conv", macs=-1), "macs"),
+        (lambda: ReportData("t", "m", ratios=[0.5, 0.5]), "differ"),
+        (lambda: ReportData("t", "m", ratios=[1.0, 0.0]), "ascend"),
+        (lambda: ReportData("t", "m", ratios=[0.5], layers=[LayerInfo("c", "", "conv", low=[[], []])]), "2 rows"),
+        (lambda: ReportData("t", "m", curve="abc"), "curve"),  # type: ignore[arg-type]
+        (lambda: ReportData("t", "m", provenance={"x": object()}), "JSON cannot store"),
+        (lambda: ReportData("t", "m", provenance={"x": float("inf")}), "finite"),
+        (lambda: ReportData("t", "m", baselines=[{"label": "a"}]), "lacks the field 'accuracy'"),  # type: ignore[list-item]
+        (lambda: ReportData("t", "m", baselines=[{"label": "a", "accuracy": 0, "x": 1}]), "'x'"),  # type: ignore[list-item]
+    ],
+)
+def test_bad_data_are_named(make: Callable[[], Any], told: str) -> None:
+    with pytest.raises(DataError) as caught:
+        make()
+    assert told in str(caught.value) and isinstance(caught.value, FlexiqError)
+
+
+def test_endless_nesting_is_refused() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(100):
+        nested = {"deeper": nested}
+    with pytest.raises(DataError, match="levels deep"):
+        ReportData("t", "m", layout=nested)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "not valid JSON"),
+        ("[1, 2", "not valid JSON"),
+        ("[" * 200_000, "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        ("[]", "format"),
+        ('{"format": "other"}', "format"),
+        ('{"format": "flexiq-report", "version": 2}', "version 2"),
+        ('{"format": "flexiq-report", "version": 1, "title": "t"}', "lacks the field 'model'"),
+        ('{"format": "flexiq-report", "version": 1, "title": 3, "model": ""}', "title"),
+        ('{"format": "flexiq-report", "version": 1, "title": "", "model": "", "n_images": NaN}', "NaN"),
+        ('{"format": "flexiq-report", "version": 1, "title": "", "model": "", "n_images": 1e999}', "integer"),
+        ('{"format": "flexiq-report", "version": 1, "title": "", "model": "", "extra": 1}', "'extra'"),
+    ],
+)
+def test_other_json_is_refused(text: str | bytes, told: str) -> None:
+    with pytest.raises(DataError) as caught:
+        ReportData.from_json(text)
+    assert told in str(caught.value)
+
+
+def test_reports_do_not_change(example: ReportData) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        example.title = "x"  # type: ignore[misc]

@@ -64,9 +64,9 @@ def report(
 ) -> None:
     """Write the report of a model: curve, map of low groups, value ranges, what ran in float, search.
 
-    --png writes accuracy.png, groups.png, ranges.png and search.png; --csv writes curve.csv, baselines.csv, layers.csv,
-    saturation.csv, ablation.csv and search.csv; each where there is something to show. Files of these names are
-    replaced.
+    --png: accuracy.png, groups.png, ranges.png, search.png.
+    --csv: curve.csv, baselines.csv, layers.csv, saturation.csv, ablation.csv, search.csv.
+    What has nothing to show is left out; files of these names are replaced.
 
     With --data: a fresh curve on the test part, and how many low values saturate.
     """

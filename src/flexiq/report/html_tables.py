@@ -212,8 +212,8 @@ def layer_table(data: ReportData) -> Markup:
             cell(_runs_as(layer), css="wide"),
             cell(f"{layer.amax}, {layer.wmax}" if layer.eligible and layer.amax and layer.wmax else "–", css="whole"),
             cell(str(layer.n_groups) if layer.n_groups else "–", layer.n_groups),
-            cell(_histogram(dict(sorted(Counter(layer.activation_shift).items()))), css="wide"),
-            cell(_histogram(dict(layer.weight_shift_histogram)), css="wide"),
+            cell(_histogram(dict(sorted(Counter(layer.activation_shift).items()))), css="medium"),
+            cell(_histogram(dict(layer.weight_shift_histogram)), css="medium"),
             cell(layer.engine or "–"),
         )
         for layer in data.layers

@@ -40,9 +40,11 @@ def search_panel(trace: SearchTrace, identifier: str) -> Markup:
             style = "stroke:var(--muted);stroke-dasharray:2 3"
             parts.append(element("line", {"x1": border, "x2": border, "y1": top - 6, "y2": bottom, "style": style}))
         if part[0].n_images:
-            at, told = x(part[0].generation), f"{part[0].n_images} images"
-            fits = at + 7 * len(told) < width  # about 7 units a character
-            parts.append(label(at if fits else right, top - 9, told, "start" if fits else "end", "tick"))
+            at = x(part[0].generation)
+            end = x(trace.parts[k + 1][0].generation) if k + 1 < len(trace.parts) else width
+            told = f"{part[0].n_images} images"
+            told = told if at + 7 * len(told) < end else str(part[0].n_images)  # about 7 units a character
+            parts.append(label(at, top - 9, told, css="tick"))
         parts += _lines(part, x, y)
     ends = generations[0].best, generations[-1].best
     told = f"best fitness {ends[0]:.4g} at generation {first}, {ends[1]:.4g} at generation {last}"

@@ -99,7 +99,7 @@ tbody th{font-weight:500;overflow-wrap:anywhere;min-width:8.5rem}
 .mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.9em;
 overflow-wrap:anywhere}
 .whole{white-space:nowrap}
-td.wide{min-width:9rem}tbody th.mono{min-width:9.5rem}
+td.wide{min-width:10.5rem}td.medium{min-width:7rem}tbody th.mono{min-width:9.5rem}
 tr.mark td,tr.mark th{background:var(--panel);box-shadow:inset 0 1px 0 var(--main),inset 0 -1px 0 var(--main)}
 tr.base td,tr.base th{color:var(--muted)}
 th button{all:unset;cursor:pointer;color:inherit;font-weight:600}th button:focus-visible{outline:2px solid var(--main)}

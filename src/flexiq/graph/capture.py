@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from flexiq.errors import CaptureError
 from flexiq.graph.convert import CONVERTERS, Converter, is_identity
-from flexiq.graph.ir import BatchDim, Dim, Graph, Shape, TensorType
+from flexiq.graph.ir import Graph
+from flexiq.graph.symbolic import Ref, dtype_name, tensor_type
 from flexiq.graph.verify import verify
 
 
@@ -213,7 +214,7 @@ class _Importer:
             if folded is not None:
                 self.known[node.name] = folded
                 return
-        if args and isinstance(value, Tensor) and is_identity(target, self.value_dtype(args[0]), _dtype_name(value)):
+        if args and isinstance(value, Tensor) and is_identity(target, self.value_dtype(args[0]), dtype_name(value)):
             self.known[node.name] = args[0]
             return
         converter = Converter(self, node.name, target, source, args, kwargs, value)
@@ -243,7 +244,7 @@ class _Importer:
     def value_dtype(self, value: Any) -> str:
         """dtype of an argument that is a value or a constant, else ""."""
         if isinstance(value, Tensor):
-            return _dtype_name(value)
+            return dtype_name(value)
         return self.graph.types[value].dtype if isinstance(value, Ref) else ""
 
     def constant(self, tensor: Tensor, hint: str) -> str:
@@ -273,42 +274,6 @@ class _Importer:
 
 
 _NEW_TENSOR = frozenset(f"aten.{op}.default" for op in ("new_zeros", "new_ones", "new_full", "new_empty"))
-
-
-class Ref(str):
-    """A graph value among converted arguments (tells it from a string argument)."""
-
-
-def _dtype_name(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
-
-
-def tensor_type(value: Tensor, where: str) -> TensorType:
-    return TensorType(shape_of(value.shape, where), _dtype_name(value))
-
-
-def shape_of(shape: Sequence[Any], where: str) -> Shape:
-    return tuple(dim_of(d, where) for d in shape)
-
-
-def dim_of(d: Any, where: str) -> Dim:
-    """int or SymInt -> Dim. Raises CaptureError where a size is not a multiple of the batch size."""
-    if isinstance(d, int):
-        return d
-    expression = d.node.expr
-    symbols = sorted(expression.free_symbols, key=str)
-    if not symbols:
-        return int(expression)
-    if len(symbols) == 1 and not str(symbols[0]).startswith("u"):  # "u": a size that depends on the data
-        factor = expression / symbols[0]
-        if factor.is_Integer:
-            return BatchDim(int(factor))
-        samples = [expression.subs(symbols[0], n) for n in (2, 3, 5, 8)]  # floor divisions that come out even
-        if all(s.is_Integer and s * 2 == samples[0] * n for s, n in zip(samples, (2, 3, 5, 8), strict=True)):
-            return BatchDim(int(samples[0]) // 2)
-    raise CaptureError(
-        f"'{where}' has the size {expression}, which is no multiple of the batch size: only the batch dimension may be dynamic"
-    )
 
 
 def module_path(node: Any) -> str:

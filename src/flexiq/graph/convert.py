@@ -17,6 +17,7 @@ from torch import Tensor
 from flexiq.errors import CaptureError
 from flexiq.graph.float_ops import ALLOWED
 from flexiq.graph.ir import Node, Shape, TensorType
+from flexiq.graph.symbolic import Ref, dim_of, shape_of, tensor_type
 from flexiq.graph.verify import broadcast, shape_to_attr, value_shape
 
 _IDENTITY = frozenset(
@@ -71,8 +72,6 @@ class Converter:
         **roles: Any,
     ) -> str:
         """Add a node; the type comes from the fx node, or from `shape` for intermediate nodes."""
-        from flexiq.graph.capture import Ref, tensor_type
-
         if shape is None:
             kind = tensor_type(self.value, self.name)
             name = self.importer.fresh(self.name)
@@ -120,8 +119,6 @@ class Converter:
         return self._generic_output(None, self.value)
 
     def _generic_output(self, index: int | None, value: Tensor) -> str:
-        from flexiq.graph.capture import Ref, tensor_type
-
         inputs: list[str] = []
         attrs = {
             "args": [self._template(a, inputs) for a in self.given],
@@ -139,8 +136,6 @@ class Converter:
         return Ref(name)
 
     def _template(self, value: Any, inputs: list[str]) -> Any:
-        from flexiq.graph.capture import Ref, dim_of
-
         if isinstance(value, (Ref, Tensor)):
             name = self.ref(value)
             if name not in inputs:
@@ -389,15 +384,11 @@ class Converter:
         return self.emit("mean", [x], {"axes": axes, "keepdim": bool(keepdim)})
 
     def reshape(self) -> str:
-        from flexiq.graph.capture import shape_of
-
         if not _is_float(self.value):
             return str(self.generic())
         return self.emit("reshape", [self.args[0]], {"shape": shape_to_attr(shape_of(self.value.shape, self.name))})
 
     def expand(self) -> str:
-        from flexiq.graph.capture import shape_of
-
         shape = shape_of(self.value.shape, self.name)
         if shape == self.shape(self.args[0]):
             return str(self.args[0]) if isinstance(self.args[0], str) else self.ref(self.args[0])

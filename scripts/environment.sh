@@ -1,9 +1,12 @@
-# Sourced by ./demo and ./test: makes .venv in the repository and installs into it. Needs python3 (3.10 or newer) with venv.
+# Sourced by ./demo, ./test and scripts/sanitize.sh: makes .venv in the repository and installs into it. Needs python3 (3.10 or
+# newer) with venv, and for the CPU engine a C++ compiler.
 #
 # prepare_environment EXTRA [PACKAGE...]
 #   installs this tree in editable form with the extra, under constraints.txt, then the packages without their
 #   dependencies. Does nothing when .venv already holds exactly that: a stamp in .venv keeps the hash of pyproject.toml,
 #   constraints.txt, this file, the tree's place and the Python version. Set PYTHON to choose the interpreter.
+#   Compiles the CPU engine anew, as far as needed, when csrc or what builds it has changed: a second stamp keeps that hash.
+#   Where it does not compile, all else is installed and a line says so; with FLEXIQ_REQUIRE_NATIVE=1 that is an error.
 
 say() { printf '== %s\n' "$*"; }
 
@@ -23,6 +26,22 @@ find_python() {
     return 1
 }
 
+find_compiler() {
+    local candidate
+    for candidate in ${CXX:-c++ g++ clang++}; do
+        if command -v "$candidate" 2>/dev/null; then
+            return 0
+        fi
+    done
+    return 1
+}
+
+native_required() {
+    case ${FLEXIQ_REQUIRE_NATIVE:-} in
+        "" | 0 | [nN] | [nN][oO] | [oO][fF][fF] | [fF] | [fF][aA][lL][sS][eE]) return 1 ;;
+    esac
+}
+
 environment_hash() {
     "$1" - "$2" "$PWD" <<'PY'
 import hashlib, pathlib, sys
@@ -33,12 +52,80 @@ print(digest.hexdigest())
 PY
 }
 
+# What the compiled extension depends on. The compiler belongs to it: one installed later gets its chance.
+native_hash() {
+    local compiler
+    compiler=$(find_compiler) || compiler=none
+    .venv/bin/python - "$compiler $("$compiler" --version 2>/dev/null) ${CXXFLAGS:-} ${CMAKE_ARGS:-}" <<'PY'
+import hashlib, pathlib, sys
+digest = hashlib.sha256(sys.argv[1].encode())
+named = ("CMakeLists.txt", "pyproject.toml", "constraints.txt", "scripts/build_backend.py", "src/flexiq/_version.py")
+for path in [*map(pathlib.Path, named), *sorted(p for p in pathlib.Path("csrc").rglob("*") if p.is_file())]:
+    digest.update(f"{path}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+print(digest.hexdigest())
+PY
+}
+
+pip_install() {
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt "$@"
+}
+
+# Imports the extension, which must be the installed one: a copy left in src by hand would hide that nothing was compiled.
+load_installed_native() {
+    .venv/bin/python - <<'PY'
+import pathlib
+from flexiq.engines.cpu import _native
+file = pathlib.Path(_native.__file__).resolve()
+if pathlib.Path("src").resolve() in file.parents:
+    raise SystemExit(f"{file} lies among the sources: delete it")
+PY
+}
+
+# build_and_install REQUIREMENT [OPTION...]: this tree in editable form, with the build tools that lie in .venv, so that
+# their versions are the constraints' and the compiled files stay valid from one build to the next.
+build_and_install() {
+    local level=lenient hash
+    hash=$(native_hash)
+    native_required && level=strict
+    rm -f .venv/.native
+    CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)} \
+        pip_install --no-build-isolation --progress-bar on "${@:2}" -e "$1"
+    if ! load_installed_native 2>/dev/null; then
+        if native_required; then
+            echo "error: the CPU engine compiled but does not load:" >&2
+            load_installed_native >&2 || true
+            return 1
+        fi
+        level=none
+        say "the CPU engine is MISSING: it did not compile$(find_compiler >/dev/null || echo ', no C++ compiler was found')"
+        say "all else works; FLEXIQ_REQUIRE_NATIVE=1 makes that an error and shows the reason"
+    fi
+    printf '%s %s\n' "$hash" "$level" > .venv/.native
+}
+
+# Whether .venv holds the extension of these sources. ./test wants it compiled with warnings as errors, ./demo takes any.
+native_is_current() {
+    local hash level
+    read -r hash level 2>/dev/null < .venv/.native || return 1
+    [ "$hash" = "$(native_hash)" ] || return 1
+    [ "$level" = strict ] || ! native_required
+}
+
 prepare_environment() {
     local extra=$1 python stamp wanted
     shift
+    if native_required && ! find_compiler >/dev/null; then
+        echo "error: no C++ compiler found (${CXX:-c++, g++, clang++}): install GCC 9 or newer, or Clang;" \
+            "FLEXIQ_REQUIRE_NATIVE=0 goes without the CPU engine" >&2
+        return 1
+    fi
     stamp=.venv/.installed-$extra
     if [ -x .venv/bin/python ] && [ -f "$stamp" ] && wanted=$(environment_hash .venv/bin/python "$extra $*") \
         && [ "$(cat "$stamp")" = "$wanted" ]; then
+        if ! native_is_current; then
+            say "compiling the CPU engine"
+            build_and_install . --no-deps
+        fi
         return 0
     fi
     # An environment of another Python, of another place or half made is made anew.
@@ -53,10 +140,15 @@ prepare_environment() {
     fi
     say "installing flexiq[$extra] and what it needs (torch is large; the first time takes minutes)"
     rm -f "$stamp"
-    .venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on -c constraints.txt -e ".[$extra]"
+    pip_install scikit-build-core nanobind
+    if find_compiler >/dev/null; then
+        command -v cmake >/dev/null || pip_install cmake
+        command -v ninja >/dev/null || pip_install ninja
+    fi
+    build_and_install ".[$extra]"
     if [ $# -gt 0 ]; then
         # torchvision's wheels ask for one particular torch build; flexiq needs only its Python code.
-        .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps "$@"
+        pip_install --no-deps "$@"
     fi
     environment_hash .venv/bin/python "$extra $*" > "$stamp"
 }

@@ -1,4 +1,7 @@
-"""`python -m flexiq.demo`: the whole way on handwritten digits, from training to a file, a table and a report."""
+"""`python -m flexiq.demo`: the whole way on handwritten digits, from training to accuracy against latency.
+
+Everything is measured in the CPU engine; where that is missing, accuracy is in the reference engine and latency is left out.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +16,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexiq.cli import machine
-from flexiq.cli.terminal import STAGES, Terminal, duration, size_name
-from flexiq.errors import FlexiqError
+from flexiq.cli.terminal import STAGES, Terminal, count_name, duration, percent, ratio_name, size_name
+from flexiq.errors import ConfigError, EngineError, FlexiqError
 
 if TYPE_CHECKING:
     import torch
 
     from flexiq.api import QuantizedModel
+    from flexiq.benchmarking.latency import LatencyRow
     from flexiq.quantization.config import QuantizeConfig
+    from flexiq.zoo.digits import Network
 
 CALIBRATION_IMAGES = 256
 BATCH = 120
 # Smaller than the defaults (50 x 50 on 256 images) so that the demo is quick; the digits need no more.
-SEARCH = {"population": 32, "generations": 30, "search_images": 128}
+SEARCH = {"population": 20, "generations": 15, "search_images": 128}
 QUICK = {"population": 8, "generations": 3, "search_images": 64}
 QUICK_EPOCHS = 2
+LATENCY_BATCHES = (1, 16)
+LATENCY_BUDGET = 8.0  # seconds
+WORTH = 1.05  # a smaller gain is within what measurements this short differ by
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="demo",
-        description="Trains (or loads) a small network on handwritten digits, quantizes it once, and shows what each "
-        "setting of its dial costs. Writes digits.flexiq and report.html.",
+        description="Trains (or loads) a network on handwritten digits, quantizes it once, and shows what each setting of "
+        "its dial costs and buys. Writes digits.flexiq, report.html and latency.png.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of training, data split and search (default: 0)")
-    parser.add_argument("--quick", action="store_true", help="train and search less: seconds, and worse accuracies")
+    parser.add_argument("--quick", action="store_true", help="a smaller network, trained and searched less")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
     options = parser.parse_args(arguments)
@@ -68,13 +76,18 @@ class Demo:
     """One run of the demo. Each step prints what it did."""
 
     def __init__(self, terminal: Terminal, out: Path, seed: int, quick: bool, threads: int | None) -> None:
+        from flexiq.engines.base import available_engines
+
         self.terminal, self.out, self.seed, self.quick = terminal, out, seed, quick
         machine.set_threads(threads)
+        self.network: Network = "digits" if quick else "digits_wide"
+        self.missing = available_engines()["cpu"]
+        self.engine = "reference" if self.missing else "cpu"
         self.seconds: dict[str, float] = {}
 
     @property
     def weights_path(self) -> Path:
-        return self.out / ("digits-quick.safetensors" if self.quick else "digits.safetensors")
+        return self.out / f"{self.network}{'-quick' if self.quick else ''}.safetensors"
 
     @property
     def model_path(self) -> Path:
@@ -83,6 +96,10 @@ class Demo:
     @property
     def report_path(self) -> Path:
         return self.out / "report.html"
+
+    @property
+    def picture_path(self) -> Path:
+        return self.out / "latency.png"
 
     def run(self) -> dict[str, Any]:
         """All steps; returns what --json prints. Raises FlexiqError."""
@@ -93,28 +110,46 @@ class Demo:
         make_folder(self.out, "--out")
         started = time.perf_counter()
         self.terminal.say(f"on {machine.cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        self.say_engine()
         network = self.train()
         calibration, test = self.images()
         quantized = self.quantize(network, calibration)
         curve, baselines = self.measure(quantized, network, calibration, test)
-        identical = self.save(quantized, test)
+        loaded, against_reference = self.save(quantized, test)
+        executed = self.count(loaded, test)
         self.report(quantized, baselines, test)
+        latency = self.latency(quantized)
         self.seconds["total"] = time.perf_counter() - started
         self.terminal.say(f"took {duration(self.seconds['total'])} in all")
         commands = self.commands()
         self.farewell(commands)
         return {
             "command": "demo",
+            "network": self.network,
+            "engine": {"name": self.engine, "cpu_engine_missing": self.missing},
             "model": str(self.model_path),
             "report": str(self.report_path),
             "weights": str(self.weights_path),
             "curve": curve,
             "baselines": baselines,
             "search": quantized.program.provenance["search"],
-            "loaded_model_is_bit_identical": identical,
+            "loaded_model_is_bit_identical": True,  # else `save` has raised
+            "bit_identical_to_reference": against_reference,
+            "executed": executed,
+            "latency": latency,
             "seconds": self.seconds,
             "next": commands,
         }
+
+    def say_engine(self) -> None:
+        """Which engine runs the model, and why."""
+        if self.missing:
+            self.terminal.say("the CPU engine cannot run; accuracy is from the reference engine, latency is left out")
+            self.terminal.say(f"  {self.missing}")
+        else:
+            from flexiq.engines.cpu import native
+
+            self.terminal.say(f"engine: cpu, {native.choose_isa()}, compiled kernels")
 
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
@@ -129,7 +164,7 @@ class Demo:
         """The trained network, from the folder if it is there."""
         from flexiq.zoo.digits import DEFAULT_EPOCHS, train_digits
 
-        epochs = QUICK_EPOCHS if self.quick else DEFAULT_EPOCHS
+        epochs = QUICK_EPOCHS if self.quick else DEFAULT_EPOCHS[self.network]
         trained: list[int] = []
         with self.step("train", "training"), self.terminal.progress() as progress:
             progress("training", 0.0)
@@ -138,10 +173,10 @@ class Demo:
                 trained.append(epoch)
                 progress("training", epoch / count)
 
-            network = train_digits(self.seed, epochs, after_epoch, cache_path=self.weights_path)
+            network = train_digits(self.seed, epochs, after_epoch, self.weights_path, self.network)
         how = f"trained {len(trained)} epochs in {duration(self.seconds['train'])}" if trained else "taken from"
         where = "" if trained else f" {self.weights_path}"
-        self.terminal.say(f"1  network: zoo:digits, {how}{where}")
+        self.terminal.say(f"1  network: zoo:{self.network}, {how}{where}")
         return network
 
     def images(self) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -179,11 +214,11 @@ class Demo:
                     self.terminal.note(f"  {STAGES[stage]} ...")
                     told.add(stage)
 
-            quantized = quantize(network, calibration, self.config(), progress=report)
+            quantized = quantize(network, calibration, self.config(), progress=report, engine=self.engine)
         program = quantized.program
         program.provenance["cpu"] = machine.cpu_model()
         program.provenance["source"] = {
-            "model": "zoo:digits",
+            "model": f"zoo:{self.network}",
             "weights": self.weights_path.name,
             "data": "digits",
             "split_seed": self.seed,
@@ -225,7 +260,10 @@ class Demo:
             "baselines": baselines,
         }
         print_curve(
-            self.terminal, curve, baselines, title=f"4  on {images} test images ({duration(self.seconds['measure'])})"
+            self.terminal,
+            curve,
+            baselines,
+            title=f"4  on {images} test images, {self.engine} engine ({duration(self.seconds['measure'])})",
         )
         self.terminal.say(
             f"   one image is {100 / images:.2f} points. Agreement and distance (of soft labels) are against the 8-bit "
@@ -233,30 +271,90 @@ class Demo:
         )
         return curve, baselines
 
-    def save(self, quantized: QuantizedModel, test: list[Any]) -> bool:
-        """Write the file, load it, and compare all outputs. Raises ArtifactError if they differ."""
+    def save(self, quantized: QuantizedModel, test: list[Any]) -> tuple[QuantizedModel, bool | None]:
+        """Write the file, load it, and compare all outputs with those before and with the reference engine's.
+
+        Returns the loaded model, and True (None where the reference engine is all there is). Raises ArtifactError or
+        EngineError if a single bit differs.
+        """
         import torch
 
-        from flexiq.api import load
+        from flexiq.api import QuantizedModel, load
         from flexiq.errors import ArtifactError
 
-        with self.step("save", "saving and loading"):
+        with self.step("save", "saving, loading and comparing"):
             summary = quantized.save(self.model_path)
-            loaded = load(self.model_path)
-            identical = all(
-                torch.equal(quantized(inputs, ratio), loaded(inputs, ratio))
-                for ratio in quantized.ratios
-                for inputs, _ in test
-            )
-        if not identical or loaded.ratios != quantized.ratios:
+            loaded = load(self.model_path, self.engine)
+            exact = QuantizedModel(quantized.program, "reference") if self.engine != "reference" else None
+            for ratio in quantized.ratios:
+                for inputs, _ in test:
+                    outputs = loaded(inputs, ratio)
+                    if not torch.equal(outputs, quantized(inputs, ratio)):
+                        raise ArtifactError(
+                            f"{self.model_path}: the loaded model's outputs differ from the saved one's; please report it"
+                        )
+                    if exact is not None and not torch.equal(outputs, exact(inputs, ratio)):
+                        raise EngineError(
+                            f"the {self.engine} engine's outputs differ from the reference engine's at ratio {ratio}; please "
+                            "report it with the output of flexiq doctor"
+                        )
+        if loaded.ratios != quantized.ratios:
             raise ArtifactError(
-                f"{self.model_path}: the loaded model's outputs differ from the saved one's; please report it"
+                f"{self.model_path}: the loaded model's ratios differ from the saved one's; please report it"
             )
+        images = sum(len(labels) for _, labels in test)
         self.terminal.say(
             f"5  saved {self.model_path} ({size_name(summary.total)}), loaded again: outputs bit-identical at "
             f"{len(loaded.ratios)} ratios"
         )
-        return identical
+        if exact is None:
+            return loaded, None
+        self.terminal.say(
+            f"   the {self.engine} engine's outputs are bit-identical to the reference engine's: {images} images at "
+            f"{len(loaded.ratios)} ratios"
+        )
+        return loaded, True
+
+    def count(self, loaded: QuantizedModel, test: list[Any]) -> list[dict[str, Any]] | None:
+        """What the kernels counted for one image at every ratio. Raises EngineError if it is not what the plan says."""
+        from flexiq.engines.cpu.engine import CpuEngine
+
+        engine = loaded.engine
+        if not isinstance(engine, CpuEngine):
+            return None
+        rows = []
+        for index, ratio in enumerate(loaded.ratios):
+            engine.reset_counters()
+            loaded(test[0][0][:1], ratio)
+            counted = engine.counters()
+            low, high = (sum(row[name] for row in counted) for name in ("low_macs", "high_macs"))
+            planned = loaded.program.low_share(index)
+            if abs(low / (low + high) - planned) > 1e-9:
+                raise EngineError(
+                    f"at ratio {ratio} the kernels counted {low} low multiplies of {low + high}, the plan says "
+                    f"{planned:.6f} of them; please report it"
+                )
+            kernels = list(dict.fromkeys(row["kernel"] for row in counted if row["low_macs"]))
+            issued = sum(row["multiplications"] for row in counted)
+            rows.append(
+                {"ratio": ratio, "low_macs": low, "high_macs": high, "multiplications": issued, "kernels": kernels}
+            )
+        columns = [
+            "setting",
+            "low multiplies",
+            "8-bit multiplies",
+            "low share",
+            "byte products issued",
+            "kernels of the low ones",
+        ]
+        shown = [
+            [f"ratio {ratio_name(row['ratio'])}", count_name(row["low_macs"]), count_name(row["high_macs"]),
+             percent(row["low_macs"] / (row["low_macs"] + row["high_macs"]), 1), count_name(row["multiplications"]),
+             ", ".join(row["kernels"]) or "-"]
+            for row in rows
+        ]  # fmt: skip
+        self.terminal.table(columns, shown, "6  what the kernels counted while they ran one image")
+        return rows
 
     def report(self, quantized: QuantizedModel, baselines: list[dict[str, Any]], test: list[Any]) -> None:
         """One self-contained HTML file."""
@@ -267,7 +365,48 @@ class Demo:
             saturation = count_saturated(program, test, progress)
             title = "Handwritten digits: one model, one dial"
             write_report(build_report(program, title, baselines=baselines, saturation=saturation), self.report_path)
-        self.terminal.say(f"6  wrote {self.report_path}; open it in a browser")
+        self.terminal.say(f"7  wrote {self.report_path}; open it in a browser")
+
+    def latency(self, quantized: QuantizedModel) -> dict[str, Any] | None:
+        """Time every ratio, and draw accuracy against latency; None without the CPU engine, which alone claims speed."""
+        if self.missing:
+            return None
+        from flexiq.benchmarking.latency import measure_latency
+        from flexiq.benchmarking.timing import Plan
+        from flexiq.cli.benchmark import describe_machine, latency_report, machine_line
+        from flexiq.report.latency import check_plot_path, write_latency_plot
+
+        plan = Plan(repeats=5 if self.quick else 15, budget=LATENCY_BUDGET, seed=self.seed)
+        with self.step("latency", "measuring latency"), self.terminal.progress() as progress:
+            rows = measure_latency(
+                quantized.program, self.engine, batches=LATENCY_BATCHES, plan=plan, seed=self.seed, progress=progress
+            )
+        here = describe_machine()
+        self._print_latency(rows, machine_line(self.engine, here, rows))
+        said = verdict(rows)
+        self.terminal.say(f"   {said}")
+        picture: str | None = None
+        try:
+            check_plot_path(self.picture_path)
+            write_latency_plot(latency_report(self.model_path.stem, self.engine, here, rows), self.picture_path)
+            picture = str(self.picture_path)
+            self.terminal.say(f"   wrote {picture}: accuracy against latency")
+        except ConfigError as error:  # matplotlib is not there
+            self.terminal.say(f"   no picture: {error}")
+        return {"rows": [row.as_json() for row in rows], "verdict": said, "picture": picture}
+
+    def _print_latency(self, rows: Sequence[LatencyRow], where: str) -> None:
+        columns = ["setting", "accuracy"]
+        for batch in LATENCY_BATCHES:
+            columns += [f"ms, batch {batch}", "speed"]
+        lines = []
+        for ratio in dict.fromkeys(row.ratio for row in rows):
+            own = [row for row in rows if row.ratio == ratio]
+            cells = [f"ratio {ratio_name(ratio)}", percent(own[0].quality.get("accuracy"))]
+            for row in own:
+                cells += [f"{row.milliseconds:.3f}", "-" if row.vs_base is None else f"{1 / row.vs_base:.2f}x"]
+            lines.append(cells)
+        self.terminal.table(columns, lines, f"8  accuracy and latency: {where}")
 
     def commands(self) -> list[str]:
         """Commands that go on from here, as they can be typed in this folder."""
@@ -278,10 +417,15 @@ class Demo:
         )
         weights = shlex.quote(str(self.weights_path))
         split = f" --split-seed {self.seed}" if self.seed else ""
+        compiled = [
+            f"{flexiq} inspect {model} --engine cpu --batch 16",
+            f"{flexiq} benchmark {model} --batch 1,16 --html {shlex.quote(str(self.out / 'latency.html'))}",
+        ]
         return [
             f"{flexiq} inspect {model} --layers",
+            *([] if self.missing else compiled),
             f"{flexiq} evaluate {model} --data digits --ratios 0,50,100",
-            f"{flexiq} quantize --model zoo:digits --weights {weights} --data digits{split} --low-bits 3 "
+            f"{flexiq} quantize --model zoo:{self.network} --weights {weights} --data digits{split} --low-bits 3 "
             f"--selector greedy --force -o {other}",
             f"{flexiq} compare {model} {other}",
             f"{flexiq} quantize --help",
@@ -294,8 +438,24 @@ class Demo:
             self.terminal.say(f"  {command}")
         self.terminal.say("or in Python:")
         self.terminal.say("  import flexiq")
-        self.terminal.say(f"  qm = flexiq.load({str(self.model_path)!r})")
+        self.terminal.say(f"  qm = flexiq.load({str(self.model_path)!r}, engine={self.engine!r})")
         self.terminal.say("  qm.set_ratio(0.5)   # half of the eligible multiplies at low precision; qm(x) runs it")
+
+
+def verdict(rows: Sequence[LatencyRow]) -> str:
+    """One sentence on what the largest ratio bought, from measured rows of several batch sizes."""
+    last = [row for row in rows if row.ratio == rows[-1].ratio]
+    gains = [0.0 if row.vs_base is None else 1.0 / row.vs_base for row in last]
+    name = ratio_name(last[0].ratio)
+    at = " and ".join(f"{gain:.2f} at batch {row.batch}" for gain, row in zip(gains, last, strict=True))
+    if max(gains) < WORTH:
+        return (
+            f"Ratio {name} ran at {at} times the speed of {ratio_name(rows[0].ratio)}: this network is too small for low "
+            "bits to pay on this machine; the README has larger ones."
+        )
+    before, after = rows[0].quality.get("accuracy"), last[0].quality.get("accuracy")
+    cost = "" if before is None or after is None else f", for {100 * (after - before):+.2f} points of accuracy"
+    return f"Ratio {name} ran at {at} times the speed of {ratio_name(rows[0].ratio)}{cost}."
 
 
 def _program() -> str:

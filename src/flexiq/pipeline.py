@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,12 @@ from flexiq.quantization.domains import layer_kinds, non_negative_values
 from flexiq.quantization.effective_bits import group_maximum, least_squares_shift, naive_shift, plain_shift
 from flexiq.quantization.equalize import equalize
 from flexiq.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
+from flexiq.quantization.predicted_latency import LatencyCurve, latency_curves, layerwise_seconds, predicted_latency
 from flexiq.quantization.program import Program, QuantizedLayer
 from flexiq.quantization.rounding import reconstruct
 from flexiq.quantization.weights import accumulator_bound, check_accumulators, low_weights, plain_weight_shifts
 from flexiq.selection import (
+    LatencyGoal,
     SearchProgress,
     SelectionProblem,
     SelectionResult,
@@ -228,10 +230,10 @@ def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> 
         n: LayerSamples(program.layers[n], patches[n], values[graph.node(n).inputs[0]].signed, config.bias_correction)
         for n in names
     }
-    readers: dict[str, list[str]] = {}
+    readers: dict[tuple[str, int], list[str]] = {}  # readers of other widths need other shifts
     for n in names:
-        readers.setdefault(graph.node(n).inputs[0], []).append(n)
-    for value, own in readers.items():
+        readers.setdefault((graph.node(n).inputs[0], program.layers[n].amax), []).append(n)
+    for (value, _), own in readers.items():
         shift = _activation_shift(values[value], [samples[n] for n in own], config)
         for n in own:
             program.layers[n].activation_shift = shift
@@ -262,7 +264,7 @@ def _bound_accumulators(program: Program, layer: QuantizedLayer) -> None:
 def _activation_shift(
     statistics: ValueStatistics, readers: Sequence[LayerSamples], config: QuantizeConfig
 ) -> npt.NDArray[np.uint8]:
-    """One shift per (tensor, group), shared by all readers of the tensor."""
+    """One shift per (tensor, group), shared by all readers of the tensor that have one width."""
     layer = readers[0].layer
     if config.extraction == "naive":
         return np.full(layer.n_groups, naive_shift(statistics.signed, layer.amax), np.uint8)
@@ -319,8 +321,12 @@ def choose(
     *,
     progress: Progress = silent,
     checkpoint: Path | None = None,
+    curves: Mapping[str, LatencyCurve] | None = None,
 ) -> Chosen:
-    """Select the low groups of every ratio (writes nothing into the program)."""
+    """Select the low groups of every ratio (writes nothing into the program).
+
+    curves: predicted times of the layers; needed for config.latency_gain only.
+    """
     layers = [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
     targets = [r for r in program.ratios if r > 0.0]
     if not layers or not targets:
@@ -364,6 +370,7 @@ def choose(
         n_images=n_images if evaluate else 0,
         progress=report,
         checkpoint=checkpoint,
+        latency=latency_goal(config, layers, curves),
     )
     statistics: dict[str, Any] = {
         **evaluator.statistics.summary(),
@@ -374,6 +381,19 @@ def choose(
     middle = result.masks[len(result.masks) // 2 : len(result.masks) // 2 + 1]
     statistics["deviation"] = evaluator.deviation(middle)
     return Chosen(result, layers, statistics)
+
+
+def latency_goal(
+    config: QuantizeConfig, layers: Sequence[str], curves: Mapping[str, LatencyCurve] | None
+) -> LatencyGoal | None:
+    """What the selector has to gain in predicted time; None where accuracy alone counts."""
+    if config.latency_gain == 0.0 or config.latency_table is None or curves is None:
+        return None
+    own = [curves[name] for name in layers]
+    digest = hashlib.sha256(config.latency_table.digest.encode())
+    for curve in own:  # the widths of the layers are in these
+        digest.update(curve.shares.tobytes() + curve.seconds.tobytes())
+    return LatencyGoal(layerwise_seconds(own), config.latency_gain, digest.hexdigest())
 
 
 def search_context(program: Program, inputs: Sequence[Tensor], n_images: int) -> str:
@@ -416,12 +436,15 @@ def quantize_prepared(
     program = eight_bit_program(prepared, config)
     progress("shifts", 0.0)
     tables = low_tables(prepared, program, config)
-    chosen = choose(prepared, program, tables, config, progress=progress, checkpoint=checkpoint)
+    latency = config.latency_table
+    curves = latency_curves(program, latency) if latency is not None else None
+    chosen = choose(prepared, program, tables, config, progress=progress, checkpoint=checkpoint, curves=curves)
     apply_choice(program, chosen)
     restore_means(prepared, program, config, [i for i, r in enumerate(program.ratios) if r > 0.0], progress)
     from flexiq._version import __version__
 
     program.provenance = {
+        **program.provenance,  # the builder's: widths chosen by low_bits = "auto"
         "flexiq": __version__,
         "torch": torch.__version__,
         "config": config.model_dump(mode="json"),
@@ -438,6 +461,8 @@ def quantize_prepared(
         "seconds": {**prepared.seconds, "quantize": time.perf_counter() - started},
         "threads": torch.get_num_threads(),
     }
+    if latency is not None and curves is not None:
+        program.provenance["latency"] = predicted_latency(program, latency, curves)
     progress("done", 1.0)
     return program
 

@@ -15,7 +15,8 @@ if sys.version_info < (3, 11):
 
 import tomllib  # noqa: E402
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 DECLARED = [Requirement(r) for group in PROJECT["optional-dependencies"].values() for r in group] + [
     Requirement(r) for r in PROJECT["dependencies"]
 ]
@@ -39,3 +40,14 @@ def test_constraints_are_exact_and_inside_the_ranges() -> None:
     for requirement in DECLARED:
         if requirement.name != "flexiq":
             assert exact[requirement.name].version in requirement.specifier, requirement.name
+
+
+def test_build_requirements_are_ranges_that_the_test_environment_holds() -> None:
+    """The tests build without isolation, hence with what the dev extra brings."""
+    needed = {r.name: r for r in map(Requirement, PYPROJECT["build-system"]["requires"])}
+    dev = {r.name: r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])}
+    exact = {r.name: next(iter(r.specifier)) for r in CONSTRAINTS}
+    for name, requirement in needed.items():
+        assert not [s for s in requirement.specifier if s.operator in ("==", "===")]
+        assert exact[name].version in requirement.specifier
+        assert dev[name].specifier == requirement.specifier

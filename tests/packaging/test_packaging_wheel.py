@@ -1,20 +1,26 @@
-"""The wheel: what is in it, and that it runs in an environment that holds nothing but its declared dependencies."""
+"""The wheel: what is in it, where it runs, and that it runs in an environment that holds nothing but its dependencies."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
+import json
+import platform
+import re
 import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Callable
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Clean = Callable[[Path, Path], Path]
+EXTENSION = re.compile(r"flexiq/engines/cpu/_native\.[\w-]+\.so")
 
 USE = """
 import sys
@@ -26,25 +32,15 @@ assert version("flexiq") == flexiq.__version__
 assert "torch" not in sys.modules
 print("ran", flexiq.__version__)
 """
-
-
-def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # Variables that would let the surrounding environment leak in.
-    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    environment = {k: v for k, v in os.environ.items() if k not in hidden}
-    return subprocess.run(
-        [str(c) for c in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out)
-    done = run(sys.executable, "-m", "pip", "wheel", *options, ROOT, cwd=out)
-    assert done.returncode == 0, done.stderr
-    (built,) = out.glob("flexiq-*.whl")
-    return built
+USE_NATIVE = """
+import sys
+import flexiq
+from flexiq.engines.cpu import _native
+assert _native.__file__.startswith(sys.prefix), _native.__file__
+assert _native.version() == flexiq.__version__
+assert "torch" not in sys.modules
+print("ran")
+"""
 
 
 def test_contents(wheel: Path) -> None:
@@ -53,53 +49,84 @@ def test_contents(wheel: Path) -> None:
         (metadata_name,) = [n for n in names if n.endswith(".dist-info/METADATA")]
         metadata = Parser().parsestr(archive.read(metadata_name).decode())
         entry_points = archive.read(metadata_name.replace("METADATA", "entry_points.txt")).decode()
-    assert "flexiq/py.typed" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
-    assert {n.partition("/")[0] for n in names if ".dist-info" not in n} == {"flexiq"}
     modules = {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src" / "flexiq").rglob("*.py")}
-    assert modules == {n for n in names if n.endswith(".py")}
+    ours = {n for n in names if ".dist-info" not in n}
+    extensions = {n for n in ours if EXTENSION.fullmatch(n)}
+    # nothing else: no sources of csrc, no build files, no stray extension of a development build
+    assert ours == modules | extensions | {"flexiq/py.typed", "flexiq/engines/cpu/_native.pyi"}
     assert "flexiq = flexiq.cli:main" in entry_points
     assert metadata["License-Expression"] == "Apache-2.0"
     always = [Requirement(r) for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert {r.name for r in always} == {"numpy", "safetensors", "pydantic", "typer", "rich"}
 
 
-def closure(requirements: list[Requirement], seen: dict[str, importlib.metadata.Distribution]) -> None:
-    """Installed distributions that satisfy the requirements, and theirs, without extras."""
-    for requirement in requirements:
-        name = requirement.name.lower().replace("_", "-")
-        if name in seen or (requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})):
-            continue
-        seen[name] = importlib.metadata.distribution(requirement.name)
-        closure([Requirement(r) for r in seen[name].requires or []], seen)
+@pytest.mark.usefixtures("needs_compiler")
+def test_the_platform_wheel_holds_one_extension(wheel: Path) -> None:
+    _, _, _, tags = parse_wheel_filename(wheel.name)
+    (tag,) = tags
+    assert tag.platform.startswith("linux_") and tag.platform.endswith(platform.machine())
+    with zipfile.ZipFile(wheel) as archive:
+        (extension,) = [n for n in archive.namelist() if n.endswith(".so")]
+    assert EXTENSION.fullmatch(extension)
+    if sys.version_info >= (3, 12) and tag.abi == "abi3":  # one wheel for 3.12 and newer
+        assert tag.interpreter == "cp312" and extension.endswith(".abi3.so")
+    else:
+        assert tag.interpreter == f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 
-def test_runs_with_nothing_but_its_dependencies(wheel: Path, tmp_path: Path) -> None:
-    """Needs no network: the dependencies are linked from the environment of the tests, torch and the others are not."""
-    place = tmp_path / "clean"
-    venv.create(place, with_pip=True)
-    python = place / "bin" / "python"
-    done = run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def manylinux(wheel: Path, needs_compiler: None, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    """The wheel that would be published: examined and tagged by auditwheel."""
+    out = tmp_path_factory.mktemp("manylinux")
+    done = run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", out, wheel, cwd=out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (repaired,) = out.glob("*.whl")
+    return repaired
+
+
+def test_the_wheel_fits_a_manylinux_policy(wheel: Path, manylinux: Path, run: Run) -> None:
+    """It needs nothing beyond the libraries of every Linux of a certain age, and nothing had to be copied in."""
+    done = run(sys.executable, "-m", "auditwheel", "show", "--json", wheel, cwd=wheel.parent)
     assert done.returncode == 0, done.stderr
-    site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=tmp_path).stdout.strip())
-    linked: dict[str, importlib.metadata.Distribution] = {}
-    closure([Requirement(r) for r in importlib.metadata.distribution("flexiq").requires or []], linked)
-    assert "torch" not in linked and "numpy" in linked
-    for distribution in linked.values():
-        tops = {f.parts[0] for f in distribution.files or [] if f.parts[0] not in ("..", "__pycache__")}
-        for top in sorted(tops):
-            if not (site / top).exists():
-                (site / top).symlink_to(Path(str(distribution.locate_file(top))))
+    found = json.loads(done.stdout)
+    assert found["external_libs"] == {}
+    assert set(found["versioned_symbols"]) <= {
+        "libc.so.6",
+        "libm.so.6",
+        "libgcc_s.so.1",
+        "libstdc++.so.6",
+        "libpthread.so.0",
+    }
+    _, _, _, tags = parse_wheel_filename(manylinux.name)
+    assert any(tag.platform.startswith("manylinux_") for tag in tags)
+    with zipfile.ZipFile(wheel) as before, zipfile.ZipFile(manylinux) as after:
+        assert {n for n in after.namelist() if not n.endswith("/")} == set(before.namelist())
+
+
+def test_runs_with_nothing_but_its_dependencies(
+    wheel: Path, tmp_path: Path, clean_environment: Clean, run: Run
+) -> None:
+    python = clean_environment(tmp_path / "clean", wheel)
     done = run(python, "-c", USE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ran ")
-    done = run(place / "bin" / "flexiq", "--help", cwd=tmp_path)
+    done = run(tmp_path / "clean" / "bin" / "flexiq", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "quantize" in done.stdout
 
 
+def test_the_extension_runs_in_a_clean_environment(
+    manylinux: Path, tmp_path: Path, clean_environment: Clean, run: Run
+) -> None:
+    python = clean_environment(tmp_path / "clean", manylinux)
+    done = run(python, "-c", USE_NATIVE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "ran"
+
+
 @pytest.mark.slow
-def test_installs_from_the_index(wheel: Path, tmp_path: Path) -> None:
+def test_installs_from_the_index(wheel: Path, tmp_path: Path, run: Run) -> None:
     """What `pip install flexiq` does on a fresh machine; needs the network."""
     place = tmp_path / "clean"
     venv.create(place, with_pip=True)

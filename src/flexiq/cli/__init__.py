@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from flexiq._version import __version__
-from flexiq.cli import compare, doctor, evaluate, inspect, machine, quantize, report
+from flexiq.cli import benchmark, compare, doctor, evaluate, inspect, latency_table, machine, quantize, report
 from flexiq.errors import FlexiqError
 
 __all__ = ["app", "main"]
@@ -55,6 +55,8 @@ app.command(
     epilog=_examples(
         "flexiq inspect resnet20.flexiq --layers",
         "flexiq inspect resnet20.flexiq --verify --json",
+        "flexiq inspect resnet20.flexiq --engine cpu --batch 8",
+        "flexiq inspect resnet20.flexiq --engine cpu --isa avx2 --kernels fixed",
     )
 )(inspect.inspect)
 app.command(
@@ -69,6 +71,21 @@ app.command(
         "flexiq report resnet20.flexiq -o resnet20.html --data cifar10",
     )
 )(report.report)
+app.command(
+    epilog=_examples(
+        "flexiq benchmark resnet20.flexiq --batch 1,8 --threads 1,2",
+        "flexiq benchmark resnet20.flexiq --ratio 0,50,100 --plot latency.svg -o latency.json",
+    )
+)(benchmark.benchmark)
+app.command(
+    name="latency-table",
+    epilog=_examples(
+        "flexiq latency-table resnet20.flexiq -o zen4.json",
+        "flexiq latency-table resnet50.flexiq -o zen4-2t.json --threads 2 --batch 1",
+        "flexiq quantize --model zoo:resnet20 --weights w.safetensors --data cifar10 --low-bits auto "
+        "--latency-table zen4.json -o wide.flexiq",
+    ),
+)(latency_table.latency_table)
 app.command(epilog=_examples("flexiq doctor", "flexiq doctor --json"))(doctor.doctor)
 
 

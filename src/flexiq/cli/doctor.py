@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 from typing import Any
@@ -41,7 +42,9 @@ def doctor(json: options.Json = False, quiet: options.Quiet = False, debug: opti
 
 
 def examine() -> dict[str, Any]:
-    """JSON-able: Python, packages, processor, memory, torch, engines, and a list of what required is missing."""
+    """JSON-able: Python, packages, processor, memory, torch, engines (the compiled one in detail), and a list of what required
+    is missing.
+    """
     required = {name: _version(name, name) for name in REQUIRED}
     missing = [f"{name}: pip install {name}" for name, version in required.items() if version is None]
     if sys.version_info < PYTHON:
@@ -63,6 +66,7 @@ def examine() -> dict[str, Any]:
         },
         "torch": _torch(),
         "engines": _engines(),
+        "cpu_engine": _cpu_engine(),
         "missing_required": missing,
     }
 
@@ -111,6 +115,41 @@ def _engines() -> dict[str, str]:
     return available_engines()
 
 
+def _cpu_engine() -> dict[str, Any]:
+    """JSON-able: is the CPU engine compiled in, what can it run here, what does it choose and who says so.
+
+    missing          "" or what is missing and how to get it
+    built_from       version of flexiq that the extension was compiled from; None where it is missing
+    instruction_sets those that this processor runs and kernels exist for, best first
+    chosen           the set in use, None if `problem` says why none is
+    forced_by        value of FLEXIQ_CPU_ISA, None where it is not set
+    cache            folder where kernel choices are remembered
+    """
+    try:
+        from flexiq.engines.cpu import native, tuning
+        from flexiq.errors import EngineError
+    except ImportError as error:  # numpy is missing
+        return {"missing": str(error)}
+    found: dict[str, Any] = {
+        "missing": native.missing(),
+        "built_from": None,
+        "instruction_sets": [],
+        "chosen": None,
+        "forced_by": os.environ.get(native.ISA_VARIABLE) or None,
+        "problem": "",
+        "cache": str(tuning.cache_folder()),
+    }
+    if found["missing"]:
+        return found
+    found["built_from"] = native.extension().version()
+    found["instruction_sets"] = native.isas()
+    try:
+        found["chosen"] = native.choose_isa()
+    except EngineError as error:
+        found["problem"] = str(error)
+    return found
+
+
 def _print(terminal: Terminal, found: dict[str, Any]) -> None:
     terminal.say(f"flexiq {found['flexiq']}, Python {found['python']}, {found['system']}")
     cpu, store = found["cpu"], found["memory"]
@@ -134,16 +173,35 @@ def _print(terminal: Terminal, found: dict[str, Any]) -> None:
     terminal.table(["package", "version", "needed for", "to get it"], rows, left=4)
     _print_torch(terminal, found["torch"])
     for name, lack in found["engines"].items():
-        terminal.say(f"engine {name}: {lack or 'can be used'}")
+        problem = found["cpu_engine"].get("problem") if name == "cpu" else ""
+        terminal.say(f"engine {name}: {lack or problem or 'can be used'}")
+    _print_cpu_engine(terminal, found["cpu_engine"], found["flexiq"])
     for text in found["missing_required"]:
         terminal.say(f"missing, and required: {text}")
     if not found["missing_required"]:
         terminal.say("nothing required is missing")
 
 
+def _print_cpu_engine(terminal: Terminal, engine: dict[str, Any], version: str) -> None:
+    if engine["missing"]:
+        terminal.say(
+            "  pip keeps a wheel built without a compiler: pip install --force-reinstall --no-cache-dir flexiq"
+        )
+        return
+    if engine["problem"]:
+        terminal.say(f"  set FLEXIQ_CPU_ISA to one of {', '.join(engine['instruction_sets'])}, or unset it")
+    else:
+        forced = engine["forced_by"]
+        why = "the best that runs here" if forced is None else f"FLEXIQ_CPU_ISA={forced}"
+        terminal.say(f"  uses {engine['chosen']} ({why}); this processor runs {', '.join(engine['instruction_sets'])}")
+    if engine["built_from"] != version:
+        terminal.say(f"  compiled from flexiq {engine['built_from']}, not {version}: install flexiq again")
+    terminal.say(f"  remembers its choice of kernels in {engine['cache']}")
+
+
 def _print_torch(terminal: Terminal, torch: dict[str, Any] | None) -> None:
     if torch is None:
-        terminal.say("torch: not installed; models can be inspected, verified and compared, not quantized or run")
+        terminal.say("torch: not installed; models run on the cpu engine; they cannot be quantized or evaluated")
     elif "error" in torch:
         terminal.say(f"torch: installed, but it does not import ({torch['error']})")
     else:

@@ -1,4 +1,4 @@
-"""`flexiq inspect`: what is in a .flexiq file. Needs no torch."""
+"""`flexiq inspect`: what is in a .flexiq file, and what the CPU engine makes of it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from flexiq.cli import options
+from flexiq.cli.inspect_engine import EngineOptions, examine_engine, print_engine
 from flexiq.cli.terminal import Terminal, count_name, ratio_name, size_name
 from flexiq.errors import ArtifactError
+
+_ENGINE_PANEL = "Engine"
 
 
 def inspect(
@@ -21,13 +24,73 @@ def inspect(
             "--verify", help="Compare every tensor with its hash and check every rule; exit code 2 if broken."
         ),
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="cpu",
+            help="Load the model into this engine too and show its layers there: kernel by ratio, milliseconds, GMAC/s and "
+            "share of the measured peak, what hinders a faster kernel, bytes of weights.",
+            rich_help_panel=_ENGINE_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    isa: options.Isa = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            metavar="N",
+            min=1,
+            help="Threads of the engine. Default: 1.",
+            rich_help_panel=_ENGINE_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            metavar="N",
+            min=1,
+            help="Samples per run that kernels are chosen for and timed with. Default: 1.",
+            rich_help_panel=_ENGINE_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            "--kernels",
+            metavar="auto|fixed|NAME",
+            help="auto (default): by timing, remembered on this machine; fixed: by rule; or one of direct, fip, winograd, "
+            "winograd_fip, narrow wherever it is exact.",
+            rich_help_panel=_ENGINE_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="fast|small",
+            help="small: one copy of the weights. Default: fast.",
+            rich_help_panel=_ENGINE_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what a .flexiq file holds: sizes, settings, layers, what runs in float and why, the stored curve."""
+    """Show what a .flexiq file holds: sizes, settings, layers, what runs in float and why, the stored curve.
+
+    With --engine cpu also how it runs on this machine: which kernel computes each layer at each ratio, and how fast.
+    """
     terminal = Terminal(json, quiet)
     with terminal.running():
+        asked = EngineOptions(engine, isa, threads, batch, kernels, memory)
+        asked.check()
         from flexiq.artifact import inspect_file, load_program, verify_file
 
         if verify:
@@ -61,6 +124,9 @@ def inspect(
         content: dict[str, Any] = {"command": "inspect", "file": file, "description": described, "verified": verify}
         if graph:
             content["graph"] = str(program.graph)
+        if asked.name is not None:
+            content["engine"] = examine_engine(program, asked)
+            print_engine(terminal, content["engine"])
         terminal.emit(content)
 
 

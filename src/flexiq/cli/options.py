@@ -113,6 +113,17 @@ Threads = Annotated[
     typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: torch's own choice.", show_default=False),
 ]
 EngineName = Annotated[str, typer.Option("--engine", metavar="NAME", help="What runs the model; see flexiq doctor.")]
+Isa = Annotated[
+    str | None,
+    typer.Option(
+        "--isa",
+        metavar="NAME",
+        help="Instruction set of the cpu engine; see flexiq doctor. Default: FLEXIQ_CPU_ISA, else the best that the "
+        "processor has.",
+        rich_help_panel="Engine",
+        show_default=False,
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", "-f", help="Replace files that exist already.", rich_help_panel=_OUTPUT_PANEL)
 ]

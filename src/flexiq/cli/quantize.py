@@ -25,6 +25,16 @@ _SEARCH, _PRECISION, _EVALUATION = "Search", "Precision", "Evaluation"
 DEFAULT_IMAGES = 256
 
 
+def parse_low_bits(text: str) -> int | str:
+    """The word auto, or the number; its range is the config's to check. Raises ConfigError."""
+    if text.strip() == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--low-bits {text} is neither a number of bits, 2 to 7, nor auto") from None
+
+
 def quantize(
     model: Annotated[
         str,
@@ -82,7 +92,15 @@ def quantize(
         ),
     ] = "0,25,50,75,100",
     low_bits: Annotated[
-        int, typer.Option("--low-bits", metavar="2..7", help="Width of low values.", rich_help_panel=_PRECISION)
+        Any,  # int or "auto"
+        typer.Option(
+            "--low-bits",
+            parser=lambda text: parse_low_bits(str(text)),
+            metavar="2..7|auto",
+            help="Width of low values; auto: per layer the widest that is about as fast as 4 bits on the target of "
+            "--latency-table.",
+            rich_help_panel=_PRECISION,
+        ),
     ] = 4,
     low_bits_weights: Annotated[
         int | None,
@@ -165,6 +183,25 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--latency-table",
+            metavar="FILE",
+            help="Times of layers measured on a target, for --low-bits auto, --latency-gain and predicted times.",
+            rich_help_panel=_PRECISION,
+            show_default=False,
+        ),
+    ] = None,
+    auto_tolerance: Annotated[
+        float,
+        typer.Option(
+            "--auto-tolerance",
+            metavar="1..10",
+            help="With --low-bits auto: most time of a layer, as a multiple of its 4-bit time.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = 1.15,
     band: Annotated[
         str | None,
         typer.Option(
@@ -193,6 +230,16 @@ def quantize(
     generations: Annotated[
         int, typer.Option("--generations", metavar="N", help="Generations per ratio.", rich_help_panel=_SEARCH)
     ] = 50,
+    latency_gain: Annotated[
+        float,
+        typer.Option(
+            "--latency-gain",
+            metavar="0..1",
+            help="Let every ratio r have at least this times r of the predicted gain of 100 % in time (needs "
+            "--latency-table); 0: accuracy alone decides.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = 0.0,
     independent: Annotated[
         bool, typer.Option("--independent", help="Choose each ratio alone, without nesting.", rich_help_panel=_SEARCH)
     ] = False,
@@ -264,8 +311,10 @@ def quantize(
         from flexiq.quantization.config import QuantizeConfig
 
         config = QuantizeConfig(
-            ratios=options.parse_ratios(ratios), selector=selector, group_size=group_size, low_bits=low_bits,
-            low_bits_weights=low_bits_weights, extraction=extraction, weight_granularity=weight_granularity,
+            ratios=options.parse_ratios(ratios), selector=selector, group_size=group_size,
+            low_bits=low_bits, low_bits_weights=low_bits_weights, latency_table=latency_table,
+            auto_tolerance=auto_tolerance, latency_gain=latency_gain,
+            extraction=extraction, weight_granularity=weight_granularity,
             shift_choice=shift_choice, rounding_slack=rounding_slack,
             calibration=calibration_method, nested=not independent, calibration_images=images or DEFAULT_IMAGES,
             search_images=search_images, population=population, generations=generations,

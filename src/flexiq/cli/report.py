@@ -184,9 +184,7 @@ def build_report(
     )
 
 
-def write_report(
-    content: ReportData, output: Path, png: Path | None = None, csv: Path | None = None
-) -> list[Path]:
+def write_report(content: ReportData, output: Path, png: Path | None = None, csv: Path | None = None) -> list[Path]:
     """Write the HTML file and, with folders for them, plots and tables; returns the files. Raises OutputError."""
     from flexiq.report.writing import write_report as write
 

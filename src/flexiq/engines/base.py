@@ -13,7 +13,7 @@ from flexiq.errors import EngineError, RatioError
 from flexiq.quantization.program import Program
 
 # engine name -> module with `create(program, **options) -> Engine`
-ENGINES = {"reference": "flexiq.engines.reference.engine"}
+ENGINES = {"reference": "flexiq.engines.reference.engine", "cpu": "flexiq.engines.cpu.engine"}
 
 
 @runtime_checkable
@@ -60,8 +60,11 @@ def available_engines() -> dict[str, str]:
     """Engine name -> "" if it can be used here, else what is missing."""
     result = {}
     for name in ENGINES:
-        missing = name == "reference" and importlib.util.find_spec("torch") is None
-        result[name] = "torch is not installed: pip install flexiq[quantize]" if missing else ""
+        result[name] = ""
+        if name == "reference" and importlib.util.find_spec("torch") is None:
+            result[name] = "torch is not installed: pip install flexiq[quantize]"
+        elif name == "cpu":
+            result[name] = importlib.import_module("flexiq.engines.cpu.native").missing()
     return result
 
 

@@ -27,6 +27,7 @@ from flexiq.quantization.domains import (
     non_negative_values,
 )
 from flexiq.quantization.effective_bits import low_limit
+from flexiq.quantization.latency_table import layer_shape
 from flexiq.quantization.program import Program, QParams, QuantizedLayer
 from flexiq.quantization.weights import (
     accumulator_bound,
@@ -36,6 +37,7 @@ from flexiq.quantization.weights import (
     quantize_weight,
     weight_scales,
 )
+from flexiq.quantization.width import choose_width
 
 GroupBounds = Callable[[int, int, int], npt.NDArray[np.int32]]
 
@@ -265,6 +267,17 @@ class _Builder:
         new.attrs = {"function": node.op, **node.attrs}
         new.op = "table"
 
+    def _low_limits(self, node: Node, signed: bool) -> tuple[int, int]:
+        """amax and wmax of a conv or linear layer."""
+        table = self.config.latency_table
+        if self.config.low_bits != "auto" or table is None or self.reasons[node.name]:
+            return low_limit(self.config.activation_bits, signed), low_limit(self.config.weight_bits, True)
+        assert node.weight is not None
+        shape = layer_shape(node, self.graph.types, self.graph.constants[node.weight].shape)
+        width = choose_width(shape, signed, table, self.config.auto_tolerance)
+        self.program.provenance.setdefault("widths", {})[node.name] = width.summary()
+        return width.amax, width.wmax
+
     def _layer(self, node: Node, new: Node) -> None:
         output = self.qparams.get(node.name)
         activation = self.qparams[new.inputs[0]]
@@ -298,6 +311,7 @@ class _Builder:
         per_channel = where * weight[0, 0].size * (len(weight) // kinds["conv_groups"])
         bound = accumulator_bound(w8, activation)
         check_accumulators(node.name, bound, b)
+        amax, wmax = self._low_limits(node, activation.signed)
         residual = 0.0
         if node.residual is not None and output is not None:
             assert new.residual is not None
@@ -311,8 +325,8 @@ class _Builder:
             residual_factor=residual,
             eligible=not reason,
             reason=reason,
-            amax=low_limit(self.config.low_bits, activation.signed),
-            wmax=low_limit(self.config.weight_bits, True),
+            amax=amax,
+            wmax=wmax,
             group_bounds=bounds,
             activation_shift=np.zeros(n_groups, np.uint8),
             weight_shift=np.zeros((len(w8), n_local), np.uint8),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from flexiq.errors import ConfigError
+from flexiq.quantization.latency_table import LatencyTable, load_latency_table
 
 
 class QuantizeConfig(BaseModel):
@@ -15,8 +17,14 @@ class QuantizeConfig(BaseModel):
     ratios              shares of the low-eligible multiply-accumulates that run low; 0 is always among them
     selector            "evolutionary" | "greedy" | "random"
     group_size          feature channels that share a shift (16, 32; 64 for the NPU)
-    low_bits            width of low activations and weights, 2 to 7
+    low_bits            width of low activations and weights, 2 to 7; "auto": per layer the widest that is about as fast as 4
+                        bits on the target of `latency_table` (by up to `auto_tolerance`)
     low_bits_weights    width of low weights, if different
+    latency_table       times of layers measured on a target: a path or a `LatencyTable`; for low_bits = "auto" and
+                        latency_gain, and to predict the time of every ratio
+    auto_tolerance      for low_bits = "auto": most time, as a multiple of the 4-bit time
+    latency_gain        0: groups are chosen by accuracy alone. Above: at every ratio r they also have at least latency_gain
+                        * r of the predicted gain of ratio 1 in time (0.8: 40 % of it at 50 %), where that is possible
     extraction          "static" shifts from calibration, "dynamic" per sample at run time, "naive": always the top bits
     shift_choice        "least_squares": least error of the layer's outputs; "value_error": of the activations themselves
                         (weights by output error); "plain": from the largest magnitude of each group
@@ -42,8 +50,11 @@ class QuantizeConfig(BaseModel):
     ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     selector: Literal["evolutionary", "greedy", "random"] = "evolutionary"
     group_size: int = Field(16, ge=1, le=4096)
-    low_bits: int = Field(4, ge=2, le=7)
+    low_bits: Annotated[int, Field(ge=2, le=7)] | Literal["auto"] = 4
     low_bits_weights: int | None = Field(None, ge=2, le=7)
+    latency_table: LatencyTable | None = None
+    auto_tolerance: float = Field(1.15, ge=1.0, le=10.0)
+    latency_gain: float = Field(0.0, ge=0.0, le=1.0)
     extraction: Literal["static", "dynamic", "naive"] = "static"
     shift_choice: Literal["least_squares", "value_error", "plain"] = "least_squares"
     weight_granularity: Literal["output", "block", "group"] = "group"
@@ -67,12 +78,31 @@ class QuantizeConfig(BaseModel):
     batch_size: int = Field(64, ge=1)
 
     def __init__(self, **values: Any) -> None:
+        table = values.get("latency_table")
+        if isinstance(table, (str, Path)):
+            values["latency_table"] = load_latency_table(table)
         try:
             super().__init__(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "config"
+            parts = [p for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int)]  # no names of union members
+            where = ".".join(str(part) for part in parts) or "config"
             raise ConfigError(f"QuantizeConfig.{where}: {first['msg']} (got {first.get('input')!r})") from None
+        self._check_latency()
+
+    def _check_latency(self) -> None:
+        wanted = "low_bits = 'auto'" if self.low_bits == "auto" else f"latency_gain = {self.latency_gain:g}"
+        if self.latency_table is None and (self.low_bits == "auto" or self.latency_gain > 0.0):
+            raise ConfigError(f"{wanted} needs latency_table, the times measured on the target: pass a file or a table")
+        if self.low_bits == "auto" and self.low_bits_weights is not None:
+            raise ConfigError("low_bits = 'auto' chooses the width of weights too: leave out low_bits_weights")
+        if self.latency_gain > 0.0 and self.selector == "random":
+            raise ConfigError("selector = 'random' cannot meet a latency_gain: use 'evolutionary' or 'greedy'")
+
+    @field_serializer("latency_table", when_used="json")
+    def _name_table(self, table: LatencyTable | None) -> dict[str, Any] | None:
+        """Files name the table they were made with; it is a document of its own."""
+        return None if table is None else {"target": table.target, "cpu": table.cpu, "sha256": table.digest}
 
     @field_validator("ratios")
     @classmethod
@@ -87,9 +117,15 @@ class QuantizeConfig(BaseModel):
         return (value,) if isinstance(value, str) else value
 
     @property
+    def activation_bits(self) -> int:
+        """Width of low activations; 4 where it is chosen per layer (for layers that the choice leaves out)."""
+        return 4 if self.low_bits == "auto" else self.low_bits
+
+    @property
     def weight_bits(self) -> int:
-        return self.low_bits if self.low_bits_weights is None else self.low_bits_weights
+        """Width of low weights; 4 where it is chosen per layer."""
+        return self.activation_bits if self.low_bits_weights is None else self.low_bits_weights
 
     def updated(self, **changes: Any) -> QuantizeConfig:
         """A copy with some settings changed (validated)."""
-        return QuantizeConfig(**{**self.model_dump(), **changes})
+        return QuantizeConfig(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from flexiq.artifact.writing import write_atomically
@@ -38,12 +39,21 @@ def write_report(
         for folder in (png_dir, csv_dir):
             if folder is not None:
                 _make_folder(Path(folder), undo)
+        write_files(contents)
+        undo.pop_all()  # all went well: nothing to take away
+    return list(contents)
+
+
+def write_files(contents: Mapping[Path, bytes]) -> list[Path]:
+    """Write each file whole; returns them in order. Raises OutputError, and then takes away the new ones among those
+    written before (a file that was replaced stays replaced)."""
+    with contextlib.ExitStack() as undo:
         for target, content in contents.items():
             is_new = not os.path.lexists(target)
             write_atomically(target, content)
             if is_new:
                 undo.callback(_remove_file, target)
-        undo.pop_all()  # all went well: nothing to take away
+        undo.pop_all()
     return list(contents)
 
 

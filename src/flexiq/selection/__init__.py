@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from flexiq.selection.baselines import GreedySelector, RandomSelector
 from flexiq.selection.evolutionary import EvolutionarySelector, EvolutionarySettings
+from flexiq.selection.latency import LatencyModel, latency_completion
 from flexiq.selection.problem import (
     Evaluate,
+    LatencyGoal,
     SearchProgress,
     SelectionProblem,
     SelectionResult,
@@ -25,6 +27,8 @@ __all__ = [
     "EvolutionarySelector",
     "EvolutionarySettings",
     "GreedySelector",
+    "LatencyGoal",
+    "LatencyModel",
     "RandomSelector",
     "SearchProgress",
     "SelectionProblem",
@@ -33,6 +37,7 @@ __all__ = [
     "density_ranks",
     "get_selector",
     "greedy_completion",
+    "latency_completion",
     "layer_sensitivity",
     "meet_target",
     "rescale_scores",

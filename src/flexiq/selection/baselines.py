@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
+from flexiq.selection.latency import LatencyModel, latency_completion
 from flexiq.selection.problem import (
     BoolArray,
     Evaluate,
     FloatArray,
+    LatencyGoal,
     SearchProgress,
     SelectionProblem,
     SelectionResult,
     check_request,
 )
 from flexiq.selection.scoring import Scorer
-from flexiq.selection.targets import density_ranks, greedy_completion, meet_target
+from flexiq.selection.targets import density_ranks, meet_target
+from flexiq.selection.variation import SearchSpace
 
 
 def target_seed(seed: int, target: float) -> np.random.SeedSequence:
@@ -40,6 +43,11 @@ class _DirectSelector(ABC):
     def _keys(self, ranks: FloatArray, rng: np.random.Generator) -> FloatArray:
         """float64 [n_groups]: groups are lowered by ascending key."""
 
+    def _complete(self, space: SearchSpace, model: LatencyModel | None, rng: np.random.Generator) -> BoolArray:
+        """bool [n_groups]: the set of one target."""
+        keys = self._keys(space.ranks, rng)
+        return meet_target(space.problem, space.fixed, space.target, fixed=space.fixed, keys=keys)
+
     def select(
         self,
         problem: SelectionProblem,
@@ -51,6 +59,7 @@ class _DirectSelector(ABC):
         n_images: int = 0,
         progress: Callable[[SearchProgress], None] | None = None,
         checkpoint: Path | None = None,
+        latency: LatencyGoal | None = None,
     ) -> SelectionResult:
         """See `Selector.select`. `evaluate` only reports; `checkpoint` is ignored, since this takes milliseconds."""
         checked = check_request(targets, evaluate, seed=seed, n_images=n_images)
@@ -59,11 +68,13 @@ class _DirectSelector(ABC):
         masks: list[BoolArray] = []
         greedy: list[BoolArray] = []
         nothing = np.zeros(problem.n_groups, dtype=np.bool_)
+        model = LatencyModel(problem, latency) if latency is not None else None
         for target in checked:
             fixed = masks[-1] if nested and masks else nothing
             rng = np.random.default_rng(target_seed(seed, target))
-            masks.append(meet_target(problem, fixed, target, fixed=fixed, keys=self._keys(ranks, rng)))
-            greedy.append(greedy_completion(problem, target, fixed, ranks))
+            space = SearchSpace(problem, target, fixed, ranks)
+            masks.append(self._complete(space, model, rng))
+            greedy.append(space.greedy if model is None else latency_completion(space, model))
         fitness = np.full(len(checked), np.nan)
         greedy_fitness = fitness.copy()
         scorer = Scorer(evaluate) if evaluate is not None else None
@@ -102,6 +113,7 @@ class _DirectSelector(ABC):
             cache_hits=scorer.cache_hits if scorer is not None else 0,
             seconds=time.perf_counter() - start,
             nested=nested,
+            latency=model.seconds(np.stack(masks)) if model is not None else None,
         )
 
 
@@ -115,9 +127,15 @@ class RandomSelector(_DirectSelector):
 
 
 class GreedySelector(_DirectSelector):
-    """Lowers groups by ascending score per MAC (why per MAC: see `density_ranks`). Uses no randomness."""
+    """Lowers groups by ascending score per MAC (why per MAC: see `density_ranks`). Uses no randomness.
+
+    With a latency goal that this misses: the completion of `latency_completion`.
+    """
 
     name: str = "greedy"
+
+    def _complete(self, space: SearchSpace, model: LatencyModel | None, rng: np.random.Generator) -> BoolArray:
+        return super()._complete(space, model, rng) if model is None else latency_completion(space, model)
 
     def _keys(self, ranks: FloatArray, rng: np.random.Generator) -> FloatArray:
         return ranks

@@ -4,6 +4,7 @@ Source: design notes, section 2. Generation 0 is the initial population; each of
 best `survivors` candidates, fills up with their children and scores only those. Early generations are scored on fewer
 images (`image_schedule`), survivors again when the number changes. The best few of the last generation and the greedy
 completion are scored on all images and the best of them is the answer, so that it is never worse than greedy there.
+With a latency goal all candidates meet it (see `flexiq.selection.latency`), the greedy one included.
 """
 
 from __future__ import annotations
@@ -20,10 +21,18 @@ import numpy as np
 from flexiq.errors import ConfigError, OutputError, SelectionError
 from flexiq.selection.baselines import target_seed
 from flexiq.selection.checkpoint import Generation, SearchState, load_checkpoint, save_checkpoint
+from flexiq.selection.latency import (
+    LatencyModel,
+    concentrated_repair,
+    latency_completion,
+    latency_population,
+    move_layers,
+)
 from flexiq.selection.problem import (
     BoolArray,
     Evaluate,
     FloatArray,
+    LatencyGoal,
     SearchProgress,
     SelectionProblem,
     SelectionResult,
@@ -34,6 +43,8 @@ from flexiq.selection.targets import density_ranks
 from flexiq.selection.variation import SearchSpace, crossover, initial_population, swap_within_layers
 
 PROPOSALS_PER_CHILD = 5  # a child that was scored before is made again this often, before its place stays empty
+MISSES_PER_CHILD = 40  # and so often, where it missed the latency goal: that costs no evaluation
+LAYER_MOVES, CONCENTRATED = 0.3, 0.5  # shares of children, with a latency goal; believed, not tuned
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,7 @@ class EvolutionarySelector:
         n_images: int = 0,
         progress: Callable[[SearchProgress], None] | None = None,
         checkpoint: Path | None = None,
+        latency: LatencyGoal | None = None,
     ) -> SelectionResult:
         """See `Selector.select`; `evaluate` is required.
 
@@ -158,7 +170,7 @@ class EvolutionarySelector:
                     f"cannot write the search checkpoint {checkpoint}: its directory does not exist; make it"
                 )
         search = _Search(
-            self.settings, problem, checked, evaluate, int(seed), nested, int(n_images), progress, checkpoint
+            self.settings, problem, checked, evaluate, int(seed), nested, int(n_images), progress, checkpoint, latency
         )
         return search.run()
 
@@ -177,6 +189,7 @@ class _Search:
         n_images: int,
         progress: Callable[[SearchProgress], None] | None,
         checkpoint: Path | None,
+        latency: LatencyGoal | None,
     ) -> None:
         self.settings = settings
         self.problem = problem
@@ -196,6 +209,11 @@ class _Search:
             "n_images": n_images,
             "settings": asdict(settings),
         }
+        self.latency = LatencyModel(problem, latency) if latency is not None else None
+        if latency is not None:
+            self.identity["latency"] = {"gain": latency.gain, "fingerprint": latency.fingerprint}
+        self.wanted = -math.inf  # seconds that a candidate of the present target has to gain
+        self.greedy = np.zeros(problem.n_groups, dtype=np.bool_)  # greedy completion of the present target
         self.started = time.perf_counter()
         self.state = SearchState()
         if checkpoint is not None:
@@ -238,6 +256,7 @@ class _Search:
             cache_hits=self.scorer.cache_hits,
             seconds=self._seconds(),
             nested=self.nested,
+            latency=self.latency.seconds(np.stack(state.masks)) if self.latency is not None else None,
         )
 
     def _solve(self, space: SearchSpace, index: int) -> tuple[BoolArray, float, float]:
@@ -247,6 +266,10 @@ class _Search:
             fitness = float(self.scorer.score(space.greedy[None], self.n_images)[0])
             self._record(index, 0, np.array([fitness]), self.n_images)
             return space.greedy, fitness, fitness
+        self.greedy = space.greedy
+        if self.latency is not None:
+            self.greedy = latency_completion(space, self.latency)
+            self.wanted = min(self.latency.wanted(space.target), float(self.latency.gains(self.greedy[None])[0]))
         generation = self.state.current
         if generation is None:
             generation = self._first_generation(space)
@@ -257,7 +280,7 @@ class _Search:
         best = np.argsort(generation.fitness, kind="stable")[: settings.final_candidates]
         # Greedy comes first and argmin takes the first of equals, so that a search that found nothing better changes
         # nothing.
-        finalists = np.concatenate([space.greedy[None], generation.population[best]])
+        finalists = np.concatenate([self.greedy[None], generation.population[best]])
         fitness_of = self.scorer.score(finalists, self.n_images)
         winner = int(np.argmin(fitness_of))
         return finalists[winner], float(fitness_of[winner]), float(fitness_of[0])
@@ -265,7 +288,13 @@ class _Search:
     def _first_generation(self, space: SearchSpace) -> Generation:
         settings = self.settings
         rng = np.random.Generator(np.random.PCG64(target_seed(self.seed, space.target)))
-        population = initial_population(space, settings.population, settings.initial_noise, settings.random_share, rng)
+        noises, random_share = settings.initial_noise, settings.random_share
+        if self.latency is None:
+            population = initial_population(space, settings.population, noises, random_share, rng)
+        else:
+            population = latency_population(
+                space, self.latency, self.greedy, self.wanted, settings.population, noises, random_share, rng
+            )
         n_images = settings.images(0, self.n_images)
         return Generation(0, population, self.scorer.score(population, n_images), n_images, rng)
 
@@ -293,6 +322,13 @@ class _Search:
         for _ in range(settings.population - settings.survivors):
             for _ in range(PROPOSALS_PER_CHILD):
                 child = self._child(space, parents, fitness, rng)
+                if self.latency is not None:
+                    for _ in range(MISSES_PER_CHILD):
+                        if self._meets_goal(child):
+                            break
+                        child = self._child(space, parents, fitness, rng)
+                    else:
+                        break
                 if not self.scorer.seen(child, n_images) and child.tobytes() not in known:
                     known.add(child.tobytes())
                     children.append(child)
@@ -310,7 +346,15 @@ class _Search:
         else:
             n_swaps = max(1, n_swaps)
         child = swap_within_layers(space, child, n_swaps, rng)
+        if self.latency is not None:
+            if rng.random() < LAYER_MOVES:
+                child = move_layers(space, child, rng)
+            if rng.random() < CONCENTRATED:
+                return concentrated_repair(space, child, settings.repair_noise, rng)
         return space.repair(child, settings.repair_noise, rng)
+
+    def _meets_goal(self, mask: BoolArray) -> bool:
+        return self.latency is None or float(self.latency.gains(mask[None])[0]) >= self.wanted
 
     def _parent(self, parents: BoolArray, fitness: FloatArray, rng: np.random.Generator) -> BoolArray:
         drawn = rng.integers(len(parents), size=self.settings.tournament)

@@ -164,6 +164,25 @@ class Evaluate(Protocol):
 
 
 @dataclass(frozen=True)
+class LatencyGoal:
+    """What a plan has to gain in time. (What selectors do with it: `flexiq.selection.latency`.)
+
+    layer_seconds  shares float64 [n, n_layers] of each layer's MACs that run low -> predicted seconds float64
+                   [n, n_layers] per sample. A function of its argument alone; each column depends on its own layer only
+    gain           0..1: at ratio r at least gain * r of the seconds that ratio 1 saves
+    fingerprint    names what layer_seconds computes, so that a search checkpoint of another table is refused
+    """
+
+    layer_seconds: Callable[[FloatArray], FloatArray]
+    gain: float
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.gain <= 1.0:
+            raise SelectionError(f"a latency gain of {self.gain} is not a share: give a number in 0..1")
+
+
+@dataclass(frozen=True)
 class SearchProgress:
     """Where a search stands; handed to the `progress` callable after every generation (baselines: every target).
 
@@ -200,6 +219,7 @@ class SelectionResult:
     cache_hits         candidates proposed again whose fitness was remembered
     seconds            wall clock
     nested             each set contains the former
+    latency            float64 [n_targets]: predicted seconds per sample of the problem's layers; None without a goal
     """
 
     selector: str
@@ -215,9 +235,11 @@ class SelectionResult:
     cache_hits: int = 0
     seconds: float = 0.0
     nested: bool = True
+    latency: FloatArray | None = None
 
     def summary(self) -> dict[str, Any]:
         """JSON-able statistics without masks and history (None where nothing was evaluated)."""
+        latency = {} if self.latency is None else {"latency": self.latency.tolist()}
         return {
             "selector": self.selector,
             "seed": self.seed,
@@ -230,6 +252,7 @@ class SelectionResult:
             "image_evaluations": self.image_evaluations,
             "cache_hits": self.cache_hits,
             "seconds": self.seconds,
+            **latency,
         }
 
 
@@ -253,6 +276,7 @@ class Selector(Protocol):
         n_images: int = 0,
         progress: Callable[[SearchProgress], None] | None = None,
         checkpoint: Path | None = None,
+        latency: LatencyGoal | None = None,
     ) -> SelectionResult:
         """Choose the low groups for every target share.
 
@@ -263,6 +287,7 @@ class Selector(Protocol):
         progress    called now and then, see SearchProgress
         checkpoint  file from which an interrupted search resumes and to which it is saved; selectors that take no time
                     ignore it
+        latency     what every target has to gain in predicted time, where that is possible; "random" only reports it
 
         Raises RatioError for a target outside 0..1, SelectionError for everything else that is impossible.
         """

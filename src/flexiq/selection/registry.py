@@ -9,7 +9,14 @@ from typing import Any
 from flexiq.errors import ConfigError
 from flexiq.selection.baselines import GreedySelector, RandomSelector
 from flexiq.selection.evolutionary import EvolutionarySelector, EvolutionarySettings
-from flexiq.selection.problem import Evaluate, SearchProgress, SelectionProblem, SelectionResult, Selector
+from flexiq.selection.problem import (
+    Evaluate,
+    LatencyGoal,
+    SearchProgress,
+    SelectionProblem,
+    SelectionResult,
+    Selector,
+)
 
 DEFAULT_SELECTOR = "evolutionary"
 
@@ -56,6 +63,7 @@ def select_groups(
     n_images: int = 0,
     progress: Callable[[SearchProgress], None] | None = None,
     checkpoint: Path | None = None,
+    latency: LatencyGoal | None = None,
     **settings: Any,
 ) -> SelectionResult:
     """`get_selector(name, **settings).select(...)` in one call; see both for arguments and errors."""
@@ -69,4 +77,5 @@ def select_groups(
         n_images=n_images,
         progress=progress,
         checkpoint=checkpoint,
+        latency=latency,
     )

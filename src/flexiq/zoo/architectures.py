@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from flexiq.zoo.digits_net import DigitsNet, digits
+from flexiq.zoo.digits_net import DigitsNet, DigitsWideNet, digits, digits_wide
 from flexiq.zoo.resnet import CifarResNet, resnet20, resnet56
 from flexiq.zoo.vgg import CifarVGG, vgg
 from flexiq.zoo.vit import CifarViT, vit
@@ -19,7 +19,9 @@ __all__ = [
     "CifarVGG",
     "CifarViT",
     "DigitsNet",
+    "DigitsWideNet",
     "digits",
+    "digits_wide",
     "resnet20",
     "resnet56",
     "vgg",
@@ -32,6 +34,7 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     "vgg": vgg,
     "vit": vit,
     "digits": digits,
+    "digits_wide": digits_wide,
 }
 
 # Name of the last linear layer's weight [classes, features]: tells the number of classes of a weights file.
@@ -41,6 +44,7 @@ HEADS: dict[str, str] = {
     "vgg": "classifier.weight",
     "vit": "head.weight",
     "digits": "linear.weight",
+    "digits_wide": "linear.weight",
 }
 
 # Channels, height, width the network was made for.
@@ -50,4 +54,5 @@ INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
     "vgg": (3, 32, 32),
     "vit": (3, 32, 32),
     "digits": (1, 16, 16),
+    "digits_wide": (1, 16, 16),
 }

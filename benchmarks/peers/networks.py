@@ -1,0 +1,102 @@
+"""The networks whose latency is measured: built from a name, their inputs, and their .flexiq files.
+
+The large ones have random weights from a fixed seed (weights do not influence speed), with BatchNorm's shifts set to 1 and
+its statistics re-estimated on random images, so that the network carries a signal and its 8-bit ranges are used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from flexiq.quantization.config import QuantizeConfig
+from flexiq.zoo.registry import build_model
+
+SEED = 0
+CALIBRATION_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """spec: as in `flexiq.zoo.registry`. size: height and width. weights: stem of a file of trained weights, or None."""
+
+    spec: str
+    size: int
+    weights: str | None = None
+
+
+NETWORKS: dict[str, NetworkSpec] = {
+    "resnet18": NetworkSpec("torchvision:resnet18", 224),
+    "resnet50": NetworkSpec("torchvision:resnet50", 224),
+    "vgg16_bn": NetworkSpec("torchvision:vgg16_bn", 224),
+    "vgg": NetworkSpec("zoo:vgg", 32, "vgg_cifar10_jpeg"),
+    "resnet20": NetworkSpec("zoo:resnet20", 32, "resnet20_cifar10_jpeg"),
+}
+
+
+def random_images(n: int, size: int, seed: int) -> Tensor:
+    """Smooth random images, float32 [n, 3, size, size]: about what a normalised photograph looks like to a network."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(n, 3, max(2, size // 4), max(2, size // 4), generator=generator)
+    fine = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+    return fine + 0.3 * torch.randn(n, 3, size, size, generator=generator)
+
+
+def input_batch(name: str, batch: int) -> npt.NDArray[np.float32]:
+    """float32 [batch, 3, H, W], the same for every contestant."""
+    images: npt.NDArray[np.float32] = random_images(batch, NETWORKS[name].size, SEED + 2).numpy()
+    return images
+
+
+def estimate_batch_norm(model: nn.Module, images: Tensor) -> None:
+    """Re-estimate BatchNorm's statistics in one pass; leaves the model in evaluation mode."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.constant_(norm.bias, 1.0)
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    with torch.no_grad():
+        model(images)
+    model.eval()
+
+
+def float_network(name: str, data: Path | None) -> nn.Module:
+    """The float32 network in evaluation mode. data: the data folder, for trained weights."""
+    network = NETWORKS[name]
+    if network.weights is not None and data is not None:
+        return build_model(network.spec, data / "weights" / f"{network.weights}.safetensors")
+    torch.manual_seed(SEED)
+    model = build_model(network.spec)
+    estimate_batch_norm(model, random_images(CALIBRATION_IMAGES, network.size, SEED + 1))
+    return model
+
+
+def quantize_config() -> QuantizeConfig:
+    """The defaults, with a cheap search: which groups are low does not influence speed, only how many are."""
+    return QuantizeConfig(
+        selector="greedy", calibration_images=CALIBRATION_IMAGES, search_images=CALIBRATION_IMAGES, batch_size=4
+    )
+
+
+def build_artifact(name: str, path: Path, data: Path | None, progress: Callable[[str, float], None]) -> None:
+    """Quantize the network and write its .flexiq file."""
+    import flexiq
+
+    model = float_network(name, data)
+    images = random_images(CALIBRATION_IMAGES, NETWORKS[name].size, SEED + 1)
+    quantized = flexiq.quantize(model, images, quantize_config(), progress=progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.tmp.flexiq")
+    try:
+        quantized.save(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,339 @@
+// The Python border of the CPU engine: the extension module flexiq.engines.cpu._native.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <tuple>
+
+#include "../runtime/program.h"
+#include "../runtime/simple_steps.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace flexiq;
+
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+using AnyArray = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using Pair = std::array<int, 2>;
+
+template <typename T>
+std::vector<T> values(const Array<T>& a) {
+    return std::vector<T>(a.data(), a.data() + a.size());
+}
+
+Window window(Pair kernel, Pair stride, Pair pad, Pair dilation) {
+    return {kernel[0], kernel[1], stride[0], stride[1], pad[0], pad[1], dilation[0], dilation[1]};
+}
+
+// The dial belongs to the program, so that turning it is one store without a look at any Python object.
+class Engine {
+   public:
+    Engine(const std::string& isa, int threads, std::vector<double> ratios, bool small)
+        : program(isa, threads, small), ratios_(std::move(ratios)) {}
+
+    // The table's ratio now in force, or NaN if `ratio` is not within it (the caller says why).
+    double set_ratio(double ratio) {
+        if (!(ratio >= 0.0 && ratio <= 1.0)) return std::nan("");
+        int at = -1;
+        for (size_t i = 0; i < ratios_.size(); i++)
+            if (ratios_[i] <= ratio + 1e-9) at = static_cast<int>(i);
+        if (at < 0) return std::nan("");
+        dial_.store(at, std::memory_order_relaxed);
+        return ratios_[at];
+    }
+    int dial() const { return dial_.load(std::memory_order_relaxed); }
+
+    Program program;
+
+   private:
+    std::vector<double> ratios_;
+    std::atomic<int> dial_{0};
+};
+
+void check_external(const Engine& e, const std::vector<std::pair<int, AnyArray>>& arrays, int n) {
+    for (const auto& [t, a] : arrays) {
+        const TensorSpec& s = e.program.tensor(t);
+        if (static_cast<int64_t>(a.nbytes()) != int64_t(n) * s.factor * s.h * s.w * s.c * (s.is_float ? 4 : 1))
+            throw std::invalid_argument("an array has not the size of its tensor");
+    }
+}
+
+std::vector<std::pair<int, void*>> addresses(const std::vector<std::pair<int, AnyArray>>& arrays) {
+    std::vector<std::pair<int, void*>> result;
+    for (const auto& [t, a] : arrays) result.emplace_back(t, a.data());
+    return result;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "Compiled kernels of flexiq's CPU engine.";
+    m.def("version", [] { return FLEXIQ_VERSION; }, "Version of flexiq that this extension was built from.");
+    m.def("supported_isas", &supported_isas, "Instruction sets that this processor runs, best first.");
+    m.def("cpu_name", &cpu_name);
+    m.attr("METHODS") = nb::make_tuple("direct", "fip", "winograd", "winograd_fip", "narrow");
+    m.def(
+        "burn",
+        [](const std::string& isa, int64_t rounds) {
+            const ConvKernels* k = conv_kernels(isa);
+            if (!k) throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
+            int32_t sink = 0;
+            nb::gil_scoped_release release;
+            const auto begin = std::chrono::steady_clock::now();
+            const int64_t done = k->burn(rounds, &sink);
+            const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+            return std::make_pair(done, seconds);
+        },
+        "isa"_a, "rounds"_a, "(byte products made on registers, seconds).");
+
+    nb::class_<Context>(m, "Context");
+
+    nb::class_<Engine>(m, "Program")
+        .def(nb::init<const std::string&, int, std::vector<double>, bool>(), "isa"_a, "threads"_a, "ratios"_a, "small"_a = false)
+        .def("add_tensor",
+             [](Engine& e, int h, int w, int c, bool is_float, bool channels_first, bool external, int zero, int factor,
+                Pair halo) {
+                 TensorSpec t;
+                 t.h = h, t.w = w, t.c = c, t.is_float = is_float, t.channels_first = channels_first, t.external = external;
+                 t.zero = zero, t.factor = factor;
+                 t.halo_h = t.halo_bottom = halo[0];
+                 t.halo_w = t.halo_right = halo[1];
+                 return e.program.add_tensor(t);
+             },
+             nb::kw_only(), "h"_a, "w"_a, "c"_a, "is_float"_a = false, "channels_first"_a = false, "external"_a = false,
+             "zero"_a = 0, "factor"_a = 1, "halo"_a = Pair{0, 0})
+        .def("set_external", [](Engine& e, int tensor, bool on) { e.program.set_external(tensor, on); })
+        .def("add_conv",
+             [](Engine& e, const std::string& name, int src, int dst, int residual, float residual_factor, float lo, float hi,
+                bool accumulators, bool folded, Array<int8_t> weight, Pair stride, Pair pad, Pair dilation, int conv_groups,
+                int amax, int wmax, bool input_signed, Array<int32_t> bounds, Array<uint8_t> activation_shift,
+                Array<uint8_t> weight_shift, Array<uint8_t> low, Array<int32_t> bias, Array<float> multiplier) {
+                 if (weight.ndim() != 4 || bias.ndim() != 2 || low.ndim() != 2 || weight_shift.ndim() != 2)
+                     throw std::invalid_argument("layer '" + name + "': an array has the wrong number of axes");
+                 ConvSpec s;
+                 s.name = name;
+                 s.outputs = static_cast<int>(weight.shape(0));
+                 s.inputs = static_cast<int>(weight.shape(1));
+                 s.kernel_h = static_cast<int>(weight.shape(2));
+                 s.kernel_w = static_cast<int>(weight.shape(3));
+                 s.stride_h = stride[0], s.stride_w = stride[1], s.pad_h = pad[0], s.pad_w = pad[1];
+                 s.dilation_h = dilation[0], s.dilation_w = dilation[1], s.conv_groups = conv_groups;
+                 s.amax = amax, s.wmax = wmax, s.input_signed = input_signed;
+                 s.ratios = static_cast<int>(bias.shape(0));
+                 const size_t groups = bounds.size() - 1, local = groups / conv_groups;
+                 if (bias.shape(1) != weight.shape(0) || multiplier.size() != weight.shape(0) ||
+                     activation_shift.size() != groups || weight_shift.shape(0) != weight.shape(0) ||
+                     weight_shift.shape(1) != local || low.shape(0) != bias.shape(0) || low.shape(1) != groups ||
+                     e.program.tensor(src).c != s.inputs * conv_groups || e.program.tensor(dst).c != s.outputs)
+                     throw std::invalid_argument("layer '" + name + "': its arrays do not fit each other");
+                 s.weight = values(weight);
+                 s.bounds = values(bounds);
+                 s.activation_shift = values(activation_shift);
+                 s.weight_shift = values(weight_shift);
+                 s.low = values(low);
+                 s.bias = values(bias);
+                 s.multiplier = values(multiplier);
+                 nb::gil_scoped_release release;
+                 e.program.add_conv(std::move(s), src, dst, residual, residual_factor, lo, hi,
+                                    accumulators ? OUT_ACCUMULATORS : OUT_BYTES, folded);
+             },
+             "name"_a, nb::kw_only(), "src"_a, "dst"_a, "residual"_a = -1, "residual_factor"_a = 0.f, "lo"_a, "hi"_a,
+             "accumulators"_a = false, "folded"_a = false, "weight"_a, "stride"_a, "pad"_a, "dilation"_a, "conv_groups"_a,
+             "amax"_a, "wmax"_a, "input_signed"_a, "bounds"_a, "activation_shift"_a, "weight_shift"_a, "low"_a, "bias"_a,
+             "multiplier"_a)
+        .def("add_depthwise",
+             [](Engine& e, const std::string& name, int src, int dst, int residual, float residual_factor, float lo, float hi,
+                Array<int8_t> weight, Pair kernel, Pair stride, Pair pad, Pair dilation, int multiplicity, Array<int32_t> bias,
+                Array<float> multiplier, int64_t macs) {
+                 std::vector<std::vector<int32_t>> rows;
+                 for (size_t r = 0; r < bias.shape(0); r++)
+                     rows.emplace_back(bias.data() + r * bias.shape(1), bias.data() + (r + 1) * bias.shape(1));
+                 e.program.add_step(depthwise_step(name, src, dst, residual, window(kernel, stride, pad, dilation), multiplicity,
+                                                   values(weight), rows, values(multiplier), residual_factor, {1, 1, lo, hi},
+                                                   macs));
+             },
+             "name"_a, nb::kw_only(), "src"_a, "dst"_a, "residual"_a = -1, "residual_factor"_a = 0.f, "lo"_a, "hi"_a,
+             "weight"_a, "kernel"_a, "stride"_a, "pad"_a, "dilation"_a, "multiplicity"_a, "bias"_a, "multiplier"_a, "macs"_a)
+        .def("add_quantize", [](Engine& e, const std::string& name, int src, int dst, float inverse, float lo,
+                                float hi) { e.program.add_step(quantize_step(name, src, dst, {inverse, 1, lo, hi})); })
+        .def("add_dequantize", [](Engine& e, const std::string& name, int src, int dst,
+                                  float scale) { e.program.add_step(dequantize_step(name, src, dst, scale)); })
+        .def("add_table", [](Engine& e, const std::string& name, int src, int dst,
+                             Array<uint8_t> table) { e.program.add_step(table_step(name, src, dst, values(table))); })
+        .def("add_add", [](Engine& e, const std::string& name, int a, int b, int dst, float ra, float rb, float lo,
+                           float hi) { e.program.add_step(add_step(name, a, b, dst, {ra, rb, lo, hi})); })
+        .def("add_mul", [](Engine& e, const std::string& name, int a, int b, int dst, float f, float lo,
+                           float hi) { e.program.add_step(mul_step(name, a, b, dst, {f, 1, lo, hi})); })
+        .def("add_rescale",
+             [](Engine& e, const std::string& name, int src, int dst, int axis, int offset, float factor, float lo, float hi) {
+                 e.program.add_step(rescale_step(name, src, dst, axis, offset, {factor, 1, lo, hi}));
+             })
+        .def("add_max_pool",
+             [](Engine& e, const std::string& name, int src, int dst, Pair kernel, Pair stride, Pair pad, Pair dilation) {
+                 e.program.add_step(max_pool_step(name, src, dst, window(kernel, stride, pad, dilation)));
+             })
+        .def("add_sum_pool",
+             [](Engine& e, const std::string& name, int src, int dst, Pair kernel, Pair stride, Pair pad, float factor, float lo,
+                float hi) {
+                 e.program.add_step(sum_pool_step(name, src, dst, window(kernel, stride, pad, {1, 1}), {factor, 1, lo, hi}));
+             })
+        .def("add_copy",
+             [](Engine& e, const std::string& name, int src, int dst, std::vector<int32_t> extent,
+                std::vector<int64_t> src_stride, std::vector<int64_t> dst_stride, int64_t src_offset, int64_t dst_offset,
+                std::vector<int32_t> gather, int gather_axis, bool fill) {
+                 e.program.add_step(copy_step(name, src, dst, std::move(extent), std::move(src_stride), std::move(dst_stride),
+                                              src_offset, dst_offset, std::move(gather), gather_axis, fill));
+             })
+        .def("add_move",
+             [](Engine& e, const std::string& name, int src, int dst, Array<int32_t> from, Array<int32_t> to, bool fill) {
+                 if (from.size() != to.size()) throw std::invalid_argument("offsets differ in number");
+                 e.program.add_step(move_step(name, src, dst, values(from), values(to), fill));
+             })
+        // A tensor's values as float32 in its logical order, and back: for operators that run elsewhere.
+        .def("read",
+             [](Engine& e, Context& c, int tensor, nb::ndarray<float, nb::c_contig, nb::device::cpu> out,
+                bool channels_first) {
+                 const TensorSpec& t = e.program.tensor(tensor);
+                 if (static_cast<int64_t>(out.size()) != int64_t(c.n) * t.factor * t.h * t.w * t.c)
+                     throw std::invalid_argument("the array has not the size of the tensor");
+                 if (t.is_float) {
+                     std::memcpy(out.data(), c.base[tensor], out.nbytes());
+                     return;
+                 }
+                 const ConstByteView v{c.base[tensor] + t.origin(), c.n * t.factor, t.h, t.w, t.c, t.pitch_n(), t.pitch_y(),
+                                       t.pitch_x()};
+                 const int64_t area = int64_t(t.h) * t.w, all = area * t.c;
+                 const DequantizeArgs a = channels_first ? DequantizeArgs{v, t.zero, 1.f, out.data(), all, t.w, 1, area}
+                                                         : DequantizeArgs{v, t.zero, 1.f, out.data(), all, int64_t(t.w) * t.c, t.c, 1};
+                 e.program.ops().dequantize(a, 0, v.n * v.h);
+             })
+        .def("write",
+             [](Engine& e, Context& c, int tensor, Array<float> from, bool channels_first) {
+                 const TensorSpec& t = e.program.tensor(tensor);
+                 if (static_cast<int64_t>(from.size()) != int64_t(c.n) * t.factor * t.h * t.w * t.c)
+                     throw std::invalid_argument("the array has not the size of the tensor");
+                 if (t.is_float) {
+                     std::memcpy(c.base[tensor], from.data(), from.nbytes());
+                     return;
+                 }
+                 fill_margin(t, c.base[tensor], c.n);
+                 const ByteView v{c.base[tensor] + t.origin(), c.n * t.factor, t.h, t.w, t.c, t.pitch_n(), t.pitch_y(),
+                                  t.pitch_x()};
+                 const int64_t area = int64_t(t.h) * t.w, all = area * t.c;
+                 QuantizeArgs a{from.data(), all, int64_t(t.w) * t.c, t.c, 1, v, 1.f, t.zero ? -127.f : 0.f,
+                                t.zero ? 127.f : 255.f, t.zero};
+                 if (channels_first) a.src_y = t.w, a.src_x = 1, a.src_c = area;
+                 e.program.ops().quantize(a, 0, v.n * v.h);
+             })
+        .def(
+            "finish", [](Engine& e, bool all) { e.program.finish(all); }, "all"_a = false,
+            nb::call_guard<nb::gil_scoped_release>())
+        .def("steps",
+             [](Engine& e) {
+                 std::vector<std::pair<std::string, std::string>> result;
+                 for (int i = 0; i < e.program.steps(); i++)
+                     result.emplace_back(e.program.step(i).name, e.program.step(i).kind);
+                 return result;
+             })
+        .def("set_ratio", &Engine::set_ratio)
+        .def("dial", &Engine::dial)
+        .def("run",
+             [](Engine& e, const std::vector<std::pair<int, AnyArray>>& arrays, int n, int ratio) {
+                 check_external(e, arrays, n);
+                 const auto external = addresses(arrays);
+                 nb::gil_scoped_release release;
+                 return e.program.run(external, n, ratio, 0, e.program.steps(), nullptr);
+             },
+             "arrays"_a, "n"_a, "ratio"_a, "All steps. Returns how many NaN and infinite values the inputs held.")
+        .def("profile",
+             [](Engine& e, const std::vector<std::pair<int, AnyArray>>& arrays, int n, int ratio, int repeats) {
+                 check_external(e, arrays, n);
+                 const auto external = addresses(arrays);
+                 nb::gil_scoped_release release;
+                 std::vector<std::vector<double>> times(e.program.steps());
+                 for (int r = 0; r < repeats; r++) {
+                     std::vector<double> once(e.program.steps(), 0.0);
+                     e.program.run(external, n, ratio, 0, e.program.steps(), &once);
+                     for (size_t i = 0; i < once.size(); i++) times[i].push_back(once[i]);
+                 }
+                 std::vector<double> result;
+                 for (auto& t : times) {
+                     std::nth_element(t.begin(), t.begin() + t.size() / 2, t.end());
+                     result.push_back(t[t.size() / 2]);
+                 }
+                 return result;
+             },
+             "arrays"_a, "n"_a, "ratio"_a, "repeats"_a, "Median seconds of every step.")
+        .def("acquire", [](Engine& e, int n) { return e.program.acquire(n); }, nb::call_guard<nb::gil_scoped_release>())
+        .def("release", [](Engine& e, std::unique_ptr<Context> c) { e.program.release(std::move(c)); })
+        .def("bind",
+             [](Engine& e, Context& c, int tensor, AnyArray array) {
+                 check_external(e, {{tensor, array}}, c.n);
+                 c.base[tensor] = static_cast<uint8_t*>(array.data());
+             })
+        .def("run_in",
+             [](Engine& e, Context& c, int ratio, int from, int to) { return e.program.run_in(c, ratio, from, to, nullptr); },
+             nb::call_guard<nb::gil_scoped_release>())
+        .def("methods",
+             [](Engine& e, const std::string& name) {
+                 std::vector<std::string> result;
+                 for (int i = 0; i < kMethods; i++)
+                     result.push_back(e.program.conv(name)->layer().obstacle(static_cast<Method>(i)));
+                 return result;
+             },
+             "Per method of METHODS: '' if it is exact for the layer, else why not.")
+        .def("choose",
+             [](Engine& e, const std::string& name, int ratio, int method, int chunk) {
+                 if (method < 0 || method >= kMethods) throw std::invalid_argument("no such method");
+                 e.program.conv(name)->choose(ratio, {static_cast<Method>(method), chunk});
+             })
+        .def("choice",
+             [](Engine& e, const std::string& name, int ratio) {
+                 const Choice c = e.program.conv(name)->choice(ratio);
+                 return std::make_pair(static_cast<int>(c.method), c.chunk);
+             })
+        .def("usual",
+             [](Engine& e, const std::string& name, int ratio) {
+                 const Choice c = e.program.conv(name)->usual(ratio);
+                 return std::make_pair(static_cast<int>(c.method), c.chunk);
+             })
+        .def("counters",
+             [](Engine& e) {
+                 std::vector<std::tuple<std::string, std::string, int64_t, int64_t, int64_t, int64_t>> result;
+                 for (int i = 0; i < e.program.steps(); i++) {
+                     if (auto* conv = dynamic_cast<ConvStep*>(&e.program.step(i))) {
+                         for (int k = 0; k < kMethods; k++) {
+                             const auto& t = conv->totals[k];
+                             if (t.runs) result.emplace_back(conv->name, kMethodNames[k], t.low, t.high, t.multiplications, t.runs);
+                         }
+                     } else if (auto* d = dynamic_cast<CountedStep*>(&e.program.step(i))) {
+                         if (d->runs) result.emplace_back(d->name, "depthwise", 0, d->macs, d->macs, d->runs);
+                     }
+                 }
+                 return result;
+             },
+             "(layer, kernel, low MACs, high MACs, byte multiplications issued, runs)")
+        .def("reset_counters",
+             [](Engine& e) {
+                 for (int i = 0; i < e.program.steps(); i++) {
+                     if (auto* conv = dynamic_cast<ConvStep*>(&e.program.step(i)))
+                         for (auto& t : conv->totals) t.low = t.high = t.multiplications = t.runs = 0;
+                     else if (auto* d = dynamic_cast<CountedStep*>(&e.program.step(i)))
+                         d->macs = d->runs = 0;
+                 }
+             })
+        .def("weight_bytes", [](Engine& e, const std::string& name) { return e.program.conv(name)->layer().weight_bytes(); })
+        .def("arena_bytes", [](Engine& e, int n) { return e.program.arena_bytes(n); })
+        .def("context_bytes", [](Engine& e) { return e.program.context_bytes(); });
+}

@@ -1,0 +1,40 @@
+// Lowering of a whole tensor or of single pixels (see LowerArgs). Included inside a namespace of one instruction set.
+
+// w pixels, one pitch apart.
+static void lower_run(const LowerArgs& a, const uint8_t* from, int64_t from_pitch, uint8_t* to, int64_t to_pitch, int32_t w) {
+#ifdef FLEXIQ_LOWER_BYTES
+    for (int32_t c = 0; c < a.src.c; c += BYTES) {
+        const uint8_t* b = a.bytes + int64_t(c) * 9;
+        const ByteLowering l = {load(b), load(b + BYTES), load(b + 2 * BYTES), load(b + 3 * BYTES), load(b + 4 * BYTES),
+                                load(b + 5 * BYTES), load(b + 6 * BYTES), load(b + 7 * BYTES), load(b + 8 * BYTES),
+                                set_bytes(a.offset)};
+        const int n = a.src.c - c < BYTES ? a.src.c - c : BYTES;
+        if (a.zero)
+            for (int32_t x = 0; x < w; x++)
+                store_bytes64(to + x * to_pitch + c, lower_bytes(load_bytes64(from + x * from_pitch + c, n), l, true), n);
+        else
+            for (int32_t x = 0; x < w; x++)
+                store_bytes64(to + x * to_pitch + c, lower_bytes(load_bytes64(from + x * from_pitch + c, n), l, false), n);
+    }
+#else
+    const vi zero_in = set(a.zero), offset = set(a.offset);
+    for (int32_t c = 0; c < a.src.c; c += LANES) {
+        const vi shift = load(a.shift + c), half = load(a.half + c), lo = load(a.lo + c), hi = load(a.hi + c);
+        const vi back = load(a.back + c);
+        const int lanes = a.src.c - c < LANES ? a.src.c - c : LANES;
+        for (int32_t x = 0; x < w; x++) {
+            const vi v = sub(load_bytes_wide(from + x * from_pitch + c, lanes), zero_in);
+            const vi q = shift_left_each(lower(v, shift, half, lo, hi), back);
+            store_bytes(to + x * to_pitch + c, add(q, offset), lanes);
+        }
+    }
+#endif
+}
+
+static void lower_rows(const LowerArgs& a, int32_t row0, int32_t row1) {
+    for (int32_t r = row0; r < row1; r++) {
+        const int32_t n = r / a.src.h, y = r % a.src.h;
+        lower_run(a, a.src.data + n * a.src.pitch_n + y * a.src.pitch_y, a.src.pitch_x,
+                  a.dst.data + n * a.dst.pitch_n + y * a.dst.pitch_y, a.dst.pitch_x, a.src.w);
+    }
+}

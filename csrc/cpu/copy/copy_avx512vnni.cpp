@@ -1,0 +1,4 @@
+#define FLEXIQ_ISA avx512vnni
+#include "copy.h"
+
+#include "copy_body.h"

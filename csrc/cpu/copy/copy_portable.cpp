@@ -1,0 +1,4 @@
+#define FLEXIQ_ISA portable
+#include "copy.h"
+
+#include "copy_body.h"

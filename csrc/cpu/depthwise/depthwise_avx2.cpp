@@ -1,0 +1,4 @@
+#define FLEXIQ_ISA avx2
+#include "depthwise.h"
+
+#include "depthwise_body.h"

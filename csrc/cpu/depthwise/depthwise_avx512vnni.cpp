@@ -1,0 +1,4 @@
+#define FLEXIQ_ISA avx512vnni
+#include "depthwise.h"
+
+#include "depthwise_body.h"

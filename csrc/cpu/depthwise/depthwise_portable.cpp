@@ -1,0 +1,4 @@
+#define FLEXIQ_ISA portable
+#include "depthwise.h"
+
+#include "depthwise_body.h"

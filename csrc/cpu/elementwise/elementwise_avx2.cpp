@@ -1,0 +1,5 @@
+#define FLEXIQ_ISA avx2
+#include "elementwise.h"
+
+#include "arithmetic_body.h"
+#include "quantize_body.h"

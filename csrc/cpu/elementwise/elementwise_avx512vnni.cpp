@@ -1,0 +1,5 @@
+#define FLEXIQ_ISA avx512vnni
+#include "elementwise.h"
+
+#include "arithmetic_body.h"
+#include "quantize_body.h"

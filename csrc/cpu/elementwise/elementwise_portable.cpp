@@ -1,0 +1,5 @@
+#define FLEXIQ_ISA portable
+#include "elementwise.h"
+
+#include "arithmetic_body.h"
+#include "quantize_body.h"

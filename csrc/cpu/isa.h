@@ -1,0 +1,10 @@
+// The instruction sets, best first. This one list declares every kernel table and orders the choice at run time.
+// Adding a set: a line here, one thin file per operation folder, its compiler flags in CMakeLists.txt, a test of the CPU
+// in dispatch/dispatch.cpp.
+#pragma once
+
+#if defined(__x86_64__)
+#define FLEXIQ_ISA_LIST(X) X(avx512vnni) X(avx2) X(portable)
+#else
+#define FLEXIQ_ISA_LIST(X) X(portable)
+#endif

@@ -1,0 +1,4 @@
+#define FLEXIQ_ISA avx2
+#include "pool.h"
+
+#include "pool_body.h"

@@ -1,0 +1,4 @@
+#define FLEXIQ_ISA avx512vnni
+#include "pool.h"
+
+#include "pool_body.h"

@@ -1,0 +1,4 @@
+#define FLEXIQ_ISA portable
+#include "pool.h"
+
+#include "pool_body.h"

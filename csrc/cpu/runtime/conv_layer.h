@@ -1,0 +1,122 @@
+// One convolution or linear layer, prepared for the kernels of one instruction set: low weights, packed weights, visiting
+// order, bias rows with the kernels' corrections. See conv/conv_args.h for the layouts and the mathematics.
+#pragma once
+#include <array>
+#include <string>
+#include <vector>
+
+#include "../conv/conv_args.h"
+#include "memory.h"
+
+namespace flexiq {
+
+constexpr int kMethods = 5;
+extern const char* const kMethodNames[kMethods];
+
+struct ConvSpec {
+    std::string name;
+    int outputs = 0, inputs = 0, kernel_h = 1, kernel_w = 1;  // inputs: per convolution group
+    int stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1, conv_groups = 1;
+    int amax = 15, wmax = 7;
+    bool input_signed = false;
+    std::vector<int8_t> weight;             // [O][I / conv_groups][kh][kw]
+    std::vector<int32_t> bounds;            // [n_groups + 1] over all feature channels
+    std::vector<uint8_t> activation_shift;  // [n_groups]
+    std::vector<uint8_t> weight_shift;      // [O][n_local]
+    std::vector<uint8_t> low;               // [ratios][n_groups]
+    std::vector<int32_t> bias;              // [ratios][O]
+    std::vector<float> multiplier;          // [O]
+    int ratios = 1;
+};
+
+// What the kernels need for one convolution group at one ratio with one method.
+struct Visit {
+    std::vector<Group> high, low;
+    std::vector<DeriveGroup> derive;
+    int32_t final_shift = 0, high_channels = 0, low_channels = 0, read_back_channels = 0;
+    std::vector<int32_t> bias;                    // padded
+    std::vector<int32_t> correction;              // winograd: [4][padded]
+    std::vector<int32_t> lane_mask, lane_shift;   // per four channels of a lowered pixel
+    std::vector<uint8_t> chunk_used;
+};
+
+// Parameters of lowering, per channel, padded to whole vectors.
+struct Lowering {
+    std::vector<int32_t> shift, half, lo, hi, back;
+    std::vector<uint8_t> bytes;
+    int32_t offset = 0;
+};
+
+class ConvLayer {
+   public:
+    // small: keep one copy of the weights; low ones are derived from it while the layer runs.
+    ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, bool small);
+
+    const ConvSpec& spec() const { return spec_; }
+    // "" if the method is exact for this layer with these weights, else why not.
+    const std::string& obstacle(Method m) const { return obstacles_[m]; }
+    bool has_low(int ratio) const;
+    double low_share(int ratio) const;
+    bool folded() const { return folded_; }
+    int taps() const { return taps_; }
+
+    // Makes sure that the weights a method needs at any ratio are packed; drops those no listed method needs.
+    void keep(const std::array<bool, kMethods>& methods, bool low_at_direct);
+    // Bytes of weights held: 8-bit copy, read-back copy, and per low method.
+    std::array<int64_t, 6> weight_bytes() const;
+
+    const Visit& visit(int ratio, Method m, int conv_group);
+    const Lowering& lowering(int ratio, Method m);
+    void fill(LowerArgs& args, int ratio, Method m);
+    void fill(ConvArgs& args, int ratio, Method m, int conv_group);  // everything but addresses and geometry
+    void prepare(int ratio, Method m);                               // builds visit and lowering ahead of runs
+
+   private:
+    struct Packed {
+        Buffer data;
+        int64_t block_bytes = 0, group_bytes_all = 0;  // of one block, all blocks of a convolution group
+        std::vector<int64_t> offset;                    // of every local group in a block, per convolution group
+    };
+    int local_groups() const { return n_local_; }
+    int begin(int group) const { return spec_.bounds[group]; }
+    int size(int group) const { return spec_.bounds[group + 1] - spec_.bounds[group]; }
+    int total_shift(int group) const { return spec_.activation_shift[group] + weight_shift_of(group); }
+    int weight_shift_of(int group) const;
+    int8_t low_weight(int o, int i, int tap) const { return low_weight_[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
+    int8_t weight8(int o, int i, int tap) const { return spec_.weight[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
+    int read_back(int o, int i, int tap, int local) const;
+    void find_obstacles();
+    void transformed(int o, int i, int32_t (&u)[16]) const;
+    void pack_direct(bool with_read_back);
+    void lay_out_fip();
+    void pack_fip();
+    void lay_out_narrow();
+    void pack_narrow();
+    void pack_winograd(bool fip);
+    Visit build_visit(int ratio, Method m, int conv_group) const;
+    Lowering build_lowering(int ratio, Method m) const;
+
+    ConvSpec spec_;
+    const ConvKernels& kernels_;
+    bool folded_, small_;
+    int all_taps_, taps_, n_local_, outputs_per_group_, blocks_, fip_blocks_;
+    bool eligible_ = false;
+    std::vector<int8_t> low_weight_;
+    std::vector<int> order_;  // per convolution group: local groups by falling total shift
+    std::array<std::string, kMethods> obstacles_;
+    Packed direct_, fip_, winograd_, winograd_fip_, narrow_;
+    const Packed& packed(Method m) const;
+    bool direct_has_read_back_ = false;
+    int fip_offset_ = 0, narrow_offset_ = 0, centre_ = 0;
+    std::array<int, 16> offset_w2_{}, offset_w2f_{};
+    std::vector<std::vector<Visit>> visits_;  // [ratio * kMethods + method][conv group]
+    std::vector<Lowering> lowerings_;
+    std::vector<bool> built_;
+    std::vector<float> multiplier_padded_;
+    std::vector<Visit> empty_;
+
+   public:
+    const float* multiplier(int conv_group) const { return multiplier_padded_.data() + size_t(conv_group) * blocks_ * kernels_.block; }
+};
+
+}  // namespace flexiq

@@ -1,0 +1,408 @@
+#include "program.h"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+#include "../dispatch/simple_ops_table.h"
+
+namespace flexiq {
+
+namespace {
+
+constexpr size_t kKeptContexts = 8;
+
+}  // namespace
+
+// Fills what lies around the images, and the slack behind the last one, with the byte of value 0.
+void fill_margin(const TensorSpec& t, uint8_t* base, int n) {
+    const int64_t pitch = t.pitch_y();
+    for (int i = 0; i < n * t.factor; i++) {
+        uint8_t* image = base + i * t.pitch_n();
+        std::memset(image, t.zero, size_t(pitch * t.halo_h));
+        std::memset(image + pitch * (t.halo_h + t.h), t.zero, size_t(pitch * t.halo_bottom));
+        if (t.halo_w || t.halo_right)
+            for (int y = 0; y < t.h; y++) {
+                uint8_t* row = image + pitch * (t.halo_h + y);
+                std::memset(row, t.zero, size_t(t.halo_w) * t.c);
+                std::memset(row + int64_t(t.halo_w + t.w) * t.c, t.zero, size_t(t.halo_right) * t.c);
+            }
+    }
+    std::memset(base + n * t.factor * t.pitch_n(), t.zero, 128);
+}
+
+ByteView Run::bytes(int tensor) const {
+    const TensorSpec& t = program.tensor(tensor);
+    return {context.base[tensor] + t.origin(), context.n * t.factor, t.h, t.w, t.c, t.pitch_n(), t.pitch_y(), t.pitch_x()};
+}
+ConstByteView Run::const_bytes(int tensor) const {
+    const ByteView v = bytes(tensor);
+    return {v.data, v.n, v.h, v.w, v.c, v.pitch_n, v.pitch_y, v.pitch_x};
+}
+float* Run::floats(int tensor) const { return reinterpret_cast<float*>(context.base[tensor]); }
+int Run::samples(int tensor) const { return context.n * program.tensor(tensor).factor; }
+
+void Run::rows(int count, const std::function<void(int, int)>& work) {
+    if (!leased || pool.threads() == 1 || count < 2) {
+        work(0, count);
+        return;
+    }
+    const int pieces = std::min(count, pool.threads() * 2);
+    pool.for_each(pieces, leased, [&](int i, int) {
+        work(static_cast<int>(int64_t(count) * i / pieces), static_cast<int>(int64_t(count) * (i + 1) / pieces));
+    });
+}
+
+Program::Program(const std::string& isa, int threads, bool small)
+    : isa_(isa), small_(small), conv_kernels_(flexiq::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), pool_(threads) {
+    if (!conv_kernels_ || !ops_) throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
+    if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024");
+}
+Program::~Program() = default;
+
+int Program::add_tensor(const TensorSpec& spec) {
+    tensors_.push_back(spec);
+    return static_cast<int>(tensors_.size()) - 1;
+}
+
+void Program::add_step(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
+
+ConvStep* Program::add_conv(ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi, int kind,
+                            bool folded) {
+    auto step = std::make_unique<ConvStep>(*this, std::move(spec), src, dst, residual, residual_factor, lo, hi, kind, folded);
+    ConvStep* raw = step.get();
+    convs_.push_back(raw);
+    steps_.push_back(std::move(step));
+    return raw;
+}
+
+ConvStep* Program::conv(const std::string& name) {
+    for (ConvStep* c : convs_)
+        if (c->name == name) return c;
+    throw std::invalid_argument("no compiled layer is named '" + name + "'");
+}
+
+void Program::finish(bool all) {
+    for (ConvStep* c : convs_) c->keep(all);
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& c : free_) context_bytes_ -= c->arena.bytes();
+    free_.clear();
+}
+
+// First fit by falling size; two tensors may share bytes when no step needs both.
+std::vector<int64_t> Program::place(int n, int64_t* total) const {
+    const int count = static_cast<int>(tensors_.size());
+    std::vector<int> from(count, 1 << 30), to(count, -1);
+    for (int s = 0; s < steps(); s++)
+        for (const auto* list : {&steps_[s]->reads, &steps_[s]->writes})
+            for (int t : *list) {
+                from[t] = std::min(from[t], s);
+                to[t] = std::max(to[t], s);
+            }
+    std::vector<int> order;
+    for (int t = 0; t < count; t++)
+        if (to[t] >= 0 && !tensors_[t].external) order.push_back(t);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return tensors_[a].bytes(n) > tensors_[b].bytes(n); });
+    std::vector<int64_t> offset(count, -1);
+    *total = 0;
+    std::vector<int> placed;
+    for (int t : order) {
+        std::vector<std::pair<int64_t, int64_t>> used;
+        for (int p : placed)
+            if (from[p] <= to[t] && from[t] <= to[p]) used.emplace_back(offset[p], offset[p] + tensors_[p].bytes(n));
+        std::sort(used.begin(), used.end());
+        int64_t at = 0;
+        const int64_t need = (tensors_[t].bytes(n) + 63) / 64 * 64;
+        for (const auto& u : used) {
+            if (at + need <= u.first) break;
+            at = std::max(at, (u.second + 63) / 64 * 64);
+        }
+        offset[t] = at;
+        *total = std::max(*total, at + need);
+        placed.push_back(t);
+    }
+    return offset;
+}
+
+int64_t Program::arena_bytes(int n) {
+    int64_t total = 0;
+    place(n, &total);
+    return total;
+}
+
+std::unique_ptr<Context> Program::acquire(int n) {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        for (auto it = free_.begin(); it != free_.end(); ++it)
+            if ((*it)->n == n) {
+                auto context = std::move(*it);
+                free_.erase(it);
+                return context;
+            }
+    }
+    auto context = std::make_unique<Context>();
+    context->n = n;
+    int64_t total = 0;
+    const auto offsets = place(n, &total);
+    context->arena = Buffer(total + 256);
+    context->base.assign(tensors_.size(), nullptr);
+    for (size_t t = 0; t < tensors_.size(); t++)
+        if (offsets[t] >= 0) context->base[t] = context->arena.data() + offsets[t];
+    int64_t scratch = 0;
+    for (auto& s : steps_) scratch = std::max(scratch, s->scratch(*this, n));
+    for (int t = 0; t < pool_.threads(); t++) context->scratch.emplace_back(scratch + 256);
+    context_bytes_ += context->arena.bytes();
+    return context;
+}
+
+void Program::release(std::unique_ptr<Context> context) {
+    std::unique_ptr<Context> dropped;
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_.insert(free_.begin(), std::move(context));
+    if (free_.size() > kKeptContexts) {
+        dropped = std::move(free_.back());
+        free_.pop_back();
+        context_bytes_ -= dropped->arena.bytes();
+    }
+}
+
+int64_t Program::run_in(Context& context, int ratio, int from, int to, std::vector<double>* seconds) {
+    ThreadPool::Lease lease(pool_);
+    Run run{*this, context, pool_, lease.held(), ratio};
+    using clock = std::chrono::steady_clock;
+    std::vector<char> margin_done(tensors_.size(), 0);
+    for (int s = from; s < to; s++) {
+        const auto begin = clock::now();
+        Step& step = *steps_[s];
+        for (int t : step.writes) {
+            const TensorSpec& spec = tensors_[t];
+            if (spec.is_float || spec.external || margin_done[t]) continue;
+            margin_done[t] = 1;
+            bool first = true;  // a concatenation fills its output in several steps
+            for (int e = from; e < s && first; e++)
+                for (int w : steps_[e]->writes) first = first && w != t;
+            if (first) fill_margin(spec, context.base[t], context.n);
+        }
+        step.run(run);
+        if (seconds) (*seconds)[s] += std::chrono::duration<double>(clock::now() - begin).count();
+    }
+    return run.not_finite;
+}
+
+int64_t Program::run(const std::vector<std::pair<int, void*>>& external, int n, int ratio, int from, int to,
+                     std::vector<double>* seconds) {
+    auto context = acquire(n);
+    for (const auto& e : external) context->base[e.first] = static_cast<uint8_t*>(e.second);
+    const int64_t bad = run_in(*context, ratio, from, to, seconds);
+    release(std::move(context));
+    return bad;
+}
+
+// ---- convolution -----------------------------------------------------------------------------------------------------
+
+ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi,
+                   int kind_of_output, bool folded)
+    : program_(program),
+      layer_(std::move(spec), program.conv_kernels(), folded, program.small()),
+      src_(src),
+      dst_(dst),
+      residual_(residual),
+      kind_(kind_of_output),
+      residual_factor_(residual_factor),
+      lo_(lo),
+      hi_(hi) {
+    name = layer_.spec().name;
+    kind = "conv";
+    reads = {src_};
+    if (residual_ >= 0) reads.push_back(residual_);
+    writes = {dst_};
+    const ConvSpec& c = layer_.spec();
+    const TensorSpec s = program.tensor(src_), d = program.tensor(dst_);
+    auto offsets = [&](const TensorSpec& t) {
+        std::vector<int32_t> taps;
+        for (int y = 0; y < c.kernel_h; y++)
+            for (int x = 0; x < (folded ? 1 : c.kernel_w); x++)
+                taps.push_back(static_cast<int32_t>(y * c.dilation_h * t.pitch_y() + x * c.dilation_w * t.pitch_x()));
+        return taps;
+    };
+    src_taps_ = offsets(s);
+    bool any_low = false;
+    for (int r = 0; r < c.ratios; r++) any_low = any_low || layer_.has_low(r);
+    if (any_low && lowers_here()) low_taps_ = {0};
+    if (any_low && !lowers_here()) {
+        TensorSpec low = s;
+        low.zero = 0;
+        low.external = false;
+        low.halo_h = c.pad_h;
+        low.halo_w = c.pad_w;
+        // Winograd's tiles of 2 x 2 outputs read 4 x 4 inputs, also where only one output is inside.
+        low.halo_bottom = std::max(c.pad_h, (d.h + 1) / 2 * 2 + 2 - c.pad_h - s.h);
+        low.halo_right = std::max(c.pad_w, (d.w + 1) / 2 * 2 + 2 - c.pad_w - s.w);
+        lowered_ = program.add_tensor(low);
+        low_taps_ = offsets(low);
+    }
+    for (int r = 0; r < c.ratios; r++) choices_.push_back(usual(r));
+}
+
+int ConvStep::default_chunk(Method m) const {
+    if (m == METHOD_WINOGRAD || m == METHOD_WINOGRAD_FIP) {
+        // V and M of a chunk in half the second cache: 16 * (channels + 4 * block) bytes a tile.
+        const int64_t tile = 16 * (int64_t(layer_.spec().bounds.back()) + 4 * program_.conv_kernels().block);
+        return static_cast<int>(std::min<int64_t>(192, std::max<int64_t>(24, (512 << 10) / tile / 12 * 12)));
+    }
+    return 192;
+}
+
+Choice ConvStep::usual(int ratio) const {
+    Choice c;
+    c.method = METHOD_DIRECT;
+    if (layer_.has_low(ratio)) {
+        const int per_group = layer_.spec().bounds.back() / layer_.spec().conv_groups;
+        if (layer_.obstacle(METHOD_WINOGRAD_FIP).empty() && per_group >= 32)
+            c.method = METHOD_WINOGRAD_FIP;
+        else if (layer_.obstacle(METHOD_WINOGRAD).empty() && per_group >= 32)
+            c.method = METHOD_WINOGRAD;
+        else if (layer_.obstacle(METHOD_FIP).empty() && per_group >= 32)
+            c.method = METHOD_FIP;
+        const bool narrow = layer_.obstacle(METHOD_NARROW).empty();
+        if (narrow && c.method != METHOD_WINOGRAD && program_.conv_kernels().narrow_is_faster) c.method = METHOD_NARROW;
+        if (narrow && c.method == METHOD_DIRECT && program_.small()) c.method = METHOD_NARROW;  // no read-back copy
+    }
+    c.chunk = default_chunk(c.method);
+    return c;
+}
+
+void ConvStep::choose(int ratio, Choice choice) {
+    if (ratio < 0 || ratio >= static_cast<int>(choices_.size())) throw std::invalid_argument("no such ratio");
+    if (choice.method != METHOD_DIRECT && !layer_.has_low(ratio)) choice.method = METHOD_DIRECT;
+    if (choice.method == METHOD_DIRECT && program_.small() && layer_.has_low(ratio) && layer_.obstacle(METHOD_NARROW).empty())
+        choice.method = METHOD_NARROW;
+    if (!layer_.obstacle(choice.method).empty())
+        throw std::invalid_argument("layer '" + name + "' cannot use " + kMethodNames[choice.method] + ": " +
+                                    layer_.obstacle(choice.method));
+    choice.chunk = choice.chunk / 12 * 12;  // whole register tiles
+    if (choice.chunk <= 0) choice.chunk = default_chunk(choice.method);
+    choices_[ratio] = choice;
+}
+
+void ConvStep::keep(bool all) {
+    std::array<bool, kMethods> used{};
+    bool low_at_direct = false;
+    for (size_t r = 0; r < choices_.size(); r++) {
+        used[choices_[r].method] = true;
+        if ((all || choices_[r].method == METHOD_DIRECT) && layer_.has_low(static_cast<int>(r))) low_at_direct = true;
+    }
+    if (all) used.fill(true);
+    layer_.keep(used, low_at_direct);
+    for (size_t r = 0; r < choices_.size(); r++) layer_.prepare(static_cast<int>(r), choices_[r].method);
+    // The lowered copy takes room in the arena only if some ratio lowers.
+    writes = {dst_};
+    if (lowered_ >= 0) writes.push_back(lowered_);
+}
+
+void ConvStep::set_geometry(const Run& run, ConvArgs& a, int conv_group) const {
+    const ConvSpec& c = layer_.spec();
+    const TensorSpec& d = program_.tensor(dst_);
+    a.batch = run.samples(dst_);
+    a.out_h = d.h;
+    a.out_w = d.w;
+    a.src_taps = src_taps_.data();
+    a.low_taps = low_taps_.data();
+    a.src = run.const_bytes(src_);
+    const int64_t first = int64_t(conv_group) * (c.outputs / c.conv_groups);
+    auto target = [&](int tensor) {
+        const TensorSpec& t = program_.tensor(tensor);
+        const int64_t size = t.is_float ? 4 : 1;
+        return Target{run.context.base[tensor] + (t.origin() + first * t.stride_c()) * size, t.pitch_n() * size,
+                      t.pitch_y() * size, t.pitch_x() * size};
+    };
+    a.out = target(dst_);
+    Epilogue& e = a.epilogue;
+    e.lo = lo_;
+    e.hi = hi_;
+    e.kind = kind_ == OUT_ACCUMULATORS ? OUT_ACCUMULATORS : d.is_float ? OUT_FLOAT : OUT_BYTES;
+    e.zero_out = d.zero;
+    e.out_stride_c = d.stride_c();
+    e.residual_kind = RESIDUAL_NONE;
+    if (residual_ >= 0) {
+        const TensorSpec& t = program_.tensor(residual_);
+        a.residual = target(residual_);
+        e.residual_kind = t.is_float ? RESIDUAL_FLOAT : RESIDUAL_BYTES;
+        e.zero_residual = t.zero;
+        e.residual_factor = residual_factor_;
+        e.residual_stride_c = t.stride_c();
+    }
+}
+
+int64_t ConvStep::scratch(const Program& program, int n) {
+    int64_t most = 0;
+    for (size_t r = 0; r < choices_.size(); r++) {
+        ConvArgs a{};
+        const TensorSpec& d = program.tensor(dst_);
+        a.batch = n * d.factor;
+        a.out_h = d.h;
+        a.out_w = d.w;
+        layer_.fill(a, static_cast<int>(r), choices_[r].method, 0);
+        a.chunk = choices_[r].chunk;
+        if (layer_.has_low(static_cast<int>(r)) && lowers_here()) {
+            a.lower_here = true;
+            a.lowering.src.c = layer_.spec().bounds.back();
+        }
+        most = std::max(most, program.conv_kernels().scratch_bytes(a));
+    }
+    return most;
+}
+
+void ConvStep::run(Run& run) {
+    const Choice choice = choices_[run.ratio];
+    const ConvKernels& kernels = program_.conv_kernels();
+    const bool low = layer_.has_low(run.ratio);
+    const bool here = low && lowers_here();
+    if (low && !here) {
+        LowerArgs a;
+        layer_.fill(a, run.ratio, choice.method);
+        a.src = run.const_bytes(src_);
+        a.dst = run.bytes(lowered_);
+        TensorSpec margin = program_.tensor(lowered_);
+        margin.zero = a.offset;
+        fill_margin(margin, run.context.base[lowered_], run.context.n);
+        run.rows(a.src.n * a.src.h, [&](int r0, int r1) { kernels.lower(a, r0, r1); });
+    }
+    for (int g = 0; g < layer_.spec().conv_groups; g++) {
+        ConvArgs a{};
+        layer_.fill(a, run.ratio, choice.method, g);
+        set_geometry(run, a, g);
+        // Pieces of equal size, whole register tiles each.
+        a.chunk = choice.chunk;
+        const int pieces = kernels.chunks(a), units = kernels.units(a), even = (units + pieces - 1) / pieces;
+        a.chunk = std::min(choice.chunk, (even + kernels.rows - 1) / kernels.rows * kernels.rows);
+        if (here) {
+            a.lower_here = true;
+            layer_.fill(a.lowering, run.ratio, choice.method);
+            a.lowering.src = run.const_bytes(src_);
+        } else if (low) {
+            a.low = run.const_bytes(lowered_);
+            if (choice.method == METHOD_DIRECT) {
+                a.src = a.low;
+                a.src_taps = a.low_taps;
+            }
+        }
+        const int chunks = kernels.chunks(a), blocks = (a.outputs + kernels.block - 1) / kernels.block;
+        const int threads = run.leased ? run.pool.threads() : 1;
+        const int splits = chunks >= 2 * threads ? 1 : std::min(blocks, threads);
+        const int64_t bytes = run.context.scratch[0].bytes();
+        run.pool.for_each(chunks * splits, run.leased, [&](int i, int thread) {
+            Counters counters{0, 0, 0};
+            const int s = i % splits;
+            kernels.run(a, i / splits, blocks * s / splits, blocks * (s + 1) / splits,
+                        Scratch{run.context.scratch[thread].data(), bytes}, &counters);
+            Totals& total = totals[choice.method];
+            total.low += counters.low;
+            total.high += counters.high;
+            total.multiplications += counters.multiplications;
+        });
+    }
+    totals[choice.method].runs++;
+}
+
+}  // namespace flexiq

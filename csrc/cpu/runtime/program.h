@@ -1,0 +1,163 @@
+// A network compiled to a flat list of steps over tensors in one arena. Built once, then shared by any number of threads;
+// what a run writes lies in a Context, one per concurrent run, kept for the next one.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "../conv/conv_args.h"
+#include "../dispatch/dispatch.h"
+#include "conv_layer.h"
+#include "memory.h"
+#include "thread_pool.h"
+
+namespace flexiq {
+
+struct TensorSpec {
+    int factor = 1;  // samples per sample of the batch
+    int h = 1, w = 1, c = 1;
+    bool is_float = false, channels_first = false, external = false;
+    int zero = 0;
+    int halo_h = 0, halo_w = 0;           // top and left
+    int halo_bottom = 0, halo_right = 0;  // may be larger where tiles reach over
+    int64_t pitch_x() const { return is_float ? (channels_first ? 1 : c) : c; }
+    int64_t pitch_y() const { return is_float ? (channels_first ? w : int64_t(w) * c) : int64_t(halo_w + w + halo_right) * c; }
+    int64_t pitch_n() const { return is_float ? int64_t(h) * w * c : pitch_y() * (halo_h + h + halo_bottom); }
+    int64_t stride_c() const { return is_float && channels_first ? int64_t(h) * w : 1; }
+    int64_t origin() const { return is_float ? 0 : pitch_y() * halo_h + pitch_x() * halo_w; }
+    int64_t bytes(int n) const { return pitch_n() * n * factor * (is_float ? 4 : 1) + 256; }  // + room to read over the end
+};
+
+// Fills what lies around n images, and the slack behind the last one, with the byte of value 0.
+void fill_margin(const TensorSpec& t, uint8_t* base, int n);
+
+struct Choice {
+    Method method = METHOD_DIRECT;
+    int chunk = 0;
+};
+
+class Program;
+
+// Memory of one run at one batch size.
+struct Context {
+    int n = 0;
+    Buffer arena;
+    std::vector<uint8_t*> base;     // per tensor
+    std::vector<Buffer> scratch;    // per thread
+};
+
+struct Run {
+    const Program& program;
+    Context& context;
+    ThreadPool& pool;
+    bool leased;
+    int ratio;
+    int64_t not_finite = 0;
+    ByteView bytes(int tensor) const;
+    ConstByteView const_bytes(int tensor) const;
+    float* floats(int tensor) const;
+    int samples(int tensor) const;
+    void rows(int count, const std::function<void(int, int)>& work);  // rows in a few pieces over the threads
+};
+
+class Step {
+   public:
+    virtual ~Step() = default;
+    virtual void run(Run& run) = 0;
+    virtual int64_t scratch(const Program&, int) { return 0; }
+    std::string name, kind;
+    std::vector<int> reads, writes;
+};
+
+class ConvStep;
+
+class Program {
+   public:
+    Program(const std::string& isa, int threads, bool small);
+    bool small() const { return small_; }
+    ~Program();
+
+    int add_tensor(const TensorSpec& spec);
+    void add_step(std::unique_ptr<Step> step);
+    ConvStep* add_conv(ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi, int kind,
+                       bool read_back_only);
+    void set_external(int tensor, bool external) { tensors_[tensor].external = external; }
+
+    // Packs what the choices need; to be called after building and after every change of choices, with no run under way.
+    // all: pack what every exact method needs, to try them out.
+    void finish(bool all = false);
+
+    // inputs/outputs: (tensor, address) of external tensors. Steps [from, to). Returns the count of NaN and infinities.
+    int64_t run(const std::vector<std::pair<int, void*>>& external, int n, int ratio, int from, int to,
+                std::vector<double>* seconds);
+    // For runs that leave the compiled steps in between: a context to hold on to.
+    std::unique_ptr<Context> acquire(int n);
+    void release(std::unique_ptr<Context> context);
+    int64_t run_in(Context& context, int ratio, int from, int to, std::vector<double>* seconds);
+
+    const TensorSpec& tensor(int t) const { return tensors_[t]; }
+    int steps() const { return static_cast<int>(steps_.size()); }
+    Step& step(int i) { return *steps_[i]; }
+    const std::vector<ConvStep*>& convs() const { return convs_; }
+    ConvStep* conv(const std::string& name);
+    const ConvKernels& conv_kernels() const { return *conv_kernels_; }
+    const SimpleOps& ops() const { return *ops_; }
+    const std::string& isa() const { return isa_; }
+    int threads() const { return pool_.threads(); }
+    int64_t arena_bytes(int n);
+    int64_t context_bytes() const { return context_bytes_.load(); }
+
+   private:
+    std::vector<int64_t> place(int n, int64_t* total) const;
+
+    std::string isa_;
+    bool small_;
+    const ConvKernels* conv_kernels_;
+    const SimpleOps* ops_;
+    std::vector<TensorSpec> tensors_;
+    std::vector<std::unique_ptr<Step>> steps_;
+    std::vector<ConvStep*> convs_;
+    ThreadPool pool_;
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<Context>> free_;
+    std::atomic<int64_t> context_bytes_{0};
+};
+
+// Convolution or linear layer, with the lowering of its input in front.
+class ConvStep : public Step {
+   public:
+    ConvStep(Program& program, ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi,
+             int kind, bool folded);
+    void run(Run& run) override;
+    int64_t scratch(const Program&, int n) override;
+
+    ConvLayer& layer() { return layer_; }
+    void choose(int ratio, Choice choice);
+    Choice choice(int ratio) const { return choices_[ratio]; }
+    Choice usual(int ratio) const;  // the deterministic choice, without measurement
+    int default_chunk(Method m) const;
+    void keep(bool all);
+    // Layers of one tap without padding are lowered pixel by pixel inside the kernels.
+    bool lowers_here() const {
+        const ConvSpec& c = layer_.spec();
+        return c.kernel_h == 1 && c.kernel_w == 1 && c.pad_h == 0 && c.pad_w == 0 && c.conv_groups == 1;
+    }
+    int lowered_tensor() const { return lowered_; }
+    struct Totals {
+        std::atomic<int64_t> low{0}, high{0}, multiplications{0}, runs{0};
+    };
+    Totals totals[kMethods];
+
+   private:
+    void set_geometry(const Run& run, ConvArgs& args, int conv_group) const;
+    Program& program_;
+    ConvLayer layer_;
+    int src_, dst_, residual_, lowered_ = -1, kind_;
+    float residual_factor_, lo_, hi_;
+    std::vector<Choice> choices_;
+    std::vector<int32_t> src_taps_, low_taps_;
+};
+
+}  // namespace flexiq

@@ -1,0 +1,131 @@
+// AVX2 without VNNI: 8 int32 lanes. Byte products go through 16-bit pairs, so an exact product of full 8-bit operands takes
+// four instructions where narrow operands, whose sums of eight products fit 16 bits, take little more than two.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace flexiq {
+namespace avx2 {
+
+typedef __m256i vi;
+typedef __m256 vf;
+
+enum {
+    LANES = 8,
+    BYTES = 32,
+    ROWS = 4,
+    COLS = 2,
+    FIP_ROWS = 4,
+    FIP_COLS = 2,
+    DOT_BIAS = 128,  // `dot` multiplies the stored byte minus 128, so that no pair of products can leave 16 bits
+};
+
+static inline vi zero() { return _mm256_setzero_si256(); }
+static inline vi load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+static inline void store(void* p, vi a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+static inline vi broadcast4(const uint8_t* p) {
+    int32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return _mm256_set1_epi32(v);
+}
+static inline vi set(int32_t v) { return _mm256_set1_epi32(v); }
+static inline vi set_bytes(int v) { return _mm256_set1_epi8(static_cast<char>(v)); }
+static inline vi add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+static inline vi sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+static inline vi add_bytes(vi a, vi b) { return _mm256_add_epi8(a, b); }
+static inline vi sub_bytes(vi a, vi b) { return _mm256_sub_epi8(a, b); }
+static inline vi shift_left(vi a, int s) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(s)); }
+static inline vi shift_left_each(vi a, vi s) { return _mm256_sllv_epi32(a, s); }
+static inline vi shift_right_2(vi a) { return _mm256_srai_epi32(a, 2); }
+static inline vi both(vi a, vi b) { return _mm256_and_si256(a, b); }
+static inline vi swap_fours(vi a) { return _mm256_shuffle_epi32(a, 0xB1); }
+static inline int32_t sum(vi a) {
+    alignas(32) int32_t v[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(v), a);
+    uint32_t total = 0;
+    for (int i = 0; i < 8; i++) total += static_cast<uint32_t>(v[i]);
+    return static_cast<int32_t>(total);
+}
+
+static inline void sum_four(const vi (&v)[4], int32_t* to) {
+    for (int s = 0; s < 4; s++) to[s] = sum(v[s]);
+}
+
+// acc + sums of four products (u - 128) * s. |u - 128| <= 128 and |s| <= 127: a pair is at most 32,512.
+static inline vi dot(vi acc, vi u, vi s) {
+    const vi x = _mm256_xor_si256(u, _mm256_set1_epi8(static_cast<char>(0x80)));
+    const vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(s, x));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+// acc + sums of sixteen products u * s, u unsigned; the caller proves that eight products fit 16 bits.
+static inline vi dot_narrow(vi acc, vi u0, vi u1, vi u2, vi u3, const int8_t* w, int64_t stride) {
+    const vi a = _mm256_add_epi16(_mm256_maddubs_epi16(u0, load(w)), _mm256_maddubs_epi16(u1, load(w + stride)));
+    const vi b = _mm256_add_epi16(_mm256_maddubs_epi16(u2, load(w + 2 * stride)), _mm256_maddubs_epi16(u3, load(w + 3 * stride)));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_add_epi16(a, b), _mm256_set1_epi16(1)));
+}
+static inline vi dot_narrow_one(vi acc, vi u, vi s) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+}
+
+static inline vf to_float(vi a) { return _mm256_cvtepi32_ps(a); }
+static inline vi round_even(vf a) { return _mm256_cvtps_epi32(a); }
+static inline vf set_float(float v) { return _mm256_set1_ps(v); }
+static inline vf load_float(const float* p) { return _mm256_loadu_ps(p); }
+static inline vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+static inline vf add_float(vf a, vf b) { return _mm256_add_ps(a, b); }
+static inline vf limit(vf a, vf lo, vf hi) { return _mm256_min_ps(_mm256_max_ps(a, lo), hi); }
+
+static inline vi first(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+static inline vi load_bytes_wide(const uint8_t* p, int n) {
+    uint64_t v = 0;
+    if (n >= 8)
+        __builtin_memcpy(&v, p, 8);
+    else
+        for (int i = 0; i < n; i++) v |= static_cast<uint64_t>(p[i]) << (8 * i);
+    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(v)));
+}
+static inline void store_bytes(uint8_t* p, vi a, int n) {
+    const vi low = _mm256_shuffle_epi8(a, _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12,
+                                                           -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+    const uint64_t v = static_cast<uint32_t>(_mm256_extract_epi32(low, 0)) |
+                       static_cast<uint64_t>(static_cast<uint32_t>(_mm256_extract_epi32(low, 4))) << 32;
+    if (n >= 8)
+        __builtin_memcpy(p, &v, 8);
+    else
+        for (int i = 0; i < n; i++) p[i] = static_cast<uint8_t>(v >> (8 * i));
+}
+static inline void store_some(int32_t* p, vi a, int n) { _mm256_maskstore_epi32(p, first(n), a); }
+static inline void store_some_float(float* p, vf a, int n) { _mm256_maskstore_ps(p, first(n), a); }
+
+// N vectors of values 0..255, stored as adjacent bytes.
+template <int N>
+static inline void store_packed(uint8_t* p, const vi* q) {
+    static_assert(N == 2, "two vectors");
+    const vi words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xD8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+// clamp(rne(v / 2^s), lo, hi) in every int32 lane; shift = s + 1 and half = 2^s - 1.
+static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
+    const vi twice = _mm256_add_epi32(v, v);
+    const vi odd = _mm256_and_si256(_mm256_srav_epi32(twice, shift), _mm256_set1_epi32(1));
+    const vi q = _mm256_srav_epi32(_mm256_add_epi32(_mm256_add_epi32(twice, half), odd), shift);
+    return _mm256_min_epi32(_mm256_max_epi32(q, lo), hi);
+}
+
+// clamp(rne(w / 2^s), -limit, limit) of a vector of signed bytes.
+static inline vi low_weights(vi w, int s, int limit_) {
+    uint8_t in[BYTES], out[BYTES];
+    store(in, w);
+    const vi shift = set(s + 1), half = set((1 << s) - 1), lo = set(-limit_), hi = set(limit_), middle = set(128);
+    for (int b = 0; b < BYTES; b += LANES) {
+        for (int i = 0; i < LANES; i++) in[b + i] = static_cast<uint8_t>(in[b + i] ^ 128);
+        store_bytes(out + b, lower(sub(load_bytes_wide(in + b, LANES), middle), shift, half, lo, hi), LANES);
+    }
+    return load(out);
+}
+
+}  // namespace avx2
+}  // namespace flexiq

@@ -1,0 +1,143 @@
+// AVX-512 with VNNI: 16 int32 lanes; one instruction multiplies 64 unsigned bytes with 64 signed ones and adds fours.
+// Everything static: no function here may be shared with code for another instruction set.
+#pragma once
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+// GCC below 13 takes the deliberately undefined pass-through operands of its own intrinsics for mistakes.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace flexiq {
+namespace avx512vnni {
+
+typedef __m512i vi;  // 16 x int32, or 64 bytes
+typedef __m512 vf;
+
+enum {
+    LANES = 16,  // int32 per vector
+    BYTES = 64,
+    ROWS = 6,       // pixels of a register tile of the dot kernel
+    COLS = 4,       // vectors of outputs of a register tile
+    FIP_ROWS = 8,   // the fast inner product's tile
+    FIP_COLS = 2,
+    DOT_BIAS = 0,  // what `dot` multiplies is the stored byte minus DOT_BIAS
+};
+
+static inline vi zero() { return _mm512_setzero_si512(); }
+static inline vi load(const void* p) { return _mm512_loadu_si512(p); }
+static inline void store(void* p, vi a) { _mm512_storeu_si512(p, a); }
+static inline vi broadcast4(const uint8_t* p) {
+    int32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return _mm512_set1_epi32(v);
+}
+static inline vi set(int32_t v) { return _mm512_set1_epi32(v); }
+static inline vi set_bytes(int v) { return _mm512_set1_epi8(static_cast<char>(v)); }
+static inline vi add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+static inline vi sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+static inline vi add_bytes(vi a, vi b) { return _mm512_add_epi8(a, b); }
+static inline vi sub_bytes(vi a, vi b) { return _mm512_sub_epi8(a, b); }
+static inline vi shift_left(vi a, int s) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(s)); }
+static inline vi shift_left_each(vi a, vi s) { return _mm512_sllv_epi32(a, s); }
+static inline vi shift_right_2(vi a) { return _mm512_srai_epi32(a, 2); }
+static inline vi both(vi a, vi b) { return _mm512_and_si512(a, b); }
+static inline vi swap_fours(vi a) { return _mm512_shuffle_epi32(a, static_cast<_MM_PERM_ENUM>(0xB1)); }
+static inline int32_t sum(vi a) { return _mm512_reduce_add_epi32(a); }
+
+static inline void sum_four(const vi (&v)[4], int32_t* to) {
+    const vi a = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    const vi b = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+    const vi c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1)));
+}
+
+// acc + sums of four products unsigned byte x signed byte, exact.
+static inline vi dot(vi acc, vi u, vi s) { return _mm512_dpbusd_epi32(acc, u, s); }
+
+static inline vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
+static inline vi round_even(vf a) { return _mm512_cvtps_epi32(a); }
+static inline vf set_float(float v) { return _mm512_set1_ps(v); }
+static inline vf load_float(const float* p) { return _mm512_loadu_ps(p); }
+static inline vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+static inline vf add_float(vf a, vf b) { return _mm512_add_ps(a, b); }
+static inline vf limit(vf a, vf lo, vf hi) { return _mm512_min_ps(_mm512_max_ps(a, lo), hi); }
+
+static inline __mmask16 first(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1u); }
+// n <= 16 values of one byte each.
+static inline vi load_bytes_wide(const uint8_t* p, int n) {
+    return _mm512_cvtepu8_epi32(n >= 16 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
+                                        : _mm_maskz_loadu_epi8(first(n), p));
+}
+static inline void store_bytes(uint8_t* p, vi a, int n) {
+    if (n >= 16)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+    else
+        _mm_mask_storeu_epi8(p, first(n), _mm512_cvtepi32_epi8(a));
+}
+static inline void store_some(int32_t* p, vi a, int n) { _mm512_mask_storeu_epi32(p, first(n), a); }
+static inline void store_some_float(float* p, vf a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
+static inline vf load_some_float(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+
+// N vectors of values 0..255, stored as adjacent bytes.
+template <int N>
+static inline void store_packed(uint8_t* p, const vi* q) {
+    static_assert(N == 2 || N == 4, "two or four vectors");
+    const vi order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const vi low = _mm512_packs_epi32(q[0], q[1]);
+    const vi high = N == 4 ? _mm512_packs_epi32(q[N - 2], q[N - 1]) : low;
+    const vi bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+    if (N == 4)
+        store(p, bytes);
+    else
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(bytes));
+}
+
+// clamp(rne(v / 2^s), lo, hi) in every int32 lane; shift = s + 1 and half = 2^s - 1.
+static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
+    const vi twice = _mm512_add_epi32(v, v);
+    const vi odd = _mm512_and_si512(_mm512_srav_epi32(twice, shift), _mm512_set1_epi32(1));
+    const vi q = _mm512_srav_epi32(_mm512_add_epi32(_mm512_add_epi32(twice, half), odd), shift);
+    return _mm512_min_epi32(_mm512_max_epi32(q, lo), hi);
+}
+
+// The same for 64 bytes at once. u = value + zero; for signed values the quotient of u is 128 / 2^s too large, and parity is
+// the same, so that rounding to even is. An overflow of u + half saturates, which the limit then hides: limits are below
+// 2^(8 - s) for unsigned and 2^(7 - s) for signed values.
+#define FLEXIQ_LOWER_BYTES 1
+struct ByteLowering {
+    vi right, half, odd, mask, less, lo, hi, left, keep, offset;
+};
+static inline vi lower_bytes(vi u, const ByteLowering& a, bool is_signed) {
+    const vi odd = _mm512_and_si512(_mm512_multishift_epi64_epi8(a.right, u), a.odd);
+    const vi sum_ = _mm512_adds_epu8(_mm512_adds_epu8(u, a.half), odd);
+    vi q = _mm512_and_si512(_mm512_multishift_epi64_epi8(a.right, sum_), a.mask);
+    if (is_signed)
+        q = _mm512_min_epi8(_mm512_max_epi8(_mm512_sub_epi8(q, a.less), a.lo), a.hi);
+    else
+        q = _mm512_min_epu8(q, a.hi);
+    return _mm512_add_epi8(_mm512_and_si512(_mm512_multishift_epi64_epi8(a.left, q), a.keep), a.offset);
+}
+// clamp(rne(w / 2^s), -limit, limit) of 64 signed bytes.
+static inline vi low_weights(vi w, int s, int limit) {
+    const vi eight = _mm512_set1_epi64(0x3830282018100800);  // first bit of every byte of eight
+    const ByteLowering a = {_mm512_add_epi8(eight, set_bytes(s)), set_bytes(s > 0 ? (1 << (s - 1)) - 1 : 0), set_bytes(s > 0),
+                            set_bytes(255 >> s), set_bytes(128 >> s), set_bytes(-limit), set_bytes(limit), eight,
+                            set_bytes(255), zero()};
+    return lower_bytes(_mm512_xor_si512(w, set_bytes(128)), a, true);
+}
+static inline void store_bytes64(uint8_t* p, vi a, int n) {
+    if (n >= 64)
+        store(p, a);
+    else
+        _mm512_mask_storeu_epi8(p, (1ull << n) - 1ull, a);
+}
+static inline vi load_bytes64(const uint8_t* p, int n) {
+    return n >= 64 ? load(p) : _mm512_maskz_loadu_epi8((1ull << n) - 1ull, p);
+}
+
+}  // namespace avx512vnni
+}  // namespace flexiq

@@ -1,0 +1,180 @@
+// No instruction set in particular: 4 int32 lanes in plain C++, for processors without a path of their own. Correct first.
+#pragma once
+#include <cstdint>
+
+namespace flexiq {
+namespace portable {
+
+enum { LANES = 4, BYTES = 16, ROWS = 2, COLS = 2, FIP_ROWS = 2, FIP_COLS = 1, DOT_BIAS = 0 };
+
+struct vi {
+    int32_t v[LANES];
+};
+struct vf {
+    float v[LANES];
+};
+
+#define FLEXIQ_EACH for (int i = 0; i < LANES; i++)
+static inline int32_t wrapped(uint32_t v) { return static_cast<int32_t>(v); }
+static inline uint32_t bits(int32_t v) { return static_cast<uint32_t>(v); }
+
+static inline vi set(int32_t v) {
+    vi r;
+    FLEXIQ_EACH r.v[i] = v;
+    return r;
+}
+static inline vi zero() { return set(0); }
+static inline vi load(const void* p) {
+    vi r;
+    __builtin_memcpy(&r, p, sizeof r);
+    return r;
+}
+static inline void store(void* p, vi a) { __builtin_memcpy(p, &a, sizeof a); }
+static inline vi broadcast4(const uint8_t* p) {
+    int32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return set(v);
+}
+static inline vi set_bytes(int v) { return set(wrapped(0x01010101u * static_cast<uint8_t>(v))); }
+static inline vi add(vi a, vi b) {
+    FLEXIQ_EACH a.v[i] = wrapped(bits(a.v[i]) + bits(b.v[i]));
+    return a;
+}
+static inline vi sub(vi a, vi b) {
+    FLEXIQ_EACH a.v[i] = wrapped(bits(a.v[i]) - bits(b.v[i]));
+    return a;
+}
+static inline vi add_bytes(vi a, vi b) {
+    uint8_t x[BYTES], y[BYTES];
+    __builtin_memcpy(x, &a, BYTES);
+    __builtin_memcpy(y, &b, BYTES);
+    for (int i = 0; i < BYTES; i++) x[i] = static_cast<uint8_t>(x[i] + y[i]);
+    return load(x);
+}
+static inline vi sub_bytes(vi a, vi b) {
+    uint8_t x[BYTES], y[BYTES];
+    __builtin_memcpy(x, &a, BYTES);
+    __builtin_memcpy(y, &b, BYTES);
+    for (int i = 0; i < BYTES; i++) x[i] = static_cast<uint8_t>(x[i] - y[i]);
+    return load(x);
+}
+static inline vi shift_left(vi a, int s) {
+    FLEXIQ_EACH a.v[i] = wrapped(bits(a.v[i]) << s);
+    return a;
+}
+static inline vi shift_left_each(vi a, vi s) {
+    FLEXIQ_EACH a.v[i] = wrapped(bits(a.v[i]) << s.v[i]);
+    return a;
+}
+static inline vi shift_right_2(vi a) {
+    FLEXIQ_EACH a.v[i] >>= 2;
+    return a;
+}
+static inline vi both(vi a, vi b) {
+    FLEXIQ_EACH a.v[i] &= b.v[i];
+    return a;
+}
+static inline vi swap_fours(vi a) { return vi{{a.v[1], a.v[0], a.v[3], a.v[2]}}; }
+static inline int32_t sum(vi a) { return wrapped(bits(a.v[0]) + bits(a.v[1]) + bits(a.v[2]) + bits(a.v[3])); }
+
+static inline void sum_four(const vi (&v)[4], int32_t* to) {
+    for (int s = 0; s < 4; s++) to[s] = sum(v[s]);
+}
+
+static inline vi dot(vi acc, vi u, vi s) {
+    uint8_t x[BYTES];
+    int8_t w[BYTES];
+    __builtin_memcpy(x, &u, BYTES);
+    __builtin_memcpy(w, &s, BYTES);
+    FLEXIQ_EACH {
+        const int32_t d = x[4 * i] * w[4 * i] + x[4 * i + 1] * w[4 * i + 1] + x[4 * i + 2] * w[4 * i + 2] + x[4 * i + 3] * w[4 * i + 3];
+        acc.v[i] = wrapped(bits(acc.v[i]) + bits(d));
+    }
+    return acc;
+}
+
+static inline vf to_float(vi a) {
+    vf r;
+    FLEXIQ_EACH r.v[i] = static_cast<float>(a.v[i]);
+    return r;
+}
+// The values are within +-255: adding and taking away 1.5 * 2^23 rounds to nearest even.
+static inline vi round_even(vf a) {
+    vi r;
+    FLEXIQ_EACH {
+        volatile float shifted = a.v[i] + 12582912.0f;
+        r.v[i] = static_cast<int32_t>(shifted - 12582912.0f);
+    }
+    return r;
+}
+static inline vf set_float(float v) {
+    vf r;
+    FLEXIQ_EACH r.v[i] = v;
+    return r;
+}
+static inline vf load_float(const float* p) {
+    vf r;
+    __builtin_memcpy(&r, p, sizeof r);
+    return r;
+}
+static inline vf mul(vf a, vf b) {
+    FLEXIQ_EACH a.v[i] *= b.v[i];
+    return a;
+}
+static inline vf add_float(vf a, vf b) {
+    FLEXIQ_EACH a.v[i] += b.v[i];
+    return a;
+}
+static inline vf limit(vf a, vf lo, vf hi) {
+    FLEXIQ_EACH {
+        a.v[i] = a.v[i] > lo.v[i] ? a.v[i] : lo.v[i];
+        a.v[i] = a.v[i] < hi.v[i] ? a.v[i] : hi.v[i];
+    }
+    return a;
+}
+static inline vi load_bytes_wide(const uint8_t* p, int n) {
+    vi r = zero();
+    for (int i = 0; i < n && i < LANES; i++) r.v[i] = p[i];
+    return r;
+}
+static inline void store_bytes(uint8_t* p, vi a, int n) {
+    for (int i = 0; i < n && i < LANES; i++) p[i] = static_cast<uint8_t>(a.v[i]);
+}
+static inline void store_some(int32_t* p, vi a, int n) {
+    for (int i = 0; i < n && i < LANES; i++) p[i] = a.v[i];
+}
+static inline void store_some_float(float* p, vf a, int n) {
+    for (int i = 0; i < n && i < LANES; i++) p[i] = a.v[i];
+}
+// N vectors of values 0..255, stored as adjacent bytes.
+template <int N>
+static inline void store_packed(uint8_t* p, const vi* q) {
+    for (int j = 0; j < N; j++) store_bytes(p + j * LANES, q[j], LANES);
+}
+
+// clamp(rne(v / 2^s), lo, hi); shift = s + 1 and half = 2^s - 1. Right shifts of negative values are arithmetic in every
+// compiler that C++17 has (and by C++20's letter).
+static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
+    FLEXIQ_EACH {
+        const int32_t twice = 2 * v.v[i];
+        const int32_t q = (twice + half.v[i] + ((twice >> shift.v[i]) & 1)) >> shift.v[i];
+        v.v[i] = q < lo.v[i] ? lo.v[i] : q > hi.v[i] ? hi.v[i] : q;
+    }
+    return v;
+}
+// clamp(rne(w / 2^s), -limit, limit) of a vector of signed bytes.
+static inline vi low_weights(vi w, int s, int limit_) {
+    uint8_t in[BYTES], out[BYTES];
+    store(in, w);
+    const vi shift = set(s + 1), half = set((1 << s) - 1), lo = set(-limit_), hi = set(limit_), middle = set(128);
+    for (int b = 0; b < BYTES; b += LANES) {
+        for (int i = 0; i < LANES; i++) in[b + i] = static_cast<uint8_t>(in[b + i] ^ 128);
+        store_bytes(out + b, lower(sub(load_bytes_wide(in + b, LANES), middle), shift, half, lo, hi), LANES);
+    }
+    return load(out);
+}
+
+#undef FLEXIQ_EACH
+
+}  // namespace portable
+}  // namespace flexiq

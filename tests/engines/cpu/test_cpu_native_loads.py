@@ -1,0 +1,42 @@
+"""The compiled extension is there, is the one that belongs to this tree, and is the sanitized one where that is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import flexiq
+
+
+def native() -> ModuleType:
+    """The extension; skips where the package was built without a compiler, unless FLEXIQ_REQUIRE_NATIVE is set."""
+    try:
+        return importlib.import_module("flexiq.engines.cpu._native")
+    except ModuleNotFoundError:
+        required = os.environ.get("FLEXIQ_REQUIRE_NATIVE", "").lower() in {"1", "true", "on", "yes", "y", "t"}
+        if required or "FLEXIQ_SANITIZED_NATIVE" in os.environ:
+            raise
+        pytest.skip("CPU ENGINE NOT COMPILED: install a C++ compiler and flexiq again to run this test")
+
+
+@pytest.mark.sanitize
+def test_the_extension_is_of_this_version() -> None:
+    """A mismatch means a stale build: the extension was compiled from other sources than these."""
+    assert native().version() == flexiq.__version__
+
+
+@pytest.mark.sanitize
+def test_the_sanitized_extension_is_used_where_asked_for() -> None:
+    wanted = os.environ.get("FLEXIQ_SANITIZED_NATIVE")
+    loaded = native().__file__
+    assert loaded is not None
+    code = Path(loaded).read_bytes()
+    if wanted is None:
+        assert b"__asan_init" not in code, f"{loaded} is a build with sanitizers"
+    else:
+        assert os.path.samefile(loaded, wanted)
+        assert b"__asan_init" in code and b"__ubsan_handle" in code, f"{loaded} has no sanitizers"

@@ -354,6 +354,8 @@ class Demo:
             for row in rows
         ]  # fmt: skip
         self.terminal.table(columns, shown, "6  what the kernels counted while they ran one image")
+        if any("direct" in row["kernels"] for row in rows):
+            self.terminal.say("   direct computes low values in the 8-bit kernel, where the others would gain no time")
         return rows
 
     def report(self, quantized: QuantizedModel, baselines: list[dict[str, Any]], test: list[Any]) -> None:
@@ -388,9 +390,12 @@ class Demo:
         picture: str | None = None
         try:
             check_plot_path(self.picture_path)
-            write_latency_plot(latency_report(self.model_path.stem, self.engine, here, rows), self.picture_path)
+            batch = LATENCY_BATCHES[-1]  # one line: two would leave no room between the points
+            drawn = [row for row in rows if row.batch == batch]
+            report = latency_report(f"zoo:{self.network}, batch {batch}", self.engine, here, drawn)
+            write_latency_plot(report, self.picture_path)
             picture = str(self.picture_path)
-            self.terminal.say(f"   wrote {picture}: accuracy against latency")
+            self.terminal.say(f"   wrote {picture}: accuracy against latency at batch {batch}")
         except ConfigError as error:  # matplotlib is not there
             self.terminal.say(f"   no picture: {error}")
         return {"rows": [row.as_json() for row in rows], "verdict": said, "picture": picture}
@@ -443,19 +448,16 @@ class Demo:
 
 
 def verdict(rows: Sequence[LatencyRow]) -> str:
-    """One sentence on what the largest ratio bought, from measured rows of several batch sizes."""
+    """One sentence on what the largest ratio bought, from measured rows of one or more batch sizes."""
     last = [row for row in rows if row.ratio == rows[-1].ratio]
     gains = [0.0 if row.vs_base is None else 1.0 / row.vs_base for row in last]
-    name = ratio_name(last[0].ratio)
-    at = " and ".join(f"{gain:.2f} at batch {row.batch}" for gain, row in zip(gains, last, strict=True))
+    speeds = " and ".join(f"{gain:.2f} times at batch {row.batch}" for gain, row in zip(gains, last, strict=True))
+    ends = f"Ratio {ratio_name(last[0].ratio)} against {ratio_name(rows[0].ratio)}: {speeds} the speed"
     if max(gains) < WORTH:
-        return (
-            f"Ratio {name} ran at {at} times the speed of {ratio_name(rows[0].ratio)}: this network is too small for low "
-            "bits to pay on this machine; the README has larger ones."
-        )
+        return f"{ends}. This network is too small for low bits to pay on this machine; the README has larger ones."
     before, after = rows[0].quality.get("accuracy"), last[0].quality.get("accuracy")
-    cost = "" if before is None or after is None else f", for {100 * (after - before):+.2f} points of accuracy"
-    return f"Ratio {name} ran at {at} times the speed of {ratio_name(rows[0].ratio)}{cost}."
+    cost = "" if before is None or after is None else f", {100 * (after - before):+.2f} points of accuracy"
+    return f"{ends}{cost}."
 
 
 def _program() -> str:

@@ -9,12 +9,30 @@ import numpy as np
 import pytest
 
 from flexiq.artifact import load_program, save_program
+from flexiq.cli.inspect_engine import kernel_text, obstacle_rows
+from flexiq.engines.cpu import native
+
+needs_cpu_engine = pytest.mark.skipif(bool(native.missing()), reason=f"NO CPU ENGINE: {native.missing()}")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel choices are neither read from nor written to the user's folder."""
+    monkeypatch.setenv("FLEXIQ_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("FLEXIQ_CPU_ISA", raising=False)
 
 
 def test_evaluate_measures_what_quantize_stored(flexiq, artifact: Path) -> None:
     result = flexiq("evaluate", artifact, "--data", "digits", "--images", "100", "--json")
     assert result.code == 0
     assert result.json["curve"] == load_program(artifact).curve
+
+
+@needs_cpu_engine
+def test_evaluate_in_the_cpu_engine_gives_the_same_curve(flexiq, artifact: Path) -> None:
+    result = flexiq("evaluate", artifact, "--data", "digits", "--images", "100", "--engine", "cpu", "--json")
+    assert result.code == 0, result.err
+    assert result.json["engine"] == "cpu" and result.json["curve"] == load_program(artifact).curve
 
 
 def test_evaluate_takes_the_nearest_ratio_below(flexiq, artifact: Path) -> None:
@@ -64,6 +82,101 @@ def test_inspect(flexiq, artifact: Path) -> None:
     assert "7 of them may run low with 4 to 8 groups" in text
     assert "first layer" in text and "%conv2d" in text and "naive 4-bit at 100 %" in text
     assert "nothing runs in float" in text
+
+
+@needs_cpu_engine
+def test_inspect_shows_every_layer_in_the_engine(flexiq, artifact: Path, own_cache: None) -> None:
+    result = flexiq("inspect", artifact, "--engine", "cpu", "--batch", "2", "--kernels", "fixed", "--json")
+    assert result.code == 0, result.err
+    found = result.json["engine"]
+    described = found["description"]
+    program = load_program(artifact)
+    assert found["batch"] == 2 and found["peak"]["gmacs_per_s"] > 0 and found["peak"]["bandwidth_gb_per_s"] > 0
+    engine = described["engine"]
+    assert engine["isa"] == native.isas()[0] and engine["kernel_choice"] == "rule" and engine["threads"] == 1
+    assert engine["reference_engine"] == {} and engine["weight_bytes"]["8-bit"] > 0 and engine["arena_bytes"]["2"] > 0
+    assert [row["layer"] for row in found["layers"]] == list(program.layers)
+    for row in found["layers"]:
+        layer = program.layers[row["layer"]]
+        assert len(row["kernels"]) == len(row["milliseconds"]) == len(program.ratios)
+        assert row["kernels"][0] == "direct"  # nothing is low at ratio 0
+        for milliseconds, speed, share in zip(row["milliseconds"], row["gmacs_per_s"], row["of_peak"], strict=True):
+            assert milliseconds > 0 and speed == pytest.approx(2 * layer.macs / milliseconds / 1e6)
+            assert share == pytest.approx(speed / found["peak"]["gmacs_per_s"])
+    by_name = {layer["name"]: layer for layer in described["layers"]}
+    first = next(iter(program.layers))
+    assert set(by_name[first]["obstacles"].values()) == {"no channel is ever low"}
+
+
+@needs_cpu_engine
+def test_inspect_prints_kernels_bytes_and_obstacles(flexiq, artifact: Path, own_cache: None) -> None:
+    result = flexiq(
+        "inspect", artifact, "--engine", "cpu", "--isa", "portable", "--threads", "2", "--kernels", "winograd"
+    )
+    assert result.code == 0, result.err
+    text = result.out
+    assert "portable, 2 threads, batch 1" in text and "measured peaks" in text and "forced where exact" in text
+    assert "0 %: ms" in text and "100 %: ms" in text and "together" in text
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == ["block1.conv1"]]
+    assert line.split()[1] == "64x64x3x3" and "direct, winograd from 25 %" in line
+    assert "no channel is ever low" in text and "not a 3x3 convolution of stride 1" in text
+    assert "weights held: " in text and "arena of one run: " in text and "nothing runs in the reference engine" in text
+
+
+@needs_cpu_engine
+def test_inspect_remembers_and_forgets_kernels(flexiq, artifact: Path, own_cache: None, tmp_path: Path) -> None:
+    ask = ["inspect", artifact, "--engine", "cpu", "--json"]
+    sources = [flexiq(*ask).json["engine"]["description"]["engine"]["kernel_choice"] for _ in range(2)]
+    assert sources == ["timing", "cache"] and list((tmp_path / "cache").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "extra, kind, told",
+    [
+        (["--isa", "avx2"], "ConfigError", "--engine cpu"),
+        (["--batch", "2", "--memory", "small"], "ConfigError", "--batch, --memory"),
+        (["--engine", "reference"], "ConfigError", "reference"),
+        (["--engine", "cpu", "--isa", "mmx"], "EngineError", "'mmx'"),
+        (["--engine", "cpu", "--kernels", "magic"], "EngineError", "magic"),
+        (["--engine", "cpu", "--memory", "tiny"], "EngineError", "tiny"),
+        (["--engine", "cpu", "--threads", "0"], "UsageError", "threads"),
+    ],
+)
+def test_inspect_refuses_wrong_engine_options(flexiq, artifact: Path, extra: list[str], kind: str, told: str) -> None:
+    if kind == "EngineError" and native.missing():
+        pytest.skip(f"NO CPU ENGINE: {native.missing()}")
+    result = flexiq("inspect", artifact, *extra, "--json")
+    assert result.code == 2 and result.json["type"] == kind and told in result.json["error"]
+    assert result.err.count("\n") == 1
+
+
+def test_inspect_without_the_engine_says_the_remedy(flexiq, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_extension", None)
+    monkeypatch.setattr(native, "_problem", "no such module", raising=False)
+    result = flexiq("inspect", artifact, "--engine", "cpu", "--json")
+    assert (
+        result.code == 2 and result.json["type"] == "EngineError" and "install a C++ compiler" in result.json["error"]
+    )
+
+
+def test_kernels_are_told_by_their_changes() -> None:
+    ratios = [0.0, 0.25, 0.5, 1.0]
+    assert kernel_text(["direct"] * 4, ratios) == "direct"
+    assert kernel_text(["direct", "fip", "fip", "winograd"], ratios) == "direct, fip from 25 %, winograd from 100 %"
+
+
+def test_obstacles_are_gathered_by_reason() -> None:
+    layers = [
+        {"name": "a", "source": "m.a", "obstacles": {"fip": "too wide", "winograd": "stride"}},
+        {"name": "b", "source": "", "obstacles": {"winograd": "stride", "narrow": "stride"}},
+        {"name": "c", "source": "m.c", "obstacles": {"winograd": "stride"}},
+        {"name": "d", "source": "m.d"},
+    ]
+    assert obstacle_rows(layers) == [
+        (["winograd"], "stride", ["m.a", "m.c"]),
+        (["fip"], "too wide", ["m.a"]),
+        (["winograd", "narrow"], "stride", ["b"]),
+    ]
 
 
 @pytest.mark.parametrize("extra", [[], ["--verify"]])

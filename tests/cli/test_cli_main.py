@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from flexiq import __version__
+from flexiq.engines.cpu import native
 
-COMMANDS = ("quantize", "evaluate", "inspect", "compare", "report", "doctor")
+COMMANDS = ("quantize", "evaluate", "inspect", "compare", "report", "benchmark", "doctor")
 # Makes `import torch` and `find_spec("torch")` behave as where torch is not installed.
 WITHOUT_TORCH = """
 import importlib.machinery, sys
@@ -94,12 +95,43 @@ def test_doctor(flexiq) -> None:
     import torch
 
     assert content["torch"]["version"] == torch.__version__
-    assert content["engines"] == {"reference": ""}
+    assert content["engines"] == {"reference": "", "cpu": native.missing()}
     assert content["missing_required"] == []
     assert content["cpu"]["usable_cores"] >= 1 and content["cpu"]["model"]
     assert isinstance(content["torch"]["int8_convolutions"], bool)
     text = flexiq("doctor").out
     assert "nothing required is missing" in text and content["cpu"]["model"] in text
+
+
+@pytest.mark.skipif(bool(native.missing()), reason=f"NO CPU ENGINE: {native.missing()}")
+def test_doctor_says_what_the_cpu_engine_uses(flexiq, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLEXIQ_CPU_ISA", raising=False)
+    known = native.isas()
+    engine = flexiq("doctor", "--json").json["cpu_engine"]
+    assert engine["instruction_sets"] == known and engine["chosen"] == known[0] and engine["forced_by"] is None
+    assert engine["missing"] == "" and engine["built_from"] == __version__
+    text = flexiq("doctor").out
+    assert f"uses {known[0]} (the best that runs here)" in text and ", ".join(known) in text
+    monkeypatch.setenv("FLEXIQ_CPU_ISA", "portable")
+    assert flexiq("doctor", "--json").json["cpu_engine"]["chosen"] == "portable"
+    assert "uses portable (FLEXIQ_CPU_ISA=portable)" in flexiq("doctor").out
+    monkeypatch.setenv("FLEXIQ_CPU_ISA", "mmx")
+    wrong = flexiq("doctor", "--json")
+    assert wrong.code == 0 and wrong.json["cpu_engine"]["chosen"] is None
+    assert "'mmx' (from FLEXIQ_CPU_ISA)" in wrong.json["cpu_engine"]["problem"]
+    assert "or unset it" in flexiq("doctor").out
+
+
+def test_doctor_without_the_cpu_engine_says_the_remedy(flexiq, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_extension", None)
+    monkeypatch.setattr(native, "_problem", "no such module", raising=False)
+    found = flexiq("doctor", "--json")
+    assert found.code == 0  # it is an engine among several
+    engine = found.json["cpu_engine"]
+    assert "no such module" in engine["missing"] and found.json["engines"]["cpu"] == engine["missing"]
+    assert engine["instruction_sets"] == [] and engine["chosen"] is None and engine["built_from"] is None
+    text = flexiq("doctor").out
+    assert "install a C++ compiler" in text and "--no-cache-dir" in text
 
 
 def test_doctor_tells_what_required_is_missing(flexiq, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +147,7 @@ def test_doctor_without_torch() -> None:
     content = json.loads(done.stdout)
     assert content["torch"] is None and "torch is not installed" in content["engines"]["reference"]
     assert content["optional_packages"]["torch"]["version"] is None
+    assert content["engines"]["cpu"] == native.missing()  # it needs no torch
     assert "torch: not installed" in without_torch("doctor").stdout
 
 

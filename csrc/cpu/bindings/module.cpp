@@ -114,6 +114,7 @@ NB_MODULE(_native, m) {
              nb::kw_only(), "h"_a, "w"_a, "c"_a, "is_float"_a = false, "channels_first"_a = false, "external"_a = false,
              "zero"_a = 0, "factor"_a = 1, "halo"_a = Pair{0, 0})
         .def("set_external", [](Engine& e, int tensor, bool on) { e.program.set_external(tensor, on); })
+        .def("touch", [](Engine& e, int tensor, int step) { e.program.touch(tensor, step); })
         .def("add_conv",
              [](Engine& e, const std::string& name, int src, int dst, int residual, float residual_factor, float lo, float hi,
                 bool accumulators, bool folded, Array<int8_t> weight, Pair stride, Pair pad, Pair dilation, int conv_groups,
@@ -239,6 +240,7 @@ NB_MODULE(_native, m) {
         .def(
             "finish", [](Engine& e, bool all) { e.program.finish(all); }, "all"_a = false,
             nb::call_guard<nb::gil_scoped_release>())
+        .def("seal", [](Engine& e) { e.program.seal(); })
         .def("steps",
              [](Engine& e) {
                  std::vector<std::pair<std::string, std::string>> result;

@@ -48,7 +48,7 @@ static inline __attribute__((always_inline)) void finish(const Epilogue& e, vi a
 // COLS adjacent vectors of outputs of one pixel; left: outputs from k to the end of the layer. The usual case, whole
 // blocks of bytes, is packed and stored at once.
 template <int N>
-static inline __attribute__((always_inline)) void finish_row(const Epilogue& e, const vi* a, int32_t k, int32_t left,
+static inline __attribute__((always_inline)) void finish_row(const Epilogue& e, const vi (&a)[N], int32_t k, int32_t left,
                                                              const Pixel& p) {
     if (__builtin_expect(left >= N * LANES && e.kind == OUT_BYTES && e.residual_kind != RESIDUAL_FLOAT && !p.low, 1)) {
         const vf lo = set_float(e.lo), hi = set_float(e.hi);

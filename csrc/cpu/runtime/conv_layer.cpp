@@ -105,8 +105,7 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
         for (int r = 0; r < spec_.ratios; r++)
             for (Method m : {METHOD_DIRECT, METHOD_FIP, METHOD_NARROW})
                 if (obstacles_[m].empty() && (m != METHOD_DIRECT || read_back || !has_low(r))) prepare(r, m);
-        std::vector<int8_t>().swap(spec_.weight);
-        std::vector<int8_t>().swap(low_weight_);
+        seal();
     }
 }
 
@@ -381,6 +380,7 @@ void ConvLayer::pack_winograd(bool fip) {
 
 void ConvLayer::keep(const std::array<bool, kMethods>& methods, bool low_at_direct) {
     if (small_) return;
+    if (sealed_) throw std::logic_error("layer '" + spec_.name + "': the engine is loaded, its kernels are chosen");
     if (direct_.data.data() == nullptr || direct_has_read_back_ != low_at_direct) {
         pack_direct(low_at_direct && eligible_);
         direct_has_read_back_ = low_at_direct;
@@ -400,6 +400,12 @@ void ConvLayer::keep(const std::array<bool, kMethods>& methods, bool low_at_dire
     want(METHOD_NARROW, narrow_, [&] { pack_narrow(); });
     want(METHOD_WINOGRAD, winograd_, [&] { pack_winograd(false); });
     want(METHOD_WINOGRAD_FIP, winograd_fip_, [&] { pack_winograd(true); });
+}
+
+void ConvLayer::seal() {
+    std::vector<int8_t>().swap(spec_.weight);
+    std::vector<int8_t>().swap(low_weight_);
+    sealed_ = true;
 }
 
 std::array<int64_t, 6> ConvLayer::weight_bytes() const {
@@ -585,7 +591,7 @@ Lowering ConvLayer::build_lowering(int ratio, Method m) const {
 void ConvLayer::prepare(int ratio, Method m) {
     const size_t at = size_t(ratio) * kMethods + m;
     if (built_[at]) return;
-    if (small_ && spec_.weight.empty()) throw std::logic_error("layer '" + spec_.name + "': its weights are packed already");
+    if (sealed_) throw std::logic_error("layer '" + spec_.name + "': its weights are packed already");
     visits_[at].clear();
     for (int c = 0; c < spec_.conv_groups; c++) visits_[at].push_back(build_visit(ratio, m, c));
     lowerings_[at] = build_lowering(ratio, m);

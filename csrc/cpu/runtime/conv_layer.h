@@ -62,6 +62,8 @@ class ConvLayer {
 
     // Makes sure that the weights a method needs at any ratio are packed; drops those no listed method needs.
     void keep(const std::array<bool, kMethods>& methods, bool low_at_direct);
+    // Gives back the weights in their own order: what is packed stays, nothing more can be packed.
+    void seal();
     // Bytes of weights held: 8-bit copy, read-back copy, and per low method.
     std::array<int64_t, 6> weight_bytes() const;
 
@@ -98,7 +100,7 @@ class ConvLayer {
 
     ConvSpec spec_;
     const ConvKernels& kernels_;
-    bool folded_, small_;
+    bool folded_, small_, sealed_ = false;
     int all_taps_, taps_, n_local_, outputs_per_group_, blocks_, fip_blocks_;
     bool eligible_ = false;
     std::vector<int8_t> low_weight_;

@@ -89,6 +89,10 @@ void Program::finish(bool all) {
     free_.clear();
 }
 
+void Program::seal() {
+    for (ConvStep* c : convs_) c->layer().seal();
+}
+
 // First fit by falling size; two tensors may share bytes when no step needs both.
 std::vector<int64_t> Program::place(int n, int64_t* total) const {
     const int count = static_cast<int>(tensors_.size());
@@ -99,6 +103,10 @@ std::vector<int64_t> Program::place(int n, int64_t* total) const {
                 from[t] = std::min(from[t], s);
                 to[t] = std::max(to[t], s);
             }
+    for (const auto& [t, s] : touched_) {
+        from[t] = std::min(from[t], s);
+        to[t] = std::max(to[t], s);
+    }
     std::vector<int> order;
     for (int t = 0; t < count; t++)
         if (to[t] >= 0 && !tensors_[t].external) order.push_back(t);

@@ -84,10 +84,15 @@ class Program {
     ConvStep* add_conv(ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi, int kind,
                        bool read_back_only);
     void set_external(int tensor, bool external) { tensors_[tensor].external = external; }
+    // The tensor is read or written from outside right before step `step` (steps(): after the last): no other may take its
+    // place between then and its compiled uses. Before the first run.
+    void touch(int tensor, int step) { touched_.emplace_back(tensor, step); }
 
     // Packs what the choices need; to be called after building and after every change of choices, with no run under way.
     // all: pack what every exact method needs, to try them out.
     void finish(bool all = false);
+    // After the last `finish`: gives back the copy of the weights that packing needs.
+    void seal();
 
     // inputs/outputs: (tensor, address) of external tensors. Steps [from, to). Returns the count of NaN and infinities.
     int64_t run(const std::vector<std::pair<int, void*>>& external, int n, int ratio, int from, int to,
@@ -117,6 +122,7 @@ class Program {
     const ConvKernels* conv_kernels_;
     const SimpleOps* ops_;
     std::vector<TensorSpec> tensors_;
+    std::vector<std::pair<int, int>> touched_;
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<ConvStep*> convs_;
     ThreadPool pool_;

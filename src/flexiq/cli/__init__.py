@@ -48,7 +48,7 @@ app.command(
 app.command(
     epilog=_examples(
         "flexiq evaluate resnet20.flexiq --data cifar10 --ratios 0,50,100",
-        "flexiq evaluate digits.flexiq --data digits --json",
+        "flexiq evaluate digits.flexiq --data digits --engine cpu --json",
     )
 )(evaluate.evaluate)
 app.command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -54,7 +54,7 @@ def evaluate(
         from flexiq.cli.measure import measure_curve, print_curve, table_ratios
 
         machine.set_threads(threads)
-        quantized = load(model, engine)
+        quantized = load(model, engine, **engine_options(engine, threads))
         program = quantized.program
         chosen = table_ratios(program, wanted)
         if wanted is not None and list(wanted) != chosen:
@@ -94,3 +94,10 @@ def evaluate(
                 "seconds": seconds,
             }
         )
+
+
+def engine_options(engine: str, threads: int | None) -> dict[str, Any]:
+    """Options of an engine that is to measure accuracy: all cores, and no time spent on choosing kernels."""
+    if engine != "cpu":
+        return {}
+    return {"threads": threads or machine.usable_cores(), "kernels": "fixed"}

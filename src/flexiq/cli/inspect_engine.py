@@ -115,8 +115,7 @@ def _print_layers(terminal: Terminal, found: Mapping[str, Any]) -> None:
     ends = [0] if len(ratios) == 1 else [0, len(ratios) - 1]
     columns = ["layer", "weight", "kernel by ratio"]
     for i in ends:
-        name = ratio_name(ratios[i])
-        columns += [f"ms at {name}", f"GMAC/s at {name}", "of peak"]
+        columns += [f"{ratio_name(ratios[i])}: ms", "GMAC/s", "of peak"]
     times = {row["layer"]: row for row in timed}
     rows = []
     for layer in layers:
@@ -143,7 +142,12 @@ def _print_layers(terminal: Terminal, found: Mapping[str, Any]) -> None:
             speed = done / milliseconds / 1e6 if milliseconds > 0 else 0.0
             total += [f"{milliseconds:.4f}", f"{speed:.1f}", f"{100 * speed / peak:.0f} %"]
         rows.append(total)
-    terminal.table(columns, rows, "layers in place; a fast algorithm may exceed the peak", left=3)
+    terminal.table(
+        columns,
+        rows,
+        "layers in place, at the smallest and the largest ratio; fast algorithms may exceed the peak",
+        left=3,
+    )
     if not timed:
         terminal.say("layers were not timed: parts of the network run in the reference engine (named below)")
 

@@ -80,6 +80,7 @@ class CpuEngine:
         elif self._fallback is None:
             self._fallback = Fallback(self)
         self.choice_source = tuning.choose_kernels(self)
+        self.native.seal()
 
     # ---- the dial --------------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,30 @@ class Fallback:
                     self.last_elsewhere[value] = index
         for value in graph.outputs:
             self.last_elsewhere[value] = len(engine.compiled.items)
+        self.written = self._reserve()
+
+    def _reserve(self) -> set[str]:
+        """Keep the memory of values that cross between compiled steps and others, from where they are made to where they are
+        read. Returns the values made elsewhere that compiled steps read."""
+        engine = self.engine
+        graph, places, reasons = engine.program.graph, engine.compiled.places, engine.compiled.reasons
+        compiled = [n for n in graph.nodes if n.name not in reasons]
+        made = {n.name for n in compiled}
+        written = {v for n in compiled for v in n.data_operands() if v in reasons}
+        done = 0
+        for item in engine.compiled.items:
+            if not isinstance(item, Elsewhere):
+                done = item[1]
+                continue
+            for value in item.node.operands():
+                if value in made:
+                    engine.native.touch(places[value].tensor, done)
+            if item.node.name in written:
+                engine.native.touch(places[item.node.name].tensor, done)
+        for value in graph.outputs:
+            if value in made:
+                engine.native.touch(places[value].tensor, done)
+        return written
 
     def settings(self, index: int) -> dict[str, Any]:
         """Settings of the layers that run elsewhere."""
@@ -100,7 +124,7 @@ class Fallback:
                     mine = {v: value(v) for v in node.operands() if v not in self.executor.constants}
                     result = self.executor.step(node, mine, settings, n)
                     values[node.name] = result
-                    if node.name in places:
+                    if node.name in self.written:
                         place = places[node.name]
                         array = np.ascontiguousarray(result.numpy(), dtype=np.float32)
                         native.write(context, place.tensor, array, place.channels_first)

@@ -64,7 +64,7 @@ def peak(isa: str, threads: int = 1) -> dict[str, float]:
     The best of forty tries of a few milliseconds on every thread at once; threads add up.
     """
     module = extension()
-    rounds = 2000
+    rounds = 100
     while module.burn(isa, rounds)[1] < 0.002:
         rounds *= 2
     best = 0.0

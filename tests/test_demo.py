@@ -12,15 +12,32 @@ from typing import Any
 
 import pytest
 
+from flexiq.benchmarking.latency import LatencyRow
+from flexiq.benchmarking.timing import Samples
+from flexiq.demo import verdict
+from flexiq.engines.cpu import native
+
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
 LABELS = ["float32", "naive 4-bit", "naive 4-bit"]
+RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
+needs_cpu_engine = pytest.mark.skipif(bool(native.missing()), reason=f"NO CPU ENGINE: {native.missing()}")
+# The demo as it runs where the extension was not compiled.
+WITHOUT_EXTENSION = """
+import sys
+from flexiq.engines.cpu import native
+native._extension, native._problem = None, "no such module"
+from flexiq.demo import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_demo(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    what = ["-c", code] if code else ["-m", "flexiq.demo"]
     return subprocess.run(
-        [sys.executable, "-m", "flexiq.demo", *arguments],
+        [sys.executable, *what, *arguments],
         cwd=folder,
+        env={**os.environ, "FLEXIQ_CACHE_DIR": str(folder / "cache")},
         capture_output=True,
         text=True,
         timeout=900,
@@ -60,7 +77,7 @@ def test_table_has_every_setting_and_baseline(shown: str, content: dict[str, Any
         "naive 4-bit",
     ):
         assert name in shown
-    assert [row["ratio"] for row in content["curve"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [row["ratio"] for row in content["curve"]] == RATIOS
     assert [row["label"] for row in content["baselines"]] == LABELS
     assert all(row["samples"] == 360 for row in [*content["curve"], *content["baselines"]])
     for row in content["curve"]:
@@ -78,6 +95,69 @@ def test_the_dial_is_real(folder: Path, content: dict[str, Any]) -> None:
     assert program.nested and content["loaded_model_is_bit_identical"] is True
 
 
+@needs_cpu_engine
+def test_kernels_executed_what_the_plan_says(folder: Path, content: dict[str, Any], shown: str) -> None:
+    from flexiq.artifact import load_program
+
+    program = load_program(folder / content["model"])
+    assert content["engine"] == {"name": "cpu", "cpu_engine_missing": ""}
+    assert content["bit_identical_to_reference"] is True
+    assert "bit-identical to the reference engine's: 360 images at 5 ratios" in shown
+    everything = sum(layer.macs for layer in program.layers.values())
+    assert [row["ratio"] for row in content["executed"]] == RATIOS
+    for index, row in enumerate(content["executed"]):
+        assert row["low_macs"] + row["high_macs"] == everything
+        assert row["low_macs"] / everything == pytest.approx(program.low_share(index))
+    first, last = content["executed"][0], content["executed"][-1]
+    assert first["low_macs"] == 0 and first["kernels"] == [] and first["multiplications"] == everything
+    assert last["low_macs"] > 0.99 * everything and last["kernels"]
+
+
+@needs_cpu_engine
+def test_it_ends_with_accuracy_against_latency(folder: Path, content: dict[str, Any], shown: str) -> None:
+    latency = content["latency"]
+    assert [(row["batch"], row["ratio"]) for row in latency["rows"]] == [(b, r) for b in (1, 16) for r in RATIOS]
+    accuracy = {row["ratio"]: row["accuracy"] for row in content["curve"]}
+    for row in latency["rows"]:
+        assert row["median_ms"] > 0 and row["threads"] == 1 and row["accuracy"] == accuracy[row["ratio"]]
+    assert [row["speedup"] for row in latency["rows"] if row["ratio"] == 0.0] == [1.0, 1.0]
+    assert f"{latency['rows'][4]['speedup']:.2f} times at batch 1 " in latency["verdict"]
+    if latency["picture"] is None:
+        assert "matplotlib" in shown
+    else:
+        assert (folder / latency["picture"]).read_bytes().startswith(b"\x89PNG") and latency["picture"] in shown
+
+
+def test_without_the_extension_it_says_so_and_measures_accuracy_alone(folder: Path, content: dict[str, Any]) -> None:
+    done = run_demo(folder, "--quick", "--threads", "1", code=WITHOUT_EXTENSION)
+    assert done.returncode == 0, done.stderr
+    assert "the CPU engine cannot run" in done.stdout and "install a C++ compiler" in done.stdout
+    assert "reference engine (" in done.stdout and "no such module" in done.stdout
+    assert "batch 16" not in done.stdout and "--engine cpu" not in done.stdout
+    # The engines agree bit for bit, so the table is the same.
+    for row in content["curve"]:
+        assert f"{100 * row['accuracy']:.2f} %" in done.stdout and f"{row['distance']:.4f}" in done.stdout
+
+
+def test_verdict_is_what_was_measured() -> None:
+    def rows(gains: dict[int, float], accuracy: float | None = 0.97) -> list[LatencyRow]:
+        made = []
+        for batch, gain in gains.items():
+            for ratio, speed, quality in ((0.0, 1.0, 0.98), (0.5, 1.0, 0.98), (1.0, gain, accuracy)):
+                samples = Samples("", {0: [0.001 / speed]})
+                made.append(
+                    LatencyRow(ratio, batch, 1, "portable", samples, 1 / speed, ratio, ratio, {"accuracy": quality})
+                )
+        return made
+
+    good = verdict(rows({1: 1.2, 16: 2.0}))
+    assert "1.20 times at batch 1 and 2.00 times at batch 16" in good and "-1.00 points" in good and "small" not in good
+    assert "points" not in verdict(rows({1: 1.2}, None))
+    for gains in ({1: 1.01, 16: 0.9}, {1: 0.5}):
+        bad = verdict(rows(gains))
+        assert f"{gains[1]:.2f} times at batch 1" in bad and "too small" in bad and "README" in bad
+
+
 def test_the_report_is_complete_in_itself(folder: Path, content: dict[str, Any]) -> None:
     page = (folder / content["report"]).read_text()
     assert page.startswith("<!DOCTYPE html>") and "http://" not in page.replace("http://www.w3.org/", "")
@@ -86,10 +166,10 @@ def test_the_report_is_complete_in_itself(folder: Path, content: dict[str, Any])
 
 
 def test_commands_it_suggests_work(folder: Path, content: dict[str, Any], shown: str) -> None:
-    assert len(content["next"]) == 5
+    assert len(content["next"]) == (5 if native.missing() else 7)
     for command in content["next"]:
         assert command in shown
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FLEXIQ_CACHE_DIR": str(folder / "cache")}
         done = subprocess.run(
             shlex.split(command), cwd=folder, capture_output=True, text=True, timeout=300, check=False, env=environment
         )
@@ -114,6 +194,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert abs(accuracy[0] - float32) <= 1 / 360 + 1e-9  # one image
     assert min(accuracy) > float32 - 0.02
     fitness, greedy = content["search"]["fitness"], content["search"]["greedy_fitness"]
+    assert content["network"] == "digits_wide"
     assert all(f <= g + 1e-12 for f, g in zip(fitness, greedy, strict=True)) and any(
         f < g for f, g in zip(fitness, greedy, strict=True)
     )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from flexiq.errors import ConfigError
 from flexiq.zoo.datasets import load_dataset
+from flexiq.zoo.digits import Network
 from flexiq.zoo.digits import test_accuracy as accuracy_of
 from flexiq.zoo.digits import train_digits
 from flexiq.zoo.digits_data import enlarge, load_digits_split
@@ -84,6 +85,16 @@ def test_damaged_cache_is_replaced(tmp_path: Path, damage: str) -> None:
         assert torch.equal(tensor, again[name])
 
 
+def test_cache_of_the_other_network_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "digits.safetensors"
+    train_digits(0, 1, None, path)
+    calls: list[int] = []
+    wide = train_digits(0, 1, lambda *a: calls.append(1), path, "digits_wide")
+    assert calls == [1] and sum(p.numel() for p in wide.parameters()) > 10**6
+    train_digits(0, 1, lambda *a: calls.append(1), path, "digits_wide")
+    assert calls == [1]
+
+
 def test_foreign_cache_file_is_not_taken(tmp_path: Path) -> None:
     path = tmp_path / "digits.safetensors"
     save_file({"w": torch.zeros(2)}, str(path))
@@ -103,10 +114,13 @@ def test_settings_out_of_range() -> None:
         train_digits(epochs=0)
     with pytest.raises(ConfigError, match="seed"):
         train_digits(seed=-1)
+    with pytest.raises(ConfigError, match="resnet20"):
+        train_digits(network="resnet20")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("network", ["digits", "digits_wide"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_full_training_reaches_its_accuracy(seed: int) -> None:
+def test_full_training_reaches_its_accuracy(seed: int, network: Network) -> None:
     _, _, x, y = load_digits_split(seed)
-    assert accuracy_of(train_digits(seed), torch.from_numpy(x), torch.from_numpy(y)) >= 0.975
+    assert accuracy_of(train_digits(seed, network=network), torch.from_numpy(x), torch.from_numpy(y)) >= 0.975

@@ -24,7 +24,7 @@ namespace {
 
 template <typename T>
 using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
-using AnyArray = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;  // inputs may be read-only
 using Pair = std::array<int, 2>;
 
 template <typename T>
@@ -71,7 +71,7 @@ void check_external(const Engine& e, const std::vector<std::pair<int, AnyArray>>
 
 std::vector<std::pair<int, void*>> addresses(const std::vector<std::pair<int, AnyArray>>& arrays) {
     std::vector<std::pair<int, void*>> result;
-    for (const auto& [t, a] : arrays) result.emplace_back(t, a.data());
+    for (const auto& [t, a] : arrays) result.emplace_back(t, const_cast<void*>(a.data()));
     return result;
 }
 
@@ -282,7 +282,7 @@ NB_MODULE(_native, m) {
         .def("bind",
              [](Engine& e, Context& c, int tensor, AnyArray array) {
                  check_external(e, {{tensor, array}}, c.n);
-                 c.base[tensor] = static_cast<uint8_t*>(array.data());
+                 c.base[tensor] = static_cast<uint8_t*>(const_cast<void*>(array.data()));
              })
         .def("run_in",
              [](Engine& e, Context& c, int ratio, int from, int to) { return e.program.run_in(c, ratio, from, to, nullptr); },

@@ -51,12 +51,16 @@ struct LowerArgs {
 enum OutputKind : int32_t { OUT_BYTES = 0, OUT_FLOAT = 1, OUT_ACCUMULATORS = 2 };
 enum ResidualKind : int32_t { RESIDUAL_NONE = 0, RESIDUAL_BYTES = 1, RESIDUAL_FLOAT = 2 };
 
+// The usual epilogues have code of their own, chosen once per tile or block.
+enum EpilogueMode : int32_t { EPILOGUE_ANY = 0, EPILOGUE_BYTES = 1, EPILOGUE_RESIDUAL = 2 };
+
 // t = fl(float(acc + bias) * multiplier); t = fl(t + fl(float(r) * residual_factor)); clamp; rne; + zero_out.
 struct Epilogue {
     const int32_t* bias;      // padded to whole blocks; corrections of the kernel are in it
     const float* multiplier;  // padded
     float lo, hi;             // float outputs: the activation's limits, or infinities
     OutputKind kind;
+    EpilogueMode mode;  // BYTES: unsigned bytes without residual; RESIDUAL: bytes with a residual of bytes; else ANY
     int32_t zero_out;
     ResidualKind residual_kind;
     int32_t zero_residual;

@@ -45,22 +45,22 @@ static inline __attribute__((always_inline)) void finish(const Epilogue& e, vi a
     }
 }
 
-// COLS adjacent vectors of outputs of one pixel; left: outputs from k to the end of the layer. The usual case, whole
-// blocks of bytes, is packed and stored at once.
-template <int N>
+// N adjacent vectors of outputs of one pixel; left: outputs from k to the end of the layer. Whole blocks of bytes, the usual
+// case, are packed and stored at once.
+template <int N, EpilogueMode MODE>
 static inline __attribute__((always_inline)) void finish_row(const Epilogue& e, const vi (&a)[N], int32_t k, int32_t left,
                                                              const Pixel& p) {
-    if (__builtin_expect(left >= N * LANES && e.kind == OUT_BYTES && e.residual_kind != RESIDUAL_FLOAT && !p.low, 1)) {
+    if (MODE != EPILOGUE_ANY && __builtin_expect(left >= N * LANES, 1)) {
         const vf lo = set_float(e.lo), hi = set_float(e.hi);
         vi q[N];
-        if (e.residual_kind == RESIDUAL_BYTES) {
-            const vi zero_r = set(e.zero_residual);
+        if (MODE == EPILOGUE_RESIDUAL) {
+            const vi zero_r = set(e.zero_residual), zero_o = set(e.zero_out);
             const vf factor = set_float(e.residual_factor);
             _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) {
                 const int32_t o = k + j * LANES;
                 const vf t = mul(to_float(add(a[j], load(e.bias + o))), load_float(e.multiplier + o));
                 const vf r = mul(to_float(sub(load_bytes_wide(p.residual + o, LANES), zero_r)), factor);
-                q[j] = round_even(limit(add_float(t, r), lo, hi));
+                q[j] = add(round_even(limit(add_float(t, r), lo, hi)), zero_o);
             }
         } else {
             _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) {
@@ -68,15 +68,24 @@ static inline __attribute__((always_inline)) void finish_row(const Epilogue& e, 
                 q[j] = round_even(limit(mul(to_float(add(a[j], load(e.bias + o))), load_float(e.multiplier + o)), lo, hi));
             }
         }
-        if (e.zero_out) {
-            const vi zero_o = set(e.zero_out);
-            _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) q[j] = add(q[j], zero_o);
-        }
         store_packed<N>(p.out + k, q);
         return;
     }
     _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) {
         const int32_t n = left - j * LANES < LANES ? left - j * LANES : LANES;
         if (n > 0) finish(e, a[j], k + j * LANES, n, p);
+    }
+}
+
+// R pixels.
+template <int R, int N>
+static inline __attribute__((always_inline)) void finish_rows(const Epilogue& e, const vi (&a)[R][N], int32_t k, int32_t left,
+                                                              const Pixel* pixels) {
+    if (e.mode == EPILOGUE_BYTES) {
+        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) finish_row<N, EPILOGUE_BYTES>(e, a[i], k, left, pixels[i]);
+    } else if (e.mode == EPILOGUE_RESIDUAL) {
+        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) finish_row<N, EPILOGUE_RESIDUAL>(e, a[i], k, left, pixels[i]);
+    } else {
+        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) finish_row<N, EPILOGUE_ANY>(e, a[i], k, left, pixels[i]);
     }
 }

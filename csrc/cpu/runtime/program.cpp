@@ -340,6 +340,9 @@ void ConvStep::set_geometry(const Run& run, ConvArgs& a, int conv_group) const {
         e.residual_factor = residual_factor_;
         e.residual_stride_c = t.stride_c();
     }
+    e.mode = EPILOGUE_ANY;
+    if (e.kind == OUT_BYTES && e.residual_kind == RESIDUAL_NONE && e.zero_out == 0) e.mode = EPILOGUE_BYTES;
+    if (e.kind == OUT_BYTES && e.residual_kind == RESIDUAL_BYTES) e.mode = EPILOGUE_RESIDUAL;
 }
 
 int64_t ConvStep::scratch(const Program& program, int n) {
@@ -383,7 +386,8 @@ void ConvStep::run(Run& run) {
         // Pieces of equal size, whole register tiles each.
         a.chunk = choice.chunk;
         const int pieces = kernels.chunks(a), units = kernels.units(a), even = (units + pieces - 1) / pieces;
-        a.chunk = std::min(choice.chunk, (even + kernels.rows - 1) / kernels.rows * kernels.rows);
+        const int whole = even >= 48 ? 24 : kernels.rows;  // 24: whole tiles of 4, 6 and 8 rows
+        a.chunk = std::min(choice.chunk, (even + whole - 1) / whole * whole);
         if (here) {
             a.lower_here = true;
             layer_.fill(a.lowering, run.ratio, choice.method);

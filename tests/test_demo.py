@@ -14,7 +14,8 @@ import pytest
 
 from flexiq.benchmarking.latency import LatencyRow
 from flexiq.benchmarking.timing import Samples
-from flexiq.demo import verdict
+from flexiq.cli.terminal import Terminal
+from flexiq.demo import Demo, verdict
 from flexiq.engines.cpu import native
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -128,7 +129,20 @@ def test_it_ends_with_accuracy_against_latency(folder: Path, content: dict[str, 
         assert (folder / latency["picture"]).read_bytes().startswith(b"\x89PNG") and latency["picture"] in shown
 
 
-def test_without_the_extension_it_says_so_and_measures_accuracy_alone(folder: Path, content: dict[str, Any]) -> None:
+def test_without_the_extension_the_reference_engine_steps_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "_extension", None)
+    monkeypatch.setattr(native, "_problem", "no such module", raising=False)
+    demo = Demo(Terminal(), tmp_path, 0, True, None)
+    demo.say_engine()
+    told = capsys.readouterr().out
+    assert demo.engine == "reference" and "cannot run" in told and "install a C++ compiler" in told
+    assert not any("cpu" in command or "benchmark" in command for command in demo.commands())
+
+
+@pytest.mark.slow
+def test_without_the_extension_it_measures_accuracy_alone(folder: Path, content: dict[str, Any]) -> None:
     done = run_demo(folder, "--quick", "--threads", "1", code=WITHOUT_EXTENSION)
     assert done.returncode == 0, done.stderr
     assert "the CPU engine cannot run" in done.stdout and "install a C++ compiler" in done.stdout

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexiq.engines.base import Engine, create_engine
+from flexiq.engines.base import Engine, create_engine, default_engine
 from flexiq.errors import CalibrationError
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.program import Program
@@ -27,10 +27,10 @@ class QuantizedModel:
     nearest at or below what is asked for and returns it.
     """
 
-    def __init__(self, program: Program, engine: str = "reference", **options: Any) -> None:
+    def __init__(self, program: Program, engine: str | None = None, **options: Any) -> None:
         self.program = program
-        self.engine: Engine = create_engine(program, engine, **options)
-        self.engine_name = engine
+        self.engine_name = engine or default_engine(program, list(options))
+        self.engine: Engine = create_engine(program, self.engine_name, **options)
 
     def __call__(self, batch: Any, ratio: float | None = None) -> Any:
         """Outputs for a batch; see `Engine.run`. Raises InputError and RatioError."""
@@ -96,14 +96,14 @@ def quantize(
     metric: Callable[[Any, Any], float] | None = None,
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
-    engine: str = "reference",
+    engine: str | None = None,
 ) -> QuantizedModel:
     """Quantize a trained PyTorch network. The caller's model is not changed.
 
     model: any network torch.export can capture, float32. calibration: a tensor (batch first), or any iterable or
     DataLoader of tensors, tuples (leading elements are the model's inputs) or dicts (by parameter name); at most
     `config.calibration_images` samples are used. evaluation: (inputs, targets) batches; fills the model's accuracy curve.
-    metric: see `QuantizedModel.evaluate`. checkpoint: file from which an interrupted search resumes.
+    metric: see `QuantizedModel.evaluate`. engine: see `load`. checkpoint: file from which an interrupted search resumes.
     Raises CaptureError, CalibrationError, ConfigError.
     """
     import torch
@@ -133,8 +133,13 @@ def prepare_model(
     return prepare(model, inputs, config, names=names, progress=progress or silent)
 
 
-def load(path: str | Path, engine: str = "reference", **options: Any) -> QuantizedModel:
-    """Load a .flexiq file. Raises ArtifactError for anything wrong with the file, EngineError for the engine."""
+def load(path: str | Path, engine: str | None = None, **options: Any) -> QuantizedModel:
+    """Load a .flexiq file.
+
+    engine: "cpu" (compiled), "reference" (torch), or None: the compiled one where it is there and can run the model. options:
+    the engine's, e.g. threads=2, memory="small" for cpu, device="cuda" for reference. Both give the same outputs, to the bit
+    for convolutional networks. Raises ArtifactError for anything wrong with the file, EngineError for the engine.
+    """
     from flexiq.artifact import load_program
 
     return QuantizedModel(load_program(Path(path)), engine, **options)

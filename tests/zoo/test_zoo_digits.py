@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from flexiq.errors import ConfigError
 from flexiq.zoo.datasets import load_dataset
-from flexiq.zoo.digits import Network
+from flexiq.zoo.digits import Network, train_digits
 from flexiq.zoo.digits import test_accuracy as accuracy_of
-from flexiq.zoo.digits import train_digits
 from flexiq.zoo.digits_data import enlarge, load_digits_split
 
 

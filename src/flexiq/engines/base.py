@@ -68,8 +68,18 @@ def available_engines() -> dict[str, str]:
     return result
 
 
-def create_engine(program: Program, engine: str = "reference", **options: Any) -> Engine:
-    """Engine of that name for a program. Raises EngineError if it is unknown or cannot run here."""
+def default_engine(program: Program, options: Sequence[str] = ()) -> str:
+    """The engine for a program when none is named: the compiled one where it is there and runs the program whole or in
+    part, else the reference engine. options: names of engine options given; those of the reference engine decide for it."""
+    if "device" in options or program.extraction == "dynamic" or available_engines()["cpu"]:
+        return "reference"
+    return "cpu"
+
+
+def create_engine(program: Program, engine: str | None = None, **options: Any) -> Engine:
+    """Engine of that name for a program (None: see `default_engine`). Raises EngineError if it is unknown or cannot run here."""
+    if engine is None:
+        engine = default_engine(program, list(options))
     if engine not in ENGINES:
         raise EngineError(f"unknown engine '{engine}': choose one of {sorted(ENGINES)}")
     missing = available_engines()[engine]

@@ -67,13 +67,15 @@ def test_networks_are_bit_identical_to_the_reference(known: dict[str, Quantized]
     program, x, expected = network(known, name)
     # the dial moves these networks, and with them the test
     assert not same_bits(expected[0][0], expected[-1][0])
+    slow = isa == "portable"  # plain C++: the same code paths, a tenth of the speed
     for kernels in ("fixed", "auto", *METHODS):
-        for threads in (1, 2):
+        for threads in (1, 2) if kernels == "fixed" or not slow else (1,):
             engine = CpuEngine(program, isa=isa, threads=threads, kernels=kernels)
             assert engine.compiled.reasons == {}
-            check_engine(engine, expected, x)
+            check_engine(engine, expected, x, (1, 3) if slow else (1, 3, 5))
     for kernels in ("fixed", "direct"):
-        check_engine(CpuEngine(program, isa=isa, kernels=kernels, memory="small", batch_hint=3), expected, x)
+        engine = CpuEngine(program, isa=isa, kernels=kernels, memory="small", batch_hint=3)
+        check_engine(engine, expected, x, (2,) if slow else (1, 3, 5))
 
 
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
@@ -93,7 +95,7 @@ def run_random_network(graph: Graph, granularity: Any, data: st.DataObject) -> N
     config = QUICK.updated(
         weight_granularity=granularity, bias_correction=False, rounding_slack=0.0,
         low_bits=data.draw(st.sampled_from([4, 4, 5, 6, 2])), lower_first_last=data.draw(st.booleans()),
-        lower_depthwise=data.draw(st.booleans()), sort_channels=data.draw(st.booleans()),
+        sort_channels=len(graph.outputs) == 1 and data.draw(st.booleans()),
         group_size=data.draw(st.sampled_from([4, 8, 16])),
     )  # fmt: skip
     program = quantized(graph, config)
@@ -186,19 +188,19 @@ def test_trained_networks_are_bit_identical_on_real_images(
         pytest.skip(f"DATA MISSING: {weights} does not exist")
     cache = Path(os.environ["FLEXIQ_CACHE_DIR"]) / "images"
     images = torch.from_numpy(load_dataset(data_folder / "cifar10", "test", cache_dir=cache).shuffled(0).head(64).array())
-    config = QUICK.updated(group_size=16, calibration_images=24, batch_size=24, bias_correction=False, rounding_slack=0.0)
-    program = quantize_prepared(prepare(build_model(f"zoo:{name}", weights), [images[:24]], config), config)
+    config = QUICK.updated(
+        group_size=16, calibration_images=8, shift_choice="plain", bias_correction=False, rounding_slack=0.0
+    )  # fmt: skip
+    program = quantize_prepared(prepare(build_model(f"zoo:{name}", weights), [images[:8]], config), config)
     x = images.numpy()
     reference = ReferenceEngine(program)
-    ratios = program.ratios if name == "resnet20" else [0.0, 0.5, 1.0]
-    expected = {r: np.asarray(reference.run(x, r)) for r in ratios}
-    classes = {r: set(e.argmax(axis=1).tolist()) for r, e in expected.items()}
-    assert len(classes[0.0]) == 10  # a trained network that still tells classes apart
+    expected = {r: np.asarray(reference.run(x, r)) for r in program.ratios}
+    assert len(set(expected[0.0].argmax(axis=1).tolist())) == 10  # a trained network that still tells classes apart
     for isa in ISAS:
-        n = 64 if isa != "portable" else 8
+        n = 64 if isa != "portable" else 2
         for kernels in ("fixed", "direct", "fip", "narrow") if isa != "portable" else ("fixed",):
             engine = CpuEngine(program, isa=isa, threads=2, kernels=kernels)
-            for ratio in ratios:
+            for ratio in program.ratios:
                 assert same_bits(engine.run(x[:n], ratio), expected[ratio][:n]), (isa, kernels, ratio)
 
 

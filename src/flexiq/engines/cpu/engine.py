@@ -95,11 +95,11 @@ class CpuEngine:
     def set_ratio(self, ratio: float) -> float:
         """Turn the dial: one atomic store. Returns the table's ratio that is now in force. Raises RatioError."""
         try:
-            now: float = self._set(ratio)
+            now: float = float("nan") if ratio is True or ratio is False else self._set(ratio)
         except TypeError:
             now = float("nan")
-        if now != now or isinstance(ratio, bool):
-            return self._set(self.program.ratios[ratio_index(self.program.ratios, ratio)])  # type: ignore[no-any-return]
+        if now != now:  # the store refused: say why, or understand a number of another kind
+            now = self._set(self.program.ratios[ratio_index(self.program.ratios, ratio)])
         return now
 
     # ---- running ---------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def images(helpers: Any) -> Tensor:
 
 @pytest.fixture(scope="module")
 def qm(conv_net: nn.Module, images: Tensor) -> QuantizedModel:
-    return flexiq.quantize(conv_net, images, GREEDY)
+    return flexiq.quantize(conv_net, images, GREEDY, engine="reference")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,11 @@
 #include "program.h"
 
+#include <sched.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <new>
 #include <stdexcept>
 
 #include "../dispatch/simple_ops_table.h"
@@ -53,6 +57,29 @@ void Run::rows(int count, const std::function<void(int, int)>& work) {
     });
 }
 
+bool ForkLock::lock() {
+    const pid_t self = getpid();
+    for (;;) {
+        pid_t holder = 0;
+        if (holder_.compare_exchange_weak(holder, self, std::memory_order_acquire)) return false;
+        if (holder != 0 && holder != self && holder_.compare_exchange_strong(holder, self, std::memory_order_acquire)) return true;
+        sched_yield();
+    }
+}
+
+class Program::Guard {
+   public:
+    explicit Guard(Program& p) : program_(p) {
+        if (p.lock_.lock()) new (&p.free_) std::vector<std::unique_ptr<Context>>();  // the old list may be half changed
+    }
+    ~Guard() { program_.lock_.unlock(); }
+    Guard(const Guard&) = delete;
+    Guard& operator=(const Guard&) = delete;
+
+   private:
+    Program& program_;
+};
+
 Program::Program(const std::string& isa, int threads, bool small)
     : isa_(isa), small_(small), conv_kernels_(flexiq::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), pool_(threads) {
     if (!conv_kernels_ || !ops_) throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
@@ -84,7 +111,7 @@ ConvStep* Program::conv(const std::string& name) {
 
 void Program::finish(bool all) {
     for (ConvStep* c : convs_) c->keep(all);
-    std::lock_guard<std::mutex> lock(mutex_);
+    Guard guard(*this);
     for (auto& c : free_) context_bytes_ -= c->arena.bytes();
     free_.clear();
 }
@@ -140,7 +167,7 @@ int64_t Program::arena_bytes(int n) {
 
 std::unique_ptr<Context> Program::acquire(int n) {
     {
-        std::lock_guard<std::mutex> lock(mutex_);
+        Guard guard(*this);
         for (auto it = free_.begin(); it != free_.end(); ++it)
             if ((*it)->n == n) {
                 auto context = std::move(*it);
@@ -165,7 +192,7 @@ std::unique_ptr<Context> Program::acquire(int n) {
 
 void Program::release(std::unique_ptr<Context> context) {
     std::unique_ptr<Context> dropped;
-    std::lock_guard<std::mutex> lock(mutex_);
+    Guard guard(*this);
     free_.insert(free_.begin(), std::move(context));
     if (free_.size() > kKeptContexts) {
         dropped = std::move(free_.back());

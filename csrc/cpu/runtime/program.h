@@ -1,9 +1,11 @@
 // A network compiled to a flat list of steps over tensors in one arena. Built once, then shared by any number of threads;
 // what a run writes lies in a Context, one per concurrent run, kept for the next one.
 #pragma once
+#include <sys/types.h>
+
 #include <atomic>
+#include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -73,6 +75,18 @@ class Step {
 
 class ConvStep;
 
+// Guards the list of contexts. Held for moments only, so waiting yields; a holder in another process is one that was
+// stopped by a fork in the middle of its work, and what it guarded is then abandoned.
+class ForkLock {
+   public:
+    // True if the lock was taken over from a process that this one was forked from.
+    bool lock();
+    void unlock() { holder_.store(0, std::memory_order_release); }
+
+   private:
+    std::atomic<pid_t> holder_{0};
+};
+
 class Program {
    public:
     Program(const std::string& isa, int threads, bool small);
@@ -126,7 +140,8 @@ class Program {
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<ConvStep*> convs_;
     ThreadPool pool_;
-    std::mutex mutex_;
+    class Guard;
+    ForkLock lock_;
     std::vector<std::unique_ptr<Context>> free_;
     std::atomic<int64_t> context_bytes_{0};
 };

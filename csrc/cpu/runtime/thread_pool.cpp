@@ -104,25 +104,25 @@ void ThreadPool::for_each(int count, bool leased, const std::function<void(int, 
 
 ThreadPool::Lease::Lease(ThreadPool& pool) : pool_(pool), held_(false) {
     if (pool.threads_ == 1) return;
-    if (pool.owner_ != 0 && pool.owner_ != getpid()) {
-        pool.taken_.store(false);  // whoever held it is in the parent
-    }
-    bool expected = false;
-    held_ = pool.taken_.compare_exchange_strong(expected, true);
+    const pid_t self = getpid();
+    pid_t holder = 0;
+    held_ = pool.taken_by_.compare_exchange_strong(holder, self);
+    // A holder of another process is one that this process was forked from: it will never give the pool back here.
+    if (!held_ && holder != self) held_ = pool.taken_by_.compare_exchange_strong(holder, self);
     if (!held_) return;
-    if (pool.owner_ != getpid()) {
-        pool.stop();
+    if (pool.owner_ != self) {
         try {
+            pool.stop();
             pool.start();
         } catch (...) {  // no more threads to be had: compute alone
-            pool.taken_.store(false);
+            pool.taken_by_.store(0);
             held_ = false;
         }
     }
 }
 
 ThreadPool::Lease::~Lease() {
-    if (held_) pool_.taken_.store(false);
+    if (held_) pool_.taken_by_.store(0);
 }
 
 }  // namespace flexiq

@@ -46,8 +46,8 @@ class ThreadPool {
     static void work(Shared* shared, int thread);
 
     int threads_;
-    pid_t owner_ = 0;
-    std::atomic<bool> taken_{false};
+    pid_t owner_ = 0;  // process that the workers live in; read and written under a lease
+    std::atomic<pid_t> taken_by_{0};  // process of the run that holds the workers
     Shared* shared_ = nullptr;
     std::vector<std::thread> workers_;
 };

@@ -258,7 +258,9 @@ def test_unknown_engines_and_options(conv_net: nn.Module, qm: QuantizedModel) ->
     with pytest.raises(EngineError, match="unknown engine 'gpu'"):
         QuantizedModel(qm.program, "gpu")
     with pytest.raises(EngineError, match="no option"):
-        QuantizedModel(qm.program, threads=3)
+        QuantizedModel(qm.program, "reference", threads=3)
+    with pytest.raises(EngineError, match="no option"):
+        QuantizedModel(qm.program, speed="high")
     with pytest.raises(EngineError, match="not available"):
         QuantizedModel(qm.program, device="nonsense")
 
@@ -609,7 +611,8 @@ def test_interrupted_search_resumes(conv_net: nn.Module, images: Tensor, tmp_pat
 def test_save_and_load(qm: QuantizedModel, images: Tensor, tmp_path: Path) -> None:
     file = tmp_path / "model.flexiq"
     qm.save(file)
-    loaded = flexiq.load(file)
+    same(qm, flexiq.load(file), images)  # whichever engine is the default here
+    loaded = flexiq.load(file, engine="reference")
     same(qm, loaded, images)
     assert json.dumps(loaded.describe()) == json.dumps(qm.describe())
     with pytest.raises(FlexiqError):

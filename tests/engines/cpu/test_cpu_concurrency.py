@@ -258,7 +258,7 @@ def test_forks(residual: Quantized, tmp_path: Path, mode: str, rounds: int) -> N
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_many_forks_from_the_middle_of_runs(residual: Quantized, tmp_path: Path) -> None:
-    run_forks(residual, tmp_path, "busy", 400)
+    run_forks(residual, tmp_path, "busy", 250)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------------

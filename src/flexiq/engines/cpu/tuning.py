@@ -40,6 +40,7 @@ def choose_kernels(engine: CpuEngine) -> str:
         source = "cache"
         if choices is None:
             choices = time_kernels(engine)
+            engine.reset_counters()  # they tell what the caller ran
             write_cache(path, choices)
             source = "timing"
         _apply(engine, choices)
@@ -159,7 +160,7 @@ def read_cache(path: Path, engine: CpuEngine) -> Choices | None:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         methods = list(extension.extension().METHODS)
         choices = {str(n): [(methods.index(m), int(c)) for m, c in row] for n, row in data["choices"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     layers = engine.compiled_layers()
     fits = sorted(choices) == sorted(layers) and all(len(choices[n]) == len(engine.program.ratios) for n in layers)

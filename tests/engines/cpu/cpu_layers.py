@@ -168,7 +168,13 @@ class CompiledLayer:
             self.y = program.add_tensor(h=oh, w=ow, c=outputs, is_float=True, external=True)
         else:
             self.y = inner = program.add_tensor(
-                h=oh, w=ow, c=outputs, is_float=is_float, channels_first=first, external=True, zero=0 if is_float else zero
+                h=oh,
+                w=ow,
+                c=outputs,
+                is_float=is_float,
+                channels_first=first,
+                external=True,
+                zero=0 if is_float else zero,
             )
         self.residual = -1
         if out.residual is not None:
@@ -243,7 +249,9 @@ class CompiledLayer:
             arrays.append((self.residual, np.ascontiguousarray(r)))
         arrays += [(self.dirt_x, self.dirt), (self.dirt_y, np.empty((n, 6, 6, 40), np.float32))]
         assert self.native.run(arrays, n, index) == 0
-        assert (memory[:GUARD] == 0xA5).all() and (memory[GUARD + size :] == 0xA5).all(), "written outside of the output"
+        assert (memory[:GUARD] == 0xA5).all() and (memory[GUARD + size :] == 0xA5).all(), (
+            "written outside of the output"
+        )
         if out.channels_first:
             y = y.transpose(0, 2, 3, 1)
         if y.dtype == np.float32:
@@ -283,7 +291,9 @@ def random_values(rng: np.random.Generator, shape: tuple[int, ...], low: int, hi
         return np.full(shape, low, np.int64)
     if kind == "ends":
         return rng.choice(ends, shape)
-    if kind == "checker":  # extremes of the Winograd transforms: squares of `step` pixels, each channel with its own phase
+    if (
+        kind == "checker"
+    ):  # extremes of the Winograd transforms: squares of `step` pixels, each channel with its own phase
         step = int(rng.integers(1, 3))
         y, x = np.ogrid[: shape[-2], : shape[-1]]
         phase = rng.integers(0, 2 * step, (2, *shape[:-2], 1, 1))
@@ -338,7 +348,18 @@ def make_case(
     weight = random_values(rng, (outputs, per, *kernel), -127, 127, w_kind, 1).astype(np.int8)
     bias = rng.integers(-(2**20), 2**20, (len(RATIOS), outputs)).astype(np.int32)
     return LayerCase(
-        x, weight, bounds, activation_shift, weight_shift, low, bias, amax, wmax, signed, conv_groups=conv_groups, **geometry
+        x,
+        weight,
+        bounds,
+        activation_shift,
+        weight_shift,
+        low,
+        bias,
+        amax,
+        wmax,
+        signed,
+        conv_groups=conv_groups,
+        **geometry,
     )
 
 

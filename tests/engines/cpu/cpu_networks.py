@@ -20,7 +20,19 @@ from flexiq.quantization.program import Program
 Floats = npt.NDArray[np.float32]
 RELU = {"kind": "relu"}
 RELU6 = {"kind": "clamp", "lo": 0.0, "hi": 6.0}
-UNARY = ["hardswish", "silu", "gelu", "sigmoid", "tanh", "hardsigmoid", "leaky_relu", "elu", "softplus", "mish", "relu6"]
+UNARY = [
+    "hardswish",
+    "silu",
+    "gelu",
+    "sigmoid",
+    "tanh",
+    "hardsigmoid",
+    "leaky_relu",
+    "elu",
+    "softplus",
+    "mish",
+    "relu6",
+]
 # Float operators whose results do not depend on where a value lies: no rounding, or one.
 EXACT = MOVEMENT_OPS | {"add", "mul", "concat", "relu", "relu6", "clamp", "leaky_relu", "dequantize", "quantize"}
 QUICK = QuantizeConfig(
@@ -175,27 +187,51 @@ def grouped_net() -> Graph:
     y = b.node("reshape", [y], {"shape": [["N", 1], 3, 16, 8, 8]})
     y = b.node("reshape", [b.node("permute", [y], {"axes": [0, 2, 1, 3, 4]})], {"shape": [["N", 1], 48, 8, 8]})
     y = b.conv(b.conv(y, 96, 3, groups=48), 48, 3, groups=2, stride=1, residual=x)
-    y = b.node("gather", [b.node("roll", [y], {"shifts": [1], "axes": [3]})], {"axis": 1, "indices": [*range(40, 8, -1)]})
+    y = b.node(
+        "gather", [b.node("roll", [y], {"shifts": [1], "axes": [3]})], {"axis": 1, "indices": [*range(40, 8, -1)]}
+    )
     return b.done(b.head(b.conv(y, 20, 5, stride=2)), b.conv(y, 6, 1, activation=None))
 
 
-NETWORKS = {"residual": residual_net, "mobile": mobile_net, "dense": dense_net, "plain": plain_net, "grouped": grouped_net}
+NETWORKS = {
+    "residual": residual_net,
+    "mobile": mobile_net,
+    "dense": dense_net,
+    "plain": plain_net,
+    "grouped": grouped_net,
+}
 
 
 @st.composite
 def networks(draw: st.DrawFn) -> Graph:
     """Random networks over all compiled operators."""
-    b = Network(draw(st.integers(1, 6)), draw(st.integers(2, 9)), draw(st.integers(2, 9)), seed=draw(st.integers(0, 999)))
+    b = Network(
+        draw(st.integers(1, 6)), draw(st.integers(2, 9)), draw(st.integers(2, 9)), seed=draw(st.integers(0, 999))
+    )
     activations = st.sampled_from([RELU, RELU6, None, {"kind": "clamp", "lo": -2.0, "hi": 3.0}])
     values = [b.conv("x", draw(st.integers(1, 40)), draw(st.sampled_from([1, 3])), activation=draw(activations))]
-    kinds = ["conv", "conv", "conv", "grouped", "depthwise", "residual", "add", "concat", "pad", "pool", "unary", "gate"]
+    kinds = [
+        "conv",
+        "conv",
+        "conv",
+        "grouped",
+        "depthwise",
+        "residual",
+        "add",
+        "concat",
+        "pad",
+        "pool",
+        "unary",
+        "gate",
+    ]
     for _ in range(draw(st.integers(1, 8))):
         kind, x = draw(st.sampled_from([*kinds, "slice", "gather", "mul"])), draw(st.sampled_from(values))
         c, h, w = (int(d) for d in b.shape(x)[1:])
         same = [v for v in values if b.shape(v) == b.shape(x)]
         if kind == "conv":
+            kernel = draw(st.sampled_from([1, 3, 3, (3, 1), 5, (2, 2)][: 6 if min(h, w) > 1 else 5]))
             y = b.conv(
-                x, draw(st.integers(1, 70)), draw(st.sampled_from([1, 3, 3, (3, 1), 5, (2, 2)][: 6 if min(h, w) > 1 else 5])), activation=draw(activations),
+                x, draw(st.integers(1, 70)), kernel, activation=draw(activations),
                 padding=draw(st.sampled_from([None, None, (2, 1)])) if min(h, w) > 4 else None,
                 stride=draw(st.sampled_from([1, 1, 2])), dilation=draw(st.sampled_from([1, 1, 2])) if min(h, w) > 6 else 1,
             )  # fmt: skip
@@ -203,10 +239,14 @@ def networks(draw: st.DrawFn) -> Graph:
             groups = draw(st.sampled_from([g for g in range(1, min(c, 8) + 1) if c % g == 0]))
             y = b.conv(x, groups * draw(st.integers(1, 12)), groups=groups, activation=draw(activations))
         elif kind == "depthwise":
-            y = b.conv(x, c * draw(st.integers(1, 2)), draw(st.sampled_from([3, 5])), groups=c, activation=draw(activations))
+            y = b.conv(
+                x, c * draw(st.integers(1, 2)), draw(st.sampled_from([3, 5])), groups=c, activation=draw(activations)
+            )
         elif kind == "residual":
             like = [v for v in values if b.shape(v)[2:] == b.shape(x)[2:]]
-            y = b.conv(draw(st.sampled_from(like)), c, draw(st.sampled_from([1, 3])), residual=x, activation=draw(activations))
+            y = b.conv(
+                draw(st.sampled_from(like)), c, draw(st.sampled_from([1, 3])), residual=x, activation=draw(activations)
+            )
         elif kind in ("add", "mul"):
             y = b.node(kind, [x, draw(st.sampled_from(same))])
         elif kind == "concat":
@@ -227,7 +267,12 @@ def networks(draw: st.DrawFn) -> Graph:
             axis = draw(st.integers(1, 3))
             size = int(b.shape(x)[axis])
             start = draw(st.integers(0, size - 1))
-            attrs = {"axis": axis, "start": start, "stop": draw(st.integers(start + 1, size)), "step": draw(st.integers(1, 2))}
+            attrs = {
+                "axis": axis,
+                "start": start,
+                "stop": draw(st.integers(start + 1, size)),
+                "step": draw(st.integers(1, 2)),
+            }
             y = b.node("slice", [x], attrs)
         else:
             indices = draw(st.lists(st.integers(0, c - 1), min_size=1, max_size=20))
@@ -285,7 +330,9 @@ def same_bits(got: Floats, want: Floats) -> bool:
     )  # fmt: skip
 
 
-def check_engine(engine: CpuEngine, expected: list[list[Floats]], x: Floats, batches: tuple[int, ...] = (1, 3, 5)) -> None:
+def check_engine(
+    engine: CpuEngine, expected: list[list[Floats]], x: Floats, batches: tuple[int, ...] = (1, 3, 5)
+) -> None:
     """Bit-identical outputs at every ratio and batch size; samples do not depend on their batch.
 
     Where float operators other than EXACT run elsewhere, in the reference engine, outputs are only near: torch's vectorized

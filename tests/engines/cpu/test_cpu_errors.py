@@ -136,7 +136,10 @@ def test_importing_without_the_extension(tmp_path: Path) -> None:
             print(engines["cpu"])
         """)
     )
-    paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(Path(flexiq.__file__).parent.parent)]
+    paths = [
+        *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
+        str(Path(flexiq.__file__).parent.parent),
+    ]
     done = subprocess.run(
         [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True,
         text=True, timeout=120,
@@ -150,7 +153,9 @@ def test_importing_without_the_extension(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 6, 5), (2, 4, 6, 5), (2, 3, 5, 6), (0, 3, 6, 5), (2, 3, 6, 5, 1), ()])
 def test_shapes(engine: CpuEngine, shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"input 'x' has shape \[.*\], the model takes float32\[N, 3, 6, 5\].*resize or crop"):
+    with pytest.raises(
+        InputError, match=r"input 'x' has shape \[.*\], the model takes float32\[N, 3, 6, 5\].*resize or crop"
+    ):
         engine.run(np.zeros(shape, np.float32))
 
 
@@ -258,7 +263,11 @@ def test_the_extension_checks_sizes(engine: CpuEngine, x: Floats) -> None:
     out = engine.compiled.places[engine.program.graph.outputs[0]].tensor
     y = np.empty(engine.shape(engine.program.graph.outputs[0], 2), np.float32)
     assert own.run([(tensor, x), (out, y)], 2, 0) == 0
-    for arrays in ([(tensor, x[:1]), (out, y)], [(tensor, x), (out, y[:1])], [(tensor, x), (out, np.empty(0, np.float32))]):
+    for arrays in (
+        [(tensor, x[:1]), (out, y)],
+        [(tensor, x), (out, y[:1])],
+        [(tensor, x), (out, np.empty(0, np.float32))],
+    ):
         with pytest.raises(ValueError, match="an array has not the size of its tensor"):
             own.run(arrays, 2, 0)
     with pytest.raises(ValueError, match="no compiled layer is named 'nothing'"):

@@ -57,9 +57,10 @@ def check_all_methods(
             for index in range(len(RATIOS)):
                 got = layer.run(index)
                 wrong = np.argwhere(got != expected[index])
+                where = f"{isa}, {method}{', small' * small}, chunk {chunk}, {threads} threads, ratio index {index}"
                 assert not len(wrong), (
-                    f"{isa}, {method}{', small' * small}, chunk {chunk}, {threads} threads, ratio index {index}: {len(wrong)} of {got.size} sums "
-                    f"differ, the first at {wrong[0].tolist()}: {got[tuple(wrong[0])]} is not {expected[index][tuple(wrong[0])]}"
+                    f"{where}: {len(wrong)} of {got.size} sums differ, the first at {wrong[0].tolist()}: "
+                    f"{got[tuple(wrong[0])]} is not {expected[index][tuple(wrong[0])]}"
                 )
     # a kernel of its own at every ratio, packed together
     rng = np.random.default_rng(mixed_seed)
@@ -109,9 +110,11 @@ def test_every_kernel_gives_the_exact_sums(case: LayerCase, threads: int, chunks
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, suppress_health_check=list(HealthCheck))
 @given(
-    case=layer_cases(6_000_000), threads=st.integers(1, 3), chunks=st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=3)
+    case=layer_cases(6_000_000),
+    threads=st.integers(1, 3),
+    chunks=st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=3),
 )
 def test_every_kernel_gives_the_exact_sums_at_length(case: LayerCase, threads: int, chunks: list[int]) -> None:
     for isa in ISAS:
@@ -169,7 +172,8 @@ def test_kernels_on_extreme_values(isa: str, x_kind: str) -> None:
 
 @settings(max_examples=25)
 @given(
-    seed=st.integers(0, 2**32 - 1), per=st.integers(1, 15), rows=st.integers(1, 80), kernel=st.tuples(st.integers(1, 5), st.integers(2, 5)),
+    seed=st.integers(0, 2**32 - 1), per=st.integers(1, 15), rows=st.integers(1, 80),
+    kernel=st.tuples(st.integers(1, 5), st.integers(2, 5)),
     stride=st.integers(1, 2), pad=st.integers(0, 2), size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
     signed=st.booleans(), kind=st.sampled_from(["any", "ends", "top", "bottom"]), threads=st.integers(1, 2),
 )  # fmt: skip
@@ -198,7 +202,14 @@ def test_sums_up_to_the_last_bit_of_int32(isa: str) -> None:
     """Winograd carries four times the sum: offered while that stays inside 32 bits, and exact up to there."""
     for channels, fits in ((2208, True), (2224, False)):  # 15 * 7 * 9 * 4 * 2^8 * 2219.2 = 2^31
         case = make_case(
-            np.random.default_rng(0), per=channels, rows=2, size=(4, 4), group=16, x_kind="top", w_kind="top", pad=(0, 0)
+            np.random.default_rng(0),
+            per=channels,
+            rows=2,
+            size=(4, 4),
+            group=16,
+            x_kind="top",
+            w_kind="top",
+            pad=(0, 0),
         )
         case.activation_shift[:], case.weight_shift[:] = 4, 4
         case.weight[1] = -127
@@ -226,7 +237,12 @@ def test_every_mask_of_four_groups(isa: str) -> None:
 @EVERY_ISA
 def test_plain_four_bits_have_every_kernel(isa: str) -> None:
     """No needless caution: a 3x3 layer of stride 1 at 4 bits can use all kernels that the instruction set has."""
-    for w_kind, low in (("any", (15, 7, False)), ("top", (15, 7, False)), ("checker", (15, 7, False)), ("any", (7, 7, True))):
+    for w_kind, low in (
+        ("any", (15, 7, False)),
+        ("top", (15, 7, False)),
+        ("checker", (15, 7, False)),
+        ("any", (7, 7, True)),
+    ):
         case = make_case(np.random.default_rng(1), per=64, rows=64, limits=low, pad=(1, 1), w_kind=w_kind)
         assert set(CompiledLayer(case, isa).exact()) == KERNELS[isa]
     for kernel in ((1, 1), (5, 5)):
@@ -243,7 +259,9 @@ def test_obstacles_are_named(isa: str) -> None:
     for method in sorted(KERNELS[isa] - {"direct"}):
         assert "weight shifts differ" in why(method, by_output=True)
         if isa == "avx2":
-            assert "16 bits" in why(method, limits=(255, 127, False)) or "bytes" in why(method, limits=(255, 127, False))
+            assert "16 bits" in why(method, limits=(255, 127, False)) or "bytes" in why(
+                method, limits=(255, 127, False)
+            )
         else:
             assert method == "narrow" or "bytes" in why(method, limits=(255, 127, False))
     for method in sorted({"winograd", "winograd_fip"} & KERNELS[isa]):
@@ -314,7 +332,9 @@ def expected_output(case: LayerCase, index: int, out: Output) -> npt.NDArray[np.
     return np.rint(t) if out.kind == "bytes" else t
 
 
-def random_output(rng: np.random.Generator, case: LayerCase, kind: str, residual: str, signed: bool, halves: bool) -> Output:
+def random_output(
+    rng: np.random.Generator, case: LayerCase, kind: str, residual: str, signed: bool, halves: bool
+) -> Output:
     """An epilogue whose results spread over the range of its output."""
     outputs = len(case.weight)
     shape = (len(case.x), *case.out_size, outputs)
@@ -399,7 +419,9 @@ def test_epilogue_of_ragged_layers(
 def test_kernels_count_what_they_execute(isa: str, threads: int) -> None:
     """low + high is the layer's multiply-accumulates, split as the mask says, for every kernel and chunk size; products
     issued are fewer where a fast kernel ran."""
-    case = make_case(np.random.default_rng(5), batch=2, per=40, rows=70, size=(7, 6), group=8, conv_groups=1, pad=(1, 1))
+    case = make_case(
+        np.random.default_rng(5), batch=2, per=40, rows=70, size=(7, 6), group=8, conv_groups=1, pad=(1, 1)
+    )
     layer = CompiledLayer(case, isa, threads)
     widths = np.diff(case.bounds)
     for method in layer.exact():

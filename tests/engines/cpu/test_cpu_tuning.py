@@ -107,7 +107,9 @@ def damaged(path: Path, engine: CpuEngine) -> dict[str, str | bytes]:
 def test_damaged_files_are_ignored(cache: Path) -> None:
     """Whatever lies in the file, the engine loads and gives the right outputs; it measures again and mends the file."""
     b = Network(3, 6, 6, seed=1)
-    program = quantized(b.done(b.head(b.conv(b.conv(b.conv("x", 16), 16, 1), 16))), QUICK.updated(bias_correction=False))
+    program = quantized(
+        b.done(b.head(b.conv(b.conv(b.conv("x", 16), 16, 1), 16))), QUICK.updated(bias_correction=False)
+    )
     x = samples(program.graph, 2)
     expected = reference_outputs(program, x)
     engine = CpuEngine(program)

@@ -131,6 +131,11 @@ class Fallback:
                     for name in [v for v in values if self.last_elsewhere.get(v, -1) <= position]:
                         del values[name]
                 outputs = [np.ascontiguousarray(value(v).numpy()) for v in graph.outputs]
-                return [o.copy() if any(o is p for p in outputs[:i]) else o for i, o in enumerate(outputs)]
+                # an output may be an input, or given twice
+                taken = [(*arrays, *outputs[:i]) for i in range(len(outputs))]
+                return [
+                    o.copy() if any(np.may_share_memory(o, p) for p in before) else o
+                    for o, before in zip(outputs, taken, strict=True)
+                ]
         finally:
             native.release(context)

@@ -1,0 +1,163 @@
+"""What the CPU engine's latency table is good for: accuracy against latency of three plans of one network.
+
+    python benchmarks/cpu_plans.py                        # ResNet-20 and VGG, all test images
+    python benchmarks/cpu_plans.py --networks vgg --images 2000
+
+  4 bits         the default: 4 bits everywhere, channels chosen by accuracy alone
+  auto width     low_bits="auto": per layer the widest low range whose fastest exact kernel takes at most 1.15x the 4-bit time
+  by latency     4 bits, latency_gain=0.8: channels chosen so that 50 % low has at least 40 % of the gain of 100 %
+
+The layers' times are measured here first (batch 8). Accuracy is that of the CPU engine, which equals the reference engine's.
+Latency: batch 8, one thread, the plans' ratios interleaved, medians. Prints tables, writes JSON and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from common import batches, calibration_images, test_images, trained_network
+from flexiq.engines.cpu import native
+from flexiq.engines.cpu.engine import CpuEngine
+from flexiq.engines.cpu.layer_timing import measure_table
+from flexiq.pipeline import prepare, quantize_prepared
+from flexiq.quantization.config import QuantizeConfig
+from flexiq.quantization.latency_table import layer_shape
+from flexiq.quantization.program import Program
+from machine import describe_machine
+
+BATCH = 8
+
+
+def plans(table: Any) -> dict[str, dict[str, Any]]:
+    """Name -> settings that differ from the default."""
+    return {
+        "4 bits": {},
+        "auto width": {"low_bits": "auto", "latency_table": table},
+        "by latency": {"latency_table": table, "latency_gain": 0.8},
+    }
+
+
+def accuracy(engine: CpuEngine, ratio: float, images: Any) -> tuple[float, float]:
+    """Top-1 and its standard error, in percent."""
+    right = 0
+    for x, labels in batches(images):
+        right += int((np.asarray(engine.run(x.numpy(), ratio)).argmax(axis=1) == labels).sum())
+    share = right / len(images)
+    return 100 * share, 100 * float(np.sqrt(share * (1 - share) / len(images)))
+
+
+def latencies(engines: dict[str, CpuEngine], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds per batch by plan and ratio; all interleaved, medians."""
+    times: dict[tuple[str, int], list[float]] = {}
+    arrays = {name: engine.profile_arrays(BATCH) for name, engine in engines.items()}
+    for _ in range(repeats):
+        for name, engine in engines.items():
+            for index in range(len(engine.ratios)):
+                runs = [sum(engine.native.profile(arrays[name], BATCH, index, 1)) for _ in range(3)]
+                times.setdefault((name, index), []).extend(runs[1:])
+    return {name: [1e3 * float(np.median(times[name, i])) for i in range(len(e.ratios))] for name, e in engines.items()}
+
+
+def plot(rows: list[dict[str, Any]], file: Path, caption: str) -> None:
+    """One panel per network: accuracy against milliseconds, a line per plan."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    figure, axes = plt.subplots(1, len(networks), figsize=(5.2 * len(networks), 4), squeeze=False)
+    for axis, network in zip(axes[0], networks, strict=True):
+        for row in rows:
+            if row["network"] != network:
+                continue
+            axis.plot(row["milliseconds"], row["accuracy"], marker="o", label=row["plan"])
+            for ratio, x, y in zip(row["ratios"], row["milliseconds"], row["accuracy"], strict=True):
+                if row["plan"] == "4 bits":
+                    axis.annotate(f"{ratio:.0%}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=8)
+        axis.set(title=network, xlabel=f"ms per batch of {BATCH}, one thread", ylabel="top-1, %")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(caption, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="resnet20,vgg")
+    parser.add_argument("--images", type=int, default=None, help="test images (default: all)")
+    parser.add_argument("--population", type=int, default=30)
+    parser.add_argument("--generations", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--plot", type=Path, default=Path(__file__).parent.parent / "docs" / "cpu-plans.svg")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console, machine = Console(), describe_machine()
+    isa = native.choose_isa()
+    images, sample = test_images(options.images), calibration_images()
+    rows: list[dict[str, Any]] = []
+    for network in options.networks.split(","):
+        base = QuantizeConfig(
+            population=options.population, generations=options.generations, survivors=options.population // 3
+        )
+        model = trained_network(network)
+        first = quantize_prepared(prepare(model, [sample], base.updated(selector="greedy")))
+        table = measure_table(shapes(first), isa, 1, BATCH)
+        engines: dict[str, CpuEngine] = {}
+        for name, settings in plans(table).items():
+            program = quantize_prepared(prepare(model, [sample], base.updated(**settings)))
+            engines[name] = CpuEngine(program, batch_hint=BATCH)
+        times = latencies(engines, options.repeats)
+        for name, engine in engines.items():
+            measured = [accuracy(engine, r, images) for r in engine.ratios]
+            ms = times[name]
+            widths = sorted({(v.amax, v.wmax) for v in engine.program.layers.values() if v.eligible})
+            rows.append(
+                {
+                    "network": network, "plan": name, "ratios": engine.ratios, "accuracy": [a for a, _ in measured],
+                    "standard_error": [e for _, e in measured], "milliseconds": ms, "speedup": ms[0] / ms[-1],
+                    "gain_share_at_50": (ms[0] - ms[2]) / (ms[0] - ms[-1]), "low_ranges": widths,
+                    "images": len(images), "isa": isa, "threads": 1, "batch": BATCH,
+                }
+            )  # fmt: skip
+            out = Table(
+                "ratio",
+                "top-1",
+                "ms",
+                "speedup",
+                title=f"{network}, {name}: low ranges (activations, weights) {widths}",
+            )
+            for ratio, (value, error), t in zip(engine.ratios, measured, ms, strict=True):
+                out.add_row(f"{ratio:.0%}", f"{value:.2f} ± {error:.2f}", f"{t:.2f}", f"{ms[0] / t:.2f}")
+            console.print(out)
+            console.print(f"share of the gain at 50 %: {rows[-1]['gain_share_at_50']:.2f}")
+    name = f"{native.cpu_name()} ({machine['kind']}), {isa}, one thread"
+    target = Path(__file__).parent / "results" / f"cpu_plans.{machine['kind']}.json"
+    target.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    plot(rows, options.plot, name)
+    console.print(f"{name}; written: {target}, {options.plot}")
+    return 0
+
+
+def shapes(program: Program) -> list[Any]:
+    """Shapes of the layers of a program."""
+    return [
+        layer_shape(program.graph.node(n), program.graph.types, layer.weight.shape)
+        for n, layer in program.layers.items()
+        if layer.weight is not None
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -112,11 +112,13 @@ def main() -> int:
             population=options.population, generations=options.generations, survivors=options.population // 3
         )
         model = trained_network(network)
-        first = quantize_prepared(prepare(model, [sample], base.updated(selector="greedy")))
+        greedy = base.updated(selector="greedy")
+        first = quantize_prepared(prepare(model, [sample], greedy), greedy)
         table = measure_table(shapes(first), isa, 1, BATCH)
         engines: dict[str, CpuEngine] = {}
         for name, settings in plans(table).items():
-            program = quantize_prepared(prepare(model, [sample], base.updated(**settings)))
+            config = base.updated(**settings)
+            program = quantize_prepared(prepare(model, [sample], config), config)
             engines[name] = CpuEngine(program, batch_hint=BATCH)
         times = latencies(engines, options.repeats)
         for name, engine in engines.items():

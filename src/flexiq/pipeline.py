@@ -230,10 +230,11 @@ def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> 
         n: LayerSamples(program.layers[n], patches[n], values[graph.node(n).inputs[0]].signed, config.bias_correction)
         for n in names
     }
-    readers: dict[tuple[str, int], list[str]] = {}  # readers of other widths need other shifts
+    readers: dict[tuple[str, int, bytes], list[str]] = {}  # readers of other widths or groups need other shifts
     for n in names:
-        readers.setdefault((graph.node(n).inputs[0], program.layers[n].amax), []).append(n)
-    for (value, _), own in readers.items():
+        layer = program.layers[n]
+        readers.setdefault((graph.node(n).inputs[0], layer.amax, layer.group_bounds.tobytes()), []).append(n)
+    for (value, _, _), own in readers.items():
         shift = _activation_shift(values[value], [samples[n] for n in own], config)
         for n in own:
             program.layers[n].activation_shift = shift

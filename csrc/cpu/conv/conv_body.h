@@ -12,8 +12,9 @@ static inline __attribute__((always_inline)) void fetch(const int8_t*& ahead) {
 // ---- register tiles ------------------------------------------------------------------------------------------------
 
 // a[i][j] += dot products of pixel i with the outputs of vector j, over all groups of the list, with their shifts.
-template <int R, bool AHEAD>
-static inline __attribute__((always_inline)) void dot_groups(vi (&a)[R][COLS], const uint8_t* const* in,
+// NC: how many of the block's vectors are computed; narrow layers fill less than a block.
+template <int R, bool AHEAD, int NC>
+static inline __attribute__((always_inline)) void dot_groups(vi (&a)[R][NC], const uint8_t* const* in,
                                                              const GroupList& list, const int8_t* packed, int32_t taps,
                                                              const int32_t* tap_offset, const int8_t* ahead) {
     const uint8_t* q[R];
@@ -22,32 +23,32 @@ static inline __attribute__((always_inline)) void dot_groups(vi (&a)[R][COLS], c
         const Group& group = list.groups[g];
         if (group.shift) {
             _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-                _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++) a[i][j] = shift_left(a[i][j], group.shift);
+                _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = shift_left(a[i][j], group.shift);
         }
         const int8_t* w = packed + group.weights;
         for (int32_t t = 0; t < taps; t++) {
             int64_t o = tap_offset[t] + group.channel;
             for (int32_t u = 0; u < group.units; u++, o += 4, w += 4 * LANES * COLS) {
                 if (AHEAD) fetch(ahead);
-                vi b[COLS];
-                _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++) b[j] = load(w + 4 * LANES * j);
+                vi b[NC];
+                _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) b[j] = load(w + 4 * LANES * j);
                 _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) {
                     const vi x = broadcast4(q[i] + o);
-                    _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++) a[i][j] = dot(a[i][j], x, b[j]);
+                    _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = dot(a[i][j], x, b[j]);
                 }
             }
         }
     }
     if (list.final_shift) {
         _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++) a[i][j] = shift_left(a[i][j], list.final_shift);
+            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = shift_left(a[i][j], list.final_shift);
     }
 }
 
 #ifdef FLEXIQ_NARROW
 // As dot_groups, for operands so narrow that eight products fit 16 bits (the caller proves it).
-template <int R>
-static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][COLS], const uint8_t* const* in,
+template <int R, int NC>
+static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][NC], const uint8_t* const* in,
                                                                 const GroupList& list, const int8_t* packed, int32_t taps,
                                                                 const int32_t* tap_offset, const int8_t* ahead) {
     const int64_t quad = 4 * LANES * COLS;
@@ -55,7 +56,7 @@ static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][COLS]
         const Group& group = list.groups[g];
         if (group.shift) {
             _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-                _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++) a[i][j] = shift_left(a[i][j], group.shift);
+                _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = shift_left(a[i][j], group.shift);
         }
         const int8_t* w = packed + group.weights;
         for (int32_t t = 0; t < taps; t++) {
@@ -66,20 +67,20 @@ static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][COLS]
                 _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) {
                     const uint8_t* q = in[i] + o;
                     const vi x0 = broadcast4(q), x1 = broadcast4(q + 4), x2 = broadcast4(q + 8), x3 = broadcast4(q + 12);
-                    _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++)
+                    _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
                         a[i][j] = dot_narrow(a[i][j], x0, x1, x2, x3, w + 4 * LANES * j, quad);
                 }
             }
             for (; u > 0; u--, o += 4, w += quad) {
                 _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-                    _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++)
+                    _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
                         a[i][j] = dot_narrow_one(a[i][j], broadcast4(in[i] + o), load(w + 4 * LANES * j));
             }
         }
     }
     if (list.final_shift) {
         _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++) a[i][j] = shift_left(a[i][j], list.final_shift);
+            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = shift_left(a[i][j], list.final_shift);
     }
 }
 #endif
@@ -125,31 +126,31 @@ enum { BLOCK = LANES * COLS, FIP_BLOCK = LANES * FIP_COLS, WIDE = COLS };
 
 // R pixels, one block of outputs, dot form. init: [R] rows of BLOCK accumulators to start from after the groups, or null.
 // sums: where to store int32 rows of stride BLOCK instead of finishing, or null. LOW: the operands are low values.
-template <int R, bool LOW>
+template <int R, bool LOW, int NC>
 static __attribute__((noinline)) void dot_tile(const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
                                                const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in, const int32_t* init,
                                                int32_t* sums, int32_t k, const Pixel* pixels) {
-    vi a[R][COLS];
+    vi a[R][NC];
     _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-        _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++) a[i][j] = zero();
+        _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = zero();
 #ifdef FLEXIQ_NARROW
     if (LOW)
-        narrow_groups<R>(a, in, list, packed, taps, tap_offset, ahead);
+        narrow_groups<R, NC>(a, in, list, packed, taps, tap_offset, ahead);
     else
 #endif
-        dot_groups<R, LOW>(a, in, list, packed, taps, tap_offset, ahead);
+        dot_groups<R, LOW, NC>(a, in, list, packed, taps, tap_offset, ahead);
     if (sums) {
         _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++) store(sums + i * BLOCK + j * LANES, a[i][j]);
+            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) store(sums + i * BLOCK + j * LANES, a[i][j]);
         return;
     }
     const int32_t left = c.outputs - k;
     if (init) {
         _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < COLS; j++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
                 a[i][j] = add(a[i][j], load(init + i * BLOCK + j * LANES));
     }
-    finish_rows<R, COLS>(c.epilogue, a, k, left, pixels);
+    finish_rows<R, NC>(c.epilogue, a, k, left, pixels);
 }
 
 // R pixels, FIP_BLOCK outputs. row: what each pixel's products of its own are, to be subtracted; null for none.
@@ -174,16 +175,29 @@ static __attribute__((noinline)) void fip_tile(const ConvArgs& c, const GroupLis
     finish_rows<R, FIP_COLS>(c.epilogue, a, k, left, pixels);
 }
 
-template <bool LOW>
-static inline void dot_rows(int rows, const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
-                            const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in, const int32_t* init, int32_t* sums,
-                            int32_t k, const Pixel* pixels) {
+template <bool LOW, int NC>
+static inline void dot_rows_of(int rows, const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
+                               const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in, const int32_t* init,
+                               int32_t* sums, int32_t k, const Pixel* pixels) {
     switch (rows) {
 #define FLEXIQ_ROWS(R) \
-    case R: dot_tile<R, LOW>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels); break;
+    case R: dot_tile<R, LOW, NC>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels); break;
         FLEXIQ_FOR_ROWS(FLEXIQ_ROWS)
 #undef FLEXIQ_ROWS
     }
+}
+
+// outputs: of this block.
+template <bool LOW>
+static inline void dot_rows(int rows, int32_t outputs, const ConvArgs& c, const GroupList& list, const int8_t* packed,
+                            int32_t taps, const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in,
+                            const int32_t* init, int32_t* sums, int32_t k, const Pixel* pixels) {
+    if (outputs <= LANES)
+        dot_rows_of<LOW, 1>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
+    else if (outputs <= 2 * LANES)
+        dot_rows_of<LOW, 2>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
+    else
+        dot_rows_of<LOW, COLS>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
 }
 
 static inline void fip_rows(int rows, const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
@@ -351,7 +365,7 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
             if (c.derive) derive_block(c, b, 0, derived);
             for (int32_t t = 0, i = 0, rows; t < dots.tiles; t++, i += rows) {
                 rows = dots.rows(t);
-                dot_rows<true>(rows, c, c.low_groups, w, c.taps, c.low_taps,
+                dot_rows<true>(rows, outputs, c, c.low_groups, w, c.taps, c.low_taps,
                                (c.derive ? w : w + c.low_block_bytes) + t * dot_step, low + i, nullptr,
                                c.high.count ? sums + int64_t(i) * BLOCK : nullptr, k, pixels + i);
             }
@@ -363,7 +377,7 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
             const int8_t* w = c.high_weights + b * c.high_block_bytes;
             for (int32_t t = 0, i = 0, rows; t < dots.tiles; t++, i += rows) {
                 rows = dots.rows(t);
-                dot_rows<false>(rows, c, c.high, w, c.taps, c.src_taps,
+                dot_rows<false>(rows, outputs, c, c.high, w, c.taps, c.src_taps,
                                 nullptr, in + i, fip || narrow ? sums + int64_t(i) * BLOCK : nullptr, nullptr, k,
                          pixels + i);
             }
@@ -457,7 +471,7 @@ static __attribute__((noinline)) void winograd_outputs(const ConvArgs& c, const 
     for (int32_t j = 0; j < BLOCK && k + j < c.outputs; j += WIDE * LANES) {
         for (int32_t i = 0; i < count; i++) {
             vi y[4][WIDE];
-            _Pragma("GCC unroll 4") for (int v = 0; v < WIDE; v++) {
+            _Pragma("GCC unroll 4") for (int v = 0; v < WIDE; v++) {  // of narrow layers some hold nothing: not finished
                 vi own[16], part[4];
                 const int32_t* from = m + int64_t(i) * BLOCK + j + v * LANES;
                 _Pragma("GCC unroll 16") for (int s = 0; s < 16; s++) own[s] = load(from + s * layout.sums_stride);
@@ -568,7 +582,7 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
                 const int8_t* next = w + position_weights;
                 for (int32_t t = 0, i = 0, rows; t < tiling.tiles; t++, i += rows) {
                     rows = tiling.rows(t);
-                    dot_rows<true>(rows, c, low_groups, w, 1, no_tap, next + t * step, v_rows + i, nullptr,
+                    dot_rows<true>(rows, outputs, c, low_groups, w, 1, no_tap, next + t * step, v_rows + i, nullptr,
                              m + s * layout.sums_stride + int64_t(i) * BLOCK, 0, nullptr);
                 }
             }
@@ -589,7 +603,7 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
             const Tiling dots(valid, ROWS);
             for (int32_t t = 0, i = 0, rows; t < dots.tiles; t++, i += rows) {
                 rows = dots.rows(t);
-                dot_rows<false>(rows, c, c.high, w, c.taps, c.src_taps,
+                dot_rows<false>(rows, outputs, c, c.high, w, c.taps, c.src_taps,
                                 nullptr, in + i, sums + int64_t(i) * BLOCK, nullptr, k, pixels + i);
             }
             count_dot(c, valid, outputs, counters);
@@ -640,7 +654,7 @@ static int64_t burn(int64_t rounds, int32_t* sink) {
     int32_t* volatile into = sums;
     volatile int32_t rows = ROWS, taps = 1;
     for (int64_t r = 0; r < rounds; r++)
-        dot_rows<false>(rows, nothing, list, w, taps, tap, nullptr, in, nullptr, into, 0, nullptr);
+        dot_rows<false>(rows, BLOCK, nothing, list, w, taps, tap, nullptr, in, nullptr, into, 0, nullptr);
     *sink = sums[0];
     return rounds * ROWS * COLS * LANES * 4 * UNITS;
 }

@@ -19,15 +19,34 @@ inline void pause() {
 }
 }  // namespace
 
+// What is to be done is one word: generation, number of tasks, next task. A worker takes a task by adding 1 to it and looks at
+// the number of tasks in the same word, so one that wakes up late takes part in what goes on then, or in nothing; and the
+// caller waits for tasks, not for workers. A worker that the system does not run costs no time.
 struct ThreadPool::Shared {
+    static constexpr int kBits = 20;
+    static constexpr uint64_t kMask = (uint64_t(1) << kBits) - 1;
+    static uint64_t count(uint64_t word) { return word >> kBits & kMask; }
+    static uint64_t next(uint64_t word) { return word & kMask; }
+    static bool open(uint64_t word) { return next(word) < count(word); }
+
     std::mutex mutex;
     std::condition_variable wake;
-    std::atomic<uint64_t> generation{0};
-    std::atomic<int> next{0};
-    std::atomic<int> finished{0};
+    std::atomic<uint64_t> word{0};
+    std::atomic<int> done{0};
+    std::atomic<int> asleep{0};
     std::atomic<bool> stopping{false};
+    // Written by the caller while no task is open, read by those who hold a task.
     const std::function<void(int, int)>* task = nullptr;
-    int count = 0;
+
+    // Does tasks until none is left to take.
+    void help(int thread) {
+        while (open(word.load(std::memory_order_acquire))) {
+            const uint64_t mine = word.fetch_add(1, std::memory_order_acq_rel);
+            if (!open(mine)) return;
+            (*task)(static_cast<int>(next(mine)), thread);
+            done.fetch_add(1, std::memory_order_release);
+        }
+    }
 };
 
 ThreadPool::ThreadPool(int threads) : threads_(threads) {}
@@ -66,40 +85,41 @@ void ThreadPool::stop() {
 }
 
 void ThreadPool::work(Shared* s, int thread) {
-    uint64_t seen = 0;
-    for (;;) {
+    while (!s->stopping.load(std::memory_order_relaxed)) {
         const auto until = std::chrono::steady_clock::now() + kSpin;
-        while (s->generation.load(std::memory_order_acquire) == seen && !s->stopping.load(std::memory_order_relaxed)) {
+        while (!Shared::open(s->word.load(std::memory_order_acquire)) && !s->stopping.load(std::memory_order_relaxed)) {
             for (int i = 0; i < 64; i++) pause();
             if (std::chrono::steady_clock::now() > until) {
                 std::unique_lock<std::mutex> lock(s->mutex);
-                s->wake.wait(lock, [&] { return s->generation.load() != seen || s->stopping.load(); });
+                s->asleep.fetch_add(1);
+                s->wake.wait(lock, [&] { return Shared::open(s->word.load()) || s->stopping.load(); });
+                s->asleep.fetch_sub(1);
             }
         }
-        if (s->stopping.load()) return;
-        seen = s->generation.load(std::memory_order_acquire);
-        for (int i; (i = s->next.fetch_add(1)) < s->count;) (*s->task)(i, thread);
-        s->finished.fetch_add(1, std::memory_order_release);
+        s->help(thread);
     }
 }
 
 void ThreadPool::for_each(int count, bool leased, const std::function<void(int, int)>& task) {
-    if (!leased || threads_ == 1 || count <= 1 || workers_.empty()) {
+    if (!leased || threads_ == 1 || count <= 1 || workers_.empty() || count > static_cast<int>(Shared::kMask - 2048)) {
         for (int i = 0; i < count; i++) task(i, 0);
         return;
     }
     Shared* s = shared_;
     s->task = &task;
-    s->count = count;
-    s->next.store(0);
-    s->finished.store(0);
-    {
-        std::lock_guard<std::mutex> lock(s->mutex);
-        s->generation.fetch_add(1, std::memory_order_release);
+    s->done.store(0, std::memory_order_relaxed);
+    const uint64_t generation = (s->word.load(std::memory_order_relaxed) >> (2 * Shared::kBits)) + 1;
+    s->word.store(generation << (2 * Shared::kBits) | static_cast<uint64_t>(count) << Shared::kBits);
+    if (s->asleep.load() > 0) {
+        // A worker that is about to sleep holds the mutex from its last look at the word until it waits.
+        { std::lock_guard<std::mutex> lock(s->mutex); }
+        s->wake.notify_all();
     }
-    s->wake.notify_all();
-    for (int i; (i = s->next.fetch_add(1)) < count;) task(i, 0);
-    while (s->finished.load(std::memory_order_acquire) != static_cast<int>(workers_.size())) pause();
+    s->help(0);
+    for (int spins = 0; s->done.load(std::memory_order_acquire) != count; spins++) {
+        pause();
+        if (spins > 2000) std::this_thread::yield();  // the task's holder may need this processor
+    }
 }
 
 ThreadPool::Lease::Lease(ThreadPool& pool) : pool_(pool), held_(false) {

@@ -101,8 +101,9 @@ static inline void store_some_float(float* p, vf a, int n) { _mm256_maskstore_ps
 // N vectors of values 0..255, stored as adjacent bytes.
 template <int N>
 static inline void store_packed(uint8_t* p, const vi* q) {
-    static_assert(N == 2, "two vectors");
-    const vi words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xD8);
+    static_assert(N == 1 || N == 2, "one or two vectors");
+    if (N == 1) return store_bytes(p, q[0], LANES);
+    const vi words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[N - 1]), 0xD8);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }

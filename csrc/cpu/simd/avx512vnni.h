@@ -85,10 +85,11 @@ static inline vf load_some_float(const float* p, int n) { return _mm512_maskz_lo
 // N vectors of values 0..255, stored as adjacent bytes.
 template <int N>
 static inline void store_packed(uint8_t* p, const vi* q) {
-    static_assert(N == 2 || N == 4, "two or four vectors");
+    static_assert(N == 1 || N == 2 || N == 4, "one, two or four vectors");
+    if (N == 1) return store_bytes(p, q[0], LANES);
     const vi order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const vi low = _mm512_packs_epi32(q[0], q[1]);
-    const vi high = N == 4 ? _mm512_packs_epi32(q[N - 2], q[N - 1]) : low;
+    const vi low = _mm512_packs_epi32(q[0], q[N > 1]);
+    const vi high = N == 4 ? _mm512_packs_epi32(q[N / 2], q[N - 1]) : low;
     const vi bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
     if (N == 4)
         store(p, bytes);

@@ -3,6 +3,19 @@
 // w pixels, one pitch apart.
 static void lower_run(const LowerArgs& a, const uint8_t* from, int64_t from_pitch, uint8_t* to, int64_t to_pitch, int32_t w) {
 #ifdef FLEXIQ_LOWER_BYTES
+    if (a.src.c < BYTES && BYTES % a.src.c == 0 && from_pitch == a.src.c && to_pitch == a.src.c) {
+        // Adjacent pixels of few channels: whole vectors of several pixels, for which the parameters are repeated.
+        const uint8_t* b = a.bytes;
+        const ByteLowering l = {load(b), load(b + BYTES), load(b + 2 * BYTES), load(b + 3 * BYTES), load(b + 4 * BYTES),
+                                load(b + 5 * BYTES), load(b + 6 * BYTES), load(b + 7 * BYTES), load(b + 8 * BYTES),
+                                set_bytes(a.offset)};
+        const int32_t all = w * a.src.c;
+        for (int32_t x = 0; x < all; x += BYTES) {
+            const int n = all - x < BYTES ? all - x : BYTES;
+            store_bytes64(to + x, lower_bytes(load_bytes64(from + x, n), l, a.zero != 0), n);
+        }
+        return;
+    }
     for (int32_t c = 0; c < a.src.c; c += BYTES) {
         const uint8_t* b = a.bytes + int64_t(c) * 9;
         const ByteLowering l = {load(b), load(b + BYTES), load(b + 2 * BYTES), load(b + 3 * BYTES), load(b + 4 * BYTES),

@@ -574,14 +574,16 @@ Lowering ConvLayer::build_lowering(int ratio, Method m) const {
     w.bytes.assign(size_t(ceil_div(channels, vector)) * vector * 9, 0);
     for (int ch = 0; ch < ceil_div(channels, vector) * vector; ch++) {
         uint8_t* b = w.bytes.data() + size_t(ch / vector) * vector * 9 + ch % vector;
-        const int s = ch < channels ? w.shift[ch] - 1 : 0, back = ch < channels ? w.back[ch] : 0, bit = ch % 8 * 8;
+        // Behind the last channel: the first ones again where pixels of few channels fill a vector together.
+        const int own = ch < channels ? ch : vector % channels == 0 ? ch % channels : -1;
+        const int s = own >= 0 ? w.shift[own] - 1 : 0, back = own >= 0 ? w.back[own] : 0, bit = ch % 8 * 8;
         b[0] = static_cast<uint8_t>(bit + s);
         b[vector] = static_cast<uint8_t>(s > 0 ? (1 << (s - 1)) - 1 : 0);
         b[2 * vector] = s > 0;
         b[3 * vector] = static_cast<uint8_t>(255 >> s);
         b[4 * vector] = static_cast<uint8_t>(128 >> s);
-        b[5 * vector] = static_cast<uint8_t>(ch < channels ? w.lo[ch] : 0);
-        b[6 * vector] = static_cast<uint8_t>(ch < channels ? w.hi[ch] : 0);
+        b[5 * vector] = static_cast<uint8_t>(own >= 0 ? w.lo[own] : 0);
+        b[6 * vector] = static_cast<uint8_t>(own >= 0 ? w.hi[own] : 0);
         b[7 * vector] = static_cast<uint8_t>((bit - back + 64) % 64);
         b[8 * vector] = static_cast<uint8_t>(255 << back);
     }

@@ -132,13 +132,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "flexiq"
 
 
+def _build(module: Any) -> list[int]:
+    """What tells one build of the extension from another of the same version."""
+    try:
+        status = os.stat(module.__file__)
+    except (OSError, TypeError):
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
 def cache_path(engine: CpuEngine) -> Path:
     """File of an engine's choices: everything that speed depends on is in its name's digest."""
     digest = hashlib.sha256()
     module = extension.extension()
     digest.update(
         json.dumps(
-            [FORMAT, module.version(), extension.cpu_name(), os.cpu_count(), engine.isa, engine.threads, engine.batch_hint,
+            [FORMAT, module.version(), _build(module), extension.cpu_name(), os.cpu_count(), engine.isa, engine.threads, engine.batch_hint,
              engine.program.ratios]
         ).encode()
     )  # fmt: skip

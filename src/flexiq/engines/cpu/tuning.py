@@ -147,7 +147,8 @@ def cache_path(engine: CpuEngine) -> Path:
     module = extension.extension()
     digest.update(
         json.dumps(
-            [FORMAT, module.version(), _build(module), extension.cpu_name(), os.cpu_count(), engine.isa, engine.threads, engine.batch_hint,
+            [FORMAT, module.version(), _build(module), extension.cpu_name(), os.cpu_count(),
+             engine.isa, engine.threads, engine.batch_hint,
              engine.program.ratios]
         ).encode()
     )  # fmt: skip

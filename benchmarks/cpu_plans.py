@@ -106,6 +106,7 @@ def main() -> int:
     console, machine = Console(), describe_machine()
     isa = native.choose_isa()
     images, sample = test_images(options.images), calibration_images()
+    target = Path(__file__).parent / "results" / f"cpu_plans.{machine['kind']}.json"
     rows: list[dict[str, Any]] = []
     for network in options.networks.split(","):
         base = QuantizeConfig(
@@ -130,7 +131,8 @@ def main() -> int:
                     "network": network, "plan": name, "ratios": engine.ratios, "accuracy": [a for a, _ in measured],
                     "standard_error": [e for _, e in measured], "milliseconds": ms, "speedup": ms[0] / ms[-1],
                     "gain_share_at_50": (ms[0] - ms[2]) / (ms[0] - ms[-1]), "low_ranges": widths,
-                    "images": len(images), "isa": isa, "threads": 1, "batch": BATCH,
+                    "images": len(images), "isa": isa,
+                    "search": [options.population, options.generations], "threads": 1, "batch": BATCH,
                 }
             )  # fmt: skip
             out = Table(
@@ -144,9 +146,8 @@ def main() -> int:
                 out.add_row(f"{ratio:.0%}", f"{value:.2f} ± {error:.2f}", f"{t:.2f}", f"{ms[0] / t:.2f}")
             console.print(out)
             console.print(f"share of the gain at 50 %: {rows[-1]['gain_share_at_50']:.2f}")
+        target.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     name = f"{native.cpu_name()} ({machine['kind']}), {isa}, one thread"
-    target = Path(__file__).parent / "results" / f"cpu_plans.{machine['kind']}.json"
-    target.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     plot(rows, options.plot, name)
     console.print(f"{name}; written: {target}, {options.plot}")
     return 0

@@ -27,7 +27,7 @@ from flexiq.quantization.program import QuantizedLayer
 
 OUTPUT_TRANSFORM = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 CONV3, LINEAR = ((3, 3), (1, 1)), ((), ())
-NAMES = {"direct", "fip"}
+NAMES = {"direct", "fip", "narrow"}
 
 
 def fast_inner_product(x: Any, w: Any, offset: int, signed_side: int) -> Any:

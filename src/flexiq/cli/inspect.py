@@ -158,9 +158,10 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
     if any(made):
         terminal.say(f"made from {', '.join(str(m) for m in made if m)}")
     if config:
+        low_bits = "widths per layer" if config.get("low_bits") == "auto" else f"{config.get('low_bits')} low bits"
         terminal.say(
             f"  {config.get('selector')} selection, seed {config.get('seed')}, groups of {config.get('group_size')}, "
-            f"{config.get('low_bits')} low bits, weight shifts per {config.get('weight_granularity')}"
+            f"{low_bits}, weight shifts per {config.get('weight_granularity')}"
         )
     ratios = ", ".join(ratio_name(r) for r in described["ratios"])
     terminal.say(

@@ -30,8 +30,11 @@ NAIVE_RATIOS = (0.0, 0.5, 1.0)
 
 
 def naive_config(config: QuantizeConfig) -> QuantizeConfig:
-    """The baseline: always the top bits, no bias correction, channels unsorted, groups chosen greedily."""
+    """The baseline: always the top bits, no bias correction, channels unsorted, groups chosen greedily; 4 bits where widths
+    are chosen per layer, and no regard for latency."""
     return config.updated(
+        low_bits=4 if config.low_bits == "auto" else config.low_bits,
+        latency_gain=0.0,
         extraction="naive",
         shift_choice="plain",
         bias_correction=False,

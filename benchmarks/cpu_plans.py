@@ -67,7 +67,7 @@ def latencies(engines: dict[str, CpuEngine], repeats: int) -> dict[str, list[flo
 
 
 def plot(rows: list[dict[str, Any]], file: Path, caption: str) -> None:
-    """One panel per network: accuracy against milliseconds, a line per plan."""
+    """One panel per network: accuracy with its standard error against milliseconds, a line per plan."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -79,13 +79,22 @@ def plot(rows: list[dict[str, Any]], file: Path, caption: str) -> None:
         for row in rows:
             if row["network"] != network:
                 continue
-            axis.plot(row["milliseconds"], row["accuracy"], marker="o", label=row["plan"])
+            axis.errorbar(
+                row["milliseconds"],
+                row["accuracy"],
+                yerr=row["standard_error"],
+                marker="o",
+                capsize=2,
+                label=row["plan"],
+            )
             for ratio, x, y in zip(row["ratios"], row["milliseconds"], row["accuracy"], strict=True):
                 if row["plan"] == "4 bits":
                     axis.annotate(f"{ratio:.0%}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=8)
         axis.set(title=network, xlabel=f"ms per batch of {BATCH}, one thread", ylabel="top-1, %")
+        axis.set_xlim(left=0)
+        axis.margins(y=0.3)
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(loc="lower left")
     figure.suptitle(caption, fontsize=9)
     figure.tight_layout()
     figure.savefig(file)

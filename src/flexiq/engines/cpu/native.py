@@ -25,7 +25,10 @@ def missing() -> str:
     """ "" if the extension can be used, else what is missing and how to get it."""
     if _extension is not None:
         return ""
-    return f"the compiled extension is not there ({_problem}): install a C++ compiler, then reinstall flexiq"
+    return (
+        f"the compiled extension is not there ({_problem}): install a C++ compiler, then reinstall "
+        "with pip install --force-reinstall --no-cache-dir flexiq"
+    )
 
 
 def extension() -> Any:

@@ -66,9 +66,6 @@ struct Epilogue {
     int32_t zero_residual;
     float residual_factor;
     int64_t out_stride_c, residual_stride_c;  // elements between channels of a float tensor
-    // A lowered copy for the next layer (see LowerArgs), written beside or instead of the bytes (null: none).
-    const int32_t *low_shift, *low_half, *low_lo, *low_hi;
-    int32_t low_offset;
 };
 
 enum Method : int32_t { METHOD_DIRECT = 0, METHOD_FIP = 1, METHOD_WINOGRAD = 2, METHOD_WINOGRAD_FIP = 3, METHOD_NARROW = 4 };
@@ -89,7 +86,7 @@ struct ConvArgs {
     int32_t taps;
     const int32_t *src_taps, *low_taps;  // byte offset of every tap from the first one, in src and in low
     ConstByteView src, low;
-    Target out, residual, low_out;
+    Target out, residual;
 
     GroupList high;             // dot form over src (METHOD_DIRECT: everything is here, read back where low)
     const int8_t* high_weights;

@@ -11,6 +11,14 @@ static inline __attribute__((always_inline)) void fetch(const int8_t*& ahead) {
 
 // ---- register tiles ------------------------------------------------------------------------------------------------
 
+// Horner's rule between groups: all sums of a tile, shifted.
+template <int R, int N>
+static inline __attribute__((always_inline)) void shift_tile(vi (&a)[R][N], int32_t shift) {
+    if (!shift) return;
+    _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
+        _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) a[i][j] = shift_left(a[i][j], shift);
+}
+
 // a[i][j] += dot products of pixel i with the outputs of vector j, over all groups of the list, with their shifts.
 // NC: how many of the block's vectors are computed; narrow layers fill less than a block.
 template <int R, bool AHEAD, int NC>
@@ -21,10 +29,7 @@ static inline __attribute__((always_inline)) void dot_groups(vi (&a)[R][NC], con
     _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) q[i] = in[i];
     for (int32_t g = 0; g < list.count; g++) {
         const Group& group = list.groups[g];
-        if (group.shift) {
-            _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-                _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = shift_left(a[i][j], group.shift);
-        }
+        shift_tile(a, group.shift);
         const int8_t* w = packed + group.weights;
         for (int32_t t = 0; t < taps; t++) {
             int64_t o = tap_offset[t] + group.channel;
@@ -39,10 +44,7 @@ static inline __attribute__((always_inline)) void dot_groups(vi (&a)[R][NC], con
             }
         }
     }
-    if (list.final_shift) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = shift_left(a[i][j], list.final_shift);
-    }
+    shift_tile(a, list.final_shift);
 }
 
 #ifdef FLEXIQ_NARROW
@@ -54,10 +56,7 @@ static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][NC], 
     const int64_t quad = 4 * LANES * COLS;
     for (int32_t g = 0; g < list.count; g++) {
         const Group& group = list.groups[g];
-        if (group.shift) {
-            _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-                _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = shift_left(a[i][j], group.shift);
-        }
+        shift_tile(a, group.shift);
         const int8_t* w = packed + group.weights;
         for (int32_t t = 0; t < taps; t++) {
             int64_t o = tap_offset[t] + group.channel;
@@ -78,10 +77,7 @@ static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][NC], 
             }
         }
     }
-    if (list.final_shift) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = shift_left(a[i][j], list.final_shift);
-    }
+    shift_tile(a, list.final_shift);
 }
 #endif
 
@@ -94,10 +90,7 @@ static inline __attribute__((always_inline)) void fip_groups(vi (&a)[R][FIP_COLS
     _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) q[i] = in[i];
     for (int32_t g = 0; g < list.count; g++) {
         const Group& group = list.groups[g];
-        if (group.shift) {
-            _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-                _Pragma("GCC unroll 8") for (int j = 0; j < FIP_COLS; j++) a[i][j] = shift_left(a[i][j], group.shift);
-        }
+        shift_tile(a, group.shift);
         const int8_t* w = packed + group.weights;
         for (int32_t t = 0; t < taps; t++) {
             int64_t o = tap_offset[t] + group.channel;
@@ -116,10 +109,7 @@ static inline __attribute__((always_inline)) void fip_groups(vi (&a)[R][FIP_COLS
             }
         }
     }
-    if (list.final_shift) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < FIP_COLS; j++) a[i][j] = shift_left(a[i][j], list.final_shift);
-    }
+    shift_tile(a, list.final_shift);
 }
 
 enum { BLOCK = LANES * COLS, FIP_BLOCK = LANES * FIP_COLS, WIDE = COLS };
@@ -128,8 +118,8 @@ enum { BLOCK = LANES * COLS, FIP_BLOCK = LANES * FIP_COLS, WIDE = COLS };
 // sums: where to store int32 rows of stride BLOCK instead of finishing, or null. LOW: the operands are low values.
 template <int R, bool LOW, int NC>
 static __attribute__((noinline)) void dot_tile(const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
-                                               const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in, const int32_t* init,
-                                               int32_t* sums, int32_t k, const Pixel* pixels) {
+                                               const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in,
+                                               const int32_t* init, int32_t* sums, int32_t k, const Pixel* pixels) {
     vi a[R][NC];
     _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
         _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = zero();
@@ -236,10 +226,9 @@ static inline uint8_t* align64(uint8_t* p) {
 }
 static inline Pixel pixel_at(const ConvArgs& c, int32_t n, int32_t y, int32_t x) {
     Pixel p;
-    p.out = c.out.data ? c.out.data + n * c.out.pitch_n + y * c.out.pitch_y + x * c.out.pitch_x : nullptr;
+    p.out = c.out.data + n * c.out.pitch_n + y * c.out.pitch_y + x * c.out.pitch_x;
     p.residual = c.residual.data ? c.residual.data + n * c.residual.pitch_n + y * c.residual.pitch_y + x * c.residual.pitch_x
                                  : nullptr;
-    p.low = c.low_out.data ? c.low_out.data + n * c.low_out.pitch_n + y * c.low_out.pitch_y + x * c.low_out.pitch_x : nullptr;
     return p;
 }
 static inline const uint8_t* input_at(const ConvArgs& c, const ConstByteView& v, int32_t n, int32_t y, int32_t x) {
@@ -313,7 +302,7 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
     int32_t n = p0 / (c.out_h * c.out_w), y = p0 / c.out_w % c.out_h, x = p0 % c.out_w;
     for (int32_t i = 0; i < count; i++) {
         pixels[i] = pixel_at(c, n, y, x);
-        in[i] = c.src.data ? input_at(c, c.src, n, y, x) : nullptr;
+        in[i] = input_at(c, c.src, n, y, x);
         if (c.lower_here) {
             uint8_t* own = lowered + i * lowered_pitch;
             if (i == 0 || x == 0) {  // the rest of this row of the image
@@ -389,8 +378,9 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
 
 // ---- Winograd F(2x2, 3x3) --------------------------------------------------------------------------------------------
 
-// One row of positions: 4 combinations of a row of B^T d, each stored with its offset. centre is taken off the second one. With FIP also what the fast inner
-// product subtracts, u1 * u2 of the pairs, combined along the row as the output transform does: left and right column.
+// One row of positions: 4 combinations of a row of B^T d, each stored with its offset; `centre` is taken off the second one.
+// With FIP also what the fast inner product subtracts, u1 * u2 of the pairs, combined along the row as the output transform
+// does: left and right column.
 template <bool FIP>
 static inline __attribute__((always_inline)) void transform_row(const vi (&d)[4], const uint8_t* offsets, uint8_t* to,
                                                                 int64_t stride, vi& left, vi& right, vi centre) {
@@ -530,7 +520,7 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
             index[4 * i + s] = inside ? valid : -1;
             if (!inside) continue;
             pixels[valid] = pixel_at(c, n, yy, xx);
-            in[valid] = c.src.data ? input_at(c, c.src, n, yy, xx) : nullptr;
+            in[valid] = input_at(c, c.src, n, yy, xx);
             valid++;
         }
         const uint8_t* from = input_at(c, c.low, n, y, x);

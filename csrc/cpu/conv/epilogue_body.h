@@ -1,11 +1,10 @@
 // From accumulators to stored outputs, bit for bit as the reference engine does it. Included inside a namespace of one
 // instruction set, after its simd header.
 
-// Where one pixel's outputs, residual and lowered copy lie (channel 0 of the convolution group).
+// Where one pixel's outputs and residual lie (channel 0 of the convolution group).
 struct Pixel {
     uint8_t* out;
     const uint8_t* residual;
-    uint8_t* low;
 };
 
 // n <= LANES outputs from channel k on.
@@ -37,12 +36,7 @@ static inline __attribute__((always_inline)) void finish(const Epilogue& e, vi a
         }
         return;
     }
-    const vi q = round_even(t);
-    if (p.out) store_bytes(p.out + k, add(q, set(e.zero_out)), n);
-    if (p.low) {
-        const vi low = lower(q, load(e.low_shift + k), load(e.low_half + k), load(e.low_lo + k), load(e.low_hi + k));
-        store_bytes(p.low + k, add(low, set(e.low_offset)), n);
-    }
+    store_bytes(p.out + k, add(round_even(t), set(e.zero_out)), n);
 }
 
 // N adjacent vectors of outputs of one pixel; left: outputs from k to the end of the layer. Whole blocks of bytes, the usual

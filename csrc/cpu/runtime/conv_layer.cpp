@@ -49,6 +49,21 @@ void output_transform(const uint32_t (&m)[16], uint32_t (&y)[4]) {
     }
 }
 
+// Adds a group to a visit; if `adjacent` (one tap), one that lies right behind the last, in the pixel and in the weights, and
+// has no shift before it becomes one with it. unit: channels per step, unit_bytes: weights per step.
+void append(std::vector<Group>& visit, const Group& group, bool adjacent, int unit, int unit_bytes) {
+    if (adjacent && !visit.empty() && group.shift == 0) {
+        Group& last = visit.back();
+        if (last.channels % unit == 0 && last.channel + last.channels == group.channel &&
+            last.weights + int64_t(last.units) * unit_bytes == group.weights) {
+            last.units += group.units;
+            last.channels += group.channels;
+            return;
+        }
+    }
+    visit.push_back(group);
+}
+
 }  // namespace
 
 ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, bool small)
@@ -62,7 +77,11 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
     outputs_per_group_ = spec_.outputs / spec_.conv_groups;
     blocks_ = ceil_div(outputs_per_group_, kernels_.block);
     fip_blocks_ = blocks_ * (kernels_.block / kernels_.fip_block);
-    for (uint8_t l : spec_.low) eligible_ = eligible_ || l;
+    for (int r = 0; r < spec_.ratios; r++) {
+        const auto first = spec_.low.begin() + int64_t(r) * n_groups;
+        low_at_.push_back(std::any_of(first, first + n_groups, [](uint8_t l) { return l != 0; }));
+        eligible_ = eligible_ || low_at_.back();
+    }
 
     const size_t padded = size_t(blocks_) * kernels_.block;
     multiplier_padded_.assign(padded * spec_.conv_groups, 0.f);
@@ -87,7 +106,7 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
     for (int c = 0; c < spec_.conv_groups; c++) {
         auto* first = order_.data() + c * n_local_;
         std::iota(first, first + n_local_, 0);
-        if (obstacles_[METHOD_FIP].empty() || obstacles_[METHOD_NARROW].empty() || obstacles_[METHOD_WINOGRAD].empty() || obstacles_[METHOD_WINOGRAD_FIP].empty())
+        if (std::any_of(obstacles_.begin() + 1, obstacles_.end(), [](const std::string& why) { return why.empty(); }))
             std::stable_sort(first, first + n_local_, [&](int a, int b) {
                 return total_shift(c * n_local_ + a) > total_shift(c * n_local_ + b);
             });
@@ -99,9 +118,8 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
         // Everything is made now, and the weights in their own order are given back layer by layer.
         const bool read_back = eligible_ && !obstacles_[METHOD_NARROW].empty();
         pack_direct(read_back);
-        direct_has_read_back_ = read_back;
-        if (obstacles_[METHOD_FIP].empty()) lay_out_fip();
-        if (obstacles_[METHOD_NARROW].empty()) lay_out_narrow();
+        if (obstacles_[METHOD_FIP].empty()) fip_ = lay_out(8, taps_, true);
+        if (obstacles_[METHOD_NARROW].empty()) narrow_ = lay_out(4, taps_, false);
         for (int r = 0; r < spec_.ratios; r++)
             for (Method m : {METHOD_DIRECT, METHOD_FIP, METHOD_NARROW})
                 if (obstacles_[m].empty() && (m != METHOD_DIRECT || read_back || !has_low(r))) prepare(r, m);
@@ -116,21 +134,6 @@ int ConvLayer::weight_shift_of(int group) const {
 
 int ConvLayer::read_back(int o, int i, int tap, int local) const {
     return low_weight(o, i, tap) * (1 << spec_.weight_shift[size_t(o) * n_local_ + local]);
-}
-
-bool ConvLayer::has_low(int ratio) const {
-    const int n = n_local_ * spec_.conv_groups;
-    for (int g = 0; g < n; g++)
-        if (spec_.low[size_t(ratio) * n + g]) return true;
-    return false;
-}
-
-double ConvLayer::low_share(int ratio) const {
-    const int n = n_local_ * spec_.conv_groups;
-    double low = 0;
-    for (int g = 0; g < n; g++)
-        if (spec_.low[size_t(ratio) * n + g]) low += size(g);
-    return low / spec_.bounds[n];
 }
 
 void ConvLayer::transformed(int o, int i, int32_t (&u)[16]) const {
@@ -255,37 +258,39 @@ void ConvLayer::pack_direct(bool with_read_back) {
     direct_has_read_back_ = with_read_back;
 }
 
-void ConvLayer::lay_out_fip() {
-    const int block = kernels_.fip_block;
+// Where the groups lie in a block, in the order of the visit; `unit` channels at a time, `taps` products per channel.
+ConvLayer::Packed ConvLayer::lay_out(int unit, int taps, bool fip_form) const {
+    const int block = fip_form ? kernels_.fip_block : kernels_.block, blocks = fip_form ? fip_blocks_ : blocks_;
     Packed p;
-    p.offset.resize(size_t(n_local_) * spec_.conv_groups);
-    int64_t at = 0;
+    p.offset.resize(order_.size());
     for (int c = 0; c < spec_.conv_groups; c++) {
-        at = 0;
+        p.block_bytes = 0;
         for (int r = 0; r < n_local_; r++) {
             const int l = order_[size_t(c) * n_local_ + r];
-            p.offset[size_t(c) * n_local_ + l] = at;
-            at += int64_t(taps_) * ceil_div(size(l), 8) * 8 * block;
+            p.offset[size_t(c) * n_local_ + l] = p.block_bytes;
+            p.block_bytes += int64_t(taps) * ceil_div(size(l), unit) * unit * block;
         }
     }
-    p.block_bytes = at;
-    p.group_bytes_all = at * fip_blocks_;
-    fip_ = std::move(p);
+    p.group_bytes_all = p.block_bytes * blocks;
+    return p;
+}
+
+// The first weight of a group of channels for one output.
+int8_t* ConvLayer::place_of(const Packed& p, int conv_group, int local, int output, int block) const {
+    return reinterpret_cast<int8_t*>(p.data.data()) + conv_group * p.group_bytes_all + (output / block) * p.block_bytes +
+           p.offset[size_t(conv_group) * n_local_ + local] + (output % block) * 4;
 }
 
 void ConvLayer::pack_fip() {
-    lay_out_fip();
-    Packed p = std::move(fip_);
+    Packed p = lay_out(8, taps_, true);
     const int block = kernels_.fip_block;
     p.data = Buffer(p.group_bytes_all * spec_.conv_groups);
-    std::memset(p.data.data(), 0, size_t(p.data.bytes()));
     for (int c = 0; c < spec_.conv_groups; c++)
         for (int l = 0; l < n_local_; l++) {
             const int octets = ceil_div(size(l), 8);
             for (int o = 0; o < fip_blocks_ * block; o++) {
                 const int oo = c * outputs_per_group_ + o;
-                int8_t* to = reinterpret_cast<int8_t*>(p.data.data()) + c * p.group_bytes_all + (o / block) * p.block_bytes +
-                             p.offset[size_t(c) * n_local_ + l] + (o % block) * 4;
+                int8_t* to = place_of(p, c, l, o, block);
                 for (int t = 0; t < taps_; t++)
                     for (int ch = 0; ch < octets * 8; ch++) {
                         const bool real = o < outputs_per_group_ && ch < size(l);
@@ -299,27 +304,8 @@ void ConvLayer::pack_fip() {
     fip_ = std::move(p);
 }
 
-void ConvLayer::lay_out_narrow() {
-    const int block = kernels_.block;
-    Packed p;
-    p.offset.resize(size_t(n_local_) * spec_.conv_groups);
-    int64_t at = 0;
-    for (int c = 0; c < spec_.conv_groups; c++) {
-        at = 0;
-        for (int r = 0; r < n_local_; r++) {
-            const int l = order_[size_t(c) * n_local_ + r];
-            p.offset[size_t(c) * n_local_ + l] = at;
-            at += int64_t(taps_) * ceil_div(size(l), 4) * 4 * block;
-        }
-    }
-    p.block_bytes = at;
-    p.group_bytes_all = at * blocks_;
-    narrow_ = std::move(p);
-}
-
 void ConvLayer::pack_narrow() {
-    lay_out_narrow();
-    Packed p = std::move(narrow_);
+    Packed p = lay_out(4, taps_, false);
     const int block = kernels_.block;
     p.data = Buffer(p.group_bytes_all * spec_.conv_groups);
     for (int c = 0; c < spec_.conv_groups; c++)
@@ -327,8 +313,7 @@ void ConvLayer::pack_narrow() {
             const int quads = ceil_div(size(l), 4);
             for (int o = 0; o < outputs_per_group_; o++) {
                 const int oo = c * outputs_per_group_ + o;
-                int8_t* to = reinterpret_cast<int8_t*>(p.data.data()) + c * p.group_bytes_all + (o / block) * p.block_bytes +
-                             p.offset[size_t(c) * n_local_ + l] + (o % block) * 4;
+                int8_t* to = place_of(p, c, l, o, block);
                 for (int ch = 0; ch < size(l); ch++)
                     for (int t = 0; t < taps_; t++)
                         to[(int64_t(t) * quads + ch / 4) * 4 * block + ch % 4] = low_weight(oo, begin(l) - begin(0) + ch, t);
@@ -344,27 +329,16 @@ const ConvLayer::Packed& ConvLayer::packed(Method m) const {
 void ConvLayer::pack_winograd(bool fip) {
     const int block = fip ? kernels_.fip_block : kernels_.block, blocks = fip ? fip_blocks_ : blocks_;
     const int unit = fip ? 8 : 4;
-    Packed p;
-    p.offset.resize(size_t(n_local_) * spec_.conv_groups);
-    int64_t at = 0;
-    for (int c = 0; c < spec_.conv_groups; c++) {
-        at = 0;
-        for (int r = 0; r < n_local_; r++) {
-            const int l = order_[size_t(c) * n_local_ + r];
-            p.offset[size_t(c) * n_local_ + l] = at;
-            at += int64_t(ceil_div(size(l), unit)) * unit * block;
-        }
-    }
-    const int64_t position = at;
-    p.block_bytes = 16 * position;
-    p.group_bytes_all = p.block_bytes * blocks;
+    Packed p = lay_out(unit, 1, fip);
+    const int64_t position = p.block_bytes;
+    p.block_bytes *= 16;
+    p.group_bytes_all *= 16;
     p.data = Buffer(p.group_bytes_all * spec_.conv_groups);
     for (int c = 0; c < spec_.conv_groups; c++)
         for (int l = 0; l < n_local_; l++)
             for (int o = 0; o < blocks * block; o++) {
                 const int oo = c * outputs_per_group_ + o;
-                int8_t* to = reinterpret_cast<int8_t*>(p.data.data()) + c * p.group_bytes_all + (o / block) * p.block_bytes +
-                             p.offset[size_t(c) * n_local_ + l] + (o % block) * 4;
+                int8_t* to = place_of(p, c, l, o, block);
                 const int padded = ceil_div(size(l), unit) * unit;
                 for (int ch = 0; ch < padded; ch++) {
                     int32_t u[16] = {0};
@@ -382,8 +356,7 @@ void ConvLayer::keep(const std::array<bool, kMethods>& methods, bool low_at_dire
     if (small_) return;
     if (sealed_) throw std::logic_error("layer '" + spec_.name + "': the engine is loaded, its kernels are chosen");
     if (direct_.data.data() == nullptr || direct_has_read_back_ != low_at_direct) {
-        pack_direct(low_at_direct && eligible_);
-        direct_has_read_back_ = low_at_direct;
+        pack_direct(low_at_direct);
         std::fill(built_.begin(), built_.end(), false);
     }
     auto want = [&](Method m, Packed& p, auto pack) {
@@ -434,15 +407,7 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
         Group group{direct_.offset[l] + (is_low ? direct_.block_bytes / 2 : 0), begin(g), ceil_div(channels, 4), 0, channels};
         v.high_channels += channels;
         if (is_low) v.read_back_channels += channels;
-        const bool joins = !v.high.empty() && taps_ == 1 && v.high.back().channels % 4 == 0 &&
-                           v.high.back().channel + v.high.back().channels == group.channel &&
-                           v.high.back().weights + int64_t(v.high.back().units) * 4 * kernels_.block == group.weights;
-        if (joins) {
-            v.high.back().units += group.units;
-            v.high.back().channels += group.channels;
-        } else {
-            v.high.push_back(group);
-        }
+        append(v.high, group, taps_ == 1, 4, 4 * kernels_.block);
         if (input_zero != 0) {
             for (int o = 0; o < outputs_per_group_; o++) {
                 int64_t sum = 0;
@@ -476,18 +441,7 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
             previous = shift;
             v.low_channels += size(g);
             if (small_) v.derive.push_back({direct_.offset[l], group.weights, ceil_div(size(g), 4), weight_shift_of(g)});
-            // Groups that lie and are visited one behind the other, with no shift between, become one.
-            const bool joins = !v.low.empty() && group.shift == 0 && (wino || taps_ == 1) &&
-                               v.low.back().channels % unit == 0 &&
-                               v.low.back().channel + v.low.back().channels == group.channel &&
-                               v.low.back().weights + int64_t(v.low.back().units) * unit *
-                                       (fip ? kernels_.fip_block : kernels_.block) == group.weights;
-            if (joins) {
-                v.low.back().units += group.units;
-                v.low.back().channels += group.channels;
-            } else {
-                v.low.push_back(group);
-            }
+            append(v.low, group, wino || taps_ == 1, unit, unit * (fip ? kernels_.fip_block : kernels_.block));
             for (int ch = begin(g); ch < begin(g) + size(g); ch++) v.chunk_used[ch / vector] = 1;
             if (fip)
                 for (int octet = begin(g) / 8; octet < begin(g) / 8 + ceil_div(size(g), 8); octet++) {

@@ -55,8 +55,7 @@ class ConvLayer {
     const ConvSpec& spec() const { return spec_; }
     // "" if the method is exact for this layer with these weights, else why not.
     const std::string& obstacle(Method m) const { return obstacles_[m]; }
-    bool has_low(int ratio) const;
-    double low_share(int ratio) const;
+    bool has_low(int ratio) const { return low_at_[ratio]; }
     bool folded() const { return folded_; }
     int taps() const { return taps_; }
 
@@ -79,7 +78,6 @@ class ConvLayer {
         int64_t block_bytes = 0, group_bytes_all = 0;  // of one block, all blocks of a convolution group
         std::vector<int64_t> offset;                    // of every local group in a block, per convolution group
     };
-    int local_groups() const { return n_local_; }
     int begin(int group) const { return spec_.bounds[group]; }
     int size(int group) const { return spec_.bounds[group + 1] - spec_.bounds[group]; }
     int total_shift(int group) const { return spec_.activation_shift[group] + weight_shift_of(group); }
@@ -90,9 +88,9 @@ class ConvLayer {
     void find_obstacles();
     void transformed(int o, int i, int32_t (&u)[16]) const;
     void pack_direct(bool with_read_back);
-    void lay_out_fip();
+    Packed lay_out(int unit, int taps, bool fip_form) const;
+    int8_t* place_of(const Packed& p, int conv_group, int local, int output, int block) const;
     void pack_fip();
-    void lay_out_narrow();
     void pack_narrow();
     void pack_winograd(bool fip);
     Visit build_visit(int ratio, Method m, int conv_group) const;
@@ -102,7 +100,8 @@ class ConvLayer {
     const ConvKernels& kernels_;
     bool folded_, small_, sealed_ = false;
     int all_taps_, taps_, n_local_, outputs_per_group_, blocks_, fip_blocks_;
-    bool eligible_ = false;
+    bool eligible_ = false;       // some group is low at some ratio
+    std::vector<bool> low_at_;    // per ratio: some group is low
     std::vector<int8_t> low_weight_;
     std::vector<int> order_;  // per convolution group: local groups by falling total shift
     std::array<std::string, kMethods> obstacles_;
@@ -115,7 +114,6 @@ class ConvLayer {
     std::vector<Lowering> lowerings_;
     std::vector<bool> built_;
     std::vector<float> multiplier_padded_;
-    std::vector<Visit> empty_;
 
    public:
     const float* multiplier(int conv_group) const { return multiplier_padded_.data() + size_t(conv_group) * blocks_ * kernels_.block; }

@@ -81,7 +81,7 @@ class Program::Guard {
 };
 
 Program::Program(const std::string& isa, int threads, bool small)
-    : isa_(isa), small_(small), conv_kernels_(flexiq::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), pool_(threads) {
+    : small_(small), conv_kernels_(flexiq::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), pool_(threads) {
     if (!conv_kernels_ || !ops_) throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
     if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024");
 }
@@ -111,6 +111,13 @@ ConvStep* Program::conv(const std::string& name) {
 
 void Program::finish(bool all) {
     for (ConvStep* c : convs_) c->keep(all);
+    std::vector<bool> begun(tensors_.size(), false);  // a concatenation fills its output in several steps
+    for (auto& step : steps_) {
+        step->begins.clear();
+        for (int t : step->writes)
+            if (!begun[t] && !tensors_[t].is_float && !tensors_[t].external) step->begins.push_back(t);
+        for (int t : step->writes) begun[t] = true;
+    }
     Guard guard(*this);
     for (auto& c : free_) context_bytes_ -= c->arena.bytes();
     free_.clear();
@@ -125,7 +132,7 @@ std::vector<int64_t> Program::place(int n, int64_t* total) const {
     const int count = static_cast<int>(tensors_.size());
     std::vector<int> from(count, 1 << 30), to(count, -1);
     for (int s = 0; s < steps(); s++)
-        for (const auto* list : {&steps_[s]->reads, &steps_[s]->writes})
+        for (const auto* list : {&steps_[s]->reads, &steps_[s]->writes, &steps_[s]->temporaries})
             for (int t : *list) {
                 from[t] = std::min(from[t], s);
                 to[t] = std::max(to[t], s);
@@ -205,19 +212,10 @@ int64_t Program::run_in(Context& context, int ratio, int from, int to, std::vect
     ThreadPool::Lease lease(pool_);
     Run run{*this, context, pool_, lease.held(), ratio};
     using clock = std::chrono::steady_clock;
-    std::vector<char> margin_done(tensors_.size(), 0);
     for (int s = from; s < to; s++) {
         const auto begin = clock::now();
         Step& step = *steps_[s];
-        for (int t : step.writes) {
-            const TensorSpec& spec = tensors_[t];
-            if (spec.is_float || spec.external || margin_done[t]) continue;
-            margin_done[t] = 1;
-            bool first = true;  // a concatenation fills its output in several steps
-            for (int e = from; e < s && first; e++)
-                for (int w : steps_[e]->writes) first = first && w != t;
-            if (first) fill_margin(spec, context.base[t], context.n);
-        }
+        for (int t : step.begins) fill_margin(tensors_[t], context.base[t], context.n);
         step.run(run);
         if (seconds) (*seconds)[s] += std::chrono::duration<double>(clock::now() - begin).count();
     }
@@ -274,6 +272,7 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
         low.halo_bottom = std::max(c.pad_h, (d.h + 1) / 2 * 2 + 2 - c.pad_h - s.h);
         low.halo_right = std::max(c.pad_w, (d.w + 1) / 2 * 2 + 2 - c.pad_w - s.w);
         lowered_ = program.add_tensor(low);
+        temporaries = {lowered_};
         low_taps_ = offsets(low);
     }
     for (int r = 0; r < c.ratios; r++) choices_.push_back(usual(r));
@@ -330,9 +329,6 @@ void ConvStep::keep(bool all) {
     if (all) used.fill(true);
     layer_.keep(used, low_at_direct);
     for (size_t r = 0; r < choices_.size(); r++) layer_.prepare(static_cast<int>(r), choices_[r].method);
-    // The lowered copy takes room in the arena only if some ratio lowers.
-    writes = {dst_};
-    if (lowered_ >= 0) writes.push_back(lowered_);
 }
 
 void ConvStep::set_geometry(const Run& run, ConvArgs& a, int conv_group) const {

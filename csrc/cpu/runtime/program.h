@@ -71,6 +71,8 @@ class Step {
     virtual int64_t scratch(const Program&, int) { return 0; }
     std::string name, kind;
     std::vector<int> reads, writes;
+    std::vector<int> temporaries;  // in the arena during this step only; their margins are the step's own business
+    std::vector<int> begins;       // those of `writes` whose margin is to be filled before the step; set by `finish`
 };
 
 class ConvStep;
@@ -96,7 +98,7 @@ class Program {
     int add_tensor(const TensorSpec& spec);
     void add_step(std::unique_ptr<Step> step);
     ConvStep* add_conv(ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi, int kind,
-                       bool read_back_only);
+                       bool folded);
     void set_external(int tensor, bool external) { tensors_[tensor].external = external; }
     // The tensor is read or written from outside right before step `step` (steps(): after the last): no other may take its
     // place between then and its compiled uses. Before the first run.
@@ -119,11 +121,9 @@ class Program {
     const TensorSpec& tensor(int t) const { return tensors_[t]; }
     int steps() const { return static_cast<int>(steps_.size()); }
     Step& step(int i) { return *steps_[i]; }
-    const std::vector<ConvStep*>& convs() const { return convs_; }
     ConvStep* conv(const std::string& name);
     const ConvKernels& conv_kernels() const { return *conv_kernels_; }
     const SimpleOps& ops() const { return *ops_; }
-    const std::string& isa() const { return isa_; }
     int threads() const { return pool_.threads(); }
     int64_t arena_bytes(int n);
     int64_t context_bytes() const { return context_bytes_.load(); }
@@ -131,7 +131,6 @@ class Program {
    private:
     std::vector<int64_t> place(int n, int64_t* total) const;
 
-    std::string isa_;
     bool small_;
     const ConvKernels* conv_kernels_;
     const SimpleOps* ops_;
@@ -165,7 +164,6 @@ class ConvStep : public Step {
         const ConvSpec& c = layer_.spec();
         return c.kernel_h == 1 && c.kernel_w == 1 && c.pad_h == 0 && c.pad_w == 0 && c.conv_groups == 1;
     }
-    int lowered_tensor() const { return lowered_; }
     struct Totals {
         std::atomic<int64_t> low{0}, high{0}, multiplications{0}, runs{0};
     };

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from flexiq.engines.cpu import native
 from flexiq.engines.cpu.layer_timing import SingleLayer
+from flexiq.files import write_atomically
 from flexiq.quantization.latency_table import LayerShape
 from machine import describe_machine
 
@@ -132,7 +133,7 @@ def main() -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine, "cpu": native.cpu_name(), "isa": isa, "threads": options.threads, "peak": peak,
                 "repeats": options.repeats, "rows": rows}  # fmt: skip
-    output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_atomically(output, (json.dumps(document, indent=1) + "\n").encode())
     console.print(f"written: {output}")
     return 0
 

@@ -27,6 +27,7 @@ from common import batches, calibration_images, test_images, trained_network
 from flexiq.engines.cpu import native
 from flexiq.engines.cpu.engine import CpuEngine
 from flexiq.engines.cpu.layer_timing import measure_table
+from flexiq.files import write_atomically
 from flexiq.pipeline import prepare, quantize_prepared
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.latency_table import layer_shape
@@ -155,7 +156,7 @@ def main() -> int:
                 out.add_row(f"{ratio:.0%}", f"{value:.2f} ± {error:.2f}", f"{t:.2f}", f"{ms[0] / t:.2f}")
             console.print(out)
             console.print(f"share of the gain at 50 %: {rows[-1]['gain_share_at_50']:.2f}")
-        target.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write_atomically(target, (json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n").encode())
     name = f"{native.cpu_name()} ({machine['kind']}), {isa}, one thread"
     plot(rows, options.plot, name)
     console.print(f"{name}; written: {target}, {options.plot}")

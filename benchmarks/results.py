@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import flexiq
 from flexiq.errors import DataError, OutputError
+from flexiq.files import write_atomically
 
 FORMAT = 1
 # Source files that can change a figure; serving, report, command line and the like cannot.
@@ -83,15 +83,10 @@ class ResultFile:
         """Replace the file in one step, so that an interrupted run leaves the last complete one."""
         content = {"format": FORMAT, "benchmark": self.benchmark, "machine": self.machine, "rows": self.rows}
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, self.path)
-        except OSError as error:
+            write_atomically(self.path, text.encode())
+        except (OSError, OutputError) as error:
             raise OutputError(
                 f"{self.path} cannot be written ({error}); choose another folder with --results"
             ) from error

@@ -6,7 +6,6 @@ its statistics re-estimated on random images, so that the network carries a sign
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +93,4 @@ def build_artifact(name: str, path: Path, data: Path | None, progress: Callable[
     images = random_images(CALIBRATION_IMAGES, NETWORKS[name].size, SEED + 1)
     quantized = flexiq.quantize(model, images, quantize_config(), progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.tmp.flexiq")
-    try:
-        quantized.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    quantized.save(path)

@@ -15,7 +15,6 @@ from safetensors import safe_open
 
 import flexiq
 from flexiq.artifact import from_bytes, inspect_file, load_program, save_program, to_bytes, verify_file
-from flexiq.artifact import writing as writing_module
 from flexiq.errors import ArtifactError, OutputError
 from flexiq.graph.ir import Graph, Node, TensorType
 from flexiq.quantization.program import Program, QParams
@@ -173,7 +172,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(make_program, tmp_p
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing_module.os, step, fail)
+        patch.setattr(f"os.{step}", fail)
         with pytest.raises(OutputError, match=r"m\.flexiq.*No space left"):
             save_program(make_program(2), path)
     assert path.read_bytes() == before

@@ -100,7 +100,7 @@ def test_rows_are_measured_once_per_settings(bench: dict[str, ModuleType], tmp_p
     assert now and len(calls) == 2
     _, now = file(fresh=True).measure("row", {"images": 6}, measure)
     assert now and len(calls) == 3
-    assert not list(path.parent.glob("*.tmp"))
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_rows_of_other_sources_are_told_apart(bench: dict[str, ModuleType], tmp_path: Path) -> None:

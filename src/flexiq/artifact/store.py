@@ -20,8 +20,8 @@ from flexiq.artifact.decode import decode_program
 from flexiq.artifact.encode import encode_program
 from flexiq.artifact.jsontext import Fields, dump_canonical, parse_bounded
 from flexiq.artifact.migrate import CURRENT_VERSION, migrate, parse_version
-from flexiq.artifact.writing import write_atomically
 from flexiq.errors import ArtifactError
+from flexiq.files import write_atomically
 from flexiq.quantization.program import Program
 
 Array = npt.NDArray[Any]

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flexiq.errors import GraphError, InputError
+from flexiq.errors import GraphError
 from flexiq.graph.float_ops import ALLOWED
+from flexiq.graph.inputs import check_inputs
 from flexiq.graph.ir import BatchDim, Graph, Node, TensorType
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -83,33 +84,6 @@ def last_uses(graph: Graph) -> dict[str, int]:
     for output in graph.outputs:
         result.pop(output, None)
     return result
-
-
-def check_inputs(graph: Graph, inputs: Sequence[Any]) -> int:
-    """Check number and shapes of the inputs against the graph; return the batch size. Raises InputError."""
-    if len(inputs) != len(graph.inputs):
-        raise InputError(f"the model takes {len(graph.inputs)} input(s) {graph.inputs}, got {len(inputs)}")
-    batch: int | None = None
-    for name, tensor in zip(graph.inputs, inputs, strict=True):
-        expected = graph.types[name].shape
-        shape = tuple(tensor.shape)
-        wrong = InputError(
-            f"input '{name}' has shape {list(shape)}, the model takes {graph.types[name]} (N = batch size): "
-            "resize or crop the data, or quantize the model again for this shape"
-        )
-        if len(shape) != len(expected):
-            raise wrong
-        for got, want in zip(shape, expected, strict=True):
-            if isinstance(want, BatchDim):
-                if got == 0 or got % want.factor:
-                    raise wrong
-                if batch is None:
-                    batch = got // want.factor
-                if batch != got // want.factor:
-                    raise wrong
-            elif got != want:
-                raise wrong
-    return 1 if batch is None else batch
 
 
 def resolve_shape(shape: Sequence[Any], batch: int) -> list[int]:

@@ -18,8 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flexiq.errors import ConfigError, OutputError
+from flexiq.errors import ConfigError
+from flexiq.files import write_atomically
 from flexiq.graph.ir import BatchDim, Node, TensorType
 from flexiq.quantization.exactness import MECHANISMS, has_winograd
 
@@ -242,25 +241,9 @@ class LatencyTable(BaseModel):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the document (temporary file, flush, rename). Raises OutputError."""
-        path = Path(path)
+        """Write the document, whole or not at all. Raises OutputError."""
         text = json.dumps(self.document(), indent=1, allow_nan=False) + "\n"
-        temporary: str | None = None
-        try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            temporary = None
-        except OSError as error:
-            raise OutputError(
-                f"cannot write the latency table {path} ({error.strerror or error}): choose a writable directory"
-            ) from error
-        finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+        write_atomically(path, text.encode(), "the latency table")
 
 
 def load_latency_table(path: str | Path) -> LatencyTable:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexiq.artifact.writing import write_atomically
 from flexiq.errors import ConfigError, DataError
+from flexiq.files import write_atomically
 from flexiq.report.markup import percent, ratio_name, shorten
 from flexiq.report.style import MAIN_LIGHT, MUTED_LIGHT, SERIES_LIGHT
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flexiq.artifact.writing import write_atomically
+from flexiq.files import write_atomically
 from flexiq.report.curve_chart import label, line, svg
 from flexiq.report.html_tables import cell, header, table
 from flexiq.report.latency import (

@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from flexiq.artifact.writing import write_atomically
 from flexiq.errors import OutputError
+from flexiq.files import write_atomically
 from flexiq.report.data import ReportData
 from flexiq.report.page import render_html
 from flexiq.report.plots import render_plots

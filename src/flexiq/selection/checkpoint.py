@@ -11,15 +11,14 @@ import base64
 import binascii
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flexiq.errors import OutputError, SelectionError
+from flexiq.errors import SelectionError
+from flexiq.files import write_atomically
 from flexiq.selection.problem import BoolArray, FloatArray
 from flexiq.selection.scoring import pack, unpack
 
@@ -93,23 +92,7 @@ def save_checkpoint(path: Path, identity: dict[str, Any], state: SearchState) ->
         "cache_hits": state.cache_hits,
         "seconds": state.seconds,
     }
-    text = json.dumps(data, allow_nan=False)
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the search checkpoint {path} ({error.strerror or error}): choose a writable directory"
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    write_atomically(path, json.dumps(data, allow_nan=False).encode(), "the search checkpoint")
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any], n_groups: int) -> SearchState | None:

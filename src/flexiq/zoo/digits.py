@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +12,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from flexiq.errors import ConfigError, DataError
+from flexiq.errors import ConfigError, DataError, OutputError
+from flexiq.files import write_atomically
 from flexiq.zoo.digits_data import load_digits_split
 from flexiq.zoo.digits_net import digits, digits_wide
 from flexiq.zoo.weights import StateDict, assign_weights
@@ -147,17 +146,11 @@ def _read_cache(path: Path, network: Network, seed: int, epochs: int) -> nn.Modu
 
 def _write_cache(model: nn.Module, path: Path, network: Network, seed: int, epochs: int) -> None:
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
-        save_file(state, temporary, metadata=_metadata(state, network, seed, epochs))
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+        write_atomically(path, save(state, metadata=_metadata(state, network, seed, epochs)))
+    except (OSError, OutputError, SafetensorError) as error:
         warnings.warn(f"trained weights were not cached at {path} ({error}); the next run trains again", stacklevel=3)
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def _metadata(state: StateDict, network: Network, seed: int, epochs: int) -> dict[str, str]:

@@ -6,10 +6,10 @@ names. A zip file may hold the class folders below one common top folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from flexiq.errors import DataError
+from flexiq.errors import DataError, OutputError
+from flexiq.files import open_atomically
 from flexiq.zoo.preprocessing import Preprocessing
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
@@ -245,16 +246,11 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def _write_cache(path: Path, array: Pixels) -> None:
-    temporary: str | None = None
-    try:
+    # a read-only or full disk costs time at the next load, nothing else
+    with contextlib.suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:16], suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        with open_atomically(path) as file:
             np.save(file, array, allow_pickle=False)
-        os.replace(temporary, path)
-    except OSError:  # a read-only or full disk costs time at the next load, nothing else
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def _is_image(name: str) -> bool:

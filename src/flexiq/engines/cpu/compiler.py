@@ -17,7 +17,9 @@ from flexiq.graph.ir import MOVEMENT_OPS, BatchDim, Node, TensorType
 from flexiq.quantization.program import Program, QuantizedLayer
 
 FOLD_BELOW = 16  # input channels; below, a row of a filter is one contiguous run of bytes
+COPY_AXES = 5  # loops of a copy step, the samples' not counted
 INFINITY = float("inf")
+Offsets = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -144,12 +146,8 @@ class Compiler:
         except NotCompiled:
             return
 
-    def _input(self, name: str) -> Place:
-        place = self._place(name)
-        return place
-
     def _eight(self, name: str) -> Place:
-        place = self._input(name)
+        place = self._place(name)
         if place.is_float:
             raise NotCompiled(f"it reads '{name}' in float")
         return place
@@ -164,7 +162,7 @@ class Compiler:
         factor = [float(f) for f in self.program.factors.get(node.name, [])]
         eight = node.name in self.program.qparams
         if node.op == "quantize":
-            x = self._input(node.inputs[0])
+            x = self._place(node.inputs[0])
             if not x.is_float:
                 raise NotCompiled("its input is not float")
             q = self.program.qparams[node.name]
@@ -201,7 +199,7 @@ class Compiler:
         y_type = self.graph.types[node.name]
         residual = -1
         if node.residual is not None:
-            residual = self._input(node.residual).tensor
+            residual = self._place(node.residual).tensor
             if self.graph.types[node.residual].shape != y_type.shape:
                 raise NotCompiled("its residual is broadcast")
         y = self._place(node.name)
@@ -279,8 +277,6 @@ class Compiler:
             or any(d != e and d != 1 for d, e in zip(types[1], out, strict=True))
         ):
             raise NotCompiled("it broadcasts both operands")
-        if len(out) == 3 and types[1] != out and types[1][1] != out[1] and types[1][1] != 1:
-            raise NotCompiled("its broadcast has no compiled form")
         y = self._place(node.name)
         lo, hi = (float(v) for v in node.attrs["clamp"])
         if node.op == "add":
@@ -346,13 +342,16 @@ class Compiler:
         if source is None or list(source.shape[1:]) != out_shape:
             raise NotCompiled(f"this {node.op} moves values between samples, or has no compiled form")
         flat = source.reshape(-1)
-        target = np.arange(flat.size)
+        start, end = offsets_of(x), offsets_of(y)
+        loops = copy_loops(flat, start, end, in_shape, out_shape)
+        if loops is not None:
+            self.native.add_copy(node.name, x.tensor, y.tensor, *loops, [], -1, False)
+            return
         keep = flat >= 0
-        start = _offsets(x, in_shape)[flat[keep]]
-        end = _offsets(y, out_shape)[target[keep]]
-        order = np.argsort(end, kind="stable")
+        start, end = start[flat[keep]], end[keep]
+        order = np.argsort(end, kind="stable")  # bytes that stay adjacent next to each other
         self.native.add_move(
-            node.name, x.tensor, y.tensor, _own(start[order], np.int32), _own(end[order], np.int32), bool((~keep).any())
+            node.name, x.tensor, y.tensor, _own(start[order], np.int32), _own(end[order], np.int32), not keep.all()
         )
 
 
@@ -390,16 +389,45 @@ def _reshaped(index: npt.NDArray[np.int64], shape: list[Any]) -> npt.NDArray[np.
     return index.reshape(1, *[int(d) for d in shape[1:]])
 
 
-def _offsets(place: Place, shape: list[int]) -> npt.NDArray[np.int64]:
+def offsets_of(place: Place) -> Offsets:
     """Byte offset from the tensor's origin of every element of one sample, in logical order."""
     pitch_x = place.c
     pitch_y = (place.w + 2 * place.halo[1]) * place.c
     if place.channels_first:
         c, h, w = np.ogrid[: place.c, : place.h, : place.w]
-        offsets: npt.NDArray[np.int64] = (h * pitch_y + w * pitch_x + c).reshape(-1).astype(np.int64)
+        offsets: Offsets = (h * pitch_y + w * pitch_x + c).reshape(-1).astype(np.int64)
         return offsets
-    del shape
     return np.arange(place.w * place.c, dtype=np.int64)
+
+
+def copy_loops(
+    flat: Offsets, start: Offsets, end: Offsets, in_shape: list[int], out_shape: list[int]
+) -> tuple[list[int], list[int], list[int], int, int] | None:
+    """A move as nested loops with fixed strides: (extents, source strides, target strides, source offset, target offset),
+    or None if it has no such form. flat: index of the source element per target element, -1 where it pads."""
+    if not flat.size or flat.min() < 0:
+        return None
+    forms = [(out_shape, start[flat], end)]
+    order = np.argsort(flat, kind="stable")
+    if np.array_equal(flat[order], np.arange(start.size)):  # nothing dropped or repeated: the input's axes do as well
+        forms.append((in_shape, start, end[order]))
+    for shape, source, target in forms:
+        strides = _strides(source.reshape(shape)), _strides(target.reshape(shape))
+        if len(shape) <= COPY_AXES and strides[0] is not None and strides[1] is not None:
+            return shape, strides[0], strides[1], int(source[0]), int(target[0])
+    return None
+
+
+def _strides(offsets: Offsets) -> list[int] | None:
+    """The step along every axis; None if one is not the same positive number everywhere. 0 along axes of one element."""
+    strides = []
+    for axis in range(offsets.ndim):
+        steps = np.diff(offsets, axis=axis)
+        step = int(steps.flat[0]) if steps.size else 0
+        if steps.size and (step <= 0 or (steps != step).any()):
+            return None
+        strides.append(step)
+    return strides
 
 
 def _pair(values: Any) -> tuple[int, int]:

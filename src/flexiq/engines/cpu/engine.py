@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,10 @@ import numpy.typing as npt
 
 from flexiq.engines.base import ratio_index
 from flexiq.engines.cpu import description, native, tuning
-from flexiq.engines.cpu.compiler import Compiled, Compiler, Elsewhere
+from flexiq.engines.cpu.compiler import Compiled, Compiler
 from flexiq.engines.cpu.fallback import Fallback
 from flexiq.errors import EngineError, InputError
+from flexiq.graph.inputs import check_inputs, split_batch
 from flexiq.graph.ir import BatchDim
 from flexiq.quantization.program import Program
 
@@ -67,20 +67,18 @@ class CpuEngine:
         self.native = module.Program(self.isa, threads, [float(r) for r in program.ratios], memory == "small")
         self.compiled: Compiled = Compiler(program, self.native).run()
         self._set, self._dial = self.native.set_ratio, self.native.dial
-        graph = program.graph
-        self._fallback: Fallback | None = None
-        if any(isinstance(item, Elsewhere) for item in self.compiled.items):
-            self._fallback = Fallback(self)
-        self._whole = self._fallback is None and all(
-            v in self.compiled.places and v not in graph.inputs for v in graph.outputs
-        ) and len(set(graph.outputs)) == len(graph.outputs)  # fmt: skip
-        if self._whole:
-            for name in graph.outputs:
+        self._fallback: Fallback | None = None if self._runs_whole() else Fallback(self)
+        if self._fallback is None:
+            for name in program.graph.outputs:
                 self.native.set_external(self.compiled.places[name].tensor, True)
-        elif self._fallback is None:
-            self._fallback = Fallback(self)
         self.choice_source = tuning.choose_kernels(self)
         self.native.seal()
+
+    def _runs_whole(self) -> bool:
+        """Whether every node is compiled, and every output a tensor of its own that the steps can write to directly."""
+        graph, compiled = self.program.graph, self.compiled
+        own = all(v in compiled.places and v not in graph.inputs for v in graph.outputs)
+        return not compiled.reasons and own and len(set(graph.outputs)) == len(graph.outputs)
 
     # ---- the dial --------------------------------------------------------------------------------------------------------
 
@@ -112,7 +110,7 @@ class CpuEngine:
         """Outputs, and the ratio they were computed at."""
         index = self._dial() if ratio is None else ratio_index(self.program.ratios, ratio)
         arrays, kind = self._inputs(batch)
-        n = self._batch_size(arrays)
+        n = check_inputs(self.program.graph, arrays)
         if self._fallback is None:
             outputs = self._run_whole(arrays, n, index)
         else:
@@ -141,48 +139,13 @@ class CpuEngine:
 
     def _inputs(self, batch: Any) -> tuple[list[Array], Any]:
         """Contiguous arrays of the graph's inputs, and the torch device to answer on (None: NumPy)."""
-        names = self.program.graph.inputs
-        if isinstance(batch, Mapping):
-            missing = [name for name in names if name not in batch]
-            if missing:
-                raise InputError(f"the batch is a dict without {missing}: the model takes {names}")
-            parts = [batch[name] for name in names]
-        else:
-            many = isinstance(batch, (list, tuple)) and len(names) > 1
-            parts = list(batch) if many else [batch]
-        if len(parts) != len(names):
-            raise InputError(f"the model takes {len(names)} inputs {names}: pass a sequence of them")
         arrays, device = [], None
-        for name, part in zip(names, parts, strict=True):
+        for part in split_batch(self.program.graph, batch):
             if not isinstance(part, np.ndarray):
-                if not hasattr(part, "detach"):
-                    raise InputError(f"input '{name}' is a {type(part).__name__}: pass a torch tensor or a NumPy array")
                 device = part.device
                 part = part.detach().cpu().numpy()
-            expected = self.program.graph.types[name].dtype
-            if str(part.dtype) != expected:
-                raise InputError(f"input '{name}' is {part.dtype}, the model takes {expected}: convert it first")
             arrays.append(np.ascontiguousarray(part))
         return arrays, device
-
-    def _batch_size(self, arrays: list[Array]) -> int:
-        batch: int | None = None
-        for name, array in zip(self.program.graph.inputs, arrays, strict=True):
-            type_ = self.program.graph.types[name]
-            wrong = InputError(
-                f"input '{name}' has shape {list(array.shape)}, the model takes {type_} (N = batch size): "
-                "resize or crop the data, or quantize the model again for this shape"
-            )
-            if array.ndim != len(type_.shape):
-                raise wrong
-            for got, want in zip(array.shape, type_.shape, strict=True):
-                if isinstance(want, BatchDim):
-                    if got == 0 or got % want.factor or (batch is not None and batch != got // want.factor):
-                        raise wrong
-                    batch = got // want.factor
-                elif got != want:
-                    raise wrong
-        return 1 if batch is None else batch
 
     # ---- what was executed -----------------------------------------------------------------------------------------------
 
@@ -223,7 +186,7 @@ class CpuEngine:
     @property
     def can_profile(self) -> bool:
         """Whether all of the program is compiled, so that steps can be timed one by one."""
-        return self._whole
+        return self._fallback is None
 
     def profile_arrays(self, batch: int) -> list[tuple[int, Array]]:
         """Inputs (normal, seeded) and outputs for `native.profile`."""

@@ -6,10 +6,10 @@ $XDG_CACHE_HOME/flexiq, else in ~/.cache/flexiq; it holds JSON, and a file that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexiq.engines.cpu import native as extension
+from flexiq.errors import OutputError
+from flexiq.files import write_atomically
 
 if TYPE_CHECKING:
     from flexiq.engines.cpu.engine import CpuEngine
@@ -186,15 +188,6 @@ def write_cache(path: Path, choices: Choices) -> None:
     text = json.dumps(
         {"format": FORMAT, "choices": {n: [[methods[m], c] for m, c in row] for n, row in choices.items()}}, indent=1
     )
-    try:
+    with contextlib.suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
-    except OSError:
-        return
+        write_atomically(path, text.encode())

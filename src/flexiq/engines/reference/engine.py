@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from flexiq.engines.base import ratio_index
 from flexiq.engines.reference.executor import Executor, Setting
 from flexiq.errors import EngineError, InputError
+from flexiq.graph.inputs import split_batch
 from flexiq.quantization.program import Program
 
 CACHE_BYTES = 512 << 20  # read-back weights kept per ratio, in float32, as long as all of them fit
@@ -72,25 +72,9 @@ class ReferenceEngine:
 
     def inputs(self, batch: Any) -> tuple[list[Tensor], bool]:
         """Check a batch and bring it to the device. Raises InputError."""
-        names = self.program.graph.inputs
-        if isinstance(batch, Mapping):
-            missing = [name for name in names if name not in batch]
-            if missing:
-                raise InputError(f"the batch is a dict without {missing}: the model takes {names}")
-            parts = [batch[name] for name in names]
-        else:
-            many = isinstance(batch, (list, tuple)) and len(names) > 1
-            parts = list(batch) if many else [batch]
-        if len(parts) != len(names):
-            raise InputError(f"the model takes {len(names)} inputs {names}: pass a sequence of them")
+        parts = split_batch(self.program.graph, batch)
         tensors = []
-        for name, part in zip(names, parts, strict=True):
-            if not isinstance(part, (np.ndarray, Tensor)):
-                raise InputError(f"input '{name}' is a {type(part).__name__}: pass a torch tensor or a NumPy array")
-            expected = self.program.graph.types[name].dtype
-            got = str(part.dtype).removeprefix("torch.")
-            if got != expected:
-                raise InputError(f"input '{name}' is {got}, the model takes {expected}: convert it first")
+        for name, part in zip(self.program.graph.inputs, parts, strict=True):
             tensor = _from_numpy(part) if isinstance(part, np.ndarray) else part
             if self.check_finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"input '{name}' holds NaN or infinite values")

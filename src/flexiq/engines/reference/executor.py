@@ -12,9 +12,9 @@ from torch import Tensor
 from flexiq.engines.reference import arithmetic
 from flexiq.errors import EngineError
 from flexiq.graph.batch_axis import BatchAxis, batch_axes
+from flexiq.graph.inputs import check_inputs
 from flexiq.graph.interpreter import (
     apply_activation,
-    check_inputs,
     constant_tensors,
     evaluate_node,
     last_uses,

@@ -1,0 +1,56 @@
+"""How much work arrives: exponentially weighted averages over a short and a long time, on any clock."""
+
+from __future__ import annotations
+
+import math
+
+
+class ArrivalRate:
+    """Images per second that arrive, smoothed.
+
+    short, long: time constants in seconds. The short one sees a burst within a few requests, the long one remembers that
+    load is high while a burst pauses. Time that runs backwards counts as no time at all.
+    """
+
+    def __init__(self, short: float, long: float) -> None:
+        self.short, self.long = short, long
+        self._fast = self._slow = 0.0
+        self._last: float | None = None
+        self._begin = 0.0
+        self.request_size = 1.0
+
+    def arrived(self, now: float, images: int) -> None:
+        """A request of so many images came at `now`."""
+        if self._last is None:
+            self._last = self._begin = now
+        self._decay(now)
+        self._fast += images / self.short
+        self._slow += images / self.long
+        self.request_size += 0.05 * (images - self.request_size)
+
+    def _decay(self, now: float) -> None:
+        assert self._last is not None
+        gap = now - self._last
+        if gap > 0:
+            self._fast *= math.exp(-gap / self.short)
+            self._slow *= math.exp(-gap / self.long)
+            self._last = now
+
+    def _warm(self, seconds: float) -> float:
+        """An average that began at zero is too small until it has seen its time constant."""
+        assert self._last is not None
+        return 1.0 - math.exp(-max(self._last - self._begin, 0.25 * seconds) / seconds)
+
+    def fast(self, now: float) -> float:
+        """Images per second over the short time."""
+        if self._last is None:
+            return 0.0
+        self._decay(now)
+        return self._fast / self._warm(self.short)
+
+    def slow(self, now: float) -> float:
+        """Images per second over the long time."""
+        if self._last is None:
+            return 0.0
+        self._decay(now)
+        return self._slow / self._warm(self.long)

@@ -10,6 +10,7 @@ import random
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -26,6 +27,7 @@ from flexiq.serving.control import (
     make_policy,
     replay,
 )
+from flexiq.serving.control.planned import make_plan
 from flexiq.serving.control.rate import ArrivalRate
 from flexiq.serving.control.table import useful_ratios
 
@@ -43,12 +45,14 @@ def table(
     return ServiceTable(RATIOS, batches, rows, accuracy)
 
 
-def scheduler(policy: str = "lookahead", workers: int = 1, observer: Any = None, **changes: Any) -> Scheduler:
+def scheduler(policy: str = "planned", workers: int = 1, observer: Any = None, **changes: Any) -> Scheduler:
     base: dict[str, Any] = {"slo": 0.1, "max_batch": 4}
     return Scheduler(table(), Settings(**{**base, **changes}), make_policy(policy), workers, observer)
 
 
-def request(id: int, now: float, images: int = 1, slo: float = 0.1, cap: int = 4, timeout: float | None = None) -> Request:
+def request(
+    id: int, now: float, images: int = 1, slo: float = 0.1, cap: int = 4, timeout: float | None = None
+) -> Request:
     return Request(id, now, now + slo, now + (slo if timeout is None else timeout), images, cap)
 
 
@@ -226,7 +230,7 @@ def poisson(rate: float, seconds: float, seed: int = 0, images: int = 1) -> list
 
 @settings(max_examples=60)
 @given(
-    policy=st.sampled_from(["lookahead", "slackfit", "ladder", "fixed:0", "fixed:1"]),
+    policy=st.sampled_from(["planned", "planned:late=5", "lookahead", "slackfit", "ladder", "fixed:0", "fixed:1"]),
     rate=st.floats(5, 600),
     workers=st.integers(1, 3),
     timeout=st.sampled_from([None, 0.05, 1.0]),
@@ -274,6 +278,59 @@ def test_precision_returns_at_once_when_the_burst_is_over() -> None:
     by_time = [(arrivals[id][0], index) for id, (_, index) in sorted(out["done"].items())]
     assert max(i for t, i in by_time if 5.5 < t < 8) >= 3
     assert {i for t, i in by_time if t > 9} == {0}
+
+
+@pytest.mark.parametrize("policy", ["planned", "lookahead", "slackfit", "ladder"])
+def test_the_dial_comes_down_after_an_overload_that_nobody_could_carry(policy: str) -> None:
+    target = scheduler(policy)
+    arrivals = poisson(2000, 2) + [(2 + t, n) for t, n in poisson(20, 10, 1)]
+    out = drive(target, arrivals)
+    back = [arrivals[id][0] for id, (_, index) in out["done"].items() if index == 0 and arrivals[id][0] > 2]
+    assert back and min(back) < 5.0  # with a few requests a second, and a dwell of one second for some
+    late = [index for id, (_, index) in out["done"].items() if arrivals[id][0] > 7]
+    assert sum(index > 0 for index in late) <= 0.05 * len(late)
+
+
+# ---- the plan ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "late", "room"), [(60, 1.0, 0.05), (120, 1.0, 0.05), (120, 10.0, 0.05), (150, 2.0, 0.1)])
+def test_plan_is_the_best_threshold_policy(rate: float, late: float, room: float) -> None:
+    """Against every policy of two thresholds, simulated: none has a lower cost per request beyond the noise."""
+    seconds, losses = (0.010, 0.008, 0.005), (0.0, 0.05, 0.3)
+
+    def cost(choice: list[int]) -> float:
+        chance = np.random.default_rng(5)
+        waiting, total, requests = 1, 0.0, 0
+        for _ in range(20000):
+            r = choice[min(waiting, len(choice)) - 1]
+            fits = max(0, math.floor((room - seconds[r]) / seconds[-1] + 1e-9))
+            came = int(chance.poisson(rate * seconds[r]))
+            behind = waiting - 1 + came
+            total += losses[r] + late * max(0, behind - fits)
+            requests += came
+            waiting = min(behind, fits)
+            if waiting == 0:
+                waiting, requests = 1, requests + 1
+        return total / requests
+
+    plan = make_plan(seconds, losses, rate, 1, room, late)
+    assert list(plan.candidate) == sorted(plan.candidate)  # a longer queue never lowers the dial
+    states = len(plan.candidate)
+    best = min(
+        cost([0] * a + [1] * (b - a) + [2] * (states - b)) for a in range(states + 1) for b in range(a, states + 1)
+    )
+    assert cost(list(plan.candidate)) <= 1.05 * best + 1e-4
+
+
+def test_plan_follows_load_and_what_is_lost() -> None:
+    seconds = (0.010, 0.005)
+    calm = make_plan(seconds, (0.0, 0.02), 20, 1, 0.08, 1.0)
+    busy = make_plan(seconds, (0.0, 0.02), 150, 1, 0.08, 1.0)
+    dear = make_plan(seconds, (0.0, 0.5), 150, 1, 0.08, 1.0)
+    assert busy.candidate.count(1) > calm.candidate.count(1) and busy.candidate.count(1) > dear.candidate.count(1)
+    assert make_plan(seconds, (0.0, 0.02), 150, 1, 0.08, 100.0).candidate.count(1) >= busy.candidate.count(1)
+    assert set(make_plan(seconds, (0.0, 0.0), 150, 1, 0.08, 1.0).candidate[1:]) == {1}  # what costs nothing is taken
 
 
 def test_caps_are_respected_and_differing_caps_are_batched_apart() -> None:
@@ -376,7 +433,9 @@ def test_clock_jumps_do_no_harm() -> None:
     assert 0.2 < target.table.latency(0, 1) / 0.010 < 5
 
 
-@pytest.mark.parametrize("policy", ["lookahead", "lookahead:risk=3,dwell=0.5", "slackfit", "ladder:step=2", "fixed:0.5"])
+@pytest.mark.parametrize(
+    "policy", ["lookahead", "lookahead:risk=3,dwell=0.5", "slackfit", "ladder:step=2", "fixed:0.5"]
+)
 def test_recording_replays_to_the_same_decisions(policy: str) -> None:
     stream = io.StringIO()
     chosen = Settings(slo=0.1, max_batch=4)
@@ -405,6 +464,14 @@ def test_recorder_outlives_a_full_disk() -> None:
 
 def test_policies_by_name() -> None:
     assert make_policy("fixed:0.5").name == "fixed:0.5"
-    for wrong in ("best", "fixed:2", "fixed:x", "lookahead:risk=-1", "lookahead:speed=1", "slackfit:dwell=nan", "ladder:step=0"):
-        with pytest.raises(ConfigError, match=r"policy|fixed|risk|step"):
+    for wrong in (
+        "best",
+        "fixed:2",
+        "fixed:x",
+        "lookahead:risk=-1",
+        "lookahead:speed=1", "planned:late=0",
+        "slackfit:dwell=nan",
+        "ladder:step=0",
+    ):
+        with pytest.raises(ConfigError, match=r"policy|fixed|risk|step|late"):
             make_policy(wrong)

@@ -15,7 +15,21 @@ from typing import Annotated
 import typer
 
 from flexiq._version import __version__
-from flexiq.cli import benchmark, compare, doctor, evaluate, inspect, latency_table, machine, quantize, report
+from flexiq.cli import (
+    benchmark,
+    compare,
+    deploy,
+    doctor,
+    evaluate,
+    inspect,
+    latency_table,
+    loadtest,
+    machine,
+    quantize,
+    report,
+    serve,
+    simulate,
+)
 from flexiq.errors import FlexiqError
 
 __all__ = ["app", "main"]
@@ -86,6 +100,36 @@ app.command(
         "--latency-table zen4.json -o wide.flexiq",
     ),
 )(latency_table.latency_table)
+app.command(
+    epilog=_examples(
+        "flexiq serve resnet20.flexiq --slo-ms 50",
+        "flexiq serve small=resnet20.flexiq large=resnet56.flexiq --slo-ms 50 --min-accuracy 88%",
+        "flexiq serve --config server.toml --host 0.0.0.0 --api-key-file key.txt --tls-cert cert.pem --tls-key key.pem",
+    )
+)(serve.serve)
+app.command(
+    epilog=_examples(
+        "flexiq loadtest http://127.0.0.1:8000 --poisson 40 --images 16 --slo-ms 50 --html load.html",
+        "flexiq loadtest http://127.0.0.1:8000 resnet20 --step 20:10s,80:10s,20:10s -o adaptive.json --png load.png",
+        "flexiq loadtest http://127.0.0.1:8000 --trace requests.csv --speed 60 --duration 60s --data test.npz --images 16",
+        "flexiq loadtest --compare adaptive.json fixed8.json -o compared.html --png compared.png",
+    )
+)(loadtest.loadtest)
+app.command(
+    epilog=_examples(
+        "flexiq deploy resnet20.flexiq --slo-ms 50 --min-replicas 1 --max-replicas 8 --threads 1",
+        "flexiq deploy resnet20.flexiq --address ray://head:10001 --ship --detach",
+        "flexiq deploy resnet20.flexiq --max-replicas 8 --dry-run > serve.yaml",
+    )
+)(deploy.deploy)
+app.command(
+    epilog=_examples(
+        "flexiq simulate table.json --poisson 60 --images 16 --slo-ms 80 --compare --plot run.png",
+        "flexiq simulate table.json --trace requests.csv --speed 60 --rate 2000 --slo-ms 50 --replicas auto --mean-accuracy 87%",
+        "flexiq simulate resnet20.flexiq --poisson 200 --slo-ms 50 --overhead-ms 0.5 --shared-core",
+        "flexiq simulate --replay decisions.jsonl",
+    )
+)(simulate.simulate)
 app.command(epilog=_examples("flexiq doctor", "flexiq doctor --json"))(doctor.doctor)
 
 

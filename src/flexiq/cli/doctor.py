@@ -22,6 +22,11 @@ OPTIONAL = {
     "pillow": ("PIL", "reading pictures", "pip install 'flexiq[quantize]'"),
     "matplotlib": ("matplotlib", "PNG plots of a report", "pip install 'flexiq[report]'"),
     "scikit-learn": ("sklearn", "the digits of the demo", "pip install 'flexiq[demo]'"),
+    "fastapi": ("fastapi", "flexiq serve", "pip install 'flexiq[serve]'"),
+    "uvicorn": ("uvicorn", "flexiq serve", "pip install 'flexiq[serve]'"),
+    "httptools": ("httptools", "flexiq serve and flexiq loadtest", "pip install 'flexiq[serve]'"),
+    "prometheus-client": ("prometheus_client", "metrics of flexiq serve", "pip install 'flexiq[serve]'"),
+    "ray": ("ray", "flexiq deploy", "pip install 'flexiq[ray]'"),
     "torchvision": ("torchvision", "models and data named torchvision:NAME", "pip install --no-deps torchvision"),
     "timm": ("timm", "models named timm:NAME", "pip install --no-deps timm"),
 }

@@ -4,11 +4,12 @@ Everything here is told the time, so a server drives it with a monotonic clock, 
 recorded run can be replayed decision by decision.
 """
 
-from flexiq.serving.control.policies import POLICIES, Policy, View, make_policy
+from flexiq.serving.control.policies import POLICIES, make_policy
 from flexiq.serving.control.queue import Request, RequestQueue
 from flexiq.serving.control.record import Recorder, replay
 from flexiq.serving.control.scheduler import Batch, Refusal, Scheduler, Settings
 from flexiq.serving.control.table import CorrectedTable, ServiceTable
+from flexiq.serving.control.view import Policy, View
 
 __all__ = [
     "POLICIES",

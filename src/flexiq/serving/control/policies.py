@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 from flexiq.errors import ConfigError
-from flexiq.serving.control.queue import RequestQueue
-from flexiq.serving.control.table import CorrectedTable, useful_ratios
-
-LOOK = 256  # requests of the queue that are looked at one by one; what lies behind them has the same slack or more
-
-
-@dataclass(slots=True)
-class View:
-    """What a policy sees at a dispatch. Seconds and images.
-
-    now              the clock
-    table            corrected service times
-    queue            waiting requests, earliest deadline first, at least one
-    batch            images that the next batch will hold
-    requests         requests that the next batch will hold
-    rate_fast/slow   images per second that arrive, over a short and a long time
-    request_size     mean images of a request
-    workers          workers of this model
-    busy             seconds of work that other workers still have before them, summed
-    slo              the server's SLO, seconds
-    margin           time that an answer needs around its batch, and room for what predictions miss, seconds
-    allowed          ratio indices that the server's own limits allow, ascending
-    full_batch       images of a full batch
-    current, since   the index in force, and since when
-    """
-
-    now: float
-    table: CorrectedTable
-    queue: RequestQueue
-    batch: int
-    requests: int
-    rate_fast: float
-    rate_slow: float
-    request_size: float
-    workers: int
-    busy: float
-    slo: float
-    margin: float
-    allowed: Sequence[int]
-    full_batch: int
-    current: int
-    since: float
-
-
-class Policy(Protocol):
-    """Chooses a ratio index out of `view.allowed`."""
-
-    name: str
-
-    def choose(self, view: View) -> int: ...
+from flexiq.serving.control.planned import Planned
+from flexiq.serving.control.view import Candidates, Policy, View, deadline_slack
 
 
 class Fixed:
@@ -77,7 +27,7 @@ class Fixed:
 
 class Ladder:
     """A threshold on the length of the queue for every ratio, as autoscalers have: one step up the ladder for every `step` full
-    batches that wait, and down again only below half of that."""
+    batches that wait behind the next one, and down again only below half of that."""
 
     name = "ladder"
 
@@ -88,7 +38,7 @@ class Ladder:
         self._rung = 0
 
     def choose(self, view: View) -> int:
-        waiting = view.queue.images / (view.full_batch * self.step)
+        waiting = (view.queue.images - view.batch) / (max(view.full_batch, view.request_size) * self.step)
         top = len(view.allowed) - 1
         self._rung = min(self._rung, top)
         while self._rung < top and waiting >= self._rung + 1:
@@ -111,11 +61,11 @@ class SlackFit:
         self._low_since = -math.inf
 
     def choose(self, view: View) -> int:
-        slack = view.queue[0].deadline - view.now - view.margin
-        needed = max(view.rate_fast, view.rate_slow) + view.queue.images / view.slo
+        slack = view.queue[0].deadline - view.now - view.overhead
+        needed = view.rate + view.queue.images / view.slo
         wanted = view.allowed[-1]
         for index in view.allowed:
-            seconds = view.table.latency(index, view.batch)
+            seconds = view.table.safe(index, view.batch)
             full = view.workers * view.full_batch / view.table.latency(index, view.full_batch)
             if seconds <= slack and full >= needed:
                 wanted = index
@@ -129,7 +79,7 @@ class SlackFit:
 
 
 class LookAhead:
-    """The default. The lowest useful ratio from which every deadline can still be kept.
+    """The lowest useful ratio from which every deadline can still be kept, with room for those to come.
 
     A batch at a low ratio is harmless as long as, running at the top ratio from then on, (1) its own requests are in time, (2)
     so is every request that waits behind it, and (3) so are those still to come, whose number is uncertain. So precision is given
@@ -137,96 +87,80 @@ class LookAhead:
 
     (3): work that arrives within t is taken as rate * t + `risk` standard deviations of a compound Poisson process, sqrt(rate *
     size * t). With c seconds per image at the top ratio and utilization u = rate * c < 1 the backlog this can build has its
-    largest value, risk^2 * c * u * size / (4 * (1 - u)), at a finite t. That much room is kept free. At u >= 1 even the top
-    ratio falls behind, and there is no reason to run below it.
+    largest value, risk^2 * c * u * size / (4 * (1 - u)), at a finite t. That much room is kept free; it is exceeded with a
+    probability of about exp(-risk^2 / 2) (heavy traffic): 0.2 % at 3.5. At u >= 1 even the top ratio falls behind, and there is
+    no reason to run below it.
 
-    Only ratios on the convex hull of time and accuracy lost are used (`useful_ratios`), since mixing two batch by batch costs
-    nothing. `dwell`: seconds before going down again; 0 by default, because turning the dial is free.
+    `dwell`: seconds before going down again; 0 by default, because turning the dial is free.
     """
 
     name = "lookahead"
 
-    def __init__(self, risk: float = 2.0, dwell: float = 0.0) -> None:
+    def __init__(self, risk: float = 3.5, dwell: float = 0.0) -> None:
         if not (risk >= 0 and dwell >= 0):
             raise ConfigError(f"risk and dwell must not be negative, got {risk} and {dwell}")
         self.risk, self.dwell = risk, dwell
-        self._useful: tuple[tuple[Any, ...], list[int]] | None = None
+        self._candidates = Candidates()
         self._up_at = -math.inf
 
-    def _candidates(self, view: View) -> list[int]:
-        key = (id(view.table.table), tuple(view.allowed), view.full_batch)
-        if self._useful is None or self._useful[0] != key:
-            self._useful = (key, useful_ratios(view.table.table, view.full_batch, view.allowed))
-        return self._useful[1]
-
     def choose(self, view: View) -> int:
-        candidates = self._candidates(view)
+        candidates = self._candidates.of(view)
         top = candidates[-1]
-        limit = self.slack(view, top)
-        chosen = top
-        for index in candidates:
-            if view.table.latency(index, view.batch) <= limit:
-                chosen = index
-                break
+        limit = min(deadline_slack(view, top), self._room(view, top))
+        chosen = next((i for i in candidates if view.table.safe(i, view.batch) <= limit), top)
         if chosen > view.current:
             self._up_at = view.now
         elif chosen < view.current and view.now - self._up_at < self.dwell and view.current in candidates:
             return view.current
         return chosen
 
-    def slack(self, view: View, top: int) -> float:
-        """Seconds that the next batch may take so that all deadlines can be kept at ratio `top` after it; negative where they
-        cannot."""
-        table, now, margin = view.table, view.now, view.margin
+    def _room(self, view: View, top: int) -> float:
+        """Seconds that the next batch may take with regard to requests still to come."""
+        table = view.table
         full = min(view.full_batch, max(view.queue.images, view.batch))
-        paces: dict[int, float] = {}  # seconds per image of the whole group of workers, by cap
-
-        def pace(cap: int) -> float:
-            index = min(cap, top)
-            if index not in paces:
-                paces[index] = table.latency(index, full) / full / view.workers
-            return paces[index]
-
-        limit = math.inf
-        ahead = view.busy / view.workers  # behind the batch: what other workers still do, then the queue
-        share = view.workers if view.workers > 1 else 1  # the batch holds up only one of so many workers
-        for position, request in enumerate(itertools.islice(view.queue, LOOK)):
-            room = request.deadline - now - margin
-            if position < view.requests:
-                limit = min(limit, room)
-            else:
-                ahead += request.images * pace(request.cap)
-                room = (room - ahead) * share
-                # A request that is lost at any ratio must not drive the dial: it is dropped when its turn comes.
-                if room > 0:
-                    limit = min(limit, room)
-        seconds = pace(top)
-        rate = max(view.rate_fast, view.rate_slow)
-        load = rate * seconds
+        seconds = table.latency(top, full) / full / view.workers
+        load = view.rate * seconds
         if load >= 1.0:
             return 0.0
         size = max(view.request_size, 1.0)
         reserve = self.risk**2 * seconds * load * size / (4.0 * (1.0 - load))
         behind = max(view.queue.images - view.batch, 0) * seconds + view.busy / view.workers
         own = table.latency(top, max(1, min(round(size), view.full_batch)))
-        return min(limit, (view.slo - margin - behind - reserve - own) * share)
+        return (view.slo - view.overhead - behind - reserve - own) * view.workers
 
 
 class Scripted:
-    """A ratio index for every request by its id, worked out beforehand (an oracle's schedule); the top ratio beyond its end."""
+    """A ratio index for every request by its id, worked out beforehand (an oracle's schedule); the top ratio outside of it.
+
+    indices: of requests first, first + 1, ...
+    """
 
     name = "scripted"
 
-    def __init__(self, indices: Sequence[int]) -> None:
-        self.indices = list(indices)
+    def __init__(self, indices: Sequence[int], first: int = 0) -> None:
+        self.indices, self.first = list(indices), first
+
+    @staticmethod
+    def read(path: str) -> Scripted:
+        """From a JSON file {"first": ..., "indices": [...]}. Raises ConfigError."""
+        try:
+            with open(path, "rb") as stream:
+                data = json.loads(stream.read(1 << 26))
+            first, indices = data["first"], data["indices"]
+            if not isinstance(first, int) or not all(isinstance(i, int) and i >= 0 for i in indices):
+                raise ValueError("whole numbers are needed")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(f"the schedule {path} cannot be read: {error}") from error
+        return Scripted(indices, first)
 
     def choose(self, view: View) -> int:
-        id = view.queue[0].id
+        id = view.queue[0].id - self.first
         wanted = self.indices[id] if 0 <= id < len(self.indices) else view.allowed[-1]
         return max((i for i in view.allowed if i <= wanted), default=view.allowed[0])
 
 
 POLICIES: dict[str, Callable[..., Policy]] = {
+    "planned": Planned,
     "lookahead": LookAhead,
     "slackfit": SlackFit,
     "ladder": Ladder,
@@ -235,11 +169,14 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 
 
 def make_policy(text: str) -> Policy:
-    """A policy from its name and settings: "lookahead", "lookahead:risk=3", "slackfit:dwell=0.5", "ladder:step=2", "fixed:0.5".
+    """A policy from its name and settings: "lookahead", "lookahead:risk=3", "slackfit:dwell=0.5", "ladder:step=2", "fixed:0.5";
+    "scripted:FILE" follows a schedule worked out beforehand.
 
     Raises ConfigError naming what is unknown.
     """
     name, _, rest = text.partition(":")
+    if name == Scripted.name and rest:
+        return Scripted.read(rest)
     if name not in POLICIES:
         raise ConfigError(f"policy '{text}' is unknown: choose one of {sorted(POLICIES)}, as in 'fixed:0.5'")
     settings: dict[str, float] = {}

@@ -9,11 +9,12 @@ class ArrivalRate:
     """Images per second that arrive, smoothed.
 
     short, long: time constants in seconds. The short one sees a burst within a few requests, the long one remembers that
-    load is high while a burst pauses. Time that runs backwards counts as no time at all.
+    load is high while a burst pauses. most: images per second above which rates need not be told apart; an overload beyond it is
+    forgotten as quickly as one of that size. Time that runs backwards counts as no time at all.
     """
 
-    def __init__(self, short: float, long: float) -> None:
-        self.short, self.long = short, long
+    def __init__(self, short: float, long: float, most: float = math.inf) -> None:
+        self.short, self.long, self.most = short, long, most
         self._fast = self._slow = 0.0
         self._last: float | None = None
         self._begin = 0.0
@@ -23,9 +24,10 @@ class ArrivalRate:
         """A request of so many images came at `now`."""
         if self._last is None:
             self._last = self._begin = now
+            self.request_size = float(images)
         self._decay(now)
-        self._fast += images / self.short
-        self._slow += images / self.long
+        self._fast = min(self._fast + images / self.short, max(self.most, images / self.short))
+        self._slow = min(self._slow + images / self.long, max(self.most, images / self.long))
         self.request_size += 0.05 * (images - self.request_size)
 
     def _decay(self, now: float) -> None:
@@ -47,6 +49,12 @@ class ArrivalRate:
             return 0.0
         self._decay(now)
         return self._fast / self._warm(self.short)
+
+    def present(self, now: float) -> float:
+        """Images per second to reckon with: the short average, or the long one where that is higher, but at most a quarter more:
+        after a burst the dial must come down at once."""
+        fast = self.fast(now)
+        return max(fast, min(self.slow(now), 1.25 * fast))
 
     def slow(self, now: float) -> float:
         """Images per second over the long time."""

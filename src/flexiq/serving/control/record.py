@@ -92,6 +92,9 @@ def _step(scheduler: Scheduler, running: dict[int, Batch], row: dict[str, Any]) 
         return "" if got == was else f"batch {was}, now {got}"
     if event == "cancel":
         scheduler.cancel(now, row["id"])
+    elif event == "expire":
+        scheduler.expire(now)
+        scheduler.take_expired()
     elif event == "answered":
         scheduler.answered(now, row["seconds"])
     elif event in ("done", "failed"):

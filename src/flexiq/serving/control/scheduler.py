@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from flexiq.errors import ConfigError
-from flexiq.serving.control.policies import Policy, View
 from flexiq.serving.control.queue import Request, RequestQueue
 from flexiq.serving.control.rate import ArrivalRate
 from flexiq.serving.control.table import CorrectedTable, ServiceTable
+from flexiq.serving.control.view import Policy, View
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,8 @@ class Scheduler:
 
     def submit(self, now: float, request: Request) -> Refusal | None:
         """Take a request in; a Refusal if it cannot be: the queue is full, or it would be late even at the top ratio."""
+        top = self.table.latency(self.allowed[-1], self.full_batch)
+        self.rate.most = 1.5 * max(self.workers, 1) * self.full_batch / top  # at the top ratio, full stretch
         self.rate.arrived(now, request.images)
         refusal = self._refusal(now, request)
         if refusal is None:
@@ -165,7 +167,7 @@ class Scheduler:
         if self.queue and request.deadline < self.queue[len(self.queue) - 1].deadline:  # it will overtake some
             earlier = sum(r.images for r in self.queue if r.deadline <= request.deadline)
             ahead = self._busy(now) / workers + earlier * pace
-        own = self.table.latency(min(top, max(request.cap, self.allowed[0])), request.images) + self.margin()
+        own = self.table.latency(min(top, max(request.cap, self.allowed[0])), request.images) + self.overhead
         late = now + ahead + own - request.drop_at
         if late > 0 and (self.queue or self.running):
             return Refusal("overloaded", late)
@@ -179,11 +181,6 @@ class Scheduler:
         return found
 
     # ---- batches out -----------------------------------------------------------------------------------------------------
-
-    def margin(self) -> float:
-        """Seconds of a deadline that are not for computing: the way out, and two mean deviations of a batch."""
-        typical = self.table.latency(self.allowed[-1], self.full_batch)
-        return self.overhead + 2.0 * self.table.spread * typical
 
     def _busy(self, now: float) -> float:
         return sum(max(0.0, b.begun + b.expected - now) for b in self.running.values())
@@ -215,6 +212,12 @@ class Scheduler:
         if gone:
             self._expired += self.queue.take(gone)
 
+    def expire(self, now: float) -> None:
+        """Set aside what cannot be answered in time any more, while no worker is free for a batch."""
+        self._drop(now)
+        if self.observer is not None:
+            self.observer("expire", now)
+
     def take_expired(self) -> list[Request]:
         """Requests dropped since the last call."""
         gone, self._expired = self._expired, []
@@ -231,7 +234,7 @@ class Scheduler:
         oldest = self.queue.oldest_arrival()
         assert oldest is not None
         # Never so long that the head could not be computed at the lowest ratio any more.
-        latest = head.deadline - self.margin() - self.table.latency(self.allowed[0], self.full_batch)
+        latest = head.deadline - self.overhead - self.table.safe(self.allowed[0], self.full_batch)
         return min(oldest + self.settings.max_wait, latest)
 
     def wake_at(self) -> float | None:
@@ -243,11 +246,10 @@ class Scheduler:
 
     def _form(self, now: float) -> Batch:
         positions, images = self._head(now, self.allowed[-1], None)
-        margin = self.margin()
         view = View(
             now=now, table=self.table, queue=self.queue, batch=images, requests=len(positions),
-            rate_fast=self.rate.fast(now), rate_slow=self.rate.slow(now), request_size=self.rate.request_size,
-            workers=max(self.workers, 1), busy=self._busy(now), slo=self.settings.slo, margin=margin,
+            rate=self.rate.present(now), request_size=self.rate.request_size,
+            workers=max(self.workers, 1), busy=self._busy(now), slo=self.settings.slo, overhead=self.overhead,
             allowed=self.allowed, full_batch=self.full_batch, current=self.current, since=self.since,
         )  # fmt: skip
         index = self.policy.choose(view)

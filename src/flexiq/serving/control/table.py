@@ -150,6 +150,10 @@ class CorrectedTable:
         """Expected seconds of a batch, corrected."""
         return self.table.latency(index, images) * self.common * self.own[index]
 
+    def safe(self, index: int, images: int) -> float:
+        """Seconds that a batch hardly ever exceeds: four mean deviations (about three standard deviations) more than expected."""
+        return self.latency(index, images) * (1.0 + 4.0 * self.spread)
+
     def observe(self, index: int, images: int, seconds: float) -> None:
         """Learn from a batch that took `seconds`. Values that are not positive and finite are ignored (clock jumps)."""
         if not (math.isfinite(seconds) and seconds > 0):

@@ -53,3 +53,7 @@ class DataError(FlexiqError, ValueError):
 
 class OutputError(FlexiqError, OSError):
     """A result could not be written to the place asked for."""
+
+
+class ExportError(FlexiqError):
+    """A model cannot be exported as asked: an operator that the export lacks (named with its module path), or a bad name."""

@@ -21,6 +21,7 @@ from flexiq.cli import (
     deploy,
     doctor,
     evaluate,
+    export_onnx,
     inspect,
     latency_table,
     loadtest,
@@ -130,6 +131,13 @@ app.command(
         "flexiq simulate --replay decisions.jsonl",
     )
 )(simulate.simulate)
+app.command(
+    name="export-onnx",
+    epilog=_examples(
+        "flexiq export-onnx resnet20.flexiq --ratio 50 -o resnet20-half.onnx",
+        "flexiq export-onnx resnet20.flexiq --ratio 1 --low int8 --opset 19 -o resnet20-low.onnx",
+    ),
+)(export_onnx.export_onnx)
 app.command(epilog=_examples("flexiq doctor", "flexiq doctor --json"))(doctor.doctor)
 
 

@@ -27,6 +27,8 @@ OPTIONAL = {
     "httptools": ("httptools", "flexiq serve and flexiq loadtest", "pip install 'flexiq[serve]'"),
     "prometheus-client": ("prometheus_client", "metrics of flexiq serve", "pip install 'flexiq[serve]'"),
     "ray": ("ray", "flexiq deploy", "pip install 'flexiq[ray]'"),
+    "onnx": ("onnx", "flexiq export-onnx", "pip install 'flexiq[onnx]'"),
+    "onnxruntime": ("onnxruntime", "checking what export-onnx wrote", "pip install 'flexiq[onnx]'"),
     "torchvision": ("torchvision", "models and data named torchvision:NAME", "pip install --no-deps torchvision"),
     "timm": ("timm", "models named timm:NAME", "pip install --no-deps timm"),
 }

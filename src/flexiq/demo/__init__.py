@@ -1,4 +1,4 @@
-"""`python -m flexiq.demo`: the whole way on handwritten digits, from training to accuracy against latency.
+"""`python -m flexiq.demo`: the whole way on handwritten digits, from training to a server that rides out a burst.
 
 Everything is measured in the CPU engine; where that is missing, accuracy is in the reference engine and latency is left out.
 """
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="demo",
         description="Trains (or loads) a network on handwritten digits, quantizes it once, and shows what each setting of "
-        "its dial costs and buys. Writes digits.flexiq, report.html and latency.png.",
+        "its dial costs and buys, at last under a burst of requests. Writes digits.flexiq, report.html, latency.png and "
+        "burst.html.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of training, data split and search (default: 0)")
@@ -98,6 +100,10 @@ class Demo:
         return self.out / "report.html"
 
     @property
+    def burst_path(self) -> Path:
+        return self.out / "burst.html"
+
+    @property
     def picture_path(self) -> Path:
         return self.out / "latency.png"
 
@@ -119,6 +125,7 @@ class Demo:
         executed = self.count(loaded, test)
         self.report(quantized, baselines, test)
         latency = self.latency(quantized)
+        burst = self.burst()
         self.seconds["total"] = time.perf_counter() - started
         self.terminal.say(f"took {duration(self.seconds['total'])} in all")
         commands = self.commands()
@@ -137,6 +144,7 @@ class Demo:
             "bit_identical_to_reference": against_reference,
             "executed": executed,
             "latency": latency,
+            "burst": burst,
             "seconds": self.seconds,
             "next": commands,
         }
@@ -413,6 +421,46 @@ class Demo:
             lines.append(cells)
         self.terminal.table(columns, lines, f"8  accuracy and latency: {where}")
 
+    def burst(self) -> dict[str, Any] | None:
+        """Serve the model under a burst; None without the CPU engine or what serving needs."""
+        if self.missing:
+            return None
+        missing = [name for name in ("fastapi", "uvicorn", "httptools", "prometheus_client") if find_spec(name) is None]
+        if missing:
+            self.terminal.say(f"9  no server: {', '.join(missing)} is missing; pip install flexiq[serve]")
+            return None
+        from flexiq.demo.burst import IMAGES, LEAST_GAIN, run_burst
+        from flexiq.report.loadtest import load_report
+        from flexiq.report.loadtest_page import write_load_html
+        from flexiq.serving.loadtest import summarize
+
+        with self.step("burst", "serving under a burst"), self.terminal.progress() as progress:
+            found = run_burst(self.model_path, (1.0, 2.0) if self.quick else (3.0, 6.0), self.seed, progress)
+        lines = []
+        for name, result in found.results.items():
+            figures = summarize(result)
+            p99, accuracy = figures["latency_ms"]["p99"], figures["expected_accuracy"]
+            lines.append([
+                name, percent(figures["attainment"], 1), "-" if p99 is None else f"{p99:.1f}", percent(accuracy),
+                ratio_name(round(figures["mean_ratio"] or 0.0, 3)), str(figures["counts"]["shed"] + figures["counts"]["expired"]),
+            ])  # fmt: skip
+        calm, burst = found.rates
+        self.terminal.table(
+            ["flexiq serve", f"within {1000 * found.slo:.0f} ms", "p99 ms", "accuracy", "mean ratio", "turned away"],
+            lines,
+            f"9  a burst: {calm:.0f} requests/s of {IMAGES} images, then {burst:.0f}, then {calm:.0f} again "
+            f"(8 bits carry {calm / 0.5:.0f})",
+        )
+        if found.gain < LEAST_GAIN:
+            self.terminal.say(
+                f"   the dial buys {found.gain:.2f}x here: too little to help this network on this machine"
+            )
+        write_load_html(
+            load_report(list(found.results.values()), title="A burst, without and with the dial"), self.burst_path
+        )
+        self.terminal.say(f"   wrote {self.burst_path}: load, latency, ratio and accuracy over time")
+        return found.as_json()
+
     def commands(self) -> list[str]:
         """Commands that go on from here, as they can be typed in this folder."""
         flexiq, model, other = (
@@ -425,6 +473,7 @@ class Demo:
         compiled = [
             f"{flexiq} inspect {model} --engine cpu --batch 16",
             f"{flexiq} benchmark {model} --batch 1,16 --html {shlex.quote(str(self.out / 'latency.html'))}",
+            f"{flexiq} serve {model} --slo-ms 50   # and open the address it prints",
         ]
         return [
             f"{flexiq} inspect {model} --layers",
@@ -469,7 +518,3 @@ def _program() -> str:
         below = script.absolute().is_relative_to(Path.cwd())
         return shlex.quote(str(script.absolute().relative_to(Path.cwd()) if below else script))
     return f"{shlex.quote(sys.executable)} -m flexiq.cli"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

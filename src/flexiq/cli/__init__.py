@@ -21,6 +21,7 @@ from flexiq.cli import (
     deploy,
     doctor,
     evaluate,
+    export_c,
     export_onnx,
     inspect,
     latency_table,
@@ -131,6 +132,14 @@ app.command(
         "flexiq simulate --replay decisions.jsonl",
     )
 )(simulate.simulate)
+app.command(
+    name="export-c",
+    epilog=_examples(
+        "flexiq export-c resnet20.flexiq -o resnet20-c",
+        "flexiq export-c resnet20.flexiq -o small --ratio 100% --name resnet20_low",
+        "flexiq export-c resnet20.flexiq -o fast --ram 250000",
+    ),
+)(export_c.export_c)
 app.command(
     name="export-onnx",
     epilog=_examples(

@@ -81,13 +81,10 @@ def closed_loop(
     ]
     request = "\r\n".join(head).encode() + b"\r\n\r\n" + body
     try:
-        import uvloop
-
-        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        from uvloop import run
     except ImportError:
-        runner = asyncio.Runner()
-    with runner:
-        latencies, failures, spent = runner.run(_run(port, request, connections, seconds))
+        from asyncio import run
+    latencies, failures, spent = run(_run(port, request, connections, seconds))
     values = 1e3 * np.asarray(latencies)
     return {
         "requests_per_second": len(latencies) / spent,

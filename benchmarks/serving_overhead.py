@@ -202,6 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true")
     options = parser.parse_args(arguments)
     options.cache.mkdir(parents=True, exist_ok=True)
+    os.environ["FLEXIQ_CACHE_DIR"] = str(options.cache.absolute())
     machine = describe_machine()
     results = ResultFile(
         options.results / f"serving_overhead.{machine['kind']}.json", "serving_overhead", machine, fresh=options.fresh

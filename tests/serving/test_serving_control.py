@@ -377,6 +377,18 @@ def test_back_pressure() -> None:
     assert all(a is not None and a.reason == "overloaded" and a.retry_after > 0 for a in answers[taken:])
 
 
+def test_a_fixed_ratio_is_judged_by_what_it_can_do() -> None:
+    """Without this a server at 8 bits would begin what only the top ratio could finish in time, and be late with it."""
+    for policy in ("fixed:0", "fixed:1", "planned"):
+        out = drive(scheduler(policy), poisson(260, 10))
+        late = sum(t > 0.1 + 1e-9 for t, _ in out["done"].values())
+        assert late <= 0.002 * len(out["done"]), policy
+    capped = scheduler("fixed:1")
+    assert capped.submit(0.0, request(0, 0.0, cap=1)) is None
+    batch = capped.next_batch(0.0)
+    assert batch is not None and batch.index == 1  # a caller's limit holds all the same
+
+
 def test_expired_requests_cost_nothing() -> None:
     target = scheduler(refuse_late=False)
     for id in range(3):

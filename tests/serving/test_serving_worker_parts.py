@@ -368,7 +368,10 @@ def test_measured_tables_are_remembered(clock: list[float], tmp_path: Path, monk
     worker = PacedWorker(clock, lambda i, n: 1e-4 * n)
     first = asyncio.run(measure_table(worker, 2, None, 0.05))
     ran = len(worker.ran)
-    assert asyncio.run(measure_table(worker, 2, None, 0.05)) == first and len(worker.ran) == ran
+    assert asyncio.run(measure_table(worker, 2, None, 0.05)) == first and len(worker.ran) == ran + 12  # a check, 6 runs an end
+    slower = PacedWorker(clock, lambda i, n: 1.5e-4 * n)  # what was remembered is of a quieter day
+    assert asyncio.run(measure_table(slower, 2, None, 0.05)).latency(0, 2) == pytest.approx(3e-4)
+    assert asyncio.run(measure_table(worker, 2, None, 0.05)).latency(0, 2) == pytest.approx(2e-4)
     asyncio.run(measure_table(PacedWorker(clock, worker.cost, digest="01"), 2, None, 0.05))  # another model
     files = sorted(tmp_path.rglob("*.json"))
     assert len(files) == 2

@@ -200,6 +200,9 @@ def serve(
             "--config", metavar="FILE.toml|.json", help="Read settings there; options given here win.", show_default=False
         ),
     ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Print a Grafana dashboard of the metrics, to import, and stop.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -209,6 +212,11 @@ def serve(
     Open Inference Protocol v2, a live page at /, Prometheus metrics at /metrics. SIGTERM and Ctrl-C stop after the requests taken
     in are answered; SIGHUP reads the model files again.
     """
+    if dashboard:
+        from flexiq.serving.page import file_bytes
+
+        print(file_bytes("grafana.json").decode(), end="")
+        return
     terminal = Terminal(json, quiet)
     with terminal.running():
         from flexiq.serving.server.config import KEY_VARIABLE, make_config, read_config_file, read_key_file

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from flexiq.errors import ConfigError
 from flexiq.serving.control.planned import Planned
+from flexiq.serving.control.table import ServiceTable
 from flexiq.serving.control.view import Candidates, Policy, View, deadline_slack
 
 
@@ -20,9 +21,13 @@ class Fixed:
         self.ratio = ratio
         self.name = f"fixed:{ratio:g}"
 
+    def top(self, table: ServiceTable, allowed: Sequence[int]) -> int:
+        """The one index that it chooses: what could be in time at a higher one is of no use to it."""
+        at = table.at_or_below(self.ratio)
+        return max((i for i in allowed if i <= at), default=allowed[0])
+
     def choose(self, view: View) -> int:
-        at = view.table.table.at_or_below(self.ratio)
-        return max((i for i in view.allowed if i <= at), default=view.allowed[0])
+        return self.top(view.table.table, view.allowed)
 
 
 class Ladder:

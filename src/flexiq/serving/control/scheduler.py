@@ -116,10 +116,13 @@ class Scheduler:
         self.settings, self.policy, self.observer = settings, policy, observer
         self.table = CorrectedTable(table)
         self.allowed = settings.allowed(table)
+        limit = getattr(policy, "top", None)
+        self.top: int = self.allowed[-1] if limit is None else limit(table, self.allowed)
         self.workers = workers  # may be changed while running
         self.queue = RequestQueue()
         self.rate = ArrivalRate(10.0 * settings.slo, max(100.0 * settings.slo, 10.0))
-        self.overhead = 0.0  # seconds that an answer needs beside waiting and its batch (`answered` measures it)
+        self.overhead = 0.0  # seconds that nearly every answer needs after its batch (`answered` measures it)
+        self._way_out = self._way_out_spread = 0.0
         self.current, self.since = self.allowed[0], -math.inf
         self.switches = 0
         self.running: dict[int, Batch] = {}
@@ -129,7 +132,7 @@ class Scheduler:
 
     def _full_batch(self) -> int:
         """The smallest batch with nearly the best throughput (97 %) at the top ratio: larger ones only add latency."""
-        table, top = self.table.table, self.allowed[-1]
+        table, top = self.table.table, self.top
         sizes = [b for b in table.batches if b < self.settings.max_batch] + [self.settings.max_batch]
         best = max(table.throughput(top, b) for b in sizes)
         return next(b for b in sizes if table.throughput(top, b) >= 0.97 * best)
@@ -142,7 +145,7 @@ class Scheduler:
 
     def submit(self, now: float, request: Request) -> Refusal | None:
         """Take a request in; a Refusal if it cannot be: the queue is full, or it would be late even at the top ratio."""
-        top = self.table.latency(self.allowed[-1], self.full_batch)
+        top = self.table.latency(self.top, self.full_batch)
         self.rate.most = 1.5 * max(self.workers, 1) * self.full_batch / top  # at the top ratio, full stretch
         self.rate.arrived(now, request.images)
         refusal = self._refusal(now, request)
@@ -156,7 +159,7 @@ class Scheduler:
         return refusal
 
     def _refusal(self, now: float, request: Request) -> Refusal | None:
-        top = self.allowed[-1]
+        top = self.top
         workers = max(self.workers, 1)
         pace = self.table.latency(top, self.full_batch) / self.full_batch / workers
         ahead = self._busy(now) / workers + self.queue.images * pace
@@ -201,7 +204,7 @@ class Scheduler:
         return batch
 
     def _drop(self, now: float) -> None:
-        top = self.allowed[-1]
+        top = self.top
         gone = []
         for at, request in enumerate(self.queue):
             quickest = self.table.latency(min(top, max(request.cap, self.allowed[0])), request.images)
@@ -245,7 +248,7 @@ class Scheduler:
         return min(due, self._wait_until()) if self.settings.max_wait > 0 else due
 
     def _form(self, now: float) -> Batch:
-        positions, images = self._head(now, self.allowed[-1], None)
+        positions, images = self._head(now, self.top, None)
         view = View(
             now=now, table=self.table, queue=self.queue, batch=images, requests=len(positions),
             rate=self.rate.present(now), request_size=self.rate.request_size,
@@ -259,7 +262,7 @@ class Scheduler:
         head = self.queue[0]
         # The dial's wish is limited by the caller who is next; others join if they accept as much.
         index = max((i for i in self.allowed if i <= min(index, head.cap)), default=self.allowed[0])
-        positions, images = self._head(now, self.allowed[-1], index)
+        positions, images = self._head(now, self.top, index)
         requests = self.queue.take(positions)
         expected = self.table.latency(index, images)
         self._batches += 1
@@ -304,7 +307,9 @@ class Scheduler:
     def answered(self, now: float, seconds: float) -> None:
         """An answer left `seconds` after its batch was done: time that deadlines have to spare for it."""
         if math.isfinite(seconds) and 0 <= seconds <= self.settings.slo:
-            self.overhead += 0.05 * (seconds - self.overhead)
+            self._way_out += 0.05 * (seconds - self._way_out)
+            self._way_out_spread += 0.05 * (abs(seconds - self._way_out) - self._way_out_spread)
+            self.overhead = self._way_out + 2.0 * self._way_out_spread
         if self.observer is not None:
             self.observer("answered", now, seconds=seconds)
 

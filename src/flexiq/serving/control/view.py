@@ -52,7 +52,8 @@ class View:
 
 
 class Policy(Protocol):
-    """Chooses a ratio index out of `view.allowed`."""
+    """Chooses a ratio index out of `view.allowed`. One that stays below the last of them may say so in a method `top(table,
+    allowed)`, so that requests are refused and dropped by what it can do."""
 
     name: str
 

@@ -111,7 +111,7 @@ function choose(name) {
 }
 
 $('model').addEventListener('change', async () => {
-  choose($('model').value);
+  choose(view.state.models[Number($('model').value)].name);
   history.replaceState(null, '', '#' + new URLSearchParams({ model: view.model }));
   show();
   try {
@@ -267,11 +267,11 @@ const workersWanted = (workers) => (Array.isArray(workers) ? workers.length : ty
 
 function showModels(models) {
   const select = $('model'), names = models.map((model) => model.name);
-  const listed = Array.from(select.options, (option) => option.value);
-  if (names.join('\n') !== listed.join('\n')) {
-    select.replaceChildren(...names.map((name) => { const option = el('option', {}, name); option.value = name; return option; }));
+  if (names.join('\n') !== view.listed) {
+    view.listed = names.join('\n');
+    select.replaceChildren(...names.map((name, at) => el('option', { value: String(at) }, name)));
   }
-  select.value = view.model;
+  select.value = String(names.indexOf(view.model));
   $('model-label').hidden = names.length < 2;
 }
 

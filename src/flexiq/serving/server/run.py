@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from flexiq.serving.server.model import ServedModel
 from flexiq.serving.server.routes import create_api
 from flexiq.serving.worker import ProcessWorker, WorkerOptions
 from flexiq.serving.worker.pool import MakeWorker
+from flexiq.serving.worker.scheduling import FRONT_SLICE, set_slice
 
 GRACE = 2.0  # seconds that connections get to take their last answers
 # Seconds between the last answer and the closing of connections. What comes in on open ones in between is answered 503 and
@@ -243,6 +245,10 @@ async def run(
         server = await starting
     except asyncio.CancelledError:
         return 0
+    gc.collect()
+    gc.freeze()  # what is there now stays: not to be looked through again while requests wait
+    gc.set_threshold(10_000, 20, 20)
+    set_slice(FRONT_SLICE)
     ready(server)
     stopped = loop.create_task(stopping.wait())
     await asyncio.wait([stopped, server._serving], return_when=asyncio.FIRST_COMPLETED)

@@ -29,6 +29,7 @@ from flexiq.serving.worker.info import ModelInfo
 FORMAT = 1
 SECONDS = 4.0
 MOST = 15  # runs of one cell
+TRUSTED = 1.2  # factor by which remembered times may be off
 Progress = Callable[[float, str], None]
 Cell = tuple[int, int]  # ratio index, images
 
@@ -48,7 +49,8 @@ async def measure_table(
     first and the last ratio are measured at fewer sizes (always at 1 and, if max_batch allows, at one larger), and other ratios
     lie between them as they do at the nearest size at which they were measured.
 
-    progress: called with a share in 0..1 and a text. remember: read and write the cache. Raises as `Worker.run`.
+    progress: called with a share in 0..1 and a text. remember: read and write the cache (a few batches check that what it says
+    still holds: it may be of a time when the machine was busy). Raises as `Worker.run`.
     """
     if isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1:
         raise ConfigError(f"max_batch must be a positive whole number, got {max_batch!r}")
@@ -58,7 +60,7 @@ async def measure_table(
     path = cache_path(worker.info, max_batch) if remember else None
     if path is not None:
         table = read_cache(path, worker.info)
-        if table is not None:
+        if table is not None and await _still_true(worker, table):
             tell(1.0, "service times known from an earlier start")
             return table
     times = await _Measurement(worker, max_batch, tell, seconds).run()
@@ -69,6 +71,23 @@ async def measure_table(
             write_atomically(path, json.dumps(table.as_json(), indent=1).encode())
     tell(1.0, "service times measured")
     return table
+
+
+async def _still_true(worker: Worker, table: ServiceTable) -> bool:
+    """Whether the largest batch takes about as long as the table says, at both ends of the dial."""
+    images = table.batches[-1]
+    request = random_request(worker.info, images)
+    for index in sorted({0, len(table.ratios) - 1}):
+        known = table.latency(index, images)
+        runs = 1 if known > 0.2 else 5
+        times = []
+        for _ in range(runs + 1):  # the first warms up
+            begin = clock()
+            await worker.run([request], index)
+            times.append(clock() - begin)
+        if not 1.0 / TRUSTED <= min(times) / known <= TRUSTED:
+            return False
+    return True
 
 
 def batch_sizes(max_batch: int) -> list[int]:

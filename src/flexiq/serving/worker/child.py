@@ -25,6 +25,7 @@ from flexiq.serving.worker.file import read_descriptor
 from flexiq.serving.worker.frames import BlockingFrames, Message
 from flexiq.serving.worker.memory import BatchMemory
 from flexiq.serving.worker.model import LoadedModel
+from flexiq.serving.worker.scheduling import ENGINE_SLICE, set_slice
 
 # The server decides when workers end: Ctrl-C and a service manager's SIGTERM reach all processes of the group at once, and
 # batches have to be finished after that. Blocked from before the process begins (see `process`), ignored from here on.
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     with contextlib.suppress(OSError):  # should memory run out, a worker can be replaced and the server cannot
         Path("/proc/self/oom_score_adj").write_text("500")
+    set_slice(ENGINE_SLICE)  # not the server's short ones, which it may have inherited
     fault = Fault()
     with socket.socket(fileno=descriptor) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         frames = BlockingFrames(sock)

@@ -118,12 +118,14 @@ class Bench:
                 )
 
     def trace_times(self) -> tuple[npt.NDArray[np.float64], float, dict[str, Any]]:
-        """The trace's first part, sped up until it overloads 8 bits in a fifth of the windows of 5 s."""
+        """A part of the trace, sped up until it overloads 8 bits in a fifth of the windows of 5 s."""
         capacity = 1.0 / (self.table().latency(0, self.setting.images) + self.overhead())
         times = read_trace(data_folder() / "traces" / f"azure_llm_2023_{self.options.trace}.csv")
-        times = window(times, 0.0, self.options.trace_part * float(times[-1]))
+        begin, span = self.options.trace_from * float(times[-1]), self.options.trace_part * float(times[-1])
+        times = window(times, begin, begin + span)
         bent = overload(times, capacity, 0.2, 5.0)
-        about = {"trace": self.options.trace, "part": self.options.trace_part, "speed": round(bent.speed, 3)}
+        about: dict[str, Any] = {"trace": self.options.trace, "from": self.options.trace_from}
+        about |= {"part": self.options.trace_part, "speed": round(bent.speed, 3)}
         about |= {"over_capacity_share": bent.share, "peak_over_capacity": bent.peak, "capacity": capacity}
         return bent.times, float(bent.times[-1]) + 1e-6, about
 
@@ -132,7 +134,7 @@ class Bench:
         self.table()
         times, seconds, about = self.trace_times()
         for policy in self.chosen(TRACE_POLICIES):
-            settings = {"policy": policy, "trace": about["trace"], "part": about["part"]}
+            settings = {"policy": policy, "trace": about["trace"], "from": about["from"], "part": about["part"]}
 
             def measure(policy: str = policy) -> dict[str, Any]:
                 with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +184,7 @@ class Bench:
         for policy in TRACE_POLICIES:
             if policy == "oracle":
                 continue
-            key = {"policy": policy, "trace": about["trace"], "part": about["part"], "overhead": fleet.overhead}
+            key = {"policy": policy, **{k: about[k] for k in ("trace", "from", "part")}, "overhead": fleet.overhead}
             self.row(
                 f"simulation/{policy}",
                 key,
@@ -319,7 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--policies", default="", help="only these, e.g. fixed:0,planned (default: all)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of every Poisson point")
     parser.add_argument("--trace", default="conv", choices=("conv", "code"))
-    parser.add_argument("--trace-part", type=float, default=0.5, help="share of the trace that is played")
+    parser.add_argument("--trace-from", type=float, default=0.6, help="where in the trace to begin, as a share of it")
+    parser.add_argument("--trace-part", type=float, default=0.2, help="share of the trace that is played")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--artifacts", type=Path, help="folder of NETWORK.flexiq files to serve; default: made, in the cache"

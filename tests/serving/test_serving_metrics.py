@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from flexiq.serving.metrics import ModelMetrics
 from flexiq.serving.metrics.exposition import exposition, make_registry
-from flexiq.serving.metrics.history import KEEP, History
+from flexiq.serving.metrics.history import KEEP, SAMPLES, TOLERATED, History, percentiles
 from flexiq.serving.page import file_bytes
 
 RATIOS, ACCURACY = (0.0, 0.5, 1.0), (0.9, 0.88, 0.8)
@@ -102,6 +103,106 @@ def test_history_stands_any_clock(steps: list[float]) -> None:
     times = [row["t"] for row in rows]
     assert times == sorted(set(times))
     json.loads(history.rows_json(now))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0.0, 5.0) | st.sampled_from([50.0, 850.0, -1.0, -30.0, -4000.0]), min_size=1, max_size=80))
+def test_polling_sees_every_second_once_whatever_the_clock_does(steps: list[float]) -> None:
+    """A page that asks for what is new gets each row exactly once, and no event is missing while gaps are shorter than what is
+    kept."""
+    history, now, seen, since = History(), 5000.0, [], -math.inf
+    for step in steps:
+        now += step
+        history.at(now).arrivals += 1
+        seen += history.rows(now, since)
+        told = history.clock(now)
+        assert told >= since - TOLERATED
+        since = max(since, told)  # as the page does
+    seen += history.rows(now + 1.0 + TOLERATED, since)
+    times = [row["t"] for row in seen]
+    assert times == sorted(set(times))
+    assert sum(row["arrivals"] for row in seen) == len(steps)
+
+
+def test_a_clock_set_back_goes_on_and_one_that_leaps_leaves_a_gap() -> None:
+    history = History()
+    history.at(10_000.5).arrivals += 1
+    history.at(500.0).arrivals += 1  # set back by hours: counted in the same second, from there on time goes on
+    history.at(501.0).arrivals += 1
+    assert [row["arrivals"] for row in history.rows(503.0)] == [2, 1]
+    history.at(501.0 + 7 * 86400).arrivals += 1
+    assert [row["arrivals"] for row in history.rows(503.0 + 7 * 86400)] == [1]  # all else is outdated
+    assert not history.rows(503.0 + 8 * 86400)
+    history.at(math.nan).arrivals += 1  # no time at all: counted where the last was
+    assert history.recent(503.0 + 7 * 86400).requests == 0
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=300))
+def test_percentiles_are_nearest_ranks(values: list[float]) -> None:
+    for share, found in zip((50, 90, 99), percentiles(values), strict=True):
+        assert found in values
+        assert sum(v <= found for v in values) * 100 >= share * len(values)
+        assert sum(v < found for v in values) * 100 < share * len(values)
+
+
+def test_a_crowded_second_keeps_a_fair_sample() -> None:
+    """20,000 answers in one second, rising from 0 to 1 s: a sample of bounded size has nearly their percentiles."""
+    metrics, count = ModelMetrics(None, "m", RATIOS, ACCURACY, 0.05), 20_000
+    for k in range(count):
+        metrics.answered(7.5, index=1, queue=0.0, compute=0.0, total=k / count, images=1, met=True)
+    assert len(metrics.history.at(7.5).latencies) == SAMPLES
+    (row,) = metrics.history.rows(8.0)
+    assert row["answered"] == count and row["worst"] == pytest.approx(1.0, abs=1e-3)
+    assert row["p50"] == pytest.approx(0.5, abs=0.06) and row["p99"] == pytest.approx(0.99, abs=0.015)
+
+
+def test_odd_numbers_and_another_model_file_harm_nothing() -> None:
+    registry, clock = make_registry(), Clock()
+    metrics = fed(registry, clock)
+    before = samples(registry)
+    for odd in (math.nan, math.inf, -1.0):
+        metrics.answered(clock.now, index=2, queue=odd, compute=odd, total=odd, images=1, met=True)
+        metrics.gauges(clock.now, index=1, queue_depth=0, queue_images=0, oldest_wait=odd, switches=7, workers=1)
+    metrics.use_model((0.0, 1.0), (None, None))
+    metrics.answered(clock.now, index=2, queue=0.01, compute=0.01, total=0.03, images=1, met=True)  # of the file before
+    metrics.batch(clock.now, index=2, images=1, requests=1)
+    metrics.gauges(clock.now, index=2, queue_depth=0, queue_images=0, oldest_wait=0.0, switches=2, workers=1)  # counts anew
+    after = samples(registry)
+    for name, values in before.items():
+        if name.startswith("flexiq_") and name.endswith(("_total", "_count", "_sum", "_bucket")):
+            for labels, value in values.items():
+                assert after[name][labels] >= value, f"{name}{labels} went back"
+    model = ("model", 'a "model"')
+    assert after["flexiq_switches_total"][(model,)] == 9 and after["flexiq_ratio"][(model,)] == 1.0
+    assert math.isnan(after["flexiq_expected_accuracy"][(model,)])  # some were answered at an accuracy that nobody measured
+    json.loads(metrics.history.rows_json(clock.now + 1), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_models_share_a_registry() -> None:
+    registry, clock = make_registry(), Clock()
+    for name in ("one", "two"):
+        ModelMetrics(registry, name, RATIOS, ACCURACY, 0.05, clock).arrived(clock.now, 2)
+    found = samples(registry)["flexiq_arrived_images_total"]
+    assert found == {(("model", "one"),): 2, (("model", "two"),): 2}
+    text = exposition(registry)[0].decode()
+    assert text.count("# TYPE flexiq_ratio ") == 1  # one family for all models, as the format demands
+    body, kind = exposition(registry, "application/openmetrics-text; version=1.0.0")
+    assert kind.startswith("application/openmetrics-text") and body.endswith(b"# EOF\n")
+
+
+def test_counting_one_request_costs_microseconds() -> None:
+    """Measured about 2 microseconds; the bound leaves room for a slow or busy machine."""
+    metrics, count = ModelMetrics(None, "m", RATIOS, ACCURACY, 0.05), 5000
+
+    def once() -> float:
+        begun = time.perf_counter()
+        for k in range(count):
+            now = 10.0 + k / 1000
+            metrics.arrived(now, 4)
+            metrics.answered(now, index=1, queue=0.01, compute=0.004, total=0.015, images=4, met=True)
+        return (time.perf_counter() - begun) / count
+
+    assert min(once() for _ in range(5)) < 20e-6
 
 
 def test_every_metric_of_the_dashboard_is_exported() -> None:

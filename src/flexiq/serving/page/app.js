@@ -42,12 +42,12 @@ async function askHistory() {
   if (since !== null) query.set('since', since);
   const answer = await ask(`/live/history?${query}`);
   if (name !== view.model) return; // another was chosen meanwhile
-  if (since !== null && answer.now < since) { // the server was started anew
+  if (since !== null && answer.now < since - 5) { // the server was started anew
     view.rows = [];
     view.now = null;
     return;
   }
-  view.now = answer.now;
+  view.now = Math.max(answer.now, since ?? answer.now); // a clock may step back a little
   view.present = answer.present;
   view.rows = view.rows.concat(answer.rows).filter((row) => row.t > answer.now - KEEP - 1);
 }
@@ -157,15 +157,15 @@ function accuracyRange(low, high) {
   const all = (current()?.accuracy ?? []).concat(low, high).filter((value) => typeof value === 'number');
   if (!all.length) return [0, 1];
   const least = Math.min(...all), most = Math.max(...all), room = Math.max((most - least) * 0.12, 0.0005);
-  return [Math.max(0, least - room), Math.min(1, most + room) > least ? Math.min(1, most + room) : most + room];
+  return [Math.max(0, least - room), most + 2.5 * room]; // room for the limit's name
 }
 
 const CHARTS = [
   new Chart({
     id: 'chart-load', title: 'Load', unit: 'requests per second', format: rate, tick: number, range: fromZero(1), series: [
       { label: 'offered', colour: 'main', area: true, value: (b) => b.arrivals / b.seconds },
-      { label: 'answered', colour: 's1', value: (b) => b.answered / b.seconds },
-      { label: 'shed, expired or failed', colour: 's0', dashed: true, value: (b) => b.refused / b.seconds }],
+      { label: 'answered', colour: 's1', dashed: true, value: (b) => b.answered / b.seconds },
+      { label: 'shed, expired or failed', colour: 's0', value: (b) => b.refused / b.seconds }],
   }),
   new Chart({
     id: 'chart-latency', title: 'Latency', unit: 'from arrival to answer', format: duration, range: latencyRange,
@@ -200,8 +200,8 @@ $('charts').append(...CHARTS.map((chart) => chart.figure));
 // ---- tiles -------------------------------------------------------------------------------------------------------------------
 
 const TILES = {};
-for (const [id, label] of [['load', 'Offered load'], ['latency', 'Latency p99'], ['slo', 'Answered within the SLO'], ['ratio', 'Mean ratio'],
-  ['accuracy', 'Expected accuracy'], ['queue', 'Waiting'], ['workers', 'Workers']]) {
+for (const [id, label] of [['load', 'Offered load'], ['latency', 'Latency p99'], ['slo', 'Within the SLO'], ['ratio', 'Mean ratio'],
+  ['accuracy', 'Expected accuracy'], ['queue', 'Waiting requests'], ['workers', 'Workers']]) {
   const tile = { label: el('dt', {}, label), value: el('dd', { class: 'value' }, NONE), sub: el('dd', { class: 'sub' }) };
   tile.box = el('div', { class: 'tile', id: `tile-${id}` }, tile.label, tile.value, tile.sub);
   TILES[id] = tile;
@@ -238,10 +238,10 @@ function showTiles(start, end) {
   const after = (seconds) => view.rows.filter((row) => row.t >= end - seconds && row.t < end);
   const lasts = (seconds) => Math.max(1, Math.min(seconds, end - start));
   const few = sum(after(5)), ten = sum(after(10)), all = sum(after(view.span));
-  const window = `last ${view.span / 60} min`;
+  const window = `last ${view.span / 60}\u00a0min`;
   tile('load', rate(few.arrivals / lasts(5)),
-    `answered ${rate(few.answered / lasts(5))}, ${number(few.arrived_images / lasts(5))} images/s; last 5 s`);
-  tile('latency', duration(ten.p99), `worst of the last 10 s; p50 ${duration(per(ten.p50, ten.answered))}, SLO ${duration(slo())}`,
+    `answered ${rate(few.answered / lasts(5))}, ${number(few.arrived_images / lasts(5))} images/s; last 5\u00a0s`);
+  tile('latency', duration(ten.p99), `worst of the last 10\u00a0s; p50 ${duration(per(ten.p50, ten.answered))}, SLO ${duration(slo())}`,
     ten.p99 !== null && ten.p99 > slo());
   const counted = all.answered + all.shed + all.expired + all.failed, share = counted ? all.met / counted : NaN;
   tile('slo', percent(share, share > 0.999 && share < 1 ? 3 : 2),
@@ -252,7 +252,7 @@ function showTiles(start, end) {
   const accuracy = all.known && all.known === all.answered_images ? all.accuracy / all.known : null, best = accuracyOf(0);
   tile('accuracy', percent(accuracy, 2), accuracy === null ? (best === null ? 'not measured for this model' : window) :
     `${window}; ${points(accuracy - best)} points against ratio ${ratioName(current()?.ratios?.[0])}`);
-  tile('queue', plural(present.queue_depth ?? 0, 'request'),
+  tile('queue', number(present.queue_depth ?? 0),
     `${plural(present.queue_images ?? 0, 'image')}, oldest ${duration(present.oldest_wait ?? 0)}`);
   const wanted = workersWanted(current()?.workers), running = present.workers ?? NaN;
   const reloads = present.reloads ?? {};

@@ -17,7 +17,7 @@ export function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
   const places = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) places.push(k * step);
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) places.push(k * step + 0); // no negative zero
   return places;
 }
 
@@ -122,9 +122,9 @@ export class Chart {
       nodes.push(svg('path', { class: 'grid', d: `M${LEFT} ${y(value).toFixed(1)}H${width - RIGHT}` }));
       nodes.push(svg('text', { x: LEFT - 6, y: (y(value) + 4).toFixed(1), 'text-anchor': 'end' }, (this.tick || this.format)(value)));
     }
-    const every = span <= 60 ? (inner < 330 ? 20 : 10) : span <= 300 ? 60 : 180;
-    for (let ago = span; ago >= 0; ago -= every) {
-      const anchor = ago === 0 ? 'end' : 'middle';
+    const narrow = inner < 330, every = span <= 60 ? (narrow ? 20 : 10) : span <= 300 ? (narrow ? 120 : 60) : (narrow ? 300 : 180);
+    for (let ago = 0; ago <= span; ago += every) {
+      const anchor = ago === 0 ? 'end' : ago === span ? 'start' : 'middle';
       nodes.push(svg('text', { x: x(end - ago).toFixed(1), y: height - 4, 'text-anchor': anchor }, timeLabel(ago)));
     }
     nodes.push(svg('path', { class: 'axis', d: `M${LEFT} ${height - BOTTOM}H${width - RIGHT}` }));

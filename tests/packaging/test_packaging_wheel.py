@@ -53,8 +53,16 @@ def test_contents(wheel: Path) -> None:
     modules = {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src" / "flexiq").rglob("*.py")}
     ours = {n for n in names if ".dist-info" not in n}
     extensions = {n for n in ours if EXTENSION.fullmatch(n)}
+    # what the package reads at run time: the live page and its dashboard, the kernels and the example board of exported C
+    data = {
+        str(p.relative_to(ROOT / "src"))
+        for folder, endings in (("serving/page", "js json svg html css"), ("export/c", "c ld"))
+        for ending in endings.split()
+        for p in (ROOT / "src" / "flexiq" / folder).rglob(f"*.{ending}")
+    }
+    assert {"flexiq/serving/page/grafana.json", "flexiq/export/c/runtime/conv.c"} <= data
     # nothing else: no sources of csrc, no build files, no stray extension of a development build
-    assert ours == modules | extensions | {"flexiq/py.typed", "flexiq/engines/cpu/_native.pyi"}
+    assert ours == modules | data | extensions | {"flexiq/py.typed", "flexiq/engines/cpu/_native.pyi"}
     assert "flexiq = flexiq.cli:main" in entry_points
     assert metadata["License-Expression"] == "Apache-2.0"
     always = [Requirement(r) for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]

@@ -13,6 +13,8 @@ from flexiq.errors import ConfigError
 
 FORMAT = "flexiq-service-table"
 VERSION = 1
+UNKNOWN_LOSS = 0.01  # of a full dial, where accuracy was not measured
+DOUBT = 0.001  # the same on top of a measured loss
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,13 @@ class ServiceTable:
         return bisect.bisect_right(self.ratios, ratio + 1e-9) - 1
 
     def loss(self, index: int) -> float:
-        """Accuracy given up against the best ratio at or below this one, in 0..1. Where accuracies are unknown the ratio
-        stands in for it (a hundredth of it, so that a full dial costs one point)."""
-        known = [a for a in self.accuracy if a is not None]
-        if len(known) != len(self.accuracy):
-            return 0.01 * self.ratios[index]
-        here = self.accuracy[index]
-        assert here is not None
-        return max(0.0, known[0] - here)
+        """Accuracy given up against the smallest ratio, in 0..1, and a tenth of a point at the full dial besides: accuracies are
+        measured on so many images only, and a ratio that seems to cost nothing must still come down when it is not needed.
+        Where accuracies are unknown a full dial is taken to cost one point."""
+        first, here = self.accuracy[0], self.accuracy[index]
+        if any(a is None for a in self.accuracy) or first is None or here is None:
+            return UNKNOWN_LOSS * self.ratios[index]
+        return max(0.0, first - here) + DOUBT * self.ratios[index]
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able; `from_json` reads it back."""

@@ -6,9 +6,7 @@ agreement with the 8-bit model; without either, latency over the ratio.
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,22 +154,9 @@ def check_plot_path(path: Path, option: str = "--plot") -> None:
 def render_latency_plot(data: LatencyReport, kind: str = "png") -> bytes:
     """The picture as "png" or "svg". Equal data give equal bytes with the same matplotlib. Raises ConfigError where it is
     missing."""
-    from flexiq.report.plots import DPI, SETTINGS, check_plotting
+    from flexiq.report.plots import render_figure
 
-    if kind not in FORMATS.values():
-        raise ConfigError(f"plot format '{kind}' is neither png nor svg")
-    check_plotting()
-    import matplotlib.style
-
-    # Text stays text in the SVG, and its identifiers do not change from run to run.
-    settings = {**SETTINGS, "svg.fonttype": "none", "svg.hashsalt": "flexiq"}
-    with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = _figure(data)
-        stream = io.BytesIO()
-        metadata: dict[str, Any] = {"Software": None} if kind == "png" else {"Date": None, "Creator": "flexiq"}
-        figure.savefig(stream, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
-    return stream.getvalue()
+    return render_figure(lambda: _figure(data), kind)
 
 
 def _figure(data: LatencyReport) -> Figure:

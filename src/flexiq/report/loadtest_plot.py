@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexiq.errors import ConfigError
 from flexiq.files import write_atomically
 from flexiq.report.latency import COLOURS, FORMATS, check_plot_path, tick_name
 from flexiq.report.loadtest import LoadReport, Panel, panels, pieces, time_ticks
@@ -25,21 +22,9 @@ AREA = "#e3e7ec"
 def render_load_plot(report: LoadReport, kind: str = "png") -> bytes:
     """The picture as "png" or "svg"; equal data give equal bytes with the same matplotlib. Raises ConfigError where it is
     missing."""
-    from flexiq.report.plots import DPI, SETTINGS, check_plotting
+    from flexiq.report.plots import render_figure
 
-    if kind not in FORMATS.values():
-        raise ConfigError(f"plot format '{kind}' is neither png nor svg")
-    check_plotting()
-    import matplotlib.style
-
-    settings = {**SETTINGS, "svg.fonttype": "none", "svg.hashsalt": "flexiq"}
-    with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = _figure(report)
-        stream = io.BytesIO()
-        metadata: dict[str, Any] = {"Software": None} if kind == "png" else {"Date": None, "Creator": "flexiq"}
-        figure.savefig(stream, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
-    return stream.getvalue()
+    return render_figure(lambda: _figure(report), kind)
 
 
 def write_load_plot(report: LoadReport, path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexiq.errors import ConfigError
@@ -116,6 +116,25 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def render_figure(draw: Callable[[], Figure], kind: str = "png") -> bytes:
+    """What `draw` draws, as "png" or "svg". Equal figures give equal bytes with the same matplotlib. Raises ConfigError for any
+    other kind, or where matplotlib is missing."""
+    if kind not in ("png", "svg"):
+        raise ConfigError(f"plot format '{kind}' is neither png nor svg")
+    check_plotting()
+    import matplotlib.style
+
+    # Text stays text in the SVG, and its identifiers do not change from run to run.
+    settings = {**SETTINGS, "svg.fonttype": "none", "svg.hashsalt": "flexiq"}
+    with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = draw()
+        stream = io.BytesIO()
+        metadata: dict[str, Any] = {"Software": None} if kind == "png" else {"Date": None, "Creator": "flexiq"}
+        figure.savefig(stream, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
+    return stream.getvalue()
 
 
 def _image(figure: Figure) -> bytes:

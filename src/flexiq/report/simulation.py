@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexiq.errors import ConfigError, DataError
-from flexiq.report.latency import COLOURS, FORMATS
+from flexiq.errors import DataError
+from flexiq.report.latency import COLOURS
 from flexiq.report.markup import shorten
-from flexiq.report.plots import DASHES, DPI, SETTINGS, check_plotting
+from flexiq.report.plots import DASHES, render_figure
 from flexiq.report.plots import _figure as empty_figure
 from flexiq.report.style import INK_LIGHT, MUTED_LIGHT, PALE_LIGHT
 from flexiq.simulation.outcome import Second
@@ -40,19 +38,7 @@ class SimulationReport:
 def render_simulation_plot(data: SimulationReport, kind: str = "png") -> bytes:
     """The picture as "png" or "svg". Equal data give equal bytes with the same matplotlib. Raises ConfigError where it is
     missing."""
-    if kind not in FORMATS.values():
-        raise ConfigError(f"plot format '{kind}' is neither png nor svg")
-    check_plotting()
-    import matplotlib.style
-
-    settings = {**SETTINGS, "svg.fonttype": "none", "svg.hashsalt": "flexiq"}
-    with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = _draw(data)
-        stream = io.BytesIO()
-        metadata: dict[str, Any] = {"Software": None} if kind == "png" else {"Date": None, "Creator": "flexiq"}
-        figure.savefig(stream, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
-    return stream.getvalue()
+    return render_figure(lambda: _draw(data), kind)
 
 
 def _draw(data: SimulationReport) -> Figure:

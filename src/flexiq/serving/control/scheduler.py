@@ -23,7 +23,7 @@ class Settings:
 
     slo            an answer should be ready so soon after its request came
     timeout        a request that cannot be answered so soon is dropped; None: the SLO
-    max_batch      images of the largest batch; a larger request runs alone
+    max_batch      images of the largest batch; a larger request would run alone (the server refuses it)
     max_wait       how long a batch that is not full waits for more requests while a worker is free
     max_queue      requests that may wait; more are refused
     max_ratio      the dial is never turned further
@@ -48,7 +48,9 @@ class Settings:
         check(math.isfinite(self.slo) and self.slo > 0, f"slo must be a positive time, got {self.slo}")
         check(self.timeout is None or self.timeout > 0, f"timeout must be positive, got {self.timeout}")
         check(self.max_batch >= 1, f"max_batch must be at least 1, got {self.max_batch}")
-        check(math.isfinite(self.max_wait) and self.max_wait >= 0, f"max_wait must not be negative, got {self.max_wait}")
+        check(
+            math.isfinite(self.max_wait) and self.max_wait >= 0, f"max_wait must not be negative, got {self.max_wait}"
+        )
         check(self.max_queue >= 1, f"max_queue must be at least 1, got {self.max_queue}")
         check(0 <= self.max_ratio <= 1, f"max_ratio must lie in 0..1, got {self.max_ratio}")
         check(
@@ -145,8 +147,7 @@ class Scheduler:
 
     def submit(self, now: float, request: Request) -> Refusal | None:
         """Take a request in; a Refusal if it cannot be: the queue is full, or it would be late even at the top ratio."""
-        top = self.table.latency(self.top, self.full_batch)
-        self.rate.most = 1.5 * max(self.workers, 1) * self.full_batch / top  # at the top ratio, full stretch
+        self.rate.most = 1.5 / self._pace()
         self.rate.arrived(now, request.images)
         refusal = self._refusal(now, request)
         if refusal is None:
@@ -159,22 +160,26 @@ class Scheduler:
         return refusal
 
     def _refusal(self, now: float, request: Request) -> Refusal | None:
-        top = self.top
-        workers = max(self.workers, 1)
-        pace = self.table.latency(top, self.full_batch) / self.full_batch / workers
-        ahead = self._busy(now) / workers + self.queue.images * pace
+        pace, busy = self._pace(), self._busy(now) / max(self.workers, 1)
+        ahead = busy + self.queue.images * pace
         if len(self.queue) >= self.settings.max_queue:
             return Refusal("queue full", ahead)
         if not self.settings.refuse_late:
             return None
-        if self.queue and request.deadline < self.queue[len(self.queue) - 1].deadline:  # it will overtake some
-            earlier = sum(r.images for r in self.queue if r.deadline <= request.deadline)
-            ahead = self._busy(now) / workers + earlier * pace
-        own = self.table.latency(min(top, max(request.cap, self.allowed[0])), request.images) + self.overhead
-        late = now + ahead + own - request.drop_at
+        if self.queue and request.deadline < self.queue[-1].deadline:  # it will overtake some
+            ahead = busy + pace * sum(r.images for r in self.queue if r.deadline <= request.deadline)
+        late = now + ahead + self._quickest(request) + self.overhead - request.drop_at
         if late > 0 and (self.queue or self.running):
             return Refusal("overloaded", late)
         return None
+
+    def _pace(self) -> float:
+        """Seconds per image of all workers in full batches at the top ratio."""
+        return self.table.latency(self.top, self.full_batch) / self.full_batch / max(self.workers, 1)
+
+    def _quickest(self, request: Request) -> float:
+        """Seconds of a batch of this request alone at the largest ratio that it may have."""
+        return self.table.latency(min(self.top, max(request.cap, self.allowed[0])), request.images)
 
     def cancel(self, now: float, id: int) -> bool:
         """Forget a waiting request whose sender has gone."""
@@ -204,10 +209,9 @@ class Scheduler:
         return batch
 
     def _drop(self, now: float) -> None:
-        top = self.top
         gone = []
         for at, request in enumerate(self.queue):
-            quickest = self.table.latency(min(top, max(request.cap, self.allowed[0])), request.images)
+            quickest = self._quickest(request)
             if now >= request.drop_at or now + quickest + self.overhead > request.drop_at + 1e-9:
                 gone.append(at)
             elif request.drop_at > now + 4.0 * quickest and request.deadline > now + 4.0 * quickest:
@@ -248,7 +252,7 @@ class Scheduler:
         return min(due, self._wait_until()) if self.settings.max_wait > 0 else due
 
     def _form(self, now: float) -> Batch:
-        positions, images = self._head(now, self.top, None)
+        positions, images = self._head(now, None)
         view = View(
             now=now, table=self.table, queue=self.queue, batch=images, requests=len(positions),
             rate=self.rate.present(now), request_size=self.rate.request_size,
@@ -262,7 +266,7 @@ class Scheduler:
         head = self.queue[0]
         # The dial's wish is limited by the caller who is next; others join if they accept as much.
         index = max((i for i in self.allowed if i <= min(index, head.cap)), default=self.allowed[0])
-        positions, images = self._head(now, self.top, index)
+        positions, images = self._head(now, index)
         requests = self.queue.take(positions)
         expected = self.table.latency(index, images)
         self._batches += 1
@@ -271,9 +275,9 @@ class Scheduler:
         self.running[batch.id] = batch
         return batch
 
-    def _head(self, now: float, top: int, index: int | None) -> tuple[list[int], int]:
+    def _head(self, now: float, index: int | None) -> tuple[list[int], int]:
         """Positions and images of the next batch: by deadline, up to a full batch, as long as the first deadline can be kept at
-        ratio `top`. With `index`, only requests that accept it."""
+        the top ratio. With `index`, only requests that accept it."""
         positions: list[int] = []
         images = 0
         deadline = self.queue[0].deadline - self.overhead
@@ -281,7 +285,7 @@ class Scheduler:
             if index is not None and request.cap < index:
                 continue
             more = images + request.images
-            if positions and (more > self.full_batch or now + self.table.latency(top, more) > deadline):
+            if positions and (more > self.full_batch or now + self.table.latency(self.top, more) > deadline):
                 break
             positions.append(at)
             images = more

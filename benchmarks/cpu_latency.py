@@ -7,7 +7,6 @@ that its figures are comparable round by round, and is kept: the same command go
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import torch
 from common import RESULTS, ROOT, Progress, data_folder, file_digest, note, print_table, run_command
 from flexiq.benchmarking.timing import Plan
 from flexiq.errors import ConfigError, DataError
+from flexiq.processor import usable_cores
 from machine import describe_machine
 from peers.cell import FloatAnswers, measure_cell
 from peers.contestants import (
@@ -165,7 +165,7 @@ def read_options(arguments: Sequence[str] | None) -> Options:
     if given.artifacts is not None and not given.artifacts.is_dir():
         raise ConfigError(f"--artifacts: {given.artifacts} is no folder; give the folder of .flexiq files")
     threads = parse_numbers(given.threads, "--threads")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     for n in threads:
         if n > cores:
             note(f"{n} threads left out: this process may use {cores} cores")

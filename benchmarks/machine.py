@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from flexiq.processor import usable_cores
 
 # Flags of /proc/cpuinfo that 8-bit arithmetic depends on.
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
@@ -100,7 +101,7 @@ def describe_machine(cpuinfo: str | None = None) -> dict[str, Any]:
         "family": _number(fields.get("cpu family")),
         "model": _number(fields.get("model")),
         "features": [name for name in FEATURES if name in flags],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": usable_cores(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -7,6 +7,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from flexiq.processor import processor_field, processor_name, usable_cores
+
+__all__ = ["cpu_model", "instruction_sets", "memory", "set_threads", "usable_cores", "yield_waiting_cores"]
+
 # Flags of /proc/cpuinfo that 8-bit arithmetic depends on.
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 
@@ -18,29 +22,16 @@ def _read(path: str) -> str:
         return ""
 
 
-def _cpu_field(*names: str) -> str:
-    for line in _read("/proc/cpuinfo").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in names:
-            return value.strip()
-    return ""
-
-
 def cpu_model() -> str:
     """The processor's name, "unknown" if the system does not tell."""
-    return _cpu_field("model name", "Model") or platform.processor() or platform.machine() or "unknown"
+    return processor_name() or "unknown"
 
 
 def instruction_sets() -> dict[str, bool]:
     """Name -> whether this processor has it; those of other architectures are left out."""
-    flags = set(_cpu_field("flags", "Features").split())
+    flags = set(processor_field("flags", "Features").split())
     arm = platform.machine().lower() in ("aarch64", "arm64")
     return {name: name in flags for name in INSTRUCTION_SETS if (name in ("asimd", "asimddp", "i8mm")) == arm}
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> dict[str, Any]:

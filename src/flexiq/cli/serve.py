@@ -324,7 +324,7 @@ def _log(quiet: bool) -> None:
 
 def announce(terminal: Terminal, server: Server) -> None:
     """What is served, at what cost, and where; with --json one line, so that a program can wait for it."""
-    from flexiq.serving.server.run import processor_name
+    from flexiq.processor import processor_name
 
     processor = processor_name()
     content: dict[str, Any] = {

@@ -13,6 +13,7 @@ import logging
 import os
 from typing import Any
 
+from flexiq.processor import processor_name
 from flexiq.serving.control import ServiceTable
 from flexiq.serving.errors import NotReady
 from flexiq.serving.metrics.exposition import make_registry
@@ -25,7 +26,7 @@ from flexiq.serving.server.app import Application, Message, Receive, Scope, Send
 from flexiq.serving.server.config import KEY_VARIABLE, check_key
 from flexiq.serving.server.model import ServedModel
 from flexiq.serving.server.routes import create_api
-from flexiq.serving.server.run import PAGE_PATHS, processor_name
+from flexiq.serving.server.run import PAGE_PATHS
 from flexiq.serving.worker.base import WorkerOptions
 from flexiq.serving.worker.thread import ThreadWorker
 

@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 
 from flexiq.errors import ConfigError, FlexiqError
+from flexiq.processor import processor_name, usable_cores
 from flexiq.serving.control import ServiceTable
 from flexiq.serving.metrics.exposition import make_registry
 from flexiq.serving.page.routes import STATIC
@@ -103,10 +104,9 @@ def make_models(config: ServerConfig, registry: Any = None, make: MakeWorker = P
 
 def engine_options(model: ModelConfig, workers: int) -> dict[str, Any]:
     """Options of a model's engine; workers: of all models, who share the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     options: dict[str, Any] = {"isa": model.isa, "memory": model.memory}
     if model.engine != "reference":
-        options["threads"] = model.threads or max(1, cores // workers)
+        options["threads"] = model.threads or max(1, usable_cores() // workers)
     return {key: value for key, value in options.items() if value is not None}
 
 
@@ -258,18 +258,6 @@ async def run(
     if not complete:
         logger.warning("not all requests were answered within %g s", config.drain_timeout)
     return 0 if complete and stopping.is_set() else 1
-
-
-def processor_name() -> str:
-    """The processor, as people call it; "" where the system does not tell."""
-    import platform
-
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "Model"):
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def run_with_uvloop(main: Callable[[], Any]) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 from flexiq._version import __version__
 from flexiq.errors import ConfigError, InputError, OutputError
 from flexiq.files import write_atomically
+from flexiq.processor import usable_cores
 from flexiq.serving.control import ServiceTable
 from flexiq.serving.worker.base import Array, Worker
 from flexiq.serving.worker.info import ModelInfo
@@ -238,8 +239,7 @@ def cache_path(info: ModelInfo, max_batch: int) -> Path:
     # Here and not above: it brings the compiled engine's module, which a server with known times does not need otherwise.
     from flexiq.engines.cpu.tuning import cache_folder
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    stated = [FORMAT, __version__, _build(), np.__version__, platform.python_version(), cores]
+    stated = [FORMAT, __version__, _build(), np.__version__, platform.python_version(), usable_cores()]
     model = [info.digest, list(info.ratios), max_batch, info.engine]
     key = json.dumps([stated, model], sort_keys=True)
     return cache_folder() / "service" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from flexiq.engines.base import Engine, create_engine, default_engine
 from flexiq.errors import EngineError, InputError
 from flexiq.graph.batch_axis import batch_axes
 from flexiq.graph.ir import BatchDim
+from flexiq.processor import processor_name
 from flexiq.quantization.program import Program
 from flexiq.serving.worker.batching import part
 from flexiq.serving.worker.errors import UnservableError
@@ -273,22 +272,11 @@ def _engine_info(engine: Engine, name: str) -> dict[str, Any]:
     return {
         **plain,
         "name": name,
-        "processor": said.get("cpu") or _processor(),
+        "processor": said.get("cpu") or processor_name(),
         "threads": said.get("threads") or importlib.import_module("torch").get_num_threads(),
         "version": __version__,
         **({} if hint is None else {"batch_hint": hint}),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or f"{os.cpu_count()} x {platform.machine()}"
 
 
 def _layer_table(program: Program) -> list[dict[str, Any]]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common import RESULTS, data_folder, note, percent, print_table, run_command
+from common import data_folder, note, percent, print_table, run_command
 from flexiq.artifact import load_program
 from flexiq.serving.control import ServiceTable, Settings
 from flexiq.serving.loadtest import poisson, read_trace, window, write_result
@@ -36,9 +35,8 @@ from flexiq.simulation.comparison import run_policy
 from flexiq.simulation.fleet import Fleet, Load, Noise
 from flexiq.simulation.oracle import best_schedule
 from flexiq.simulation.shaping import overload
-from machine import describe_machine
 from results import ResultFile
-from serving_harness import LOAD_CORE, Setting, engine_seconds, figures, pin, play, server, sustained
+from serving_harness import Setting, begin, engine_seconds, figures, play, server, sustained
 
 SETTINGS = {"vgg": Setting(images=16, slo=0.060), "resnet50": Setting(images=1, slo=0.120)}
 FIXED = ("fixed:0", "fixed:0.25", "fixed:0.5", "fixed:0.75", "fixed:1")
@@ -324,20 +322,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trace-from", type=float, default=0.6, help="where in the trace to begin, as a share of it")
     parser.add_argument("--trace-part", type=float, default=0.2, help="share of the trace that is played")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--artifacts", type=Path, help="folder of NETWORK.flexiq files to serve; default: made, in the cache"
-    )
-    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / ".cache" / "serving")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--fresh", action="store_true")
-    options = parser.parse_args(arguments)
-    options.cache.mkdir(parents=True, exist_ok=True)
-    # Kernel choices and service times are measured for this benchmark, not taken from a day when the machine was busy.
-    os.environ["FLEXIQ_CACHE_DIR"] = str(options.cache.absolute())
-    machine = describe_machine()
-    results = ResultFile(options.results / f"serving.{machine['kind']}.json", "serving", machine, fresh=options.fresh)
-    pin(LOAD_CORE)
-    print(f"{machine['cpu']}; server and engine on core 0 (one thread), load generator on core 1")
+    options, results = begin(parser, arguments, "serving")
+    print(f"{results.machine['cpu']}; server and engine on core 0 (one thread), load generator on core 1")
     for network in options.networks.split(","):
         bench = Bench(network, model_file(network, options.cache, options.artifacts), options, results)
         for part in options.parts.split(","):

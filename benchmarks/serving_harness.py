@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common import RESULTS
 from flexiq.artifact import load_program
 from flexiq.benchmarking.latency import random_inputs
 from flexiq.engines.base import create_engine
 from flexiq.errors import DataError
 from flexiq.serving.loadtest import LoadPlan, Result, Schedule, Target, parse_url, run_load, summarize
+from machine import describe_machine
+from results import ResultFile
 
 SERVER_CORE, LOAD_CORE = 0, 1
 
@@ -65,6 +69,26 @@ def server(model: Path, setting: Setting, policy: str, *options: str, log: Path 
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def begin(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, name: str
+) -> tuple[argparse.Namespace, ResultFile]:
+    """The options, with those that the serving benchmarks share, and the result file NAME.KIND.json; this process is bound to the
+    load generator's core."""
+    parser.add_argument(
+        "--artifacts", type=Path, help="folder of NETWORK.flexiq files to serve; default: made, in the cache"
+    )
+    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / ".cache" / "serving")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--fresh", action="store_true")
+    options = parser.parse_args(arguments)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    # Kernel choices and service times are measured for this benchmark, not taken from a day when the machine was busy.
+    os.environ["FLEXIQ_CACHE_DIR"] = str(options.cache.absolute())
+    machine = describe_machine()
+    pin(LOAD_CORE)
+    return options, ResultFile(options.results / f"{name}.{machine['kind']}.json", name, machine, fresh=options.fresh)
 
 
 def engine_seconds(model: Path, images: int, rounds: int = 41) -> list[float]:

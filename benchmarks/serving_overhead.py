@@ -29,14 +29,12 @@ from typing import Any
 import numpy as np
 
 from closed_loop import closed_loop
-from common import RESULTS, note, print_table, run_command
+from common import note, print_table, run_command
 from flexiq.artifact import load_program
 from flexiq.benchmarking.latency import random_inputs
 from flexiq.engines.base import create_engine
-from machine import describe_machine
-from results import ResultFile
 from serving import SETTINGS, model_file
-from serving_harness import LOAD_CORE, SERVER_CORE, Setting, pin, server
+from serving_harness import LOAD_CORE, SERVER_CORE, Setting, begin, pin, server
 
 PEERS = Path(__file__).parent / "peers" / "serving"
 
@@ -196,19 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has LitServe")
-    parser.add_argument("--artifacts", type=Path)
-    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / ".cache" / "serving")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--fresh", action="store_true")
-    options = parser.parse_args(arguments)
-    options.cache.mkdir(parents=True, exist_ok=True)
-    os.environ["FLEXIQ_CACHE_DIR"] = str(options.cache.absolute())
-    machine = describe_machine()
-    results = ResultFile(
-        options.results / f"serving_overhead.{machine['kind']}.json", "serving_overhead", machine, fresh=options.fresh
-    )
-    pin(LOAD_CORE)
-    print(f"{machine['cpu']}; servers on core 0, client on core 1")
+    options, results = begin(parser, arguments, "serving_overhead")
+    print(f"{results.machine['cpu']}; servers on core 0, client on core 1")
     key = {"rounds": options.rounds, "seconds": options.seconds}
     lines = []
     for network in filter(None, options.networks.split(",")):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,23 +15,10 @@ from hypothesis import strategies as st
 from flexiq.errors import ConfigError, DataError, OutputError
 from flexiq.quantization.config import QuantizeConfig
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = (
     "machine", "results", "common", "measure", "accuracy_rows", "accuracy_table", "accuracy", "search", "shift",
     "single_layer", "artifact_size",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[dict[str, ModuleType]]:
-    """The scripts as modules; sys.path and sys.modules are left as they were."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in MODULES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 def cpuinfo(vendor: str, family: int, model: int, flags: str = "") -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,23 +17,10 @@ import torch
 from flexiq.benchmarking.timing import Plan, Samples
 from flexiq.errors import ConfigError
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = (
     "machine", "results", "common", "peers", "peers.networks", "peers.models", "peers.protocol", "peers.contestants",
     "peers.cell", "peers.memory", "peers.tables", "cpu_latency",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[dict[str, ModuleType]]:
-    """The scripts as modules; sys.path and sys.modules are left as they were."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in MODULES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in [n for n in sys.modules if n in MODULES or n.startswith("peers.")]:
-            sys.modules.pop(name, None)
 
 
 @pytest.fixture

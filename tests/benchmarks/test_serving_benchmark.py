@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import math
-import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -18,19 +14,7 @@ pytest.importorskip("httptools", reason="the load generator needs flexiq[serve]"
 
 from flexiq.serving.loadtest import Result
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = ("machine", "results", "common", "closed_loop", "serving_harness")
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[dict[str, ModuleType]]:
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in MODULES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
 
 
 def test_sustained_rate(bench: dict[str, ModuleType]) -> None:

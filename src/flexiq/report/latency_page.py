@@ -24,19 +24,24 @@ LEFT, RIGHT, TOP, BOTTOM = 58.0, 740.0, 30.0, 365.0
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-def render_latency_html(data: LatencyReport) -> str:
-    """The page as HTML text (well-formed XML after the doctype); no request leaves it. Equal data give equal text."""
-    subtitle = " · ".join(part for part in (data.machine, data.created) if part)
-    head = element(
+def page_head(title: str, style: str = "") -> Markup:
+    """The head of a page without scripts that loads nothing. style: rules of its own beside the common ones."""
+    return element(
         "head",
         {},
         element("meta", {"charset": "utf-8"}),
         element("meta", {"http-equiv": "Content-Security-Policy", "content": POLICY}),
         element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         element("link", {"rel": "icon", "href": "data:,"}),
-        element("title", {}, f"{data.title} – latency"),
-        element("style", {}, Markup(style_sheet(1))),
+        element("title", {}, title),
+        element("style", {}, Markup(style_sheet(1) + style)),
     )
+
+
+def render_latency_html(data: LatencyReport) -> str:
+    """The page as HTML text (well-formed XML after the doctype); no request leaves it. Equal data give equal text."""
+    subtitle = " · ".join(part for part in (data.machine, data.created) if part)
+    head = page_head(f"{data.title} – latency")
     facts = [item for name, value in data.facts.items() for item in (element("dt", {}, name), element("dd", {}, value))]
     heading = "Accuracy against latency" if data.quality == "accuracy" else "Latency"
     body = element(

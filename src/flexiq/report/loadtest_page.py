@@ -12,10 +12,9 @@ from flexiq.files import write_atomically
 from flexiq.report.curve_chart import label, line, svg
 from flexiq.report.html_tables import header, table
 from flexiq.report.latency import tick_name
-from flexiq.report.latency_page import POLICY
+from flexiq.report.latency_page import page_head
 from flexiq.report.loadtest import Line, LoadReport, Panel, Run, facts, figure_rows, panels, pieces, time_ticks
 from flexiq.report.markup import Markup, element, join, percent
-from flexiq.report.style import style_sheet
 
 Place = Callable[[float], float]
 WIDTH = 1000.0
@@ -29,16 +28,7 @@ _STYLE = """
 
 def render_load_html(report: LoadReport) -> str:
     """The page as HTML text (well-formed XML after the doctype); no request leaves it. Equal data give equal text."""
-    head = element(
-        "head",
-        {},
-        element("meta", {"charset": "utf-8"}),
-        element("meta", {"http-equiv": "Content-Security-Policy", "content": POLICY}),
-        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        element("link", {"rel": "icon", "href": "data:,"}),
-        element("title", {}, f"{report.title} – load test"),
-        element("style", {}, Markup(style_sheet(1) + _STYLE)),
-    )
+    head = page_head(f"{report.title} – load test", _STYLE)
     several = len(report.runs) > 1
     lead = " · ".join(p for p in (_common(report, "arrivals"), report.runs[0].result.created) if p)
     shown = panels(report)

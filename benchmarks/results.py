@@ -15,7 +15,10 @@ from flexiq.files import write_atomically
 
 FORMAT = 1
 # Source files that can change a figure; serving, report, command line and the like cannot.
-_NUMERIC_PARTS = ("graph", "quantization", "layout", "selection", "artifact", "engines", "benchmarking", "zoo")
+_NUMERIC_PARTS = (
+    "graph", "quantization", "layout", "selection", "artifact", "engines", "finetuning", "benchmarking", "zoo", "pipeline",
+    "comparison",
+)  # fmt: skip
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
@@ -27,7 +30,7 @@ def settings_hash(settings: dict[str, Any]) -> str:
 def code_hash() -> str:
     """16 hex digits over the package's sources that compute figures."""
     root = Path(flexiq.__file__).resolve().parent
-    files = [root / "pipeline.py"]
+    files: list[Path] = []
     for part in _NUMERIC_PARTS:
         files += [p for p in (root / part).rglob("*") if p.suffix in (".py", ".cpp", ".h", ".cu")]
     digest = hashlib.sha256()

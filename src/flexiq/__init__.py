@@ -12,14 +12,31 @@ from flexiq._version import __version__
 from flexiq.errors import FlexiqError
 
 if TYPE_CHECKING:
-    from flexiq.api import QuantizedModel, load, quantize
+    from flexiq.api import QuantizedModel, compile, finetune, load, quantize
+    from flexiq.finetuning.config import FinetuneConfig
     from flexiq.quantization.config import QuantizeConfig
+    from flexiq.selection.layerwise import LayerwiseConfig
 
-__all__ = ["FlexiqError", "QuantizeConfig", "QuantizedModel", "__version__", "load", "quantize"]
+__all__ = [
+    "FinetuneConfig",
+    "FlexiqError",
+    "LayerwiseConfig",
+    "QuantizeConfig",
+    "QuantizedModel",
+    "__version__",
+    "compile",
+    "finetune",
+    "load",
+    "quantize",
+]
 
 _LAZY = {
     "QuantizedModel": "flexiq.api",
     "quantize": "flexiq.api",
+    "finetune": "flexiq.api",
+    "FinetuneConfig": "flexiq.finetuning.config",
+    "compile": "flexiq.api",
+    "LayerwiseConfig": "flexiq.selection.layerwise",
     "load": "flexiq.api",
     "QuantizeConfig": "flexiq.quantization.config",
 }

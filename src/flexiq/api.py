@@ -1,4 +1,5 @@
-"""The pipeline behind `flexiq.quantize` and `flexiq.load`. Importing this module needs no torch; calling mostly does."""
+"""The pipelines behind `flexiq.quantize`, `flexiq.finetune` and `flexiq.load`. Importing this module needs no torch; calling
+mostly does."""
 
 from __future__ import annotations
 
@@ -8,14 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexiq.engines.base import Engine, create_engine, default_engine
-from flexiq.errors import CalibrationError
+from flexiq.errors import CalibrationError, ConfigError, DataError
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.program import Program
 
 if TYPE_CHECKING:
     import torch
 
+    from flexiq.finetuning.config import FinetuneConfig
+    from flexiq.finetuning.data import Augment, Batch, Batches
+    from flexiq.finetuning.trainer import TrainingProgress
     from flexiq.pipeline import Prepared
+    from flexiq.selection.layerwise import LayerwiseConfig
 
 Progress = Callable[[str, float], None]
 
@@ -120,6 +125,156 @@ def quantize(
     result = QuantizedModel(program, engine)
     if evaluation is not None:
         program.curve = result.evaluate(evaluation, metric=metric)
+    return result
+
+
+def finetune(
+    model: torch.nn.Module,
+    data: Any,
+    calibration: Any = None,
+    config: QuantizeConfig | None = None,
+    settings: FinetuneConfig | None = None,
+    *,
+    start: QuantizedModel | None = None,
+    validation: Any = None,
+    evaluation: Iterable[Any] | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
+    augment: Augment | None = None,
+    progress: Progress | None = None,
+    training: Callable[[TrainingProgress], None] | None = None,
+    checkpoint: str | Path | None = None,
+    stop: Callable[[], bool] | None = None,
+    engine: str | None = None,
+) -> QuantizedModel:
+    """Quantize a trained network and train it on, so that one model is good at every ratio. The caller's model is not changed.
+
+    model: as for `quantize`, with its original float weights. data: training data, a pair (inputs [N, ..], class indices int64
+    [N]), or a DataLoader or list of batches (inputs.., targets); read once per epoch. calibration, config: as for `quantize`;
+    without calibration, its samples are drawn from `data`.
+    start: a model quantized from these very weights on this very `calibration`: its settings and groups are taken, nothing is
+    searched again, and `config` is left out. settings: of the training (`FinetuneConfig`).
+    validation: held-out data of the same forms, on which the best state is chosen; without it the last state is the result.
+    evaluation, metric: as for `quantize`; measured before (`provenance["finetuning"]["before"]`) and after (`curve`).
+    augment: (inputs, generator) -> inputs, for a pair of tensors (`flexiq.finetuning.data.flip_and_crop`).
+    progress: (stage, share done); training: called after every update. checkpoint: file from which an interrupted training
+    resumes, with the same result as without the interruption; removed when the training is over. stop: asked after every update;
+    True writes the checkpoint and raises `Interrupted`.
+
+    A loss that diverges ends the training; the best state so far is the result, and `provenance["finetuning"]["stopped"]` says
+    so. Raises CaptureError, CalibrationError, ConfigError, DataError (data, a start of other weights, a checkpoint of another
+    run), OutputError, `flexiq.finetuning.trainer.Interrupted`.
+    """
+    import torch
+
+    from flexiq.finetuning.config import FinetuneConfig
+    from flexiq.finetuning.data import training_batches
+    from flexiq.pipeline import quantize_prepared, silent
+    from flexiq.pipeline.finetuning import checked_device, finetune_prepared
+    from flexiq.pipeline.start import check_start, start_config
+
+    settings, report = settings or FinetuneConfig(), progress or silent
+    checked_device(settings)
+    if start is not None and config is not None:
+        raise ConfigError("start brings the settings it was quantized with: leave config out")
+    if start is not None and calibration is None:
+        raise ConfigError("start needs the calibration data it was quantized with: pass them as calibration")
+    config = start_config(start.program, "start") if start is not None else config or QuantizeConfig()
+    batches = training_batches(data, settings.batch_size, settings.seed, augment)
+    if batches.steps < 1:
+        raise DataError("the training data are empty: give at least one batch")
+    held = validation_batches(validation, settings.batch_size)
+    if calibration is None:
+        calibration = _calibration_from(data, batches, config)
+    path = None if checkpoint is None else Path(checkpoint)
+    with torch.autocast("cpu", enabled=False):
+        prepared = prepare_model(model, calibration, config, progress=report)
+        if start is not None:
+            check_start(start.program, prepared, config, "start")
+            program = start.program
+        else:
+            program = quantize_prepared(prepared, config, progress=report)
+        before = QuantizedModel(program, engine).evaluate(evaluation, metric=metric) if evaluation is not None else []
+        done = finetune_prepared(
+            prepared, program, config, settings, batches, validation=held, progress=training, stage=report,
+            checkpoint=path, stop=stop,
+        )  # fmt: skip
+    result = QuantizedModel(done.program, engine)
+    done.program.provenance.pop("evaluation", None)  # it was of the start
+    if evaluation is not None:
+        done.program.provenance["finetuning"]["before"] = before
+        done.program.curve = result.evaluate(evaluation, metric=metric)
+    if path is not None:
+        path.unlink(missing_ok=True)
+    return result
+
+
+def validation_batches(validation: Any, size: int) -> list[Batch]:
+    """Batches (inputs, targets) of what a user gives as validation data: None, a pair of tensors, or an iterable of batches.
+
+    Raises DataError.
+    """
+    from flexiq.finetuning.data import SampledBatches, split_batch, training_batches
+
+    if validation is None:
+        return []
+    batches = training_batches(validation, size, 0)
+    if isinstance(batches, SampledBatches):
+        inputs, targets = validation
+        return [([inputs[a : a + size]], targets[a : a + size]) for a in range(0, len(inputs), size)]
+    return [split_batch(batch, number) for number, batch in enumerate(validation)]
+
+
+def _calibration_from(data: Any, batches: Batches, config: QuantizeConfig) -> Any:
+    """Calibration samples out of the training data: drawn by the seed from a pair of tensors, the first of a loader's."""
+    import torch
+
+    from flexiq.finetuning.data import SampledBatches
+
+    if isinstance(batches, SampledBatches):
+        order = torch.randperm(batches.n, generator=torch.Generator().manual_seed(config.seed))
+        return batches.read(order[: config.calibration_images])[0]
+    return (inputs for inputs, _ in batches.epoch(0))
+
+
+def compile(
+    model: torch.nn.Module,
+    calibration: Any,
+    config: LayerwiseConfig,
+    *,
+    validation: Iterable[Any] | None = None,
+    evaluation: Iterable[Any] | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
+    progress: Progress | None = None,
+    engine: str | None = None,
+) -> QuantizedModel:
+    """Compile a trained PyTorch network with one precision per layer, under budgets. The caller's model is not changed.
+
+    Layers are ranked by local metrics of two runs over the calibration data, one before and one after quantization
+    (QuantuneV2); no retraining, no search. config: a `LayerwiseConfig` with at least one budget. model, calibration, evaluation,
+    metric, engine: as for `quantize`. validation: (inputs, targets) batches, read anew on every pass, for
+    config.accuracy_floor. What was decided and why is in `program.provenance["layerwise"]`. Raises CaptureError,
+    CalibrationError, ConfigError, and BudgetError for a budget that cannot be met.
+    """
+    import torch
+
+    from flexiq.pipeline import silent
+    from flexiq.pipeline.layerwise import compile_layerwise
+
+    inputs, names = gather(calibration, model, config.calibration_images)
+
+    def accuracy(program: Program) -> float:
+        assert validation is not None
+        own = QuantizedModel(program)
+        return float(own.evaluate(validation, ratios=[program.ratios[-1]], metric=metric)[-1]["accuracy"])
+
+    with torch.autocast("cpu", enabled=False):
+        compiled = compile_layerwise(
+            model, inputs, config, names=names, accuracy=None if validation is None else accuracy, progress=progress or silent
+        )
+    result = QuantizedModel(compiled.program, engine)
+    result.set_ratio(compiled.program.ratios[-1])
+    if evaluation is not None:
+        compiled.program.curve = result.evaluate(evaluation, metric=metric)
     return result
 
 

@@ -55,5 +55,14 @@ class OutputError(FlexiqError, OSError):
     """A result could not be written to the place asked for."""
 
 
+class BudgetError(ConfigError):
+    """A budget of a layer-wise plan cannot be met. `nearest`: the nearest value that can be reached, in the budget's unit
+    (bytes, seconds, or a share for accuracy)."""
+
+    def __init__(self, message: str, nearest: float) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
 class ExportError(FlexiqError):
     """A model cannot be exported as asked: an operator that the export lacks (named with its module path), or a bad name."""

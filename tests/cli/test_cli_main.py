@@ -10,7 +10,7 @@ import pytest
 from flexiq import __version__
 from flexiq.engines.cpu import native
 
-COMMANDS = ("quantize", "evaluate", "inspect", "compare", "report", "benchmark", "doctor")
+COMMANDS = ("quantize", "finetune", "evaluate", "inspect", "compare", "report", "benchmark", "doctor")
 # Makes `import torch` and `find_spec("torch")` behave as where torch is not installed.
 WITHOUT_TORCH = """
 import importlib.machinery, sys

@@ -19,7 +19,8 @@ The format, version 1:
 - "scalars/...": scales of values and residual factors (float64, so that any Python float reads back exactly), factors
   of 8-bit operators (float32), 256-entry tables (bytes).
 - "constants/<name>": what float operators read, in its own dtype. NaN nowhere; infinity only as -inf in constants,
-  where attention masks have it.
+  where attention masks have it. Weights of bfloat16 layers are safetensors' BF16, uint16 bit patterns in NumPy, finite;
+  no other tensor has that dtype.
 - A band (two ratios) keeps only the ratios within it. Groups low at all of them are "layers/<node>/weight_low":
   signed values of 1 + bit_length(wmax) bits, lowest bit first, no gaps, beside "weight_high" (int8, the other
   weights), both in C order. Loading gives 8-bit weights `low << shift`, which lower to the same values;

@@ -183,7 +183,16 @@ def check_graph(graph: Graph, layers: dict[str, QuantizedLayer], where: str) -> 
         if recorded is not None and recorded.shape != constant.shape:
             raise _broken(where, f"constant '{name:.80}' has another shape than its type")
     trial = Graph(list(graph.inputs), list(graph.outputs), [], dict(graph.constants), graph.types)
+    weights = {node.weight for node in graph.nodes if node.name not in layers}
+    for name, constant in graph.constants.items():
+        if constant.dtype == np.uint16 and (name not in weights or name in graph.outputs):
+            raise _broken(where, f"constant '{name:.80}' holds bit patterns but is not the weight of a bfloat16 layer")
     for node in graph.nodes:
+        if node.name in layers and "precision" in node.attrs:
+            raise _broken(where, f"layer '{node.name:.80}' runs in integers, yet names a float precision")
+        stored = graph.constants.get(node.weight or "")
+        if node.attrs.get("precision") == "bfloat16" and (stored is None or stored.dtype != np.uint16):
+            raise _broken(where, f"bfloat16 layer '{node.name:.80}' has no weights of that precision")
         if node.op in ("conv", "linear") and node.name in layers:
             weight = layers[node.name].weight
             assert weight is not None

@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+    "U8": np.dtype("u1"), "BOOL": np.dtype("?"), "BF16": np.dtype("<u2"),  # bit patterns of bfloat16
 }  # fmt: skip
 _CODES = {dtype.newbyteorder("="): code for code, dtype in DTYPES.items()}
 _MAX_RANK = 16

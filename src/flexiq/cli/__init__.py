@@ -18,11 +18,13 @@ from flexiq._version import __version__
 from flexiq.cli import (
     benchmark,
     compare,
+    compile,
     deploy,
     doctor,
     evaluate,
     export_c,
     export_onnx,
+    finetune,
     inspect,
     latency_table,
     loadtest,
@@ -61,6 +63,22 @@ app.command(
         "flexiq quantize --model zoo:digits --weights w.safetensors --data digits --selector greedy -o digits.flexiq",
     )
 )(quantize.quantize)
+app.command(
+    epilog=_examples(
+        "flexiq finetune resnet20.flexiq --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 -o tuned.flexiq",
+        "flexiq finetune resnet20.flexiq --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 -o tuned.flexiq "
+        "--epochs 2 --report tuned.html",
+        "flexiq finetune --model my_net.py:Net --weights net.pt --data pictures --resize 224 --device cuda -o tuned.flexiq",
+    )
+)(finetune.finetune)
+app.command(
+    epilog=_examples(
+        "flexiq compile --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 --budget-size 70% -o plan.flexiq",
+        "flexiq compile --model zoo:vgg --weights v.safetensors --data cifar10 --metric sqnr --budget-latency 85% -o fast.flexiq",
+        "flexiq compile --model my_net.py:Net --weights net.pt --data pictures --precisions int8,bfloat16,float32 "
+        "--accuracy-floor 91% -o mixed.flexiq",
+    )
+)(compile.compile)
 app.command(
     epilog=_examples(
         "flexiq evaluate resnet20.flexiq --data cifar10 --ratios 0,50,100",

@@ -116,6 +116,8 @@ def inspect(
         else:
             terminal.say("no curve is stored; flexiq evaluate measures one")
         _print_float(terminal, described)
+        if (plan := program.provenance.get("layerwise")) is not None:
+            print_plan(terminal, plan)
         if layers:
             _print_layers(terminal, described)
         if graph:
@@ -163,6 +165,8 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
             f"  {config.get('selector')} selection, seed {config.get('seed')}, groups of {config.get('group_size')}, "
             f"{low_bits}, weight shifts per {config.get('weight_granularity')}"
         )
+    if provenance.get("finetuning"):
+        terminal.say(_finetuned(provenance["finetuning"]))
     ratios = ", ".join(ratio_name(r) for r in described["ratios"])
     terminal.say(
         f"ratios: {ratios}; extraction {described['extraction']}; {'nested' if described['nested'] else 'not nested'}"
@@ -175,6 +179,18 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
         terminal.say(f"reorders at run time: {len(described['reorders'])}")
 
 
+def _finetuned(record: Any) -> str:
+    """A line about the training that followed quantization (a file may say anything there)."""
+    if not isinstance(record, dict):
+        return "finetuned"
+    settings = record.get("config")
+    asked = settings if isinstance(settings, dict) else {}
+    parts = [f"{asked[name]} {told}" for name, told in (("epochs", "epochs"), ("passes", "passes")) if name in asked]
+    parts += [f"best of {record.get('updates')} updates: {record.get('best_update')}"] if "updates" in record else []
+    parts += [f"ended early: {record['stopped']}"] if record.get("stopped") else []
+    return f"finetuned: {', '.join(parts)}"
+
+
 def _print_float(terminal: Terminal, described: dict[str, Any]) -> None:
     operators = described["float_operators"]
     if not operators:
@@ -182,6 +198,31 @@ def _print_float(terminal: Terminal, described: dict[str, Any]) -> None:
         return
     rows = [[op["name"], op["op"], op["source"], op["reason"]] for op in operators]
     terminal.table(["in float", "operator", "module", "why"], rows, left=4)
+
+
+def print_plan(terminal: Terminal, plan: dict[str, Any]) -> None:
+    """Precision per layer of a layer-wise plan, and its conversions between 8 bits and float."""
+    names = [m for m in ("weight", "activation", "sqnr", "mse") if any(m in row.get("metrics", {}) for row in plan["layers"])]
+    rows = [
+        [
+            row["source"] or row["name"], row["precision"], size_name(row["bytes"]), f"{row['score']:.3g}",
+            *(f"{row['metrics'].get(m, 0.0):.2e}" for m in names),
+        ]
+        for row in plan["layers"]
+    ]  # fmt: skip
+    terminal.table(["layer", "precision", "weights", "score", *names], rows, f"layer-wise plan by {plan['metric']}", left=2)
+    borders = plan.get("borders") or {}
+    shown = [f"{borders[k]['pairs']} {text}" for k, text in _FUSIONS.items() if k in borders]
+    if shown:
+        terminal.say(f"quantize/dequantize pairs: {', '.join(shown)}; this file: fusion {plan.get('fusion')}")
+
+
+_FUSIONS = {
+    "isolated": "with one around every layer",
+    "unfused": "unfused",
+    "default": "fused by default",
+    "best": "by the best fusion",
+}
 
 
 def _print_layers(terminal: Terminal, described: dict[str, Any]) -> None:

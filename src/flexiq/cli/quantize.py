@@ -145,6 +145,17 @@ def quantize(
             rich_help_panel=_PRECISION,
         ),
     ] = 0.2,
+    smooth: Annotated[
+        float | None,
+        typer.Option(
+            "--smooth",
+            metavar="0..1",
+            help="For transformers: move range differences behind LayerNorms into the weights first (SmoothQuant's "
+            "alpha; 1: all of them).",
+            rich_help_panel=_PRECISION,
+            show_default=False,
+        ),
+    ] = None,
     extraction: Annotated[
         str,
         typer.Option(
@@ -315,7 +326,7 @@ def quantize(
             low_bits=low_bits, low_bits_weights=low_bits_weights, latency_table=latency_table,
             auto_tolerance=auto_tolerance, latency_gain=latency_gain,
             extraction=extraction, weight_granularity=weight_granularity,
-            shift_choice=shift_choice, rounding_slack=rounding_slack,
+            shift_choice=shift_choice, rounding_slack=rounding_slack, smooth=smooth,
             calibration=calibration_method, nested=not independent, calibration_images=images or DEFAULT_IMAGES,
             search_images=search_images, population=population, generations=generations,
             keep_8bit=tuple(keep_8bit or ()), ignored=tuple(ignored or ()), seed=seed, batch_size=batch_size,

@@ -8,9 +8,12 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
+
+if TYPE_CHECKING:
+    from flexiq.finetuning.trainer import TrainingProgress
 
 PLAIN_WIDTH = 132  # columns of a table that goes to a file or pipe
 
@@ -23,6 +26,13 @@ STAGES = {
     "sensitivity": "measuring layers",
     "search": "searching",
     "bias": "correcting the bias table",
+    "export": "making the trained model",
+    "float run": "running the float network",
+    "quantize": "quantizing",
+    "quantized run": "running the quantized network",
+    "score": "scoring layers",
+    "plan": "planning",
+    "accuracy": "measuring accuracy",
     "done": "done",
 }
 
@@ -114,6 +124,43 @@ class Terminal:
             yield report
 
     @contextlib.contextmanager
+    def training(self) -> Iterator[Callable[[TrainingProgress], None]]:
+        """A callback for every update of a training: a bar with epoch, loss, validation accuracies and time left; without a
+        terminal, a note after every evaluation.
+        """
+        shown: tuple[float, ...] | None = None
+
+        def note(at: TrainingProgress) -> None:
+            nonlocal shown
+            if at.accuracies != shown or at.update == at.updates:
+                shown = at.accuracies
+                self.note(f"{_update_name(at)}{_training_state(at)}{_left(at)}")
+
+        if not self.shows_progress:
+            yield note
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
+        )
+        bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        task = bar.add_task("training", total=None, state="")
+
+        def report(at: TrainingProgress) -> None:
+            state = f"{_training_state(at)}{_left(at)}".removeprefix(", ")
+            name = f"epoch {min(at.epoch + 1, at.epochs)}/{at.epochs}"
+            bar.update(task, total=at.updates, completed=at.update, description=name, state=state)
+
+        with bar:
+            yield report
+
+    @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Around a command's work: Ctrl-C says how to go on; warnings become notes; with --json, what others print goes
         to standard error.
@@ -132,6 +179,19 @@ class Terminal:
                 print(f"\n{safe(message)}", file=sys.stderr)
                 self.emit({"error": message, "type": "KeyboardInterrupt"})
                 raise typer.Exit(130) from None
+
+
+def _update_name(at: TrainingProgress) -> str:
+    return f"epoch {min(at.epoch + 1, at.epochs)}/{at.epochs}, update {at.update}/{at.updates}"
+
+
+def _training_state(at: TrainingProgress) -> str:
+    accuracies = " ".join(f"{100 * a:.1f}" for a in at.accuracies)
+    return f", loss {at.loss:.4g}" + (f", validation {accuracies} %" if accuracies else "")
+
+
+def _left(at: TrainingProgress) -> str:
+    return "" if at.remaining is None or at.update == at.updates else f", {duration(at.remaining)} left"
 
 
 def safe(text: str) -> str:

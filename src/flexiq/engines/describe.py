@@ -23,7 +23,13 @@ def describe_program(program: Program) -> dict[str, Any]:
             for name, layer in program.layers.items()
         ],
         "float_operators": [
-            {"name": name, "op": nodes[name].op, "source": nodes[name].source, "reason": reason}
+            {
+                "name": name,
+                "op": nodes[name].op,
+                "source": nodes[name].source,
+                "reason": reason,
+                "precision": nodes[name].attrs.get("precision", "float32"),
+            }
             for name, reason in program.float_reasons.items()
             if name in nodes
         ],
@@ -38,7 +44,7 @@ def _layer(program: Program, layer: QuantizedLayer) -> dict[str, Any]:
     return {
         "name": layer.name,
         "kind": layer.kind,
-        "precision": "8-bit, low channels by ratio" if layer.eligible else "8-bit",
+        "precision": _precision(layer),
         "reason": layer.reason,
         "input": f"{'signed' if activation.signed else 'unsigned'} 8-bit, scale {activation.scale:.6g}",
         "output": "float32" if output is None else f"{'signed' if output.signed else 'unsigned'} 8-bit",
@@ -52,6 +58,12 @@ def _layer(program: Program, layer: QuantizedLayer) -> dict[str, Any]:
         "weight_shift_histogram": {int(s): int(c) for s, c in zip(shifts, counts, strict=True)},
         "weight_shift_granularity": layer.weight_granularity,
     }
+
+
+def _precision(layer: QuantizedLayer) -> str:
+    if layer.n_groups and bool(layer.low.all()):
+        return f"low at every ratio, to {layer.amax} and {layer.wmax}"
+    return "8-bit, low channels by ratio" if layer.eligible else "8-bit"
 
 
 def nodes_input(program: Program, name: str) -> str:

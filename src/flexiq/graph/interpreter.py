@@ -113,6 +113,12 @@ def evaluate_node(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
     if op in ("conv", "linear"):
         weight = extra.pop(0)
         bias = extra.pop(0) if node.bias is not None else None
+        if "precision" in a:  # one memory format: the order of the sums must not depend on which engine made x
+            x = x.contiguous()
+        if a.get("precision") == "bfloat16":
+            stored = weight.dtype == torch.uint16
+            weight = weight.view(torch.bfloat16).float() if stored else weight.bfloat16().float()
+            x = x.bfloat16().float()
         if op == "conv":
             y = _CONV[weight.dim() - 2](x, weight, bias, a["stride"], a["padding"], a["dilation"], a["groups"])
         else:

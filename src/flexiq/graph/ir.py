@@ -37,6 +37,14 @@ Operators (x is the first input; attributes in brackets; semantics as in torch, 
 `conv`, `linear`, `matmul`, `add` and `concat` may carry a fused activation: attrs["activation"] =
 {"kind": "relu"} or {"kind": "clamp", "lo": .., "hi": ..}; absent means none. `conv` and `linear` compute
 activation(op(x) + residual).
+
+`conv` and `linear` may carry attrs["precision"], which keeps them in float whatever else is quantized:
+  "float32"   as without it
+  "bfloat16"  x and the weight are bfloat16 operands: x is rounded to it (8 significand bits, round half to even), the weight
+              constant is stored as its bit patterns, uint16 (the upper half of a float32; neither NaN nor infinity). Products
+              are exact in float32, the sum is taken in float32 in any order, bias, residual and activation are float32, and
+              so is the result, which is not rounded to bfloat16
+`flexiq.graph.bfloat16` converts. No other constant is uint16.
 """
 
 from __future__ import annotations

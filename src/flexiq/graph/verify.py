@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flexiq.errors import GraphError
+from flexiq.graph.bfloat16 import PRECISIONS, STORED, finite
 from flexiq.graph.float_ops import ALLOWED
 from flexiq.graph.ir import UNARY_OPS, BatchDim, Dim, Graph, Node, Shape
 
@@ -45,6 +46,9 @@ def verify(graph: Graph) -> None:
         if node.name not in graph.types:
             raise GraphError(f"node '{node.name}' has no type")
         _check_roles(node, graph)
+        for operand in (*node.inputs, *((node.bias,) if node.bias is not None else ())):
+            if operand in graph.constants and graph.constants[operand].dtype == STORED:
+                raise GraphError(f"node '{node.name}': operand '{operand}' holds bit patterns, which only weights may")
         try:
             shape = infer_shape(node, graph)
         except (KeyError, IndexError, ValueError, TypeError) as error:
@@ -69,12 +73,25 @@ def _check_roles(node: Node, graph: Graph) -> None:
                 raise GraphError(f"node '{node.name}': weight and bias must be constants, '{role}' is not")
         if len(node.inputs) != 1:
             raise GraphError(f"node '{node.name}': {node.op} takes one input, has {len(node.inputs)}")
-    elif node.weight is not None or node.bias is not None or node.residual is not None:
-        raise GraphError(f"node '{node.name}': only conv and linear have weight, bias and residual")
+        _check_precision(node, graph)
+    elif node.weight is not None or node.bias is not None or node.residual is not None or "precision" in node.attrs:
+        raise GraphError(f"node '{node.name}': only conv and linear have weight, bias, residual and precision")
     if node.residual is not None and node.residual not in graph.types:
         raise GraphError(f"node '{node.name}': residual '{node.residual}' is a constant")
     if node.residual is not None and graph.types[node.residual].shape != graph.types[node.name].shape:
         raise GraphError(f"node '{node.name}': residual '{node.residual}' differs in shape from the output")
+
+
+def _check_precision(node: Node, graph: Graph) -> None:
+    """Bit patterns are the weights of bfloat16 layers (whose weights are float32 until they are stored)."""
+    assert node.weight is not None
+    precision, dtype = node.attrs.get("precision"), graph.constants[node.weight].dtype
+    if precision is not None and precision not in PRECISIONS:
+        raise GraphError(f"node '{node.name}': precision {precision!r:.40} is not one of {', '.join(PRECISIONS)}")
+    if dtype == STORED and precision != "bfloat16":
+        raise GraphError(f"node '{node.name}': weights of {dtype} do not go with precision {precision or 'float32'}")
+    if dtype == STORED and not finite(graph.constants[node.weight]):
+        raise GraphError(f"node '{node.name}': its bfloat16 weights hold NaN or infinity")
 
 
 def value_shape(graph: Graph, value: str) -> Shape:

@@ -45,6 +45,7 @@ from flexiq.quantization.output_error import LayerSamples, activation_shifts, we
 from flexiq.quantization.predicted_latency import LatencyCurve, latency_curves, layerwise_seconds, predicted_latency
 from flexiq.quantization.program import Program, QuantizedLayer
 from flexiq.quantization.rounding import reconstruct
+from flexiq.quantization.smooth import smooth
 from flexiq.quantization.weights import accumulator_bound, check_accumulators, low_weights, plain_weight_shifts
 from flexiq.selection import (
     LatencyGoal,
@@ -111,6 +112,10 @@ def prepare(
     prepared.statistics = _calibrate(prepared, config, progress)
     if config.equalize is not None:
         prepared.graph, _ = equalize(graph, prepared.statistics, config.equalize)
+        verify(prepared.graph)
+        prepared.statistics = _calibrate(prepared, config, progress)
+    if config.smooth is not None:
+        prepared.graph, _ = smooth(graph, prepared.statistics, config.smooth)
         verify(prepared.graph)
         prepared.statistics = _calibrate(prepared, config, progress)
     seconds["calibrate"] = time.perf_counter() - started
@@ -244,7 +249,7 @@ def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> 
         scores[n] = _weight_shift(layer, samples[n], config)
         if config.rounding_slack > 0.0 and layer.eligible and config.extraction != "naive":
             layer.weight = reconstruct(samples[n], config.rounding_slack)
-        _bound_accumulators(program, layer)
+        bound_accumulators(program, layer)
         if config.bias_correction:
             mean_shifts[n] = group_mean_shifts(graph.node(n), layer, values[graph.node(n).inputs[0]])
     if config.rounding_slack > 0.0:  # the 8-bit weights have moved a little
@@ -252,7 +257,7 @@ def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> 
     return LowTables(values, scores, mean_shifts)
 
 
-def _bound_accumulators(program: Program, layer: QuantizedLayer) -> None:
+def bound_accumulators(program: Program, layer: QuantizedLayer) -> None:
     """Bound the accumulators for every choice of low groups: a weight read back can exceed its 8-bit value."""
     assert layer.weight is not None
     n_local = layer.weight_shift.shape[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -109,8 +109,15 @@ def check_patterns(graph: Graph, config: QuantizeConfig) -> None:
 
 class _Builder:
     def __init__(
-        self, graph: Graph, statistics: dict[str, TensorStatistics], config: QuantizeConfig, bounds: GroupBounds
+        self,
+        graph: Graph,
+        statistics: dict[str, TensorStatistics],
+        config: QuantizeConfig,
+        bounds: GroupBounds,
+        scales: Mapping[str, float],
+        weight_scale: Mapping[str, npt.NDArray[np.float32]],
     ) -> None:
+        self.given, self.given_weight = scales, weight_scale
         self.graph, self.statistics, self.config, self.bounds = graph, statistics, config, bounds
         self.layers = integer_layers(graph, config.ignored)
         self.eight = eight_bit_values(graph, self.layers, config.ignored)
@@ -145,8 +152,12 @@ class _Builder:
 
     # -- encodings -----------------------------------------------------------------------------------------------------
 
-    def _encoding(self, value: str) -> QParams:
+    def _encoding(self, value: str, name: str | None = None) -> QParams:
+        """Encoding of a value of the float graph; `name`: that of its 8-bit form, if different."""
         signed = value not in self.non_negative
+        given = self.given.get(name or value)
+        if given is not None:
+            return QParams(float(np.float32(given)), signed)
         statistics = self.statistics.get(value)
         if statistics is None:
             raise CalibrationError(f"value '{value}' was not calibrated")
@@ -192,7 +203,7 @@ class _Builder:
                 raise CalibrationError(
                     f"constant '{value}' feeds an integer layer: keep that layer in float with ignored"
                 )
-            self.qparams[name] = self._encoding(value)
+            self.qparams[name] = self._encoding(value, name)
             self._insert(name, "quantize", value, float(1.0 / np.float64(self.qparams[name].scale)))
         return name
 
@@ -302,7 +313,7 @@ class _Builder:
         kinds = layer_kinds(node, self.graph)
         weight = self.graph.constants[node.weight]
         bias = self.graph.constants[node.bias] if node.bias is not None else None
-        scale = weight_scales(weight, bias, activation.scale)
+        scale = self.given_weight.get(node.name, weight_scales(weight, bias, activation.scale))
         w8 = quantize_weight(weight, scale)
         b = np.zeros(len(w8), np.int32) if bias is None else quantize_bias(bias, scale, activation.scale)
         bounds = self.bounds(kinds["channels"], self.config.group_size, kinds["conv_groups"])
@@ -341,14 +352,26 @@ class _Builder:
 
 
 def build_program(
-    graph: Graph, statistics: dict[str, TensorStatistics], config: QuantizeConfig, bounds: GroupBounds
+    graph: Graph,
+    statistics: dict[str, TensorStatistics],
+    config: QuantizeConfig,
+    bounds: GroupBounds,
+    *,
+    scales: Mapping[str, float] | None = None,
+    weight_scale: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    isolate: bool = False,
 ) -> Program:
     """The 8-bit program of a fused (and folded) float graph; all ratios start as copies of ratio 0.
 
     statistics: from calibration, for every value of `statistics_plan`. bounds: (channels, group size, convolution
-    groups) -> int32 group borders. Raises CalibrationError and ConfigError.
+    groups) -> int32 group borders. scales (8-bit value -> scale) and weight_scale (layer -> float32 [O]) replace what would be
+    chosen, for finetuning that learns them. isolate: every integer layer between a quantize and a dequantize of its own, no value
+    stays in 8 bits between operators (for comparison). Raises CalibrationError and ConfigError.
     """
-    program = _Builder(graph, statistics, config, bounds).run()
+    builder = _Builder(graph, statistics, config, bounds, scales or {}, weight_scale or {})
+    if isolate:
+        builder.eight = set()
+    program = builder.run()
     check_types(program)
     return program
 

@@ -32,6 +32,8 @@ class QuantizeConfig(BaseModel):
     calibration         range of a tensor: "mse", "percentile" or "minmax"
     percentile          for calibration = "percentile", in percent
     equalize            None, or 0..1: move range differences between channels into the weights first (1: all of them)
+    smooth              None, or 0..1: SmoothQuant's alpha; move range differences behind LayerNorms into the linear layers
+                        that read them (1: all of them). Not together with equalize, which decides the same factors
     rounding_slack      how far an 8-bit weight may move, in low steps, so that its low value rounds to the better side
     bias_correction     restore the mean of every layer's outputs at every ratio
     sort_channels       sort channels by range so that groups are alike (layout; no cost at run time)
@@ -61,6 +63,7 @@ class QuantizeConfig(BaseModel):
     calibration: Literal["minmax", "percentile", "mse"] = "mse"
     percentile: float = Field(99.99, gt=50.0, le=100.0)
     equalize: float | None = Field(None, ge=0.0, le=1.0)
+    smooth: float | None = Field(None, ge=0.0, le=1.0)
     rounding_slack: float = Field(0.2, ge=0.0, le=1.0)
     bias_correction: bool = True
     sort_channels: bool = True
@@ -89,6 +92,8 @@ class QuantizeConfig(BaseModel):
             where = ".".join(str(part) for part in parts) or "config"
             raise ConfigError(f"QuantizeConfig.{where}: {first['msg']} (got {first.get('input')!r})") from None
         self._check_latency()
+        if self.smooth is not None and self.equalize is not None:
+            raise ConfigError("smooth and equalize both decide the factors behind LayerNorms: set one of them")
 
     def _check_latency(self) -> None:
         wanted = "low_bits = 'auto'" if self.low_bits == "auto" else f"latency_gain = {self.latency_gain:g}"

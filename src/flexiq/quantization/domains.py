@@ -41,8 +41,11 @@ def matches(node: Node, patterns: tuple[str, ...]) -> str | None:
 
 
 def integer_layers(graph: Graph, ignored: tuple[str, ...]) -> set[str]:
-    """Names of the conv, linear and matmul nodes that run in integers (all but those the user keeps in float)."""
-    return {n.name for n in graph.nodes if n.op in COMPUTE_OPS and matches(n, ignored) is None}
+    """Names of the conv, linear and matmul nodes that run in integers (all but those the user, or a precision attribute,
+    keeps in float)."""
+    return {
+        n.name for n in graph.nodes if n.op in COMPUTE_OPS and "precision" not in n.attrs and matches(n, ignored) is None
+    }
 
 
 def eight_bit_values(graph: Graph, layers: set[str], ignored: tuple[str, ...] = ()) -> set[str]:
@@ -118,6 +121,8 @@ def float_reason(node: Node, graph: Graph, ignored: tuple[str, ...]) -> str:
     pattern = matches(node, ignored)
     if pattern is not None:
         return f"ignored pattern '{pattern}'"
+    if "precision" in node.attrs:
+        return f"{node.attrs['precision']} layer"
     if node.op.startswith("aten."):
         return "no 8-bit form of this operator"
     if node.op in ("layer_norm", "softmax", "batch_norm"):

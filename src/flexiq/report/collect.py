@@ -253,4 +253,8 @@ def _provenance(program: Program) -> dict[str, Any]:
     calibration = shown.get("calibration")
     if isinstance(calibration, Mapping):
         shown["calibration"] = {k: v for k, v in calibration.items() if k != "ranges"}
+    finetuning = shown.get("finetuning")
+    if isinstance(finetuning, Mapping):
+        kept = ("config", "data", "updates", "best_update", "stopped", "seconds")
+        shown["finetuning"] = {k: finetuning[k] for k in kept if k in finetuning}
     return shown

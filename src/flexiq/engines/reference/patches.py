@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,22 +38,31 @@ class PatchSampler:
     def _rows(self, node: Node, layer: QuantizedLayer, x: Tensor) -> Tensor:
         """int [rows, C, taps]."""
         assert layer.weight is not None
-        if node.op == "linear":
-            flat = x.reshape(-1, x.shape[-1])
-            return flat[self._pick(flat.shape[0])][:, :, None]
-        taps = layer.weight[0, 0].size
-        images = x[torch.randperm(x.shape[0], generator=self.generator)[:IMAGES_PER_BATCH]]
-        if x.dim() != 4:  # 1-D and 3-D convolutions: every tap sees the value at its own position
-            flat = images.movedim(1, -1).reshape(-1, x.shape[1])
-            return flat[self._pick(flat.shape[0])][:, :, None].expand(-1, -1, taps)
-        a = node.attrs
-        columns = F.unfold(images.float(), layer.weight.shape[2:], a["dilation"], a["padding"], a["stride"])
-        rows = columns.transpose(1, 2).reshape(-1, x.shape[1], taps)
-        return rows[self._pick(rows.shape[0])]
-
-    def _pick(self, available: int) -> Tensor:
-        return torch.randperm(available, generator=self.generator)[: self.per_batch]
+        return patch_rows(node, layer.weight.shape, x, self.generator, self.per_batch)
 
     def patches(self) -> dict[str, Patches]:
         """Layer name -> int16 [rows, C, taps]."""
         return {name: torch.cat(parts).numpy() for name, parts in self.parts.items()}
+
+
+def patch_rows(
+    node: Node, weight_shape: Sequence[int], x: Tensor, generator: torch.Generator, count: int
+) -> Tensor:
+    """[rows, C, taps], dtype of x (float32 for convolutions over two axes): at most `count` rows of what the layer multiplies
+    its weights with, at random positions of at most IMAGES_PER_BATCH samples of x."""
+
+    def pick(available: int) -> Tensor:
+        return torch.randperm(available, generator=generator)[:count]
+
+    if node.op == "linear":
+        flat = x.reshape(-1, x.shape[-1])
+        return flat[pick(flat.shape[0])][:, :, None]
+    taps = math.prod(weight_shape[2:])
+    images = x[torch.randperm(x.shape[0], generator=generator)[:IMAGES_PER_BATCH]]
+    if x.dim() != 4:  # 1-D and 3-D convolutions: every tap sees the value at its own position
+        flat = images.movedim(1, -1).reshape(-1, x.shape[1])
+        return flat[pick(flat.shape[0])][:, :, None].expand(-1, -1, taps)
+    a = node.attrs
+    columns = F.unfold(images.float(), tuple(weight_shape[2:]), a["dilation"], a["padding"], a["stride"])
+    rows = columns.transpose(1, 2).reshape(-1, x.shape[1], taps)
+    return rows[pick(rows.shape[0])]

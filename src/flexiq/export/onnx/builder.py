@@ -15,6 +15,7 @@ Array = npt.NDArray[Any]
 
 # TensorProto.DataType; fixed by the format.
 FLOAT, UINT8, INT8, INT32, INT64, BOOL, UINT4, INT4 = 1, 2, 3, 6, 7, 9, 21, 22
+BFLOAT16 = 16
 _TYPES = {
     "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10,
     "float64": 11, "uint32": 12, "uint64": 13,

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from flexiq.export.onnx.builder import FLOAT
+from flexiq.export.onnx.builder import BFLOAT16, FLOAT
 from flexiq.export.onnx.writer import Writer
+from flexiq.graph.bfloat16 import from_bits
 from flexiq.graph.ir import Node
 
 FIRST_GELU_OPSET = 20
@@ -38,9 +39,20 @@ def _finish(w: Writer, node: Node, op: str, inputs: list[str], **attributes: Any
     return t if activation is None else fused_activation(w, t, activation, node.name)
 
 
+def _operands(w: Writer, node: Node) -> list[str]:
+    """Input and weight of a conv or linear; bfloat16 ones as the float32 numbers that they round to."""
+    assert node.weight is not None
+    x = w.value(node.inputs[0])
+    if node.attrs.get("precision") != "bfloat16":
+        return [x, w.value(node.weight)]
+    narrow = w.b.cast(x, BFLOAT16, f"{node.name}/bf16")
+    weight = w.b.constant(from_bits(w.graph.constants[node.weight]), f"{node.name}/w")
+    return [w.b.cast(narrow, FLOAT, f"{node.name}/x"), weight]
+
+
 def conv(w: Writer, node: Node) -> str:
     a = node.attrs
-    operands = [w.value(v) for v in (*node.inputs, node.weight, node.bias) if v is not None]
+    operands = [*_operands(w, node), *([w.value(node.bias)] if node.bias is not None else [])]
     pads = [*a["padding"], *a["padding"]]
     return _finish(
         w, node, "Conv", operands, strides=a["stride"], pads=pads, dilations=a["dilation"], group=a["groups"]
@@ -49,13 +61,17 @@ def conv(w: Writer, node: Node) -> str:
 
 def linear(w: Writer, node: Node) -> str:
     assert node.weight is not None
-    if node.weight in w.graph.constants:
+    if node.attrs.get("precision") == "bfloat16":
+        x, straight = _operands(w, node)
+        weight = w.b.emit("Transpose", [straight], f"{node.name}/w", perm=[1, 0])
+    elif node.weight in w.graph.constants:
+        x = w.value(node.inputs[0])
         weight = w.b.constant(np.ascontiguousarray(w.graph.constants[node.weight].T), f"{node.name}/w")
     else:
-        weight = w.b.emit("Transpose", [w.value(node.weight)], f"{node.name}/w", perm=[1, 0])
+        x, weight = w.value(node.inputs[0]), w.b.emit("Transpose", [w.value(node.weight)], f"{node.name}/w", perm=[1, 0])
     if node.bias is None:
-        return _finish(w, node, "MatMul", [w.value(node.inputs[0]), weight])
-    product = w.b.emit("MatMul", [w.value(node.inputs[0]), weight], f"{node.name}/product")
+        return _finish(w, node, "MatMul", [x, weight])
+    product = w.b.emit("MatMul", [x, weight], f"{node.name}/product")
     return _finish(w, node, "Add", [product, w.value(node.bias)])
 
 

@@ -1,0 +1,34 @@
+"""Layer-wise plans (QuantuneV2): one precision per layer from local metrics, under budgets. NumPy only."""
+
+from __future__ import annotations
+
+from flexiq.selection.layerwise.baselines import first_last, one_by_one, random_losses
+from flexiq.selection.layerwise.config import METRICS, PRECISIONS, LayerwiseConfig, is_share, parse_budget
+from flexiq.selection.layerwise.costs import estimated_seconds, table_seconds, weight_bytes
+from flexiq.selection.layerwise.plan import FloorResult, LayerOptions, Option, Plan, Step, make_plan, meet_floor
+from flexiq.selection.layerwise.scores import LayerEvidence, Losses, layer_losses, metric_values
+
+__all__ = [
+    "METRICS",
+    "PRECISIONS",
+    "FloorResult",
+    "LayerEvidence",
+    "LayerOptions",
+    "LayerwiseConfig",
+    "Losses",
+    "Option",
+    "Plan",
+    "Step",
+    "estimated_seconds",
+    "first_last",
+    "is_share",
+    "layer_losses",
+    "make_plan",
+    "meet_floor",
+    "metric_values",
+    "one_by_one",
+    "parse_budget",
+    "random_losses",
+    "table_seconds",
+    "weight_bytes",
+]

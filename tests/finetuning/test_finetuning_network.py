@@ -1,0 +1,198 @@
+"""The twin computes what the reference engine computes, and its gradients are those of the straight-through estimator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flexiq.engines.reference.engine import ReferenceEngine
+from flexiq.finetuning.config import FinetuneConfig
+from flexiq.finetuning.network import TrainableNetwork
+from flexiq.finetuning.normalization import OutputNorm
+from flexiq.finetuning.rounding import lower, requantize, round_clamp
+from flexiq.pipeline import quantize_prepared
+from flexiq.pipeline.finetuning import derive_tables, export_program, make_network, start_graph
+
+Subject = Any  # the named tuple of conftest.py: prepared, program, config, images
+SUBJECTS = ["conv_subject", "transformer_subject", "concat_subject"]
+
+
+def twin_of(subject: Subject, **options: Any) -> TrainableNetwork:
+    return TrainableNetwork(start_graph(subject.prepared.graph, subject.program), subject.program, **options)
+
+
+def disagreement(a: Tensor, b: Tensor) -> float:
+    """Largest difference, in shares of the largest output."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.fixture(scope="module")
+def extracted(request: pytest.FixtureRequest) -> Any:
+    """A subject quantized with another way of extracting bits."""
+
+    def make(name: str, extraction: str) -> Subject:
+        subject: Subject = request.getfixturevalue(name)
+        if extraction == subject.program.extraction:
+            return subject
+        config = subject.config.updated(extraction=extraction)
+        return subject._replace(program=quantize_prepared(subject.prepared, config), config=config)
+
+    return make
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("extraction", ["static", "dynamic"])
+def test_the_twin_computes_the_reference_engine_s_outputs_at_every_ratio(
+    name: str, extraction: str, extracted: Any
+) -> None:
+    subject = extracted(name, extraction)
+    twin, engine = twin_of(subject), ReferenceEngine(subject.program)
+    lowered = float((engine.run(subject.images, 1.0) - engine.run(subject.images, 0.0)).abs().mean())
+    for index, ratio in enumerate(subject.program.ratios):
+        with torch.no_grad():
+            found = twin([subject.images], index)[0]
+        expected = engine.run(subject.images, ratio)
+        assert float((found - expected).abs().mean()) < 0.1 * lowered, f"ratio {ratio}"
+        # float32 rounding turns a tie over now and then: one step of one value, seen in few of the samples
+        wrong = (found - expected).abs().flatten(1).amax(dim=1) > 1e-3 * expected.abs().max()
+        assert wrong.float().mean() < 0.15, f"ratio {ratio}"
+        assert disagreement(found, expected) < 0.05
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("options", [{}, {"learn_scales": True}, {"learn_bias": True}, {"normalize": True}])
+def test_a_trained_twin_comes_back_as_a_program_that_computes_the_same(
+    name: str, options: dict[str, bool], request: pytest.FixtureRequest
+) -> None:
+    subject: Subject = request.getfixturevalue(name)
+    names = {
+        "learn_scales": ("scales", "learned"),
+        "learn_bias": ("bias", "learned"),
+        "normalize": ("batch_norm", "reestimated"),
+    }
+    finetune = FinetuneConfig(precision="float32", device="cpu", **{names[k][0]: names[k][1] for k in options})
+    prepared, twin = make_network(subject.prepared, subject.program, finetune)
+    optimizer = torch.optim.Adam([p for p in twin.parameters() if p.requires_grad], lr=3e-3)
+    labels = torch.arange(32) % 10
+    for _ in range(3):
+        for index in (0, len(subject.program.ratios) - 1):
+            twin.observing = index == 0
+            torch.nn.functional.cross_entropy(twin([subject.images], index)[0], labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    twin.observing = False
+    program, _ = export_program(prepared, twin, subject.config)
+    engine = ReferenceEngine(program)
+    for index, ratio in enumerate(program.ratios):
+        with torch.no_grad():
+            found = twin([subject.images], index)[0]
+        expected = engine.run(subject.images, ratio)
+        # a tie that float32 turns over reaches every sample of a transformer through its softmax: small, but not nothing
+        assert float((found - expected).abs().mean() / expected.abs().max()) < 0.01, f"ratio {ratio}"
+        assert name == "transformer_subject" or disagreement(found, expected) < 0.06, f"ratio {ratio}"
+    before = ReferenceEngine(subject.program).run(subject.images, 0.0)
+    assert disagreement(engine.run(subject.images, 0.0), before) > 0.02, "training moved the network"
+
+
+def test_quantized_weights_are_exact_in_bfloat16(conv_subject: Subject) -> None:
+    twin = twin_of(conv_subject, dtype=torch.bfloat16)
+    for name, layer in conv_subject.program.layers.items():
+        if layer.weight is None:
+            continue
+        weight, bias = twin.layer_parameters(name)
+        scale = twin.weight_scale(name, weight, bias, twin.scale(twin.program.graph.node(name).inputs[0]))
+        for index in range(len(conv_subject.program.ratios)):
+            integers = twin.quantized_weight(name, index, weight, scale)
+            assert torch.equal(integers.to(torch.bfloat16).float(), integers)
+
+
+def test_derivation_keeps_the_groups_and_follows_the_weights(conv_subject: Subject) -> None:
+    finetune = FinetuneConfig(precision="float32", device="cpu")
+    prepared, twin = make_network(conv_subject.prepared, conv_subject.program, finetune)
+    with torch.no_grad():
+        for key, weight in twin.weights.items():
+            if "conv2" in key and weight.dim() == 4:
+                weight[:, :8] *= 0.05
+    program = derive_tables(prepared, twin, conv_subject.config.updated(rounding_slack=0.0), True)
+    for name, layer in program.layers.items():
+        assert np.array_equal(layer.low, conv_subject.program.layers[name].low)
+    moved = [
+        n for n, layer in program.layers.items()
+        if layer.weight is not None and not np.array_equal(layer.weight_shift, conv_subject.program.layers[n].weight_shift)
+    ]  # fmt: skip
+    assert moved, "smaller weights leave more bits unused"
+
+
+@given(st.integers(-400, 400), st.integers(0, 4), st.booleans())
+def test_lowering_is_that_of_the_numbers_section(value: int, shift: int, signed: bool) -> None:
+    from flexiq.quantization.effective_bits import low_limit, read_back
+
+    limit = low_limit(4, signed)
+    eight = int(np.clip(value, -127 if signed else 0, 127 if signed else 255))
+    x = torch.tensor([float(eight)], requires_grad=True)
+    ends = torch.tensor([-float(limit) if signed else 0.0]), torch.tensor([float(limit)])
+    power = torch.tensor([2.0**shift])
+    y = lower(x, 1 / power, power, *ends)
+    assert int(y) == int(read_back(np.array([eight]), shift, limit, signed)[0])
+    y.backward()
+    inside = -limit <= round(eight / 2**shift) <= limit if signed else round(eight / 2**shift) <= limit
+    assert x.grad is not None and float(x.grad) == float(inside)
+
+
+def test_requantize_has_the_straight_through_gradient() -> None:
+    acc = torch.tensor([[-300.0, -10.0, 3.2, 90.0, 500.0]], requires_grad=True)
+    multiplier = torch.tensor([0.5], requires_grad=True)
+    bias = torch.tensor([1.25], requires_grad=True)
+    y = requantize(acc, multiplier, bias, 0, 127)
+    assert y.tolist() == [[0.0, 0.0, 3.0, 46.0, 127.0]]
+    weights = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])
+    (y * weights).sum().backward()
+    assert acc.grad is not None and acc.grad.tolist() == [[0.0, 0.0, 1.5, 2.0, 0.0]]
+    assert multiplier.grad is not None and multiplier.grad.item() == pytest.approx(3.0 * 3.2 + 4.0 * 90.0)
+    assert bias.grad is not None and bias.grad.item() == 7.0
+
+
+def test_round_clamp_rounds_half_to_even_and_blocks_the_gradient_outside() -> None:
+    t = torch.tensor([-130.0, 0.5, 1.5, 2.5, 200.0], requires_grad=True)
+    y = round_clamp(t, -127, 127)
+    assert y.tolist() == [-127.0, 0.0, 2.0, 2.0, 127.0]
+    y.sum().backward()
+    assert t.grad is not None and t.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_scales_that_are_learned_receive_gradients(concat_subject: Subject) -> None:
+    twin = twin_of(concat_subject, learn_scales=True)
+    torch.nn.functional.cross_entropy(twin([concat_subject.images], 4)[0], torch.arange(32) % 10).backward()
+    # every scale but those of values whose rounding cannot matter has a gradient
+    got = [
+        p.grad is not None and float(p.grad.abs().sum()) > 0
+        for p in [*twin.scales.values(), *twin.weight_scales.values()]
+    ]
+    assert np.mean(got) > 0.9
+
+
+def test_output_norm_starts_as_the_identity_and_then_follows_the_outputs() -> None:
+    torch.manual_seed(0)
+    norm = OutputNorm(4, torch.device("cpu"))
+    weight, bias = torch.randn(4, 3, 1, 1), torch.randn(4)
+    x = torch.randn(64, 3, 6, 6)
+
+    def outputs(scale: float) -> Tensor:
+        w, b = norm.fold(scale * weight, bias)
+        return torch.nn.functional.conv2d(x, w, b)
+
+    first = outputs(1.0)
+    w, b = norm.fold(weight, bias)
+    norm.observe(torch.nn.functional.conv2d(x, w), torch.ones(4), b.detach())
+    assert torch.allclose(outputs(1.0), first, atol=1e-4), "the first statistics change nothing"
+    for _ in range(200):  # weights twice as large: the statistics follow, and the outputs come back
+        w, b = norm.fold(2.0 * weight, bias)
+        norm.observe(torch.nn.functional.conv2d(x, w.detach()), torch.ones(4), b.detach())
+    assert torch.allclose(outputs(2.0).std(dim=(0, 2, 3)), first.std(dim=(0, 2, 3)), rtol=1e-2)
+    assert torch.allclose(outputs(2.0).mean(dim=(0, 2, 3)), first.mean(dim=(0, 2, 3)), atol=2e-2)

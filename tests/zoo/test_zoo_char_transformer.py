@@ -111,3 +111,21 @@ def test_evaluate_takes_the_loss_as_metric(quantized) -> None:
     for row in rows:
         direct = token_loss(torch.as_tensor(quantized(x, row["ratio"])), x.roll(-1, 1))
         assert row["accuracy"] == pytest.approx(direct, rel=1e-6)
+
+
+def test_channels_are_sorted_through_the_embedding(model: CharTransformer) -> None:
+    from flexiq.api import prepare_model
+    from flexiq.graph.interpreter import run_graph
+
+    x = tokens(8, 3)
+    prepared = prepare_model(model, x, CONFIG.updated(smooth=None))
+    assert prepared.layout is not None
+    assert prepared.layout.frozen == () and prepared.layout.n_reorders == 0
+    tables = [n.inputs[0] for n in prepared.graph.nodes if n.op == "aten.embedding.default"]
+    original = model.embedding.weight.detach().numpy()
+    assert any(
+        prepared.graph.constants[t].shape == original.shape and not (prepared.graph.constants[t] == original).all()
+        for t in tables
+    ), "the table's columns follow the residual stream's order"
+    with torch.no_grad():
+        assert torch.allclose(run_graph(prepared.graph, [x])[0], model(x), atol=1e-4)

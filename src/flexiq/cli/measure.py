@@ -40,6 +40,7 @@ def naive_config(config: QuantizeConfig) -> QuantizeConfig:
         bias_correction=False,
         sort_channels=False,
         equalize=None,
+        smooth=None,
         selector="greedy",
         ratios=NAIVE_RATIOS,
     )

@@ -43,7 +43,8 @@ from flexiq.quantization.weights import multipliers, quantize_bias
 
 Rounding = Literal["nearest", "compensated"]
 Weights = Literal["own", "top"]
-RANGE_CANDIDATES = np.linspace(0.2, 1.0, 81)  # of the largest magnitude
+RANGE_CANDIDATES = np.linspace(0.2, 1.0, 81)  # of the largest magnitude of activations, which have long tails
+WEIGHT_CANDIDATES = np.linspace(0.3, 1.0, 36)  # of the largest weight of an output channel
 DAMPING = 0.01  # of the mean variance, added to the covariance: samples are few
 SAMPLES = 4096  # rows of each layer's input behind the covariance
 
@@ -70,7 +71,7 @@ def least_squares_weight_scale(weight: Floats, limit: int) -> npt.NDArray[np.flo
     largest = np.abs(rows).max(axis=1)
     best = np.full(len(rows), np.inf)
     scale: npt.NDArray[np.float64] = np.maximum(largest / limit, 2.0**-40)
-    for share in RANGE_CANDIDATES[::-1]:
+    for share in WEIGHT_CANDIDATES[::-1]:
         step = np.maximum(largest * share / limit, 2.0**-40)[:, None]
         error = np.square(np.clip(np.rint(rows / step), -limit, limit) * step - rows).sum(axis=1)
         better = error < best

@@ -68,7 +68,21 @@ def spatial(run: Run, node: Node) -> Labels:
     return x
 
 
+def embedding(run: Run, node: Node) -> Labels:
+    """Rows of a table: its columns are the producer's channels, and a constant table is permuted like any weight."""
+    table = node.inputs[0]
+    if len(node.inputs) != 2 or not run.is_constant(table):
+        return unknown(run, node)
+    labels = run.value(table, 1)
+    if labels.moving is None:
+        return run.unlabelled(node)
+    run.flow(node, table, node.name)
+    shape = run.shape(node.name)
+    return lb.along(shape, len(shape) - 1, labels.rows()[0])
+
+
 ATEN_RULES: dict[str, Rule] = {
+    "aten.embedding.default": embedding,
     **{f"aten.{name}": pointwise for name in _POINTWISE.split()},
     **{f"aten.{name}": spatial for name in _SPATIAL.split()},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,8 @@ from flexiq.finetuning.config import FinetuneConfig
 from flexiq.finetuning.data import SampledBatches
 from flexiq.graph.capture import capture
 from flexiq.graph.passes import optimize
-from flexiq.pipeline import Prepared
+from flexiq.pipeline import Prepared, prepare
+from flexiq.quantization.config import QuantizeConfig
 
 FINETUNE = FinetuneConfig(epochs=1, batch_size=16, precision="float32", device="cpu", rederivations=0)
 
@@ -166,3 +169,18 @@ def test_training_data_are_asked_for(ground: Ground, prepared: Prepared, trainin
     wrong = SampledBatches(16, lambda at: (prepared.inputs[0][at], torch.full((len(at),), 10)), 16)
     with pytest.raises(DataError, match="tells 10 classes apart"):
         train_float(prepared.graph, Training(FINETUNE, wrong))
+
+
+def test_transformers_too(transformer: nn.Module, helpers: Any) -> None:
+    """Signed inputs, linear layers and LayerNorm: uniform layers in part, shared widths, blocks and both kinds of training."""
+    images = helpers.images(8)
+    config = QuantizeConfig(selector="greedy", calibration_images=8, search_images=8, batch_size=8)
+    batches = SampledBatches(8, lambda at: (images[at], at % 10), 8)
+    own = Ground(prepare(transformer, [images], config), config, training=Training(FINETUNE, batches))
+    reference = ReferenceEngine(own.eight).run(images)
+    for name in ("uniform", "hawq", "ptmq", "robust", "any_precision"):
+        built = build_all(name, own, (5, 8), Settings(iterations=1, reconstruction_batch=8, images=8, probes=1))
+        for point in built.points:
+            y = ReferenceEngine(point.program).run(images, point.ratio)
+            assert float((y - reference).pow(2).mean()) < 0.3 * float(reference.var())
+        assert len(blocks_of(own.prepared.graph, own.layers)) >= 3

@@ -57,9 +57,9 @@ class OutputError(FlexiqError, OSError):
 
 class BudgetError(ConfigError):
     """A budget of a layer-wise plan cannot be met. `nearest`: the nearest value that can be reached, in the budget's unit
-    (bytes, seconds, or a share for accuracy)."""
+    (bytes, seconds, or a share for accuracy), nan where it is not known."""
 
-    def __init__(self, message: str, nearest: float) -> None:
+    def __init__(self, message: str, nearest: float = float("nan")) -> None:
         super().__init__(message)
         self.nearest = nearest
 

@@ -171,6 +171,7 @@ def test_training_data_are_asked_for(ground: Ground, prepared: Prepared, trainin
         train_float(prepared.graph, Training(FINETUNE, wrong))
 
 
+@pytest.mark.slow  # training a transformer at every width takes some ten seconds
 def test_transformers_too(transformer: nn.Module, helpers: Any) -> None:
     """Signed inputs, linear layers and LayerNorm: uniform layers in part, shared widths, blocks and both kinds of training."""
     images = helpers.images(8)

@@ -64,7 +64,12 @@ def test_training_is_seeded_and_cached(tmp_path: Path) -> None:
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered", "not safetensors"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", pytest.param("altered", marks=SLOW), pytest.param("not safetensors", marks=SLOW)]
+)
 def test_damaged_cache_is_replaced(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "digits.safetensors"
     good = train_digits(0, 1, None, path).state_dict()

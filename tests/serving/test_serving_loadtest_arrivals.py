@@ -88,7 +88,7 @@ def test_keeping_peaks_scales_every_stretch_alike(found: list[float], factor: fl
     scaled = scale_rate(times, seconds, rate, seed, keep_peaks=True)
     assert ascending(scaled) and scaled[-1] <= seconds
     assert np.array_equal(scaled, scale_rate(times, seconds, rate, seed, keep_peaks=True))
-    assert len(scaled) == max(1, round(factor * len(times)))
+    assert len(scaled) == 1 or abs(len(scaled) - factor * len(times)) <= 0.5 + 1e-9  # halves go either way
     real = len(scaled) / len(times)
     # At every arrival the number so far is the old one times the factor, to within 1. (Equal times: of the first of them
     # downwards, of any upwards. The search allows for the last bits that interpolation may lose.)

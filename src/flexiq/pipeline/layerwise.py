@@ -326,25 +326,40 @@ class Compilation:
                 (size, self.size_limit, overhead, "bytes"), (seconds, self.time_limit, lag, "seconds"),
             ):  # fmt: skip
                 if left is not None and left <= 0.0:
-                    raise self._refused(cheapest, f"{fixed:.6g} {unit} of {limit:.6g} are needed beside the layers")
+                    return self._last_resort(
+                        cheapest, timed, f"{fixed:.6g} {unit} of {limit:.6g} are needed beside the layers"
+                    )
             try:
                 plan = self.plan(size, seconds)
             except BudgetError as error:
-                raise self._refused(cheapest, str(error)) from None
-            reached: dict[str, Any] = {}
-            program = self._sized(plan, reached)
-            if timed:
-                reached["measured_latency"] = measured_seconds(program)
-                self.finish(program, plan, reached)
-            over_size = 0.0 if self.size_limit is None else len(to_bytes(program)) - self.size_limit
-            over_time = reached["measured_latency"] - (self.time_limit or 0.0) if timed else 0.0
+                return self._last_resort(cheapest, timed, str(error))
+            found, over_size, over_time = self._weighed(plan, timed)
             if over_size <= 0.0 and over_time <= 0.0:
-                return Compiled(program, plan, self.losses, self.analysis, reached)
+                return found
             # What stands beside the layers depends on the plan, so the excess alone may not be enough: ask for a little more
             # each time.
             overhead += max(over_size, 0.0) * 1.5 + 0.001 * turn * (self.size_limit or 0.0) * (over_size > 0.0)
             lag += max(over_time, 0.0) + 0.01 * turn * (self.time_limit or 0.0) * (over_time > 0.0)
-        raise self._refused(cheapest, f"no plan was within them after {ROUNDS} corrections")
+        return self._last_resort(cheapest, timed, f"no plan was within them after {ROUNDS} corrections")
+
+    def _weighed(self, plan: Plan, timed: bool) -> tuple[Compiled, float, float]:
+        """(the finished plan, bytes over the budget, seconds over it); negative or 0 where it is met."""
+        reached: dict[str, Any] = {}
+        program = self._sized(plan, reached)
+        if timed:
+            reached["measured_latency"] = measured_seconds(program)
+            self.finish(program, plan, reached)
+        over_size = 0.0 if self.size_limit is None else len(to_bytes(program)) - self.size_limit
+        seconds = reached["measured_latency"] if timed else plan.seconds
+        over_time = 0.0 if self.time_limit is None else seconds - self.time_limit
+        return Compiled(program, plan, self.losses, self.analysis, reached), over_size, over_time
+
+    def _last_resort(self, cheapest: Plan, timed: bool, why: str) -> Compiled:
+        """The cheapest plan, if it is within the budgets after all (corrections can overshoot); else raises BudgetError."""
+        found, over_size, over_time = self._weighed(cheapest, timed)
+        if over_size <= 0.0 and over_time <= 0.0:
+            return found
+        raise self._refused(cheapest, why)
 
     def _cheapest(self) -> Plan:
         """The plan with every layer at its smallest, or where only time is limited its fastest, option."""

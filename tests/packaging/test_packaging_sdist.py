@@ -61,7 +61,7 @@ def test_contents(sdist: Path) -> None:
 @pytest.mark.usefixtures("needs_compiler")
 def test_builds(sdist: Path, tmp_path: Path, run: Run) -> None:
     """Without optimization, which takes a fraction of the time: what counts is that no file is missing."""
-    options = ("--no-deps", "--no-build-isolation", "-C", "cmake.build-type=Debug", "--wheel-dir", tmp_path)
+    options = ("--no-deps", "--no-build-isolation", "--config-settings=cmake.build-type=Debug", "--wheel-dir", tmp_path)
     command = (sys.executable, "-m", "pip", "wheel", *options, sdist)
     done = run(*command, cwd=tmp_path, FLEXIQ_REQUIRE_NATIVE="1")
     assert done.returncode == 0, done.stdout + done.stderr

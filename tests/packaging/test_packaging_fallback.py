@@ -34,7 +34,8 @@ print(build_backend.build_wheel(sys.argv[1], {"build-dir": sys.argv[1] + "/build
 
 
 def build(run: Run, tree: Path, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    options = ("--verbose", "--no-deps", "--no-build-isolation", f"--config-settings=build-dir={out / 'build'}", "--wheel-dir", out)
+    build = f"--config-settings=build-dir={out / 'build'}"
+    options = ("--verbose", "--no-deps", "--no-build-isolation", build, "--wheel-dir", out)
     return run(sys.executable, "-m", "pip", "wheel", *options, tree, cwd=out, **variables)
 
 

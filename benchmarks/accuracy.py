@@ -1,7 +1,7 @@
 """Accuracy of the trained networks: float32, the whole dial, and what each setting is worth.
 
-Every figure comes from the integer-exact reference engine. Each network has its own result file, so that two processes
-may work on different networks at once.
+Every figure is that of the integer-exact reference engine (see `measure`). Each network has its own result file, so that two
+processes may work on different networks at once.
 """
 
 from __future__ import annotations

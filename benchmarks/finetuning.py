@@ -1,8 +1,8 @@
 """What finetuning buys at every ratio, what each of its parts is worth, and what a step of it costs.
 
-Every accuracy comes from the integer-exact reference engine on the test images; training sees the training images only.
-The networks were trained on the same images, so the held-out part that chooses the best state is held out of finetuning
-alone. An interrupted run goes on where it stopped.
+Every accuracy is that of the integer-exact reference engine on the test images (see `measure`); training sees the training
+images only. The networks were trained on the same images, so the held-out part that chooses the best state is held out of
+finetuning alone. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from flexiq.pipeline import Prepared, prepare, quantize_prepared
 from flexiq.pipeline.finetuning import Finetuned, finetune_prepared, make_network, reselect
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.program import Program
-from flexiq.zoo.datasets import ImageSet, load_dataset
+from flexiq.zoo.datasets import load_dataset
 from machine import describe_machine
 from measure import TestBench
 from results import read_rows, settings_hash
@@ -61,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dual": {},
     "low only": {"passes": "low"},
     "no distillation": {"distillation": 0.0},
+    "no cross-entropy": {"cross_entropy": 0.0},
     "8-bit teacher": {"teacher": "8bit"},
     "highest only": {"low_ratio": "highest"},
     "sampled": {"passes": "sampled"},
@@ -158,16 +159,13 @@ class NetworkRun:
         checkpoint.unlink(missing_ok=True)
         progress.done(", ".join(f"{100 * e['ratio']:.0f} %: {100 * e['accuracy']:.2f}" for e in figures["ratios"]))
 
-    def read(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        return read_images(self.train, at)
-
     def batches(self, finetune: FinetuneConfig) -> SampledBatches:
         n = self.options.extra.train_images or len(self.train) - VALIDATION
-        return SampledBatches(n, self.read, finetune.batch_size, finetune.seed, flip_and_crop)
+        return SampledBatches(n, self.train.tensors, finetune.batch_size, finetune.seed, flip_and_crop)
 
     def validation(self) -> list[Batch]:
         first = len(self.train) - VALIDATION
-        parts = [self.read(torch.arange(a, a + 250)) for a in range(first, len(self.train), 250)]
+        parts = [self.train.tensors(torch.arange(a, a + 250)) for a in range(first, len(self.train), 250)]
         return [([images], labels) for images, labels in parts]
 
     def measure_speed(self) -> None:
@@ -179,13 +177,10 @@ class NetworkRun:
         }
         if self.file.find("speed", settings, changed=self.options.changed) is None:
             self.file.put(
-                "speed", settings, step_times(self.network, self.start(0), self.options.extra.batch_size, self.read)
+                "speed",
+                settings,
+                step_times(self.network, self.start(0), self.options.extra.batch_size, self.train.tensors),
             )
-
-
-def read_images(images: ImageSet, at: Tensor) -> tuple[Tensor, Tensor]:
-    positions = at.numpy()
-    return torch.from_numpy(images.images(positions)), torch.from_numpy(images.labels[positions])
 
 
 def show_training(progress: Progress) -> Callable[[TrainingProgress], None]:

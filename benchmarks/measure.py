@@ -1,4 +1,5 @@
-"""Figures of a quantized program on test images, all from the integer-exact reference engine.
+"""Figures of a quantized program on test images: from the CPU engine where it is compiled, checked against the reference engine
+on the first batch of every program and ratio, to the bit; else from the reference engine.
 
 Outputs are kept by a digest of everything they depend on, so that programs which agree at a ratio (selectors at 100 %,
 all programs of one 8-bit model at 0) are run once.
@@ -17,10 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common import BATCH, batches
+from flexiq.engines.base import Engine, available_engines, create_engine
 from flexiq.engines.reference.engine import ReferenceEngine
+from flexiq.errors import EngineError
 from flexiq.quantization.program import Program
 from flexiq.zoo.datasets import ImageSet
 
@@ -82,6 +85,19 @@ def paired_difference(correct: Flags, reference: Flags) -> tuple[float, float]:
     return float(per_image.mean()), float(math.sqrt(per_image.var(ddof=1) / n)) if n > 1 else 0.0
 
 
+def make_engine(program: Program) -> Engine:
+    """The CPU engine without timing kernels, or the reference engine where it is not compiled."""
+    if available_engines()["cpu"]:
+        return ReferenceEngine(program, check_finite=False)
+    return create_engine(program, "cpu", kernels="fixed")
+
+
+def reference_outputs(program: Program, x: Tensor, ratio: float) -> Outputs:
+    """float32 [n, classes] of the reference engine."""
+    outputs: Outputs = ReferenceEngine(program, check_finite=False).run(x, ratio).numpy()
+    return outputs
+
+
 def pack_flags(flags: Flags) -> str:
     """Which images were right, as text, so that any two rows can be compared image by image later."""
     return base64.b64encode(np.packbits(flags).tobytes()).decode("ascii")
@@ -124,10 +140,12 @@ class TestBench:
         key = program_digest(program, program.ratios.index(ratio))
         if key in self._kept:
             return self._kept[key], False
-        engine = ReferenceEngine(program, check_finite=False)
-        parts = []
+        engine = make_engine(program)
+        parts: list[Outputs] = []
         for x, _ in batches(self.images):
             parts.append(engine.run(x, ratio).numpy())
+            if len(parts) == 1 and not np.array_equal(parts[0], reference_outputs(program, x, ratio)):
+                raise EngineError(f"the CPU engine and the reference engine differ at {100 * ratio:.0f} %: report this")
             if progress is not None:
                 progress(f"evaluate at {100 * ratio:.0f} %", len(parts) * BATCH / len(self.images))
         self._kept[key] = np.concatenate(parts)

@@ -1,7 +1,8 @@
 """Published methods beside flexiq on the same ground: accuracy at average widths of 4, 5, 6 and 8 bits.
 
 Same network, same 8-bit start, same calibration images, first and last layers at 8 bits and the same bias correction for
-all; every accuracy comes from the integer-exact reference engine. Methods that train get the same epochs of the same images.
+all; every accuracy is that of the integer-exact reference engine (see `measure`). Methods that train get the same epochs of
+the same images.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from common import (
     trained_network,
     weights_file,
 )
-from finetuning import ORDER_SEED, VALIDATION, read_images
+from finetuning import ORDER_SEED, VALIDATION
 from flexiq.comparison import Ground, Settings, Training
 from flexiq.comparison.methods import Built, build_all, get_method
 from flexiq.errors import ConfigError, FlexiqError
@@ -101,7 +102,7 @@ class NetworkRun:
         images = load_dataset(data_folder() / "cifar10", "train").shuffled(ORDER_SEED)
         config = self.finetune(seed)
         n = self.options.extra.train_images or len(images) - VALIDATION
-        batches = SampledBatches(n, lambda at: read_images(images, at), config.batch_size, seed, flip_and_crop)
+        batches = SampledBatches(n, images.tensors, config.batch_size, seed, flip_and_crop)
         return Training(config, batches)
 
     def bench(self) -> TestBench:

@@ -26,7 +26,7 @@ from flexiq.pipeline.layerwise import Compilation, compile_layerwise
 from flexiq.pipeline.layerwise_analysis import Analysis, analyse
 from flexiq.quantization.borders import best_fusion, count_borders, with_precisions
 from flexiq.quantization.program import Program
-from flexiq.selection.layerwise import METRICS, PRECISIONS, LayerwiseConfig
+from flexiq.selection.layerwise import ALL_METRICS, PRECISIONS, LayerwiseConfig
 
 CONFIG = LayerwiseConfig(budget_size="85%", precisions=PRECISIONS, calibration_images=32, batch_size=16, patches=128)
 
@@ -86,12 +86,56 @@ def test_fused_graphs_compute_values_of_the_unfused_one(graph: Graph, images: Te
 
 def test_evidence_tells_precisions_apart(analysis: Analysis) -> None:
     for e in analysis.evidence:
-        for noise in (e.weight_noise, e.activation_noise, e.added_noise):
+        for noise in (e.weight_noise, e.activation_noise, e.added_noise, e.propagated_noise):
             own = [noise[p] for p in e.precisions]
             assert own == sorted(own, reverse=True) and own[-1] == 0.0 and own[0] > 0.0
         assert e.output_noise > 0.0 and e.output_error > 0.0
     capable = [e for e in analysis.evidence if "low" in e.precisions]
     assert len(capable) == len(analysis.evidence) - 1  # all but the depthwise convolution
+
+
+class Branches(nn.Module):
+    """Residual branches of the same kind, which count more and less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.branches = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
+        self.head = nn.Linear(16, 5)
+        with torch.no_grad():
+            for branch, scale in zip(self.branches, (3.0, 1.0, 0.3, 0.1), strict=True):
+                branch.weight *= scale
+                branch.bias *= scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for branch in self.branches:
+            x = x + torch.relu(branch(x))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def test_propagated_noise_is_what_a_layer_does_to_the_output(images: Tensor) -> None:
+    model = Branches().eval()
+    config = LayerwiseConfig(budget_size="80%", calibration_images=len(images), patches=256)
+    analysis = analyse(model, [images], config)
+    with torch.no_grad():
+        exact = model(images)
+
+    def noise(low: set[str]) -> float:
+        program = analysis.program({n: "low" if n in low else "float32" for n in analysis.layers})
+        outputs = create_engine(program, "reference").run(images, program.ratios[-1])
+        return float((outputs - exact).square().sum() / exact.square().sum())
+
+    alone = {e.name: noise({e.name}) for e in analysis.evidence}
+    told = {e.name: e.propagated_noise["low"] for e in analysis.evidence}
+    for name in analysis.layers:
+        assert 0.2 < told[name] / alone[name] < 5.0, (name, told, alone)
+    branches = analysis.layers[1:5]
+    assert [told[n] for n in branches] == sorted((told[n] for n in branches), reverse=True)
+    assert sum(told.values()) == pytest.approx(noise(set(analysis.layers)), rel=0.7)
+    local = {e.name: e.added_noise["low"] for e in analysis.evidence}
+    assert max(local[n] for n in branches) < 30 * min(local[n] for n in branches)  # local metrics hardly tell
 
 
 def test_programs_near_the_float_network_in_the_order_of_their_precisions(
@@ -106,7 +150,7 @@ def test_programs_near_the_float_network_in_the_order_of_their_precisions(
     assert snr == sorted(snr) and snr[0] > 5 and snr[1] > 25 and snr[2] > 40 and snr[3] > 100
 
 
-@pytest.mark.parametrize("metric", [*METRICS, "combined"])
+@pytest.mark.parametrize("metric", [*ALL_METRICS, "combined"])
 def test_size_budgets_are_met_by_the_file_itself(metric: str, analysis: Analysis) -> None:
     for budget in ("85%", 30_500.0):
         config = CONFIG.updated(metric=metric, budget_size=budget)
@@ -353,7 +397,7 @@ def test_compile_from_python(conv_net: nn.Module, images: Tensor, tmp_path: Path
     assert torch.equal(again(images), model(images))
     plan = again.program.provenance["layerwise"]
     assert {row["precision"] for row in plan["layers"]} <= set(PRECISIONS) and len(plan["layers"]) == 8
-    assert set(plan["layers"][0]["metrics"]) == set(METRICS)
+    assert set(plan["layers"][0]["metrics"]) == {"propagated"}
 
 
 def test_transformers_and_finishing_runs(transformer: nn.Module, images: Tensor) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError, DataError, OutputError
+from flexiq.errors import ConfigError, DataError, EngineError, OutputError
+from flexiq.pipeline import prepare, quantize_prepared
 from flexiq.quantization.config import QuantizeConfig
 
 MODULES = (
@@ -62,6 +64,37 @@ def test_settings_hash_ignores_the_order_of_keys(bench: dict[str, ModuleType], s
     digest = bench["results"].settings_hash
     assert digest(settings) == digest(dict(reversed(settings.items())))
     assert digest(settings) != digest({**settings, "one more": 1})
+
+
+class WrongEngine:
+    """Runs a program, and is off by one step in one number of the first batch."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def run(self, x: torch.Tensor, ratio: float) -> torch.Tensor:
+        outputs: torch.Tensor = self.engine.run(x, ratio).clone()
+        outputs.view(-1)[3] += 1e-3
+        return outputs
+
+
+def test_figures_are_those_of_the_reference_engine(bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever engine evaluates, and one that differs in a single number is found out."""
+    measure = bench["measure"]
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(),
+                                torch.nn.Linear(16 * 64, 5)).eval()  # fmt: skip
+    pixels = torch.randn(8, 3, 8, 8)
+    program = quantize_prepared(prepare(model, [pixels], QuantizeConfig()), QuantizeConfig(ratios=(0.0, 1.0), selector="greedy"))
+    images = SimpleNamespace(labels=np.zeros(8, np.int64))
+    monkeypatch.setattr(measure, "batches", lambda given: [(pixels[:5], None), (pixels[5:], None)])
+    exact = measure.reference_outputs(program, pixels, 1.0)
+    outputs, now = measure.TestBench(model, images).outputs(program, 1.0)
+    assert now and np.array_equal(outputs, exact)
+    right = measure.make_engine
+    monkeypatch.setattr(measure, "make_engine", lambda given: WrongEngine(right(given)))
+    with pytest.raises(EngineError, match="differ at 100 %"):
+        measure.TestBench(model, images).outputs(program, 1.0)
 
 
 def test_rows_are_measured_once_per_settings(bench: dict[str, ModuleType], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_the_file_is_an_ordinary_one_and_keeps_its_plan(flexiq: Any, compiled: P
     assert program.provenance["source"]["model"] == "zoo:digits" and program.provenance["evaluation"]["images"] == 60
     assert compiled.with_suffix(".html").stat().st_size > 1000
     shown = flexiq("inspect", compiled)
-    assert shown.code == 0 and "layer-wise plan by weight+activation+sqnr+mse" in shown.out
+    assert shown.code == 0 and "layer-wise plan by propagated" in shown.out
     assert "quantize/dequantize pairs" in shown.out
     for row in plan["layers"]:
         assert row["source"] in shown.out

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flexiq.errors import BudgetError, ConfigError, SelectionError
 from flexiq.selection.layerwise import (
+    ALL_METRICS,
     METRICS,
     LayerEvidence,
     LayerOptions,
@@ -37,6 +38,7 @@ def evidence(name: str, noise: float, output: float = 0.1, before: float = 0.02,
         "weight_noise": {"low": noise, "int8": noise / 100, "float32": 0.0},
         "activation_noise": {"low": 2 * noise, "int8": noise / 50, "float32": 0.0},
         "added_noise": {"low": 3 * noise, "int8": noise / 40, "float32": 0.0},
+        "propagated_noise": {"low": 5 * noise, "int8": noise / 30, "float32": 0.0},
     }  # fmt: skip
     return LayerEvidence(name=name, **{**values, **changes})
 
@@ -139,7 +141,7 @@ def test_an_accuracy_floor_takes_the_shortest_prefix_that_was_measured() -> None
 
 def test_each_metric_ranks_by_what_it_names() -> None:
     calm, loud = evidence("calm", 1e-3, output=0.03), evidence("loud", 1e-2, output=0.5)
-    for metric in METRICS:
+    for metric in ALL_METRICS:
         losses = layer_losses([calm, loud], [metric])
         assert losses["loud"]["low"] > losses["calm"]["low"] > losses["calm"]["int8"] > losses["calm"]["float32"] == 0.0
         assert losses["calm"]["low"] + losses["loud"]["low"] == pytest.approx(1.0)
@@ -185,7 +187,9 @@ def test_bytes_of_weights() -> None:
 def test_settings_are_checked_and_named() -> None:
     config = LayerwiseConfig(budget_size="80%", precisions="float32,int8".split(","), metric="sqnr+weight")
     assert config.precisions == ("int8", "float32") and config.metric == ("weight", "sqnr")
+    assert LayerwiseConfig(budget_size=1e6).metric == ("propagated",)
     assert LayerwiseConfig(budget_size=1e6, metric="combined").metric == METRICS
+    assert LayerwiseConfig(budget_size=1e6, metric="propagated+mse").metric == ("mse", "propagated")
     assert config.updated(order="score").order == "score"
     for changes, told in (
         ({}, "needs a budget"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -156,6 +157,16 @@ def test_batches_subsets_and_shuffling(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         next(data.batches(0))
     assert len(data.head(3)) == 3 and len(data.head(None)) == 21
+
+
+def test_tensors_at_positions(tmp_path: Path) -> None:
+    images = load_dataset(write_folder(tmp_path / "set", class_files()), "all").shuffled(1)
+    pixels, labels = images.tensors(torch.tensor([4, 0, 4]))
+    assert pixels.dtype == torch.float32 and pixels.shape == (3, *images.image_shape)
+    assert labels.dtype == torch.int64 and labels.tolist() == images.labels[[4, 0, 4]].tolist()
+    assert np.array_equal(pixels.numpy(), images.images([4, 0, 4]))
+    pixels[0] = 0.0  # its own memory: augmentation may write into it
+    assert np.array_equal(images.images([4]), pixels[2:].numpy())
 
 
 def test_resize_and_crop(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 MOST_THREADS = 1024
 MOST_IMAGES = 1 << 16
-_OUTPUT_PANEL = "Output"
 
 
 def benchmark(
@@ -67,21 +66,21 @@ def benchmark(
         Path | None,
         typer.Option(
             "--output", "-o", metavar="FILE.json", help="Write all figures there as JSON; a file there is replaced.",
-            rich_help_panel=_OUTPUT_PANEL, show_default=False,
+            rich_help_panel=options.OUTPUT_PANEL, show_default=False,
         ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             "--plot", metavar="FILE.png|.svg", help="Draw accuracy against latency (needs matplotlib).",
-            rich_help_panel=_OUTPUT_PANEL, show_default=False,
+            rich_help_panel=options.OUTPUT_PANEL, show_default=False,
         ),
     ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
             "--html", metavar="FILE.html", help="Write picture and table as one self-contained page.",
-            rich_help_panel=_OUTPUT_PANEL, show_default=False,
+            rich_help_panel=options.OUTPUT_PANEL, show_default=False,
         ),
     ] = None,
     seed: options.Seed = 0,

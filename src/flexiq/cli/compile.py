@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flexiq.cli import files, machine, options
-from flexiq.cli.quantize import DEFAULT_IMAGES, Task
+from flexiq.cli.quantize import Task
 from flexiq.cli.terminal import Terminal, duration, percent, size_name
 from flexiq.errors import ConfigError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flexiq.selection.layerwise import LayerwiseConfig
     from flexiq.zoo.datasets import ImageSet
 
-_PLAN, _BUDGETS, _EVALUATION = "Plan", "Budgets", "Evaluation"
+_PLAN, _BUDGETS, _EVALUATION = "Plan", "Budgets", options.EVALUATION_PANEL
 _UNITS = {"b": 1.0, "k": 1e3, "kb": 1e3, "m": 1e6, "mb": 1e6, "kib": 1024.0, "mib": 1024.0**2}
 _TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
@@ -41,44 +41,12 @@ def parse_amount(text: str | None, units: dict[str, float], option: str, example
 
 
 def compile(
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            metavar="SPEC",
-            help="zoo:NAME, torchvision:NAME, timm:NAME, package.module:callable or path/to/file.py:callable. Naming a "
-            "module or file runs its code.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.flexiq", help="The file to write.", show_default=False)
-    ],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights",
-            metavar="FILE",
-            help="Trained weights: .safetensors, .pt or .pth (no pickled objects).",
-            show_default=False,
-        ),
-    ] = None,
-    num_classes: Annotated[
-        int | None,
-        typer.Option("--num-classes", metavar="N", min=1, help="Outputs of the last layer.", show_default=False),
-    ] = None,
+    model: options.NetworkSpec,
+    output: options.ModelOutput,
+    weights: options.Weights = None,
+    num_classes: options.NumClasses = None,
     data: options.Data = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            "--images",
-            metavar="N",
-            min=1,
-            rich_help_panel="Data",
-            show_default=False,
-            help=f"Calibration images, drawn by --seed from the train part. Default: {DEFAULT_IMAGES} (all if fewer).",
-        ),
-    ] = None,
+    images: options.CalibrationImages = None,
     mean: options.Mean = None,
     std: options.Std = None,
     resize: options.Resize = None,
@@ -103,10 +71,11 @@ def compile(
         typer.Option(
             "--metric",
             metavar="NAMES",
-            help="What ranks the layers: weight, activation, sqnr, mse, several joined by +, or combined for all.",
+            help="What ranks the layers: propagated (noise carried to the network's output), or local metrics: weight, "
+            "activation, sqnr, mse, several joined by +, or combined for these four.",
             rich_help_panel=_PLAN,
         ),
-    ] = "combined",
+    ] = "propagated",
     sqnr_change: Annotated[
         str,
         typer.Option(
@@ -228,22 +197,8 @@ def compile(
             show_default=False,
         ),
     ] = None,
-    eval_images: Annotated[
-        int,
-        typer.Option(
-            "--eval-images",
-            metavar="N",
-            min=1,
-            help="Test images at most, drawn by --seed.",
-            rich_help_panel=_EVALUATION,
-        ),
-    ] = 1000,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="FILE.html", help="Also write the report.", rich_help_panel="Output", show_default=False
-        ),
-    ] = None,
+    eval_images: options.EvalImages = 1000,
+    report: options.Report = None,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
     threads: options.Threads = None,
@@ -280,7 +235,7 @@ def compile(
             "budget_size": parse_amount(budget_size, _UNITS, "--budget-size", "300k, 1.5MB or 80%"),
             "budget_latency": time_budget,
             "accuracy_floor": None if accuracy_floor is None else options.parse_share(accuracy_floor, "--accuracy-floor"),
-            "calibration_images": images or DEFAULT_IMAGES, "batch_size": batch_size, "seed": seed,
+            "calibration_images": images or options.DEFAULT_IMAGES, "batch_size": batch_size, "seed": seed,
         }  # fmt: skip
         config = LayerwiseConfig(**settings)
         machine.set_threads(threads)
@@ -320,7 +275,7 @@ def _compile(
 ) -> QuantizedModel:
     """The compiled model; its provenance names its sources."""
     from flexiq.api import compile as run
-    from flexiq.cli.data import Batches
+    from flexiq.cli.data import Batches, describe_source
 
     validation = None
     if config.accuracy_floor is not None:
@@ -329,11 +284,7 @@ def _compile(
     with task.terminal.progress() as progress:
         compiled = run(network, calibration, config, validation=validation, progress=progress)
     compiled.program.provenance["cpu"] = machine.cpu_model()
-    compiled.program.provenance["source"] = {
-        "model": task.spec if ".py:" not in task.spec else task.spec.replace("\\", "/").rpartition("/")[2],
-        "weights": None if task.weights is None else task.weights.name,
-        **task.given.describe(),
-    }
+    compiled.program.provenance["source"] = describe_source(task.spec, task.weights, task.given)
     return compiled
 
 

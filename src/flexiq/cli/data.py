@@ -85,6 +85,15 @@ class DataOptions:
         }
 
 
+def describe_source(spec: str, weights: Path | None, given: DataOptions) -> dict[str, Any]:
+    """JSON-able: what a model is made from (no folder names), for its provenance."""
+    return {
+        "model": spec if ".py:" not in spec else spec.replace("\\", "/").rpartition("/")[2],
+        "weights": None if weights is None else weights.name,
+        **given.describe(),
+    }
+
+
 def short_name(spec: str) -> str:
     """The last part of a path; other specs as they are. Artifacts travel, and need not tell about folders."""
     return spec if spec == "digits" or spec.startswith("torchvision:") else Path(spec).absolute().name

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flexiq.serving.ray.deployment import Deployed
 
 LOOK = 2.0  # seconds between looks at the replicas
-_DIAL, _REPLICAS, _NETWORK, _OUTPUT = "Dial and queue", "Replicas", "Cluster and network", "Output"
+_DIAL, _REPLICAS, _NETWORK, _OUTPUT = "Dial and queue", "Replicas", "Cluster and network", options.OUTPUT_PANEL
 
 
 def deploy(

@@ -16,15 +16,14 @@ if TYPE_CHECKING:
     from flexiq.quantization.program import Program
 
 _LIBRARIES = ("zoo:", "torchvision:", "timm:")  # their networks have random weights unless --weights is given
-DEFAULT_IMAGES = 256
 
 
 def finetune(
-    output: own.Output,
+    output: options.ModelOutput,
     start: own.Start = None,
     model: own.Spec = None,
     weights: own.Weights = None,
-    num_classes: own.Classes = None,
+    num_classes: options.NumClasses = None,
     data: options.Data = None,
     train_images: own.TrainImages = None,
     validation_images: own.ValidationImages = None,
@@ -139,12 +138,16 @@ def finetune(
         if program is not None and start is not None:
             config = start_config(program, start.name)
         else:
-            config = QuantizeConfig(**quantizing, seed=settings.seed, calibration_images=images or DEFAULT_IMAGES)
+            config = QuantizeConfig(
+                **quantizing, seed=settings.seed, calibration_images=images or options.DEFAULT_IMAGES
+            )
         stored = (program.provenance.get("source") or {}) if program is not None else {}
         given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download)
         network = build_model(model, weights, num_classes)
         train = given.load("train", stored)
-        wanted = _calibration_images(program) if program is not None else images or min(DEFAULT_IMAGES, len(train))
+        wanted = (
+            _calibration_images(program) if program is not None else images or min(options.DEFAULT_IMAGES, len(train))
+        )
         parts = split_train(train, wanted, config.seed, validation_images, train_images, augment)
         test, of = load_test(given, stored, evaluate, eval_images, config.seed, terminal)
         if program is not None:

@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 
+from flexiq.cli import options
+
 _TRAINING, _LOSS, _NETWORK, _DEVICE = "Training", "Passes and loss", "Scales, bias, norms", "Device"
-_QUANTIZING, _DATA, _OUTPUT = "Quantizing first (without MODEL.flexiq)", "Data", "Output"
+_QUANTIZING = "Quantizing first (without MODEL.flexiq)"
 
 
 def _option(name: str, metavar: str, told: str, panel: str) -> typer.models.OptionInfo:
@@ -47,13 +49,6 @@ Weights = Annotated[
         show_default=False,
     ),
 ]
-Classes = Annotated[
-    int | None,
-    typer.Option("--num-classes", metavar="N", min=1, help="Outputs of the last layer.", show_default=False),
-]
-Output = Annotated[
-    Path, typer.Option("--output", "-o", metavar="OUT.flexiq", help="The file to write.", show_default=False)
-]
 
 Epochs = Annotated[int | None, _option("--epochs", "N", "Passes over the training data. Default: 5.", _TRAINING)]
 BatchSize = Annotated[
@@ -63,7 +58,7 @@ Accumulation = Annotated[int | None, _option("--accumulation", "N", "Steps per u
 Optimizer = Annotated[str | None, _option("--optimizer", "adamw|sgd", "sgd: momentum 0.9. Default: adamw.", _TRAINING)]
 LearningRate = Annotated[
     float | None,
-    _option("--learning-rate", "RATE", "At its peak; warm-up before, half a cosine after. Default: 0.0005.", _TRAINING),
+    _option("--learning-rate", "RATE", "At its peak; warm-up before, half a cosine after. Default: 0.0002.", _TRAINING),
 ]
 Warmup = Annotated[
     float | None, _option("--warmup", "0..1", "Share of all updates that warm up. Default: 0.05.", _TRAINING)
@@ -200,7 +195,7 @@ TrainImages = Annotated[
         metavar="N",
         min=1,
         help="Train on so many images, drawn by the seed of the quantization. Default: all.",
-        rich_help_panel=_DATA,
+        rich_help_panel=options.DATA_PANEL,
         show_default=False,
     ),
 ]
@@ -212,7 +207,7 @@ ValidationImages = Annotated[
         min=0,
         help="Images of the train part held out to choose the best state; used neither for training nor for calibration. "
         "0: none, the last state is the result. Default: 5 % of the train part, at most 2000.",
-        rich_help_panel=_DATA,
+        rich_help_panel=options.DATA_PANEL,
         show_default=False,
     ),
 ]
@@ -222,7 +217,7 @@ AugmentImages = Annotated[
         "--augment/--no-augment",
         help="Random horizontal flips and shifts by up to 4 pixels. Default: for colour pictures, not for grey ones or ready "
         "arrays, which are often letters or digits. Switch it off where left and right differ in meaning.",
-        rich_help_panel=_DATA,
+        rich_help_panel=options.DATA_PANEL,
         show_default=False,
     ),
 ]
@@ -233,7 +228,7 @@ EvalImages = Annotated[
         metavar="N",
         min=1,
         help="Test images at most, drawn by the seed of the quantization.",
-        rich_help_panel="Evaluation",
+        rich_help_panel=options.EVALUATION_PANEL,
     ),
 ]
 Evaluate = Annotated[
@@ -241,13 +236,14 @@ Evaluate = Annotated[
     typer.Option(
         "--evaluate/--no-evaluate",
         help="Measure the curve before and after on the test part, and keep both. Default: if there is one.",
-        rich_help_panel="Evaluation",
+        rich_help_panel=options.EVALUATION_PANEL,
         show_default=False,
     ),
 ]
 
 Images = Annotated[
-    int | None, _option("--images", "N", "Calibration images. Default: 256 (all if fewer).", _QUANTIZING)
+    int | None,
+    _option("--images", "N", f"Calibration images. Default: {options.DEFAULT_IMAGES} (all if fewer).", _QUANTIZING),
 ]
 Ratios = Annotated[str | None, _option("--ratios", "LIST", "As for flexiq quantize.", _QUANTIZING)]
 LowBits = Annotated[int | None, _option("--low-bits", "2..7", "Width of low values.", _QUANTIZING)]
@@ -269,8 +265,11 @@ Generations = Annotated[int | None, _option("--generations", "N", "Generations p
 
 Report = Annotated[
     Path | None,
-    _option("--report", "FILE.html", "Also write a page: curve before and after, training, settings.", _OUTPUT),
+    _option(
+        "--report", "FILE.html", "Also write a page: curve before and after, training, settings.", options.OUTPUT_PANEL
+    ),
 ]
 Plot = Annotated[
-    Path | None, _option("--plot", "FILE.png|.svg", "Also write its pictures as one (needs matplotlib).", _OUTPUT)
+    Path | None,
+    _option("--plot", "FILE.png|.svg", "Also write its pictures as one (needs matplotlib).", options.OUTPUT_PANEL),
 ]

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flexiq.api import QuantizedModel, prepare_model
 from flexiq.artifact import load_program, save_program
 from flexiq.cli import machine
-from flexiq.cli.data import Batches, DataOptions, check_fit, draw
+from flexiq.cli.data import Batches, DataOptions, check_fit, describe_source, draw
 from flexiq.cli.terminal import Terminal, percent, ratio_name
 from flexiq.errors import ArtifactError, DataError
 from flexiq.finetuning.config import FinetuneConfig
@@ -113,14 +112,8 @@ class HeldOut(Sequence[Batch]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         start = index % len(self) * self.size
-        pixels, labels = read(self.images, torch.arange(start, min(start + self.size, len(self.images))))
+        pixels, labels = self.images.tensors(torch.arange(start, min(start + self.size, len(self.images))))
         return [pixels], labels
-
-
-def read(images: ImageSet, at: Tensor) -> tuple[Tensor, Tensor]:
-    """(pixels float32 [k, C, H, W], labels int64 [k]) of positions [k]."""
-    positions = at.numpy()
-    return torch.from_numpy(images.images(positions)), torch.from_numpy(images.labels[positions])
 
 
 @contextlib.contextmanager
@@ -200,11 +193,7 @@ class Work:
             if program is None:
                 program = quantize_prepared(prepared, self.config, progress=progress, checkpoint=self.search)
                 program.provenance["cpu"] = machine.cpu_model()
-                program.provenance["source"] = {
-                    "model": self.spec if ".py:" not in self.spec else self.spec.replace("\\", "/").rpartition("/")[2],
-                    "weights": None if self.weights is None else self.weights.name,
-                    **self.given.describe(),
-                }
+                program.provenance["source"] = describe_source(self.spec, self.weights, self.given)
                 save_program(program, self.kept_start)
                 self.search.unlink(missing_ok=True)
         return prepared, program
@@ -227,7 +216,7 @@ class Work:
         """Train. The first Ctrl-C writes the checkpoint and ends the command with code 130."""
         batches = SampledBatches(
             len(parts.training),
-            lambda at: read(parts.training, at),
+            parts.training.tensors,
             self.settings.batch_size,
             self.settings.seed,
             flip_and_crop if parts.augmented else None,

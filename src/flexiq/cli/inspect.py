@@ -11,8 +11,6 @@ from flexiq.cli.inspect_engine import EngineOptions, examine_engine, print_engin
 from flexiq.cli.terminal import Terminal, count_name, ratio_name, size_name
 from flexiq.errors import ArtifactError
 
-_ENGINE_PANEL = "Engine"
-
 
 def inspect(
     model: options.Model,
@@ -31,7 +29,7 @@ def inspect(
             metavar="cpu",
             help="Load the model into this engine too and show its layers there: kernel by ratio, milliseconds, GMAC/s and "
             "share of the measured peak, what hinders a faster kernel, bytes of weights.",
-            rich_help_panel=_ENGINE_PANEL,
+            rich_help_panel=options.ENGINE_PANEL,
             show_default=False,
         ),
     ] = None,
@@ -43,7 +41,7 @@ def inspect(
             metavar="N",
             min=1,
             help="Threads of the engine. Default: 1.",
-            rich_help_panel=_ENGINE_PANEL,
+            rich_help_panel=options.ENGINE_PANEL,
             show_default=False,
         ),
     ] = None,
@@ -54,7 +52,7 @@ def inspect(
             metavar="N",
             min=1,
             help="Samples per run that kernels are chosen for and timed with. Default: 1.",
-            rich_help_panel=_ENGINE_PANEL,
+            rich_help_panel=options.ENGINE_PANEL,
             show_default=False,
         ),
     ] = None,
@@ -65,20 +63,11 @@ def inspect(
             metavar="auto|fixed|NAME",
             help="auto (default): by timing, remembered on this machine; fixed: by rule; or one of direct, fip, winograd, "
             "winograd_fip, narrow wherever it is exact.",
-            rich_help_panel=_ENGINE_PANEL,
+            rich_help_panel=options.ENGINE_PANEL,
             show_default=False,
         ),
     ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory",
-            metavar="fast|small",
-            help="small: one copy of the weights. Default: fast.",
-            rich_help_panel=_ENGINE_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    memory: options.Memory = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

@@ -14,10 +14,7 @@ from flexiq.cli.terminal import Terminal
 def latency_table(
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.json", help="Where the table goes.")],
-    isa: Annotated[
-        str | None,
-        typer.Option("--isa", metavar="NAME", help="Instruction set. Default: the best here.", show_default=False),
-    ] = None,
+    isa: options.Isa = None,
     threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads.")] = 1,
     batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Batch size to time at.")] = 8,
     repeats: Annotated[
@@ -27,9 +24,9 @@ def latency_table(
         str | None,
         typer.Option("--target", metavar="NAME", help="Name of the target in the table.", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")] = False,
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Time every conv and linear layer of a .flexiq file with every exact kernel of the CPU engine.
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "FLEXIQ_API_KEY"
 DEFAULT_SECONDS = 30.0
-_ARRIVALS, _TRACE, _REQUESTS, _CONNECTION, _OUTPUT = "Arrivals", "Trace", "Requests", "Connection", "Output"
+_ARRIVALS, _TRACE, _REQUESTS, _CONNECTION = "Arrivals", "Trace", "Requests", "Connection"
+_OUTPUT = options.OUTPUT_PANEL
 
 
 def loadtest(

@@ -10,10 +10,34 @@ import typer
 
 from flexiq.errors import ConfigError
 
-_DATA_PANEL = "Data"
-_OUTPUT_PANEL = "Output"
+DATA_PANEL, EVALUATION_PANEL, ENGINE_PANEL, OUTPUT_PANEL = "Data", "Evaluation", "Engine", "Output"
+DIAL_PANEL, BATCHING_PANEL = "The dial", "Batching and limits"
+DEFAULT_IMAGES = 256  # for calibration
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.flexiq", help="The quantized model.", show_default=False)]
+NetworkSpec = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="zoo:NAME, torchvision:NAME, timm:NAME, package.module:callable or path/to/file.py:callable. Naming a "
+        "module or file runs its code.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="Trained weights: .safetensors, .pt or .pth (no pickled objects).",
+        show_default=False,
+    ),
+]
+NumClasses = Annotated[
+    int | None,
+    typer.Option("--num-classes", metavar="N", min=1, help="Outputs of the last layer.", show_default=False),
+]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -21,7 +45,7 @@ Data = Annotated[
         metavar="DATA",
         help="A folder of pictures (with train/ and test/, or train.zip and test.zip), a .zip or .npz file, 'digits', "
         "or torchvision:NAME.",
-        rich_help_panel=_DATA_PANEL,
+        rich_help_panel=DATA_PANEL,
         show_default=False,
     ),
 ]
@@ -32,7 +56,7 @@ Mean = Annotated[
         metavar="R,G,B",
         help="Mean of the pixels (0..1) per channel; one number for grey. Default: what the model was quantized with, "
         "else ImageNet's.",
-        rich_help_panel=_DATA_PANEL,
+        rich_help_panel=DATA_PANEL,
         show_default=False,
     ),
 ]
@@ -42,7 +66,7 @@ Std = Annotated[
         "--std",
         metavar="R,G,B",
         help="Standard deviation of the pixels; defaults as for --mean.",
-        rich_help_panel=_DATA_PANEL,
+        rich_help_panel=DATA_PANEL,
         show_default=False,
     ),
 ]
@@ -52,7 +76,7 @@ Resize = Annotated[
         "--resize",
         metavar="SIZE",
         help="Picture size the network takes: 224 or 224x320 (height x width). Default: as the pictures are.",
-        rich_help_panel=_DATA_PANEL,
+        rich_help_panel=DATA_PANEL,
         show_default=False,
     ),
 ]
@@ -63,7 +87,7 @@ Crop = Annotated[
         metavar="SHARE",
         help="With --resize: scale the picture so that the size is this share of its shorter side, and cut the centre "
         "out (0.875 is usual for ImageNet). Default: stretch.",
-        rich_help_panel=_DATA_PANEL,
+        rich_help_panel=DATA_PANEL,
         show_default=False,
     ),
 ]
@@ -75,7 +99,7 @@ SplitSeed = Annotated[
         min=0,
         help="Seed of the split into train and test where the data have none of their own. Default: the one the model "
         "was quantized with, else 0.",
-        rich_help_panel=_DATA_PANEL,
+        rich_help_panel=DATA_PANEL,
         show_default=False,
     ),
 ]
@@ -85,14 +109,14 @@ DataRoot = Annotated[
         "--data-root",
         metavar="DIR",
         help="Where torchvision: data sets lie. Default: ./data.",
-        rich_help_panel=_DATA_PANEL,
+        rich_help_panel=DATA_PANEL,
         show_default=False,
     ),
 ]
 Download = Annotated[
     bool,
     typer.Option(
-        "--download", help="Let torchvision fetch the data set if it is not there.", rich_help_panel=_DATA_PANEL
+        "--download", help="Let torchvision fetch the data set if it is not there.", rich_help_panel=DATA_PANEL
     ),
 ]
 Images = Annotated[
@@ -102,8 +126,29 @@ Images = Annotated[
         metavar="N",
         min=1,
         help="Use so many images, drawn by --seed. Default: all.",
-        rich_help_panel=_DATA_PANEL,
+        rich_help_panel=DATA_PANEL,
         show_default=False,
+    ),
+]
+CalibrationImages = Annotated[
+    int | None,
+    typer.Option(
+        "--images",
+        metavar="N",
+        min=1,
+        help=f"Calibration images, drawn by --seed from the train part. Default: {DEFAULT_IMAGES} (all if fewer).",
+        rich_help_panel=DATA_PANEL,
+        show_default=False,
+    ),
+]
+EvalImages = Annotated[
+    int,
+    typer.Option(
+        "--eval-images",
+        metavar="N",
+        min=1,
+        help="Test images at most, drawn by --seed.",
+        rich_help_panel=EVALUATION_PANEL,
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images per step.")]
@@ -120,24 +165,67 @@ Isa = Annotated[
         metavar="NAME",
         help="Instruction set of the cpu engine; see flexiq doctor. Default: FLEXIQ_CPU_ISA, else the best that the "
         "processor has.",
-        rich_help_panel="Engine",
+        rich_help_panel=ENGINE_PANEL,
+        show_default=False,
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="fast|small",
+        help="Of the cpu engine; small: one copy of the weights. Default: fast.",
+        rich_help_panel=ENGINE_PANEL,
+        show_default=False,
+    ),
+]
+MaxRatio = Annotated[
+    str | None,
+    typer.Option(
+        "--max-ratio",
+        metavar="SHARE",
+        help="Never turn the dial further, e.g. 50% or 0.5.",
+        rich_help_panel=DIAL_PANEL,
+        show_default=False,
+    ),
+]
+TimeoutMs = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout-ms",
+        metavar="MS",
+        help="Drop requests that cannot be answered so soon. Default: the SLO.",
+        rich_help_panel=BATCHING_PANEL,
+        show_default=False,
+    ),
+]
+ModelOutput = Annotated[
+    Path, typer.Option("--output", "-o", metavar="OUT.flexiq", help="The file to write.", show_default=False)
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.html",
+        help="Also write the report.",
+        rich_help_panel=OUTPUT_PANEL,
         show_default=False,
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", "-f", help="Replace files that exist already.", rich_help_panel=_OUTPUT_PANEL)
+    bool, typer.Option("--force", "-f", help="Replace files that exist already.", rich_help_panel=OUTPUT_PANEL)
 ]
 Json = Annotated[
     bool,
     typer.Option(
-        "--json", help="Print one JSON object to standard output, and nothing else.", rich_help_panel=_OUTPUT_PANEL
+        "--json", help="Print one JSON object to standard output, and nothing else.", rich_help_panel=OUTPUT_PANEL
     ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.", rich_help_panel=_OUTPUT_PANEL)
+    bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.", rich_help_panel=OUTPUT_PANEL)
 ]
 Debug = Annotated[
-    bool, typer.Option("--debug", help="Show where an error arose (traceback).", rich_help_panel=_OUTPUT_PANEL)
+    bool, typer.Option("--debug", help="Show where an error arose (traceback).", rich_help_panel=OUTPUT_PANEL)
 ]
 
 

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from flexiq.quantization.config import QuantizeConfig
     from flexiq.zoo.datasets import ImageSet
 
-_SEARCH, _PRECISION, _EVALUATION = "Search", "Precision", "Evaluation"
-DEFAULT_IMAGES = 256
+_SEARCH, _PRECISION, _EVALUATION = "Search", "Precision", options.EVALUATION_PANEL
 
 
 def parse_low_bits(text: str) -> int | str:
@@ -36,44 +35,12 @@ def parse_low_bits(text: str) -> int | str:
 
 
 def quantize(
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            metavar="SPEC",
-            help="zoo:NAME, torchvision:NAME, timm:NAME, package.module:callable or path/to/file.py:callable. Naming a "
-            "module or file runs its code.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.flexiq", help="The file to write.", show_default=False)
-    ],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights",
-            metavar="FILE",
-            help="Trained weights: .safetensors, .pt or .pth (no pickled objects).",
-            show_default=False,
-        ),
-    ] = None,
-    num_classes: Annotated[
-        int | None,
-        typer.Option("--num-classes", metavar="N", min=1, help="Outputs of the last layer.", show_default=False),
-    ] = None,
+    model: options.NetworkSpec,
+    output: options.ModelOutput,
+    weights: options.Weights = None,
+    num_classes: options.NumClasses = None,
     data: options.Data = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            "--images",
-            metavar="N",
-            min=1,
-            rich_help_panel="Data",
-            show_default=False,
-            help=f"Calibration images, drawn by --seed from the train part. Default: {DEFAULT_IMAGES} (all if fewer).",
-        ),
-    ] = None,
+    images: options.CalibrationImages = None,
     mean: options.Mean = None,
     std: options.Std = None,
     resize: options.Resize = None,
@@ -271,28 +238,14 @@ def quantize(
             show_default=False,
         ),
     ] = None,
-    eval_images: Annotated[
-        int,
-        typer.Option(
-            "--eval-images",
-            metavar="N",
-            min=1,
-            help="Test images at most, drawn by --seed.",
-            rich_help_panel=_EVALUATION,
-        ),
-    ] = 1000,
+    eval_images: options.EvalImages = 1000,
     naive: Annotated[
         bool,
         typer.Option(
             "--naive/--no-naive", help="Also measure naive extraction, the baseline.", rich_help_panel=_EVALUATION
         ),
     ] = True,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="FILE.html", help="Also write the report.", rich_help_panel="Output", show_default=False
-        ),
-    ] = None,
+    report: options.Report = None,
     batch_size: options.BatchSize = 64,
     seed: options.Seed = 0,
     threads: options.Threads = None,
@@ -327,7 +280,7 @@ def quantize(
             auto_tolerance=auto_tolerance, latency_gain=latency_gain,
             extraction=extraction, weight_granularity=weight_granularity,
             shift_choice=shift_choice, rounding_slack=rounding_slack, smooth=smooth,
-            calibration=calibration_method, nested=not independent, calibration_images=images or DEFAULT_IMAGES,
+            calibration=calibration_method, nested=not independent, calibration_images=images or options.DEFAULT_IMAGES,
             search_images=search_images, population=population, generations=generations,
             keep_8bit=tuple(keep_8bit or ()), ignored=tuple(ignored or ()), seed=seed, batch_size=batch_size,
         )  # fmt: skip
@@ -413,9 +366,9 @@ class Task:
         if self.weights is None and self.spec.startswith(("zoo:", "torchvision:", "timm:")):
             self.terminal.note(f"note: {self.spec} without --weights has random weights; accuracies will say nothing")
         train = self.given.load("train")
-        if images is None and len(train) < DEFAULT_IMAGES:
+        if images is None and len(train) < options.DEFAULT_IMAGES:
             self.terminal.note(f"note: {train.name} has {len(train)} train images; all are used for calibration")
-        n = images if images is not None else min(DEFAULT_IMAGES, len(train))
+        n = images if images is not None else min(options.DEFAULT_IMAGES, len(train))
         chosen = train.calibration_subset(n, self.config.seed)
         test = None
         if evaluate is not False:
@@ -436,15 +389,12 @@ class Task:
     def quantize(self, network: torch.nn.Module, calibration: torch.Tensor, checkpoint: Path) -> QuantizedModel:
         """Calibrate, search, correct; the model's provenance then names its sources."""
         from flexiq.api import quantize as run
+        from flexiq.cli.data import describe_source
 
         with self.terminal.progress() as progress:
             quantized = run(network, calibration, self.config, progress=progress, checkpoint=checkpoint)
         quantized.program.provenance["cpu"] = machine.cpu_model()
-        quantized.program.provenance["source"] = {
-            "model": self.spec if ".py:" not in self.spec else self.spec.replace("\\", "/").rpartition("/")[2],
-            "weights": None if self.weights is None else self.weights.name,
-            **self.given.describe(),
-        }
+        quantized.program.provenance["source"] = describe_source(self.spec, self.weights, self.given)
         return quantized
 
     def measure(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from flexiq.serving.server.run import Server
 
 WORTHWHILE = 1.2  # below this factor between the ends of the dial it cannot help a network (measured, see the README)
-_BATCH, _DIAL, _ENGINE, _WEB = "Batching and limits", "The dial", "Engine", "Network and security"
+_BATCH, _DIAL, _ENGINE = options.BATCHING_PANEL, options.DIAL_PANEL, options.ENGINE_PANEL
+_WEB = "Network and security"
 
 
 def serve(
@@ -44,13 +45,7 @@ def serve(
             rich_help_panel=_DIAL, show_default=False,
         ),
     ] = None,
-    max_ratio: Annotated[
-        str | None,
-        typer.Option(
-            "--max-ratio", metavar="SHARE", help="Never turn the dial further, e.g. 50% or 0.5.", rich_help_panel=_DIAL,
-            show_default=False,
-        ),
-    ] = None,
+    max_ratio: options.MaxRatio = None,
     min_accuracy: Annotated[
         str | None,
         typer.Option(
@@ -100,13 +95,7 @@ def serve(
             rich_help_panel=_BATCH, show_default=False,
         ),
     ] = None,
-    timeout_ms: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout-ms", metavar="MS", help="Drop requests that cannot be answered so soon. Default: the SLO.",
-            rich_help_panel=_BATCH, show_default=False,
-        ),
-    ] = None,
+    timeout_ms: options.TimeoutMs = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -128,13 +117,7 @@ def serve(
         ),
     ] = None,
     isa: options.Isa = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory", metavar="fast|small", help="Memory of the cpu engine: fast (default) or small.",
-            rich_help_panel=_ENGINE, show_default=False,
-        ),
-    ] = None,
+    memory: options.Memory = None,
     host: Annotated[
         str | None,
         typer.Option(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from flexiq.simulation import ComparisonRow
 
 MOST_TABLE_BYTES = 16 << 20
-_LOAD, _DIAL, _FLEET, _BATCH, _OUTPUT = "Load", "The dial", "Fleet", "Batching and limits", "Output"
+_LOAD, _FLEET = "Load", "Fleet"
+_DIAL, _BATCH, _OUTPUT = options.DIAL_PANEL, options.BATCHING_PANEL, options.OUTPUT_PANEL
 
 
 def simulate(
@@ -91,12 +92,7 @@ def simulate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Run all policies beside each other.", rich_help_panel=_DIAL)
     ] = False,
-    max_ratio: Annotated[
-        str | None,
-        typer.Option(
-            "--max-ratio", metavar="SHARE", help="Never turn the dial further.", rich_help_panel=_DIAL, show_default=False
-        ),
-    ] = None,
+    max_ratio: options.MaxRatio = None,
     min_accuracy: Annotated[
         str | None,
         typer.Option(
@@ -162,13 +158,7 @@ def simulate(
     max_queue: Annotated[
         int, typer.Option("--max-queue", metavar="N", min=1, help="Requests that may wait.", rich_help_panel=_BATCH)
     ] = 1024,
-    timeout_ms: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout-ms", metavar="MS", help="Drop requests that cannot be answered so soon. Default: the SLO.",
-            rich_help_panel=_BATCH, show_default=False,
-        ),
-    ] = None,
+    timeout_ms: options.TimeoutMs = None,
     window: Annotated[
         float, typer.Option("--window", metavar="SECONDS", help="Of the time series and of --overload.", rich_help_panel=_OUTPUT)
     ] = 1.0,

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexiq.engines.reference.arithmetic import channels_last
 from flexiq.errors import CalibrationError, DataError
 from flexiq.finetuning.config import FinetuneConfig
 from flexiq.finetuning.data import Batch, Batches
 from flexiq.finetuning.loss import FloatTeacher, check_targets, loss
+from flexiq.finetuning.network import trained_constants
+from flexiq.finetuning.optimizer import make_optimizer
 from flexiq.finetuning.schedule import rate
 from flexiq.graph.interpreter import constant_tensors, run_graph
 from flexiq.graph.ir import Graph
-from flexiq.pipeline import Prepared
-from flexiq.quantization.build import statistics_plan
+from flexiq.pipeline.preparing import Prepared, calibrate
 from flexiq.quantization.config import QuantizeConfig
 
 Step = Callable[[list[Tensor], Tensor], Tensor]  # (inputs, targets) of a batch -> loss, its gradients accumulated
@@ -45,15 +47,7 @@ def optimize_parameters(
     """
     config = training.config
     own = [p for p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in own if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in own if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
-    if config.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = make_optimizer([p for p in own if p.dim() > 1], [p for p in own if p.dim() <= 1], config=config)
     total = training.batches.steps * config.epochs
     started = time.perf_counter()
     losses: list[float] = []
@@ -82,21 +76,6 @@ def optimize_parameters(
     }
 
 
-def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-
-def trained_constants(graph: Graph) -> list[str]:
-    """Names of the constants that training moves: weights and biases of convolutions and linear layers, LayerNorm's vectors."""
-    names: list[str] = []
-    for node in graph.nodes:
-        if node.op in ("conv", "linear"):
-            names += [v for v in (node.weight, node.bias) if v is not None]
-        elif node.op == "layer_norm":
-            names += node.inputs[1:]
-    return [n for n in dict.fromkeys(names) if n in graph.constants]
-
-
 def train_float(
     graph: Graph, training: Training, penalty: Penalty | None = None, progress: Callable[[float], None] | None = None
 ) -> tuple[Graph, dict[str, float]]:
@@ -106,7 +85,7 @@ def train_float(
     """
     config = training.config
     constants = constant_tensors(graph)
-    leaves = {n: nn.Parameter(constants[n].clone().float()) for n in trained_constants(graph)}
+    leaves = {n: nn.Parameter(constants[n].clone().float()) for n in trained_constants(graph, batch_norm=False)}
     constants.update(leaves)
     weights = {n: leaves[n] for n in leaves if leaves[n].dim() > 1}
     teacher = FloatTeacher(graph, "cpu", config.bfloat16) if config.distillation > 0.0 else None
@@ -131,16 +110,8 @@ def train_float(
 
 def recalibrated(prepared: Prepared, graph: Graph, config: QuantizeConfig) -> Prepared:
     """`prepared` with another graph of the same structure, its statistics taken anew on the same samples."""
-    statistics = statistics_plan(graph, config)
-
-    def observe(name: str, x: Tensor) -> None:
-        if name in statistics:
-            statistics[name].update(x, name)
-
-    constants = constant_tensors(graph)
-    with torch.no_grad():
-        for batch in prepared.batches(config.batch_size):
-            run_graph(graph, batch, observe=observe, constants=constants)
-    if any(s.largest == 0.0 and prepared.statistics[n].largest > 0.0 for n, s in statistics.items()):
+    trained = replace(prepared, graph=graph, output_means={})
+    trained.statistics = calibrate(trained, config)
+    if any(s.largest == 0.0 and prepared.statistics[n].largest > 0.0 for n, s in trained.statistics.items()):
         raise CalibrationError("training silenced a whole tensor: lower the learning_rate or the penalty")
-    return replace(prepared, graph=graph, statistics=statistics, output_means={})
+    return trained

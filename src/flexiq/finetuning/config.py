@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from flexiq.errors import ConfigError
+from flexiq.settings import BaseConfig
 
 
-class FinetuneConfig(BaseModel):
+class FinetuneConfig(BaseConfig):
     """Settings of `flexiq.finetune`. Unknown names and values out of range raise ConfigError.
 
     epochs              passes over the training data
@@ -43,13 +44,11 @@ class FinetuneConfig(BaseModel):
     seed                of the order of samples, augmentation and drawn ratios
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(128, ge=1)
     accumulation: int = Field(1, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(5e-4, gt=0.0)
+    learning_rate: float = Field(2e-4, gt=0.0)
     warmup: float = Field(0.05, ge=0.0, le=1.0)
     weight_decay: float = Field(1e-4, ge=0.0)
     passes: Literal["dual", "low", "sampled"] = "dual"
@@ -74,18 +73,9 @@ class FinetuneConfig(BaseModel):
     seed: int = Field(0, ge=0)
 
     def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "config"
-            raise ConfigError(f"FinetuneConfig.{where}: {first['msg']} (got {first.get('input')!r})") from None
+        super().__init__(**values)
         if self.cross_entropy == 0.0 and self.distillation == 0.0:
             raise ConfigError("cross_entropy and distillation are both 0: nothing is left to learn from; raise one")
-
-    def updated(self, **changes: Any) -> FinetuneConfig:
-        """A copy with some settings changed (validated)."""
-        return FinetuneConfig(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
     @property
     def torch_device(self) -> str:

@@ -62,7 +62,7 @@ class TrainableNetwork(nn.Module):
         self.learn_scales, self.learn_bias, self.normalize = learn_scales, learn_bias, normalize
         self.weights = nn.ParameterDict()
         self.fixed: dict[str, Tensor] = {}
-        trained = self._trained_constants()
+        trained = set(trained_constants(graph))
         for name, array in graph.constants.items():
             tensor = torch.from_numpy(np.array(array)).to(self.device)
             if name in trained:
@@ -93,22 +93,12 @@ class TrainableNetwork(nn.Module):
     def _float(self, name: str) -> Node:
         return self.float_nodes[name]
 
-    def _trained_constants(self) -> set[str]:
-        result: set[str] = set()
-        for node in self.source.nodes:
-            if node.op in ("conv", "linear"):
-                result |= {v for v in (node.weight, node.bias) if v is not None}
-            elif node.op == "layer_norm":
-                result |= set(node.inputs[1:])
-            elif node.op == "batch_norm":
-                result |= set(node.inputs[1:3])  # gamma and beta; mean and variance are statistics
-        return {v for v in result if v in self.source.constants and self.source.constants[v].dtype == np.float32}
-
     def _make_scales(self) -> None:
         """One parameter per distinct encoding (values that share a scale keep sharing it), as logarithms."""
         groups: dict[str, str] = {}
+        producers = self.program.graph.producers()
         for name in self.program.qparams:
-            node = next((n for n in self.program.graph.nodes if n.name == name), None)
+            node = producers.get(name)
             source = node.inputs[0] if node is not None and node.op in MOVEMENT_OPS else name
             groups[name] = groups.get(source, source)
         for node in self.program.graph.nodes:
@@ -206,10 +196,7 @@ class TrainableNetwork(nn.Module):
         if node.op == "quantize":
             q = program.qparams[node.name]
             t = self._value(node.inputs[0], values) * (1.0 / self.scale(node.name))
-            result = round_clamp(t, q.qmin, q.qmax, self.dtype)
-            if result.dim() == 4 and self.device.type == "cpu":
-                result = result.contiguous(memory_format=torch.channels_last)
-            return result
+            return arithmetic.channels_last(round_clamp(t, q.qmin, q.qmax, self.dtype))
         if node.op == "dequantize":
             return self._value(node.inputs[0], values).float() * self.scale(node.inputs[0])
         if node.name in program.qparams:
@@ -261,9 +248,7 @@ class TrainableNetwork(nn.Module):
             x = self._lowered(node, x, low, batch)
         step = self.scale(node.inputs[0])
         scale = self.weight_scale(name, weight, bias, step)
-        integers = self.quantized_weight(name, index, weight, scale).to(self.dtype)
-        if integers.dim() == 4 and self.device.type == "cpu":
-            integers = integers.contiguous(memory_format=torch.channels_last)
+        integers = arithmetic.channels_last(self.quantized_weight(name, index, weight, scale).to(self.dtype))
         bare = Node(name, node.op, [node.inputs[0]], {k: v for k, v in node.attrs.items() if k != "activation"}, "w")
         acc = evaluate_node(bare, [x, integers], batch)
         unit = scale * step  # real value of one accumulator step
@@ -353,6 +338,20 @@ class TrainableNetwork(nn.Module):
 
     def _layer_names(self) -> list[str]:
         return [n for n, layer in self.program.layers.items() if layer.weight is not None]
+
+
+def trained_constants(graph: Graph, *, batch_norm: bool = True) -> list[str]:
+    """Names of the constants that training moves, in the order of the nodes: weights and biases of convolutions and linear
+    layers, vectors of LayerNorm, and, if asked for, those of BatchNorms that no layer before them could take in."""
+    names: list[str] = []
+    for node in graph.nodes:
+        if node.op in ("conv", "linear"):
+            names += [v for v in (node.weight, node.bias) if v is not None]
+        elif node.op == "layer_norm":
+            names += node.inputs[1:]
+        elif node.op == "batch_norm" and batch_norm:
+            names += node.inputs[1:3]  # gamma and beta; mean and variance are statistics
+    return [v for v in dict.fromkeys(names) if v in graph.constants and graph.constants[v].dtype == np.float32]
 
 
 def _key(name: str) -> str:

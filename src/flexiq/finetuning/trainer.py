@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flexiq.engines.reference.arithmetic import channels_last
 from flexiq.errors import DataError, FlexiqError
 from flexiq.finetuning.checkpoint import flatten_optimizer, load_checkpoint, restore_optimizer, save_checkpoint
 from flexiq.finetuning.config import FinetuneConfig
 from flexiq.finetuning.data import Batch, Batches
 from flexiq.finetuning.loss import check_targets, loss
 from flexiq.finetuning.network import TrainableNetwork
+from flexiq.finetuning.optimizer import make_optimizer
 from flexiq.finetuning.schedule import derivation_updates, evaluation_updates, passes, rate
 from flexiq.quantization.program import Program
 
@@ -124,7 +126,6 @@ class Trainer:
         self._before = 0.0
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        c = self.config
         decayed: list[Tensor] = []
         plain: list[Tensor] = []
         scales: list[Tensor] = []
@@ -135,15 +136,7 @@ class Trainer:
                 scales.append(parameter)
             else:
                 (decayed if parameter.dim() > 1 and name.startswith("weights.") else plain).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": c.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-            {"params": scales, "weight_decay": 0.0},
-        ]
-        groups = [g for g in groups if g["params"]]
-        if c.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=c.learning_rate, momentum=0.9)
-        return torch.optim.AdamW(groups, lr=c.learning_rate)
+        return make_optimizer(decayed, plain, scales, config=self.config)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -276,9 +269,7 @@ class Trainer:
     def _accumulate(self, batch: Batch, step: int) -> float:
         """Gradients of all passes over one batch; returns the mean loss of a pass."""
         device, c = self.network.device, self.config
-        inputs = [x.to(device) for x in batch[0]]
-        if device.type == "cpu":
-            inputs = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
+        inputs = [channels_last(x.to(device)) for x in batch[0]]
         targets = batch[1].to(device)
         teacher = self.teacher(inputs) if self.teacher is not None and c.distillation > 0.0 else None
         total = 0.0

@@ -49,11 +49,17 @@ class ValueOrder:
         shape[self.labels.moving] = -1
         return bool((self.order == np.arange(self.order.shape[self.labels.moving]).reshape(shape)).all())
 
+    @property
+    def axis(self) -> int:
+        """The axis of the value that moves."""
+        axis = self.labels.moving_axis
+        assert axis is not None
+        return axis
+
     def permutation(self) -> Order | None:
         """int64 [C], old channel per new one along the axis that moves; None if it differs along other axes."""
-        labels = self.labels
-        axis = labels.moving_axis
-        assert axis is not None and labels.moving is not None
+        labels, axis = self.labels, self.axis
+        assert labels.moving is not None
         span = labels.span(axis)
         order = self.order
         for i in range(order.ndim):

@@ -26,15 +26,8 @@ from flexiq.graph.ir import Graph
 from flexiq.graph.passes.edit import fresh_constant
 from flexiq.layout import group_bounds
 from flexiq.pipeline.output_means import program_output_means
-from flexiq.pipeline.quantizing import (
-    Prepared,
-    apply_choice,
-    bound_accumulators,
-    choose,
-    low_tables,
-    restore_means,
-    silent,
-)
+from flexiq.pipeline.preparing import Prepared, silent
+from flexiq.pipeline.quantizing import apply_choice, bound_accumulators, choose, low_tables, restore_means
 from flexiq.quantization.build import build_program
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.program import Program

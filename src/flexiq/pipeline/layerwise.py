@@ -19,7 +19,8 @@ from flexiq.artifact import restrict_to_band, to_bytes
 from flexiq.errors import BudgetError, ConfigError
 from flexiq.graph.ir import Graph
 from flexiq.pipeline.layerwise_analysis import FLOATS, Analysis, analyse
-from flexiq.pipeline.quantizing import Progress, layout_summary, silent
+from flexiq.pipeline.preparing import Progress, silent
+from flexiq.pipeline.quantizing import layout_summary
 from flexiq.quantization.borders import count_borders, with_precisions
 from flexiq.quantization.calibration import summarize
 from flexiq.quantization.latency_table import LatencyTable, layer_shape

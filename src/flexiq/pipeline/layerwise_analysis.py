@@ -20,21 +20,20 @@ from torch import Tensor, nn
 
 from flexiq.engines.reference.layer_metrics import FloatRun, Noise, float_run, quantized_run
 from flexiq.graph.bfloat16 import rounded, to_bits
-from flexiq.graph.capture import capture
 from flexiq.graph.ir import Graph, Node
 from flexiq.graph.passes import Choice, fold, fused
 from flexiq.graph.passes.edit import drop_unused, fresh_constant
-from flexiq.layout import LayoutReport, apply_layout, group_bounds, plan_layout
-from flexiq.pipeline.quantizing import Prepared, Progress, bound_accumulators, check_calibration, restore_means, silent
+from flexiq.layout import LayoutReport, apply_layout, group_bounds
+from flexiq.pipeline.noise_flow import gains_to_output, numbers_per_sample, passing_share, samples_of
+from flexiq.pipeline.preparing import Prepared, Progress, calibration_inputs, captured, layout_plan, silent
+from flexiq.pipeline.quantizing import choose_shifts, restore_means
 from flexiq.quantization.borders import BestFusion, best_fusion, with_precisions
 from flexiq.quantization.build import build_program, check_patterns, eligibility, statistics_plan
-from flexiq.quantization.calibration import TensorStatistics, choose_range
+from flexiq.quantization.calibration import TensorStatistics
 from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.domains import non_negative_values
 from flexiq.quantization.effective_bits import read_back
-from flexiq.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
+from flexiq.quantization.output_error import LayerSamples
 from flexiq.quantization.program import Program, QParams, QuantizedLayer
-from flexiq.quantization.rounding import reconstruct
 from flexiq.quantization.weights import INT32_LIMIT, low_weights
 from flexiq.selection.layerwise import LayerEvidence, LayerwiseConfig
 
@@ -68,14 +67,15 @@ class LowLayer:
 class Variant:
     """One legal fusion of the network, laid out: a float graph with its statistics, all of it from the float run.
 
-    origins: value of the fused graph -> value of the unfused one. orders: value -> old channel per new one. irregular: values
-    whose channels moved differently along other axes. low: what low layers need.
+    origins: value of the fused graph -> value of the unfused one. orders: value -> old channel per new one. axes: value -> axis
+    along which that order acts. irregular: values whose channels moved differently along other axes. low: what low layers need.
     """
 
     graph: Graph
     origins: dict[str, str]
     statistics: dict[str, TensorStatistics]
     orders: dict[str, Order]
+    axes: dict[str, int]
     irregular: set[str]
     layout: LayoutReport | None
     low: dict[str, LowLayer] = field(default_factory=dict)
@@ -131,11 +131,9 @@ class Analysis:
             for value, statistics in statistics_plan(self.base, self.settings).items():
                 wanted.setdefault(value, statistics)
         axes: dict[str, int] = {}
-        for name in self.layers:
-            node = graph.node(name)
-            axis = 1 if node.op == "conv" else -1
-            axes.setdefault(origins[node.inputs[0]], axis)
-            axes.setdefault(origins[name], axis)
+        for value, axis in samples_of(graph, self.layers).items():
+            if value in origins:
+                axes.setdefault(origins[value], axis)
         self.inferences["float"] += 1
         return float_run(
             self.base, self.batches, wanted, axes,
@@ -150,15 +148,19 @@ class Analysis:
         return bool(set(FLOATS) & set(self.config.precisions)) or integers.borders != integers.default
 
     def _quantized_run(self) -> dict[str, Noise]:
-        """Noise of the input and the output of every layer, by value of the template."""
+        """Noise of what was sampled in the float run, by value of the template."""
         compared, orders = {}, {}
-        for name in self.layers:
-            value = self.variant.graph.node(name).inputs[0]
-            for program_value, own in ((self.template.graph.node(name).inputs[0], value), (name, name)):
-                if own in self.variant.irregular or own not in self.variant.origins:
-                    continue
-                compared[program_value] = self.variant.origins[own]
-                orders[program_value] = self.variant.orders.get(own)
+        quantized_from = {n.name: n.inputs[0] for n in self.template.graph.nodes if n.op == "quantize"}
+        for value in self.template.graph.types:
+            own = quantized_from.get(value, value)
+            source = self.variant.origins.get(own)
+            if source not in self.run.axes or own in self.variant.irregular:
+                continue
+            rank = len(self.template.graph.types[value].shape)
+            if own in self.variant.orders and self.variant.axes[own] % rank != self.run.axes[source] % rank:
+                continue
+            compared[value] = source
+            orders[value] = self.variant.orders.get(own)
         self.inferences["quantized"] += 1
         return quantized_run(
             self.template, len(self.template.ratios) - 1, self.batches, self.run, compared, orders
@@ -167,24 +169,51 @@ class Analysis:
     # -- evidence ------------------------------------------------------------------------------------------------------
 
     def _evidence(self, noise: Mapping[str, Noise]) -> list[LayerEvidence]:
+        operands = {n: self._operand_noise(self.variant.graph.node(n), self.template.layers[n]) for n in self.layers}
+        propagated = self._propagated(noise, {n: added for n, (_, _, added) in operands.items()})
         result = []
         for name in self.layers:
             node, layer = self.variant.graph.node(name), self.template.layers[name]
             possible = self.possible(name)
-            weight, activation, added = self._operand_noise(node, layer)
-            probe = "low" if bool(layer.low[-1].any()) else "int8"
-            output = noise.get(name)
+            weight, activation, added = operands[name]
+            probe, output = self._probe(name), noise.get(name)
             before = noise.get(self.template.graph.node(name).inputs[0], Noise())
             assert layer.weight is not None
             result.append(
                 LayerEvidence(
                     name=name, source=node.source, precisions=possible, weight_noise=weight, activation_noise=activation,
-                    added_noise=added, probe=probe, input_noise=before.ratio,
+                    added_noise=added, propagated_noise=propagated[name], probe=probe, input_noise=before.ratio,
                     output_noise=weight[probe] + activation[probe] if output is None else output.ratio,
                     output_error=0.0 if output is None else output.mean_square,
                     parameters=layer.weight.size + len(layer.weight), macs=layer.macs,
                 )  # fmt: skip
             )
+        return result
+
+    def _probe(self, layer: str) -> str:
+        """The precision of a layer in the quantized run."""
+        return "low" if bool(self.template.layers[layer].low[-1].any()) else "int8"
+
+    def _propagated(
+        self, noise: Mapping[str, Noise], added: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, dict[str, float]]:
+        """Layer -> precision -> relative noise at the network's outputs that the layer alone causes.
+
+        added: relative noise at its own output. A layer whose output could not be compared is taken to pass it on whole.
+        """
+        graph = self.template.graph
+        variances, passing = {}, {}
+        for name in self.layers:
+            samples = self.run.values[self.variant.origins[name]]
+            clipped = graph.node(name).attrs.get("activation") is not None
+            passing[name] = passing_share(samples) if clipped else 1.0
+            variances[name] = _variance(samples) * numbers_per_sample(graph.types[name].shape) * passing[name]
+        own = {n: added[n][self._probe(n)] * variances[n] for n in self.layers}
+        gains = gains_to_output(graph, noise, own, passing)
+        result = {}
+        for name, losses in added.items():
+            gain = gains.get(name, 0.0) * variances[name] if name in noise else 1.0
+            result[name] = {precision: gain * loss for precision, loss in losses.items()}
         return result
 
     def _operand_noise(self, node: Node, layer: QuantizedLayer) -> tuple[dict[str, float], ...]:
@@ -202,8 +231,7 @@ class Analysis:
             weights["low"] = _low_weight(layer) * scale
             inputs["low"] = _low_input(layer, integers, q) * np.float32(q.scale)
         exact = _outputs(w, patches, layer.conv_groups)
-        values = np.concatenate(self.run.values[self.variant.origins[node.name]])
-        variance = max(float(values.var(axis=0, dtype=np.float64).mean()), 1e-30)
+        variance = _variance(self.run.values[self.variant.origins[node.name]])
         added = {}
         for precision, own in weights.items():
             error = _outputs(own, inputs[precision], layer.conv_groups) - exact
@@ -241,26 +269,16 @@ class Analysis:
     def _make_variant(self, graph: Graph, origins: dict[str, str]) -> Variant:
         found = {v: self.run.statistics[o] for v, o in origins.items() if o in self.run.statistics}
         if "low" not in self.config.precisions or not self.config.sort_channels:
-            return Variant(graph, origins, found, {}, set(), None)
-        reasons = eligibility(graph, self.settings)
-        non_negative = non_negative_values(graph)
-        ranges = {}
-        for node in graph.nodes:
-            if node.name in reasons and node.op != "matmul":
-                statistics = found[node.inputs[0]]
-                assert statistics.channel_max is not None
-                levels = 255 if node.inputs[0] in non_negative else 127
-                top = choose_range(statistics, levels, self.config.calibration, self.config.percentile)
-                ranges[node.inputs[0]] = statistics.channel_max / max(top, 1e-30) * levels
-        plan = plan_layout(graph, ranges, self.config.group_size, {n for n, reason in reasons.items() if not reason})
+            return Variant(graph, origins, found, {}, {}, set(), None)
+        plan = layout_plan(graph, found, self.settings)
         laid_out, report = apply_layout(graph, plan)
-        orders, irregular = {}, set()
-        for value in plan.orders:
+        orders, axes, irregular = {}, {}, set()
+        for value, moved in plan.orders.items():
             order = plan.permutation(value)
             if order is None:
                 irregular.add(value)
             else:
-                orders[value] = order
+                orders[value], axes[value] = order, moved.axis
                 if value in found and found[value].channel_max is not None:
                     found[value] = found[value].permuted(order)
         for node in laid_out.nodes:  # reorders of what a reader needs in its first order
@@ -268,7 +286,7 @@ class Analysis:
                 source = node.inputs[0]
                 if origins[source] in self.run.statistics:
                     found[node.name] = self.run.statistics[origins[source]]
-        return Variant(laid_out, origins, found, orders, irregular, report)
+        return Variant(laid_out, origins, found, orders, axes, irregular, report)
 
     def _patches(self, variant: Variant, node: Node) -> npt.NDArray[np.float32]:
         """The samples of a layer's inputs in the variant's order of channels."""
@@ -311,21 +329,9 @@ class Analysis:
             layer, q = program.layers[name], encodings[name]
             patches = quantized(self._patches(variant, variant.graph.node(name)), q).astype(np.int16)
             samples[name] = LayerSamples(layer, patches, q.signed, self.config.bias != "none")
-        readers: dict[tuple[str, int, bytes], list[str]] = {}
+        choose_shifts(program, samples, self.settings)
         for name in missing:
             layer = program.layers[name]
-            key = (program.graph.node(name).inputs[0], layer.amax, layer.group_bounds.tobytes())
-            readers.setdefault(key, []).append(name)
-        for own in readers.values():
-            shift = activation_shifts([samples[n] for n in own])
-            for name in own:
-                program.layers[name].activation_shift = shift
-        for name in missing:
-            layer = program.layers[name]
-            layer.weight_shift, _ = weight_shifts(samples[name], self.config.weight_granularity)
-            if self.config.rounding_slack > 0.0:
-                layer.weight = reconstruct(samples[name], self.config.rounding_slack)
-            bound_accumulators(program, layer)
             assert layer.weight is not None
             variant.low[name] = LowLayer(
                 encodings[name], layer.weight, layer.activation_shift, layer.weight_shift, layer.accumulator_bound
@@ -378,6 +384,11 @@ def _outputs(
     w = weight.reshape(conv_groups, len(weight) // conv_groups, -1).astype(np.float32, copy=False)
     result: npt.NDArray[np.float32] = np.matmul(inputs, w.transpose(0, 2, 1))
     return result
+
+
+def _variance(samples: Sequence[npt.NDArray[np.float32]]) -> float:
+    """Mean over channels of the variance of a value's samples [places, channels]; above 0."""
+    return max(float(np.concatenate(samples).var(axis=0, dtype=np.float64).mean()), 1e-30)
 
 
 def _relative(exact: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
@@ -442,16 +453,10 @@ def analyse(
     inputs: calibration samples, one tensor per model input, batch first. names: keyword names of the inputs (dicts). Raises
     CaptureError, CalibrationError, ConfigError.
     """
-    inputs = [x.detach().cpu() for x in inputs]
-    check_calibration(inputs)
+    inputs = calibration_inputs(inputs)
     started = time.perf_counter()
     progress("capture", 0.0)
-    if isinstance(model, Graph):
-        graph = model
-    else:
-        example = [x[:2] for x in inputs]
-        graph = capture(model, (), dict(zip(names, example, strict=True))) if names else capture(model, example)
-    base = fold(graph)
+    base = fold(captured(model, inputs, names))
     seconds = time.perf_counter() - started
     with torch.no_grad():
         result = Analysis(base, inputs, config, progress)

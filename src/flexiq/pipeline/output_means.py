@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from flexiq.engines.reference.arithmetic import channel_sums
 from flexiq.engines.reference.executor import Executor, Setting
 from flexiq.graph.ir import Node
 from flexiq.quantization.program import Program
@@ -25,10 +26,9 @@ class _MeanExecutor(Executor):
     def accumulators(self, node: Node, values: dict[str, Tensor], setting: Setting | None, batch: int) -> Tensor:  # type: ignore[override]
         acc = super().accumulators(node, values, setting, batch)
         if setting is not None:
-            axis = 1 if node.op == "conv" else acc.dim() - 1
-            total = acc.double().sum(dim=[i for i in range(acc.dim()) if i != axis])
+            total, count = channel_sums(node, acc)
             self.sums[node.name] = self.sums.get(node.name, torch.zeros_like(total)) + total
-            self.counts[node.name] = self.counts.get(node.name, 0) + acc.numel() // acc.shape[axis]
+            self.counts[node.name] = self.counts.get(node.name, 0) + count
         return acc
 
 

@@ -1,6 +1,6 @@
-"""The steps from a captured network to a program with its dial, each reusable on its own (ablations repeat only some).
+"""The steps from a prepared network to a program with its dial, each reusable on its own (ablations repeat only some).
 
-capture -> calibrate -> lay out -> 8-bit program -> shifts and scores -> selection -> bias table
+(capture -> calibrate -> lay out) -> 8-bit program -> shifts and scores -> selection -> bias table
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexiq.engines.reference.bias_table import correct_bias, live_bytes_per_sample
 from flexiq.engines.reference.executor import Executor
@@ -28,24 +28,16 @@ from flexiq.engines.reference.statistics import (
     float_output_means,
     group_mean_shifts,
 )
-from flexiq.errors import CalibrationError
-from flexiq.graph.capture import capture
-from flexiq.graph.interpreter import run_graph
-from flexiq.graph.ir import Graph
-from flexiq.graph.passes import optimize
-from flexiq.graph.verify import verify
-from flexiq.layout import LayoutReport, apply_layout, group_bounds, plan_layout
-from flexiq.quantization.build import build_program, check_patterns, eligibility, positions, statistics_plan
-from flexiq.quantization.calibration import TensorStatistics, choose_range, summarize
+from flexiq.layout import LayoutReport, group_bounds
+from flexiq.pipeline.preparing import Prepared, Progress, silent
+from flexiq.quantization.build import build_program
+from flexiq.quantization.calibration import summarize
 from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.domains import layer_kinds, non_negative_values
 from flexiq.quantization.effective_bits import group_maximum, least_squares_shift, naive_shift, plain_shift
-from flexiq.quantization.equalize import equalize
 from flexiq.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
 from flexiq.quantization.predicted_latency import LatencyCurve, latency_curves, layerwise_seconds, predicted_latency
 from flexiq.quantization.program import Program, QuantizedLayer
 from flexiq.quantization.rounding import reconstruct
-from flexiq.quantization.smooth import smooth
 from flexiq.quantization.weights import accumulator_bound, check_accumulators, low_weights, plain_weight_shifts
 from flexiq.selection import (
     LatencyGoal,
@@ -59,122 +51,6 @@ from flexiq.selection import (
 
 CALIBRATION_MEMORY = 3 << 30  # bytes of activations held at once while the bias table is computed layer by layer
 PATCHES = 4096  # sampled rows of each layer's input, for shifts of least output error
-Progress = Callable[[str, float], None]  # (what is being done, share done 0..1)
-
-
-def silent(stage: str, share: float) -> None:
-    """The default progress callback."""
-
-
-@dataclass
-class Prepared:
-    """A captured, calibrated and laid-out network: everything that does not depend on which groups are low."""
-
-    graph: Graph
-    statistics: dict[str, TensorStatistics]
-    inputs: list[Tensor]
-    layout: LayoutReport | None
-    samples: int
-    seconds: dict[str, float] = field(default_factory=dict)
-    output_means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-
-    def batches(self, size: int, limit: int | None = None) -> list[list[Tensor]]:
-        n = self.samples if limit is None else min(limit, self.samples)
-        return [[x[a : min(a + size, n)] for x in self.inputs] for a in range(0, n, size)]
-
-
-def prepare(
-    model: nn.Module | Graph,
-    inputs: Sequence[Tensor],
-    config: QuantizeConfig,
-    *,
-    names: Sequence[str] | None = None,
-    progress: Progress = silent,
-) -> Prepared:
-    """Capture, optimize, calibrate and lay out.
-
-    inputs: calibration samples, one tensor per model input, batch first. names: keyword names of the inputs (dicts).
-    """
-    inputs = [x.detach().cpu() for x in inputs]
-    check_calibration(inputs)
-    started = time.perf_counter()
-    progress("capture", 0.0)
-    if isinstance(model, Graph):
-        graph = model
-    else:
-        example = [x[:2] for x in inputs]
-        graph = capture(model, (), dict(zip(names, example, strict=True))) if names else capture(model, example)
-    graph = optimize(graph)
-    check_patterns(graph, config)
-    seconds = {"capture": time.perf_counter() - started}
-    started = time.perf_counter()
-    prepared = Prepared(graph, {}, list(inputs), None, inputs[0].shape[0], seconds)
-    prepared.statistics = _calibrate(prepared, config, progress)
-    if config.equalize is not None:
-        prepared.graph, _ = equalize(graph, prepared.statistics, config.equalize)
-        verify(prepared.graph)
-        prepared.statistics = _calibrate(prepared, config, progress)
-    if config.smooth is not None:
-        prepared.graph, _ = smooth(graph, prepared.statistics, config.smooth)
-        verify(prepared.graph)
-        prepared.statistics = _calibrate(prepared, config, progress)
-    seconds["calibrate"] = time.perf_counter() - started
-    started = time.perf_counter()
-    if config.sort_channels:
-        lay_out(prepared, config)
-    seconds["layout"] = time.perf_counter() - started
-    return prepared
-
-
-def _calibrate(prepared: Prepared, config: QuantizeConfig, progress: Progress) -> dict[str, TensorStatistics]:
-    """One pass of the float network over the calibration samples."""
-    statistics = statistics_plan(prepared.graph, config)
-
-    def observe(name: str, x: Tensor) -> None:
-        if name in statistics:
-            statistics[name].update(x, name)
-
-    batches = prepared.batches(config.batch_size)
-    with torch.no_grad():
-        for i, batch in enumerate(batches):
-            run_graph(prepared.graph, batch, observe=observe)
-            progress("calibrate", (i + 1) / len(batches))
-    return statistics
-
-
-def check_calibration(inputs: Sequence[Tensor]) -> None:
-    """Raise CalibrationError on empty or non-finite calibration data."""
-    if not inputs or inputs[0].dim() == 0 or inputs[0].shape[0] == 0:
-        raise CalibrationError("the calibration data are empty: pass at least one sample (256 are usual)")
-    for i, x in enumerate(inputs):
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(dim=1).nonzero()[0])
-            raise CalibrationError(
-                f"calibration input {i} holds NaN or infinity (first in sample {bad}): clean the data"
-            )
-
-
-def lay_out(prepared: Prepared, config: QuantizeConfig) -> None:
-    """Sort channels by range into groups and fold the permutation into the network and its statistics."""
-    graph = prepared.graph
-    reasons = eligibility(graph, config)
-    non_negative = non_negative_values(graph)
-    ranges = {}
-    for node in graph.nodes:
-        if node.name not in reasons or node.op == "matmul":
-            continue
-        statistics = prepared.statistics[node.inputs[0]]
-        assert statistics.channel_max is not None
-        levels = 255 if node.inputs[0] in non_negative else 127
-        top = choose_range(statistics, levels, config.calibration, config.percentile)
-        ranges[node.inputs[0]] = statistics.channel_max / max(top, 1e-30) * levels
-    eligible = {name for name, reason in reasons.items() if not reason}
-    plan = plan_layout(graph, ranges, config.group_size, eligible)
-    prepared.graph, prepared.layout = apply_layout(graph, plan)
-    for name, statistics in prepared.statistics.items():
-        permutation = plan.permutation(name)
-        if permutation is not None and statistics.channel_max is not None:
-            prepared.statistics[name] = statistics.permuted(permutation)
 
 
 def bias_samples(prepared: Prepared, program: Program) -> int:
@@ -235,26 +111,44 @@ def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> 
         n: LayerSamples(program.layers[n], patches[n], values[graph.node(n).inputs[0]].signed, config.bias_correction)
         for n in names
     }
-    readers: dict[tuple[str, int, bytes], list[str]] = {}  # readers of other widths or groups need other shifts
-    for n in names:
-        layer = program.layers[n]
-        readers.setdefault((graph.node(n).inputs[0], layer.amax, layer.group_bounds.tobytes()), []).append(n)
-    for (value, _, _), own in readers.items():
-        shift = _activation_shift(values[value], [samples[n] for n in own], config)
-        for n in own:
-            program.layers[n].activation_shift = shift
-    scores, mean_shifts = {}, {}
-    for n in names:
-        layer = program.layers[n]
-        scores[n] = _weight_shift(layer, samples[n], config)
-        if config.rounding_slack > 0.0 and layer.eligible and config.extraction != "naive":
-            layer.weight = reconstruct(samples[n], config.rounding_slack)
-        bound_accumulators(program, layer)
-        if config.bias_correction:
-            mean_shifts[n] = group_mean_shifts(graph.node(n), layer, values[graph.node(n).inputs[0]])
+    scores = choose_shifts(program, samples, config, values)
+    mean_shifts = {}
+    if config.bias_correction:
+        for n in names:
+            mean_shifts[n] = group_mean_shifts(graph.node(n), program.layers[n], values[graph.node(n).inputs[0]])
     if config.rounding_slack > 0.0:  # the 8-bit weights have moved a little
         _correct_first_row(prepared, program, config)
     return LowTables(values, scores, mean_shifts)
+
+
+def choose_shifts(
+    program: Program,
+    samples: Mapping[str, LayerSamples],
+    config: QuantizeConfig,
+    values: Mapping[str, ValueStatistics] | None = None,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Shifts and rounded weights of the layers that samples are given for, in place. Returns the error score of every group.
+
+    values: of the 8-bit model; needed only where config.shift_choice is not "least_squares".
+    """
+    readers: dict[tuple[str, int, bytes], list[str]] = {}  # readers of other widths or groups need other shifts
+    for n in samples:
+        layer = program.layers[n]
+        value = program.graph.node(n).inputs[0]
+        readers.setdefault((value, layer.amax, layer.group_bounds.tobytes()), []).append(n)
+    for (value, _, _), own in readers.items():
+        statistics = None if values is None else values[value]
+        shift = _activation_shift([samples[n] for n in own], config, statistics)
+        for n in own:
+            program.layers[n].activation_shift = shift
+    scores = {}
+    for n in samples:
+        layer = program.layers[n]
+        scores[n] = _weight_shift(layer, samples[n], config)
+        if config.rounding_slack > 0.0 and config.extraction != "naive":
+            layer.weight = reconstruct(samples[n], config.rounding_slack)
+        bound_accumulators(program, layer)
+    return scores
 
 
 def bound_accumulators(program: Program, layer: QuantizedLayer) -> None:
@@ -268,20 +162,21 @@ def bound_accumulators(program: Program, layer: QuantizedLayer) -> None:
 
 
 def _activation_shift(
-    statistics: ValueStatistics, readers: Sequence[LayerSamples], config: QuantizeConfig
+    readers: Sequence[LayerSamples], config: QuantizeConfig, statistics: ValueStatistics | None
 ) -> npt.NDArray[np.uint8]:
     """One shift per (tensor, group), shared by all readers of the tensor that have one width."""
     layer = readers[0].layer
     if config.extraction == "naive":
-        return np.full(layer.n_groups, naive_shift(statistics.signed, layer.amax), np.uint8)
+        return np.full(layer.n_groups, naive_shift(readers[0].signed, layer.amax), np.uint8)
+    if config.shift_choice == "least_squares":
+        return activation_shifts(readers)
+    assert statistics is not None
     if config.shift_choice == "plain":
         return plain_shift(group_maximum(statistics.channel_max(), layer.group_bounds), layer.amax)
-    if config.shift_choice == "value_error":
-        importance = np.sum([_weight_energy(own.layer) for own in readers], axis=0)
-        return least_squares_shift(
-            statistics.histogram, importance, layer.group_bounds, layer.amax, statistics.signed, config.bias_correction
-        )
-    return activation_shifts(readers)
+    importance = np.sum([_weight_energy(own.layer) for own in readers], axis=0)
+    return least_squares_shift(
+        statistics.histogram, importance, layer.group_bounds, layer.amax, statistics.signed, config.bias_correction
+    )
 
 
 def _weight_energy(layer: QuantizedLayer) -> npt.NDArray[np.float64]:
@@ -482,4 +377,4 @@ def layout_summary(report: LayoutReport | None) -> dict[str, Any]:
     return {"sorted": True, **asdict(report)}
 
 
-__all__ = ["Chosen", "LowTables", "Prepared", "layer_kinds", "positions", "prepare", "quantize_prepared"]
+__all__ = ["Chosen", "LowTables", "quantize_prepared"]

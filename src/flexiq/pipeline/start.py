@@ -15,7 +15,7 @@ import torch
 from flexiq._version import __version__
 from flexiq.errors import DataError
 from flexiq.layout import group_bounds
-from flexiq.pipeline.quantizing import Prepared
+from flexiq.pipeline.preparing import Prepared
 from flexiq.quantization.build import build_program
 from flexiq.quantization.config import QuantizeConfig
 from flexiq.quantization.program import Program

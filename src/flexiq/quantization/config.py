@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+from pydantic import Field, field_validator
 
 from flexiq.errors import ConfigError
-from flexiq.quantization.latency_table import LatencyTable, load_latency_table
+from flexiq.quantization.latency_table import LatencyTableSetting
+from flexiq.settings import BaseConfig
 
 
-class QuantizeConfig(BaseModel):
+class QuantizeConfig(BaseConfig):
     """Settings of `flexiq.quantize`. Unknown names and values out of range raise ConfigError.
 
     ratios              shares of the low-eligible multiply-accumulates that run low; 0 is always among them
@@ -47,14 +47,12 @@ class QuantizeConfig(BaseModel):
     batch_size          samples per step while calibrating and searching
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     selector: Literal["evolutionary", "greedy", "random"] = "evolutionary"
     group_size: int = Field(16, ge=1, le=4096)
     low_bits: Annotated[int, Field(ge=2, le=7)] | Literal["auto"] = 4
     low_bits_weights: int | None = Field(None, ge=2, le=7)
-    latency_table: LatencyTable | None = None
+    latency_table: LatencyTableSetting | None = None
     auto_tolerance: float = Field(1.15, ge=1.0, le=10.0)
     latency_gain: float = Field(0.0, ge=0.0, le=1.0)
     extraction: Literal["static", "dynamic", "naive"] = "static"
@@ -81,16 +79,7 @@ class QuantizeConfig(BaseModel):
     batch_size: int = Field(64, ge=1)
 
     def __init__(self, **values: Any) -> None:
-        table = values.get("latency_table")
-        if isinstance(table, (str, Path)):
-            values["latency_table"] = load_latency_table(table)
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            parts = [p for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int)]  # no names of union members
-            where = ".".join(str(part) for part in parts) or "config"
-            raise ConfigError(f"QuantizeConfig.{where}: {first['msg']} (got {first.get('input')!r})") from None
+        super().__init__(**values)
         self._check_latency()
         if self.smooth is not None and self.equalize is not None:
             raise ConfigError("smooth and equalize both decide the factors behind LayerNorms: set one of them")
@@ -103,11 +92,6 @@ class QuantizeConfig(BaseModel):
             raise ConfigError("low_bits = 'auto' chooses the width of weights too: leave out low_bits_weights")
         if self.latency_gain > 0.0 and self.selector == "random":
             raise ConfigError("selector = 'random' cannot meet a latency_gain: use 'evolutionary' or 'greedy'")
-
-    @field_serializer("latency_table", when_used="json")
-    def _name_table(self, table: LatencyTable | None) -> dict[str, Any] | None:
-        """Files name the table they were made with; it is a document of its own."""
-        return None if table is None else {"target": table.target, "cpu": table.cpu, "sha256": table.digest}
 
     @field_validator("ratios")
     @classmethod
@@ -130,7 +114,3 @@ class QuantizeConfig(BaseModel):
     def weight_bits(self) -> int:
         """Width of low weights; 4 where it is chosen per layer."""
         return self.activation_bits if self.low_bits_weights is None else self.low_bits_weights
-
-    def updated(self, **changes: Any) -> QuantizeConfig:
-        """A copy with some settings changed (validated)."""
-        return QuantizeConfig(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})

@@ -20,11 +20,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from flexiq.errors import ConfigError
 from flexiq.files import write_atomically
@@ -292,6 +292,20 @@ def parse_latency_table(data: Any, name: str = "given") -> LatencyTable:
             first = error.errors()[0]
             detail = f"{' > '.join(str(part) for part in first['loc']) or 'content'}: {first['msg']}"
         raise LatencyTableError(f"the latency table {name} is malformed: {detail}; measure it anew") from None
+
+
+def _read_if_path(given: Any) -> Any:
+    return load_latency_table(given) if isinstance(given, (str, Path)) else given
+
+
+def _identify(table: LatencyTable) -> dict[str, Any]:
+    return {"target": table.target, "cpu": table.cpu, "sha256": table.digest}
+
+
+# As a setting: a path is read. Files name the table they were made with, which is a document of its own.
+LatencyTableSetting = Annotated[
+    LatencyTable, BeforeValidator(_read_if_path), PlainSerializer(_identify, when_used="json")
+]
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

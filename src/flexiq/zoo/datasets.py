@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ import numpy.typing as npt
 from flexiq.errors import ConfigError, DataError
 from flexiq.zoo.image_files import ArrayPixels, PixelSource, list_folder, list_zip, open_pixels, zip_top_folders
 from flexiq.zoo.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Split = Literal["train", "test", "all"]
 Labels = npt.NDArray[np.int64]
@@ -95,6 +98,13 @@ class ImageSet:
         for start in range(0, len(self), batch_size):
             positions = np.arange(start, min(start + batch_size, len(self)))
             yield self.images(positions), self.labels[positions]
+
+    def tensors(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(images float32 [k, C, H, W], labels int64 [k]) at positions int64 [k], as training reads them."""
+        import torch
+
+        chosen = positions.numpy()
+        return torch.from_numpy(self.images(chosen)), torch.from_numpy(self.labels[chosen])
 
     def array(self) -> Images:
         """All images at once, float32 [N, C, H, W]."""

@@ -32,6 +32,11 @@ def float32_is_exact(device: torch.device) -> bool:
     return device.type == "cpu" and bool(onednn.is_available()) and bool(onednn.enabled)  # type: ignore[no-untyped-call]
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """The memory format that convolutions on the CPU are fastest in; x itself where it is in it or on another device."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and x.device.type == "cpu" else x
+
+
 def accumulate(node: Node, x: Tensor, weight: Tensor, bound: int) -> Tensor:
     """Exact accumulators of conv or linear as float32 (bound < 2^24) or float64 integers.
 
@@ -48,6 +53,13 @@ def accumulate(node: Node, x: Tensor, weight: Tensor, bound: int) -> Tensor:
         low = x - high * 16.0
         return _product(node, high, weight).double() * 16.0 + _product(node, low, weight).double()
     return _product(node, x.double(), weight.double())
+
+
+def channel_sums(node: Node, acc: Tensor) -> tuple[Tensor, int]:
+    """(float64 [O]: sums of a layer's accumulators per output channel, exact in any order; how many each is of)."""
+    axis = 1 if node.op == "conv" else acc.dim() - 1
+    others = [i for i in range(acc.dim()) if i != axis]
+    return acc.double().sum(dim=others), acc.numel() // acc.shape[axis]
 
 
 def accumulate_matmul(node: Node, a: Tensor, b: Tensor, bound: int) -> Tensor:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from flexiq.engines.reference.arithmetic import channel_sums
 from flexiq.engines.reference.executor import Executor, Setting
 from flexiq.quantization.program import Program
 from flexiq.quantization.weights import INT32_LIMIT
@@ -54,13 +55,11 @@ def _correct_one(
         else:
             setting = settings[node.name]
             parts = [executor.accumulators(node, own, setting, n) for own, n in zip(values, sizes, strict=True)]
-            axis = 1 if node.op == "conv" else parts[0].dim() - 1
-            others = [i for i in range(parts[0].dim()) if i != axis]
-            total = torch.stack([p.double().sum(dim=others) for p in parts]).sum(dim=0).cpu().numpy()
-            count = sum(p.numel() // p.shape[axis] for p in parts)
+            sums, counts = zip(*(channel_sums(node, part) for part in parts), strict=True)
+            mean = torch.stack(sums).sum(dim=0).cpu().numpy() / sum(counts)
             activation = program.qparams[node.inputs[0]]
             unit = layer.weight_scale.astype(np.float64) * activation.scale
-            bias = np.rint(float_means[node.name] / unit - total / count)
+            bias = np.rint(float_means[node.name] / unit - mean)
             room = INT32_LIMIT - layer.accumulator_bound
             layer.bias[index] = np.clip(bias, -room, room).astype(np.int32)
             setting.bias = torch.from_numpy(layer.bias[index].astype(np.float64)).to(executor.device)

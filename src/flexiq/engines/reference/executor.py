@@ -86,8 +86,7 @@ class LayerState:
         setting.bound = int(rows.max()) * self.qmax if rows.numel() else 0
         top = setting.bound + int(setting.bias.abs().max()) if setting.bias.numel() else setting.bound
         setting.small = top < arithmetic.EXACT_FLOAT32
-        if setting.weight.dim() == 4 and self.device.type == "cpu":
-            setting.weight = setting.weight.contiguous(memory_format=torch.channels_last)
+        setting.weight = arithmetic.channels_last(setting.weight)
         return setting
 
 
@@ -213,10 +212,7 @@ class Executor:
         factor = self.factors.get(node.name, [])
         if node.op == "quantize":
             q = self.program.qparams[node.name]
-            t = arithmetic.to_eight_bit(x * factor[0], q.qmin, q.qmax)
-            if t.dim() == 4 and self.device.type == "cpu":
-                t = t.contiguous(memory_format=torch.channels_last)
-            return t
+            return arithmetic.channels_last(arithmetic.to_eight_bit(x * factor[0], q.qmin, q.qmax))
         if node.op == "dequantize":
             return x * factor[0]
         if node.op == "table":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from flexiq.selection.layerwise.baselines import first_last, one_by_one, random_losses
-from flexiq.selection.layerwise.config import METRICS, PRECISIONS, LayerwiseConfig, is_share, parse_budget
+from flexiq.selection.layerwise.config import ALL_METRICS, METRICS, PRECISIONS, LayerwiseConfig, is_share, parse_budget
 from flexiq.selection.layerwise.costs import estimated_seconds, table_seconds, weight_bytes
 from flexiq.selection.layerwise.plan import FloorResult, LayerOptions, Option, Plan, Step, make_plan, meet_floor
 from flexiq.selection.layerwise.scores import LayerEvidence, Losses, layer_losses, metric_values
 
 __all__ = [
+    "ALL_METRICS",
     "METRICS",
     "PRECISIONS",
     "FloorResult",

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+from pydantic import Field, field_validator
 
 from flexiq.errors import ConfigError
-from flexiq.quantization.latency_table import LatencyTable, load_latency_table
+from flexiq.quantization.latency_table import LatencyTableSetting
+from flexiq.settings import BaseConfig
 
 PRECISIONS = ("low", "int8", "bfloat16", "float32")  # ascending
 Precision = Literal["low", "int8", "bfloat16", "float32"]
-Metric = Literal["weight", "activation", "sqnr", "mse"]
-METRICS: tuple[Metric, ...] = ("weight", "activation", "sqnr", "mse")
+Metric = Literal["weight", "activation", "sqnr", "mse", "propagated"]
+METRICS: tuple[Metric, ...] = ("weight", "activation", "sqnr", "mse")  # local ones, of the paper
+ALL_METRICS: tuple[Metric, ...] = (*METRICS, "propagated")
 COMBINED = "combined"
 RELATIVE_TIME: dict[Precision, float] = {"low": 0.75, "int8": 1.0, "bfloat16": 4.0, "float32": 4.0}
 
 
-class LayerwiseConfig(BaseModel):
+class LayerwiseConfig(BaseConfig):
     """Settings of `flexiq.compile`. Unknown names and values out of range raise ConfigError.
 
     Where the paper (QuantuneV2, arXiv 2501.07161) is silent, the setting says what was assumed.
 
     precisions          what a layer may be: "low" (all its groups low), "int8", "bfloat16", "float32"
-    metric              which local metrics rank the layers: any of "weight", "activation", "sqnr", "mse", or "combined" for all
-                        of them; several are averaged, each scaled to sum 1 over the layers (assumed)
+    metric              what ranks the layers: "propagated", the noise that reaches the network's output; local metrics, any of
+                        "weight", "activation", "sqnr", "mse", or "combined" for all four; several are averaged, each
+                        scaled to sum 1 over the layers (assumed)
     sqnr_change         how "change in SQNR" is read: "local", "output", "power" or "decibel"; see
                         `flexiq.selection.layerwise.scores` (the default is assumed)
     order               "density": layers are raised by what they gain per byte or second; "score": the most sensitive first,
@@ -54,16 +56,14 @@ class LayerwiseConfig(BaseModel):
     metric_values       samples of a value, numbers per value, compared between the two runs
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     precisions: tuple[Precision, ...] = ("low", "int8")
-    metric: tuple[Metric, ...] = METRICS
+    metric: tuple[Metric, ...] = ("propagated",)
     sqnr_change: Literal["local", "output", "power", "decibel"] = "local"
     order: Literal["density", "score"] = "density"
     budget_size: float | str | None = None
     budget_latency: float | str | None = None
     latency: Literal["macs", "table", "measured"] = "macs"
-    latency_table: LatencyTable | None = None
+    latency_table: LatencyTableSetting | None = None
     relative_time: dict[Precision, float] = Field(default_factory=RELATIVE_TIME.copy)
     accuracy_floor: float | None = Field(None, ge=0.0, le=1.0)
     low_bits: int = Field(4, ge=2, le=7)
@@ -87,15 +87,7 @@ class LayerwiseConfig(BaseModel):
     metric_values: int = Field(65536, ge=16)
 
     def __init__(self, **values: Any) -> None:
-        table = values.get("latency_table")
-        if isinstance(table, (str, Path)):
-            values["latency_table"] = load_latency_table(table)
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"][:2]) or "config"
-            raise ConfigError(f"LayerwiseConfig.{where}: {first['msg']} (got {first.get('input')!r})") from None
+        super().__init__(**values)
         if self.budget_size is None and self.budget_latency is None and self.accuracy_floor is None:
             raise ConfigError(
                 "a layer-wise plan needs a budget: give budget_size, budget_latency or accuracy_floor (without one every layer "
@@ -127,9 +119,9 @@ class LayerwiseConfig(BaseModel):
         names = {name.strip() for name in given}
         if names == {COMBINED}:
             return METRICS
-        if not names or not names <= set(METRICS):
-            raise ValueError(f"metrics are one or more of {', '.join(METRICS)} joined by +, or {COMBINED}")
-        return tuple(name for name in METRICS if name in names)
+        if not names or not names <= set(ALL_METRICS):
+            raise ValueError(f"metrics are one or more of {', '.join(ALL_METRICS)} joined by +, or {COMBINED}")
+        return tuple(name for name in ALL_METRICS if name in names)
 
     @field_validator("relative_time")
     @classmethod
@@ -143,14 +135,6 @@ class LayerwiseConfig(BaseModel):
     @classmethod
     def _patterns(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
-
-    @field_serializer("latency_table", when_used="json")
-    def _name_table(self, table: LatencyTable | None) -> dict[str, Any] | None:
-        return None if table is None else {"target": table.target, "cpu": table.cpu, "sha256": table.digest}
-
-    def updated(self, **changes: Any) -> LayerwiseConfig:
-        """A copy with some settings changed (validated)."""
-        return LayerwiseConfig(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
 
 def is_share(budget: float | str) -> bool:

@@ -7,6 +7,8 @@ loss per precision, so that layers and precisions are compared on one scale:
   activation   relative squared error of the layer's inputs at that precision
   sqnr         how much the layer lowers the signal-to-quantization-noise ratio
   mse          mean squared difference of the layer's outputs between the float and the quantized run
+  propagated   noise at the network's outputs, over their signal, that the layer's own operands cause: what they add at its
+               output, carried on by the gains that the two runs show (`propagation`). Not in the paper
 
 "Change in SQNR" can be read in four ways, a setting: "local", the noise that the layer's own operands add at its output, over
 the output's variance, at every precision (both on the samples of the float run); "output", noise over signal at its output in
@@ -24,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flexiq.errors import SelectionError
-from flexiq.selection.layerwise.config import METRICS
+from flexiq.selection.layerwise.config import ALL_METRICS
 
 Losses = dict[str, dict[str, float]]  # layer -> precision -> loss
 FLOOR = 1e-12  # of a share of noise: keeps ratios and logarithms finite
@@ -40,6 +42,7 @@ class LayerEvidence:
     probe              its precision in the quantized run
     input_noise        noise over signal of its input in the quantized run; output_noise: of its output
     added_noise        precision -> noise that the layer itself adds at its output, over the output's variance
+    propagated_noise   precision -> the same at the network's outputs, over their signal
     output_error       mean squared difference of its outputs between the two runs
     parameters, macs   weights and biases; multiply-accumulates per sample
     """
@@ -50,6 +53,7 @@ class LayerEvidence:
     weight_noise: Mapping[str, float]
     activation_noise: Mapping[str, float]
     added_noise: Mapping[str, float]
+    propagated_noise: Mapping[str, float]
     probe: str
     input_noise: float
     output_noise: float
@@ -67,6 +71,8 @@ def metric_values(layer: LayerEvidence, metric: str, sqnr_change: str = "local")
         return {p: layer.weight_noise[p] for p in layer.precisions}
     if metric == "activation":
         return {p: layer.activation_noise[p] for p in layer.precisions}
+    if metric == "propagated":
+        return {p: layer.propagated_noise[p] for p in layer.precisions}
     if metric == "sqnr" and sqnr_change == "local":
         return {p: layer.added_noise[p] for p in layer.precisions}
     if metric == "mse":
@@ -80,7 +86,7 @@ def metric_values(layer: LayerEvidence, metric: str, sqnr_change: str = "local")
         else:
             measured = max(after - before, 0.0)
     else:
-        raise SelectionError(f"there is no metric {metric!r}: choose among {', '.join(METRICS)}")
+        raise SelectionError(f"there is no metric {metric!r}: choose among {', '.join(ALL_METRICS)}")
     here = max(layer.operand_noise(layer.probe), FLOOR)
     return {p: measured * layer.operand_noise(p) / here for p in layer.precisions}
 
@@ -94,7 +100,7 @@ def layer_losses(
     metric, an unknown one, or values that are not finite.
     """
     if not metrics:
-        raise SelectionError(f"no metric given: choose among {', '.join(METRICS)}")
+        raise SelectionError(f"no metric given: choose among {', '.join(ALL_METRICS)}")
     totals: Losses = {layer.name: dict.fromkeys(layer.precisions, 0.0) for layer in layers}
     for metric in metrics:
         values = {layer.name: metric_values(layer, metric, sqnr_change) for layer in layers}

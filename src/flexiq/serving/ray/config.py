@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from flexiq.errors import ConfigError
 from flexiq.serving.control import ServiceTable
 from flexiq.serving.ray.scaling import ScalingSettings, WorkPolicy, policy_arguments
-from flexiq.serving.server.config import KEY_VARIABLE, ModelConfig, Positive, ServerConfig
+from flexiq.serving.server.config import KEY_VARIABLE, ModelConfig, Positive, ServerConfig, explain
 
 DEPLOYMENT = "model"  # name of the one deployment in the application
 BUILDER = "flexiq.serving.ray.deployment:application"
@@ -98,10 +98,7 @@ def make_deploy_config(content: Mapping[str, Any]) -> DeployConfig:
     try:
         return DeployConfig.model_validate(dict(content))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {message}" if where else message) from None
+        raise ConfigError(explain(error)) from None
 
 
 def read_table(path: Path | None) -> ServiceTable | None:

@@ -266,7 +266,7 @@ def make_config(
     try:
         return ServerConfig.model_validate({**content, "models": entries})
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explain(error)) from None
 
 
 def _anchored(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -274,7 +274,8 @@ def _anchored(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {k: str(folder / v) if k in keys and isinstance(v, str) else v for k, v in entry.items()}
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """The setting that is wrong, and why, without its value (it may be a key)."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")

@@ -16,8 +16,9 @@ from flexiq.finetuning.config import FinetuneConfig
 from flexiq.finetuning.network import TrainableNetwork
 from flexiq.finetuning.normalization import OutputNorm
 from flexiq.finetuning.rounding import lower, requantize, round_clamp
-from flexiq.pipeline import quantize_prepared
+from flexiq.pipeline import prepare, quantize_prepared
 from flexiq.pipeline.finetuning import derive_tables, export_program, make_network, start_graph
+from flexiq.quantization.config import QuantizeConfig
 
 Subject = Any  # the named tuple of conftest.py: prepared, program, config, images
 SUBJECTS = ["conv_subject", "transformer_subject", "concat_subject"]
@@ -98,6 +99,32 @@ def test_a_trained_twin_comes_back_as_a_program_that_computes_the_same(
         assert name == "transformer_subject" or disagreement(found, expected) < 0.06, f"ratio {ratio}"
     before = ReferenceEngine(subject.program).run(subject.images, 0.0)
     assert disagreement(engine.run(subject.images, 0.0), before) > 0.02, "training moved the network"
+
+
+def test_limits_of_activations_move_with_learned_scales(helpers: Any) -> None:
+    """ReLU6 ends at another integer when the scale of its output changes: the twin and the exported program agree on it."""
+    torch.manual_seed(4)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU6(), torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU6(),
+        torch.nn.Flatten(), torch.nn.Linear(16 * 64, 10),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight *= 20.0  # many outputs above 6
+    images = helpers.images(32, seed=9)
+    config = QuantizeConfig(selector="greedy", calibration_images=32, search_images=16, batch_size=16, group_size=8)
+    start = prepare(model, [images], config)
+    finetune = FinetuneConfig(precision="float32", device="cpu", scales="learned")
+    prepared, twin = make_network(start, quantize_prepared(start, config), finetune)
+    with torch.no_grad():
+        for logarithm in twin.scales.values():
+            logarithm += 0.7
+        found = twin([images], 0)[0]
+    program, _ = export_program(prepared, twin, config)
+    expected = ReferenceEngine(program).run(images, 0.0)
+    clipped = [n for n in program.graph.nodes if (n.attrs.get("activation") or {}).get("kind") == "clamp"]
+    assert clipped and all(n.attrs["clamp"][1] < 250 for n in clipped)
+    assert disagreement(found, expected) < 0.02
 
 
 def test_quantized_weights_are_exact_in_bfloat16(conv_subject: Subject) -> None:

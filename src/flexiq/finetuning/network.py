@@ -11,6 +11,7 @@ Source: FlexiQ (EuroSys 2026), finetuning with high and low passes over shared w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from flexiq.graph.batch_axis import BatchAxis, batch_axes
 from flexiq.graph.inputs import check_inputs
 from flexiq.graph.interpreter import apply_activation, evaluate_node, last_uses, move
 from flexiq.graph.ir import MOVEMENT_OPS, Graph, Node
+from flexiq.quantization.build import clamp_limits
 from flexiq.quantization.program import Program
 
 _NORMS = frozenset({"layer_norm", "batch_norm"})
@@ -142,6 +144,15 @@ class TrainableNetwork(nn.Module):
             return learned
         return self.program.qparams[value].scale
 
+    def _limits(self, node: Node) -> tuple[int, int]:
+        """Smallest and largest integer of an operator's output; they move with its scale."""
+        lo, hi = node.attrs["clamp"]
+        if self.learn_scales and node.attrs.get("activation") is not None:
+            with torch.no_grad():
+                scale = float(self.scale(node.name))
+            lo, hi = clamp_limits(node, replace(self.program.qparams[node.name], scale=scale))
+        return lo, hi
+
     def layer_parameters(self, name: str) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) of a layer in real units, with its output normalization folded in."""
         node = self._float(name)
@@ -212,8 +223,7 @@ class TrainableNetwork(nn.Module):
         factor = self.scale(node.inputs[0]) * self.scale(node.inputs[1]) * node.attrs.get("scale", 1.0)
         if node.name in self.program.qparams:
             t = acc.float() * (factor / self.scale(node.name))
-            lo, hi = node.attrs["clamp"]
-            return round_clamp(t, lo, hi, self.dtype)
+            return round_clamp(t, *self._limits(node), self.dtype)
         return apply_activation(acc.float() * factor, node.attrs.get("activation"))
 
     def quantized_weight(self, name: str, index: int, weight: Tensor, scale: Tensor) -> Tensor:
@@ -265,7 +275,7 @@ class TrainableNetwork(nn.Module):
             return apply_activation(y if residual is None else y + residual, node.attrs.get("activation"))
         out = self.scale(name)
         multiplier, shifted = (unit / out).reshape(shape), (real / out).reshape(shape)
-        lo, hi = node.attrs["clamp"]
+        lo, hi = self._limits(node)
         if residual is None:
             return requantize(acc, multiplier, shifted, lo, hi, self.dtype)
         assert node.residual is not None
@@ -285,7 +295,7 @@ class TrainableNetwork(nn.Module):
             y = evaluate_node(source, [x.float() * self.scale(node.inputs[0])], batch)
             q = self.program.qparams[node.name]
             return round_clamp(y / out, q.qmin, q.qmax, self.dtype)
-        lo, hi = node.attrs["clamp"]
+        lo, hi = self._limits(node)
         factors = [self.scale(v) / out for v in node.inputs]
         if node.op == "add":
             return round_clamp(x.float() * factors[0] + operands[1] * factors[1], lo, hi, self.dtype)

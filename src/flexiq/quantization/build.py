@@ -107,6 +107,17 @@ def check_patterns(graph: Graph, config: QuantizeConfig) -> None:
                 raise ConfigError(f"{setting} pattern '{pattern}' matches nothing; the layers are: {shown}")
 
 
+def clamp_limits(node: Node, encoding: QParams) -> list[int]:
+    """[lo, hi], 8-bit integers: the range of an operator's output, narrowed by its fused activation."""
+    lo, hi = encoding.qmin, encoding.qmax
+    activation = node.attrs.get("activation")
+    if activation is not None:
+        lo = max(lo, 0 if activation["kind"] == "relu" else int(np.rint(activation["lo"] / encoding.scale)))
+        if activation["kind"] == "clamp":
+            hi = min(hi, int(np.rint(activation["hi"] / encoding.scale)))
+    return [lo, hi]
+
+
 class _Builder:
     def __init__(
         self,
@@ -225,7 +236,7 @@ class _Builder:
         integer = name in self.layers
         if name in self.eight:
             self.qparams[name] = self._encode_output(node)
-            new.attrs["clamp"] = self._clamp(node, self.qparams[name])
+            new.attrs["clamp"] = clamp_limits(node, self.qparams[name])
         if integer:
             new.inputs = [self._eight(v) for v in node.inputs]
             if node.residual is not None:
@@ -240,15 +251,6 @@ class _Builder:
             if self.graph.types[name].dtype == "float32" and node.op not in MOVEMENT_OPS:
                 self.program.float_reasons[name] = float_reason(node, self.graph, self.config.ignored)
         self.out.nodes.append(new)
-
-    def _clamp(self, node: Node, encoding: QParams) -> list[int]:
-        lo, hi = encoding.qmin, encoding.qmax
-        activation = node.attrs.get("activation")
-        if activation is not None:
-            lo = max(lo, 0 if activation["kind"] == "relu" else int(np.rint(activation["lo"] / encoding.scale)))
-            if activation["kind"] == "clamp":
-                hi = min(hi, int(np.rint(activation["hi"] / encoding.scale)))
-        return [lo, hi]
 
     def _factors(self, node: Node, new: Node) -> None:
         scale = self.qparams[node.name].scale

@@ -15,6 +15,7 @@ import flexiq
 from flexiq.artifact import from_bytes, to_bytes
 from flexiq.engines.base import available_engines, create_engine
 from flexiq.engines.reference.executor import Executor
+from flexiq.engines.reference.layer_metrics import CarriedNoise, Carrier, float_run, layer_outputs
 from flexiq.errors import ArtifactError, BudgetError, CalibrationError, ConfigError, ExportError, GraphError
 from flexiq.graph import interpreter
 from flexiq.graph.bfloat16 import from_bits, rounded, to_bits
@@ -113,6 +114,34 @@ class Branches(nn.Module):
         for branch in self.branches:
             x = x + torch.relu(branch(x))
         return self.head(x.mean(dim=(2, 3)))
+
+
+def test_carried_noise_is_measured_at_the_places_of_the_float_run(graph: Graph, images: Tensor) -> None:
+    base = fold(graph)
+    batches = [[images[:20]], [images[20:]]]
+    run = float_run(base, batches, {}, {}, patch_count=40, value_count=16, seed=3)
+    values: list[dict[str, Tensor]] = [{}, {}]
+    for batch, kept in zip(batches, values, strict=True):
+        interpreter.run_graph(base, batch, observe=kept.__setitem__)
+    for name in run.patches:
+        node = base.node(name)
+        assert node.weight is not None
+        weight, groups = base.constants[node.weight], node.attrs.get("groups", 1)
+        order = np.random.default_rng(0).permutation(values[0][node.inputs[0]].shape[1 if node.op == "conv" else -1])
+        if groups > 1:
+            order = np.arange(len(order))
+        own = weight[:, order] if groups == 1 else weight
+        found = {}
+        for noise in (0.0, 1.0):
+            carried = CarriedNoise(Carrier(node, own, groups, order), run)
+            for number, kept in enumerate(values):
+                x = kept[node.inputs[0]]
+                axis = 1 if node.op == "conv" else x.dim() - 1
+                carried.add((x + noise * x).index_select(axis, torch.from_numpy(order)), number)
+            found[noise] = carried.mean_square
+        # Noise equal to the signal is carried as the signal is.
+        exact = layer_outputs(weight, run.patches[name], groups)
+        assert found[0.0] == 0.0 and found[1.0] == pytest.approx(float(np.square(exact).mean()), rel=1e-4)
 
 
 def test_propagated_noise_is_what_a_layer_does_to_the_output(images: Tensor) -> None:

@@ -54,6 +54,22 @@ def test_joins_pass_on_energy_and_products_relative_noise() -> None:
     assert found["b"] / found["a"] == pytest.approx(100.0) and found["a"] + found["b"] == pytest.approx(2.0)
 
 
+@given(NOISES, NOISES, NOISES, st.floats(0.2, 1.0), st.floats(0.1, 4.0))
+def test_what_weights_carry_and_residuals_add_up_to_what_was_measured(
+    start: float, branch: float, own: float, passing: float, agreement: float
+) -> None:
+    """carried is measured by itself; where the branch undoes or repeats noise of the residual, both are scaled alike."""
+    energies = {"x": Energy(5.0, start), "g": Energy(5.0, branch)}
+    carried = 0.7 * branch
+    arriving = agreement * (carried + passing * start)
+    energies["y"] = Energy(4.0, arriving + own)
+    flow = Flow("y", {"g": 1.0}, {"x": 1.0}, passing=passing, carried=carried)
+    found = source_gains(flow, energies, own)
+    scale = max(arriving, 0.05 * energies["y"].noise) / (carried + passing * start)
+    assert found["g"] == pytest.approx(scale * 0.7) and found["x"] == pytest.approx(scale * passing)
+    assert found["g"] * branch + found["x"] * start == pytest.approx(scale * (carried + passing * start))
+
+
 def test_values_without_noise_or_way_to_an_output() -> None:
     energies = {"x": Energy(1.0, 0.0), "y": Energy(1.0, 0.5), "z": Energy(2.0, 0.5), "aside": Energy(1.0, 0.1)}
     flows = [Flow("y", {"x": 1.0}), Flow("z", {"y": 1.0}), Flow("aside", {"y": 1.0})]

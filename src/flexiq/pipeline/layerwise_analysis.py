@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flexiq.engines.reference.layer_metrics import FloatRun, Noise, float_run, quantized_run
+from flexiq.engines.reference.layer_metrics import Carrier, FloatRun, Noise, float_run, layer_outputs, quantized_run
 from flexiq.graph.bfloat16 import rounded, to_bits
 from flexiq.graph.ir import Graph, Node
 from flexiq.graph.passes import Choice, fold, fused
@@ -103,8 +103,8 @@ class Analysis:
         self.run: FloatRun = self._timed("float run", lambda: self._float_run(graph, origins), progress)
         self.variant = self._timed("quantize", lambda: self._make_variant(graph, origins), progress)
         self.template = self._timed("shifts", self._make_template, progress)
-        noise = self._timed("quantized run", self._quantized_run, progress)
-        self.evidence: list[LayerEvidence] = self._timed("score", lambda: self._evidence(noise), progress)
+        noise, carried = self._timed("quantized run", self._quantized_run, progress)
+        self.evidence: list[LayerEvidence] = self._timed("score", lambda: self._evidence(noise, carried), progress)
 
     def _timed(self, stage: str, step: Callable[[], Any], progress: Progress) -> Any:
         progress(stage, 0.0)
@@ -147,8 +147,9 @@ class Analysis:
         integers = self.best_fusion({})
         return bool(set(FLOATS) & set(self.config.precisions)) or integers.borders != integers.default
 
-    def _quantized_run(self) -> dict[str, Noise]:
-        """Noise of what was sampled in the float run, by value of the template."""
+    def _quantized_run(self) -> tuple[dict[str, Noise], dict[str, float]]:
+        """Noise of what was sampled in the float run, by value of the template; mean square of what each layer's weights make of
+        the noise of its input."""
         compared, orders = {}, {}
         quantized_from = {n.name: n.inputs[0] for n in self.template.graph.nodes if n.op == "quantize"}
         for value in self.template.graph.types:
@@ -161,16 +162,25 @@ class Analysis:
                 continue
             compared[value] = source
             orders[value] = self.variant.orders.get(own)
+        carriers = {}
+        for name in self.layers:
+            node = self.variant.graph.node(name)
+            assert node.weight is not None
+            if self.template.graph.node(name).inputs[0] in compared:
+                carriers[name] = Carrier(
+                    self.base.node(name), self.variant.graph.constants[node.weight],
+                    self.template.layers[name].conv_groups, self.variant.orders.get(node.inputs[0]),
+                )  # fmt: skip
         self.inferences["quantized"] += 1
         return quantized_run(
-            self.template, len(self.template.ratios) - 1, self.batches, self.run, compared, orders
+            self.template, len(self.template.ratios) - 1, self.batches, self.run, compared, orders, carriers
         )
 
     # -- evidence ------------------------------------------------------------------------------------------------------
 
-    def _evidence(self, noise: Mapping[str, Noise]) -> list[LayerEvidence]:
+    def _evidence(self, noise: Mapping[str, Noise], carried: Mapping[str, float]) -> list[LayerEvidence]:
         operands = {n: self._operand_noise(self.variant.graph.node(n), self.template.layers[n]) for n in self.layers}
-        propagated = self._propagated(noise, {n: added for n, (_, _, added) in operands.items()})
+        propagated = self._propagated(noise, carried, {n: added for n, (_, _, added) in operands.items()})
         result = []
         for name in self.layers:
             node, layer = self.variant.graph.node(name), self.template.layers[name]
@@ -195,7 +205,7 @@ class Analysis:
         return "low" if bool(self.template.layers[layer].low[-1].any()) else "int8"
 
     def _propagated(
-        self, noise: Mapping[str, Noise], added: Mapping[str, Mapping[str, float]]
+        self, noise: Mapping[str, Noise], carried: Mapping[str, float], added: Mapping[str, Mapping[str, float]]
     ) -> dict[str, dict[str, float]]:
         """Layer -> precision -> relative noise at the network's outputs that the layer alone causes.
 
@@ -209,7 +219,7 @@ class Analysis:
             passing[name] = passing_share(samples) if clipped else 1.0
             variances[name] = _variance(samples) * numbers_per_sample(graph.types[name].shape) * passing[name]
         own = {n: added[n][self._probe(n)] * variances[n] for n in self.layers}
-        gains = gains_to_output(graph, noise, own, passing)
+        gains = gains_to_output(graph, noise, own, passing, carried)
         result = {}
         for name, losses in added.items():
             gain = gains.get(name, 0.0) * variances[name] if name in noise else 1.0
@@ -230,11 +240,11 @@ class Analysis:
         if layer.eligible and layer.n_groups and "low" in self.config.precisions:
             weights["low"] = _low_weight(layer) * scale
             inputs["low"] = _low_input(layer, integers, q) * np.float32(q.scale)
-        exact = _outputs(w, patches, layer.conv_groups)
+        exact = layer_outputs(w, patches, layer.conv_groups)
         variance = _variance(self.run.values[self.variant.origins[node.name]])
         added = {}
         for precision, own in weights.items():
-            error = _outputs(own, inputs[precision], layer.conv_groups) - exact
+            error = layer_outputs(own, inputs[precision], layer.conv_groups) - exact
             added[precision] = float(error.var(axis=1, dtype=np.float64).mean()) / variance  # over samples: means are restored
         return (
             {p: _relative(w, own) for p, own in weights.items()},
@@ -374,16 +384,6 @@ def _low_input(layer: QuantizedLayer, integers: npt.NDArray[np.float32], q: QPar
     """Inputs [rows, C, taps] read back from low precision."""
     shift = layer.activation_shift[layer.channel_groups()].astype(np.int32)[None, :, None]
     return read_back(integers.astype(np.int32), shift, layer.amax, q.signed).astype(np.float32)
-
-
-def _outputs(
-    weight: npt.NDArray[np.float32], patches: npt.NDArray[np.float32], conv_groups: int
-) -> npt.NDArray[np.float32]:
-    """float32 [conv_groups, rows, outputs per group]: products of weights and sampled inputs."""
-    inputs = patches.reshape(len(patches), conv_groups, -1).transpose(1, 0, 2)
-    w = weight.reshape(conv_groups, len(weight) // conv_groups, -1).astype(np.float32, copy=False)
-    result: npt.NDArray[np.float32] = np.matmul(inputs, w.transpose(0, 2, 1))
-    return result
 
 
 def _variance(samples: Sequence[npt.NDArray[np.float32]]) -> float:

@@ -52,11 +52,14 @@ def energy(noise: Noise, numbers: int) -> Energy:
     return Energy(noise.signal / noise.count * numbers, noise.noise / noise.count * numbers)
 
 
-def noise_flows(graph: Graph, measured: Collection[str], passing: Mapping[str, float]) -> list[Flow]:
+def noise_flows(
+    graph: Graph, measured: Collection[str], passing: Mapping[str, float], carried: Mapping[str, float]
+) -> list[Flow]:
     """How every measured value of a quantized graph comes from other measured ones, in topological order.
 
     Between two of them may lie values that were not measured: moves pass on the share of numbers they keep, other operations
-    are taken as one with the next measured value. passing: of layers with a fused activation.
+    are taken as one with the next measured value. passing: of layers with a fused activation. carried: noise energy that a
+    layer makes of that of its input, where known.
     """
     flows: list[Flow] = []
     reach: dict[str, dict[str, float]] = {v: {v: 1.0} if v in measured else {} for v in graph.inputs}
@@ -69,7 +72,8 @@ def noise_flows(graph: Graph, measured: Collection[str], passing: Mapping[str, f
             for value, share in reach.get(operand, {}).items():
                 sources[value] = sources.get(value, 0.0) + share
         if node.name in measured:
-            flows.append(Flow(node.name, sources, residual, node.op in JOINS, passing.get(node.name, 1.0)))
+            own = passing.get(node.name, 1.0)
+            flows.append(Flow(node.name, sources, residual, node.op in JOINS, own, carried.get(node.name)))
             reach[node.name] = {node.name: 1.0}
             continue
         if node.op in PASS_ON and node.op != "expand":
@@ -90,14 +94,20 @@ def passing_share(samples: Sequence[npt.NDArray[np.float32]]) -> float:
 
 
 def gains_to_output(
-    graph: Graph, noise: Mapping[str, Noise], own: Mapping[str, float], passing: Mapping[str, float]
+    graph: Graph,
+    noise: Mapping[str, Noise],
+    own: Mapping[str, float],
+    passing: Mapping[str, float],
+    carried: Mapping[str, float],
 ) -> dict[str, float]:
     """Measured value -> relative noise at the network's outputs per noise energy (per sample) at the value.
 
-    graph: the quantized one. own: noise energy that a layer adds at its output.
+    graph: the quantized one. own: noise energy that a layer adds at its output. carried: mean square of what its weights make of
+    the noise of its input, before the activation.
     """
     known = {v: n for v, n in noise.items() if n.count}
     energies = {v: energy(n, numbers_per_sample(graph.types[v].shape)) for v, n in known.items()}
-    flows = noise_flows(graph, set(energies), passing)
+    arriving = {n: m * numbers_per_sample(graph.types[n].shape) * passing.get(n, 1.0) for n, m in carried.items()}
+    flows = noise_flows(graph, set(energies), passing, arriving)
     outputs = [v for v in graph.outputs if v in energies]
     return output_gains(flows, energies, own, outputs)

@@ -36,6 +36,9 @@ class FloatRun:
     patches      conv or linear layer -> float32 [rows, C, taps]: samples of its input, at most `rows` per layer
     values       value -> per batch float32 [places, channels]: samples of the value; `places` holds where
     axes         value -> its channel axis (1 or -1)
+    draws        layer -> per batch (state of the generator before its patches were drawn, their number): the quantized run
+                 draws patches at the same places
+    patch_count  rows per layer and batch, at most
     """
 
     statistics: dict[str, TensorStatistics]
@@ -43,6 +46,8 @@ class FloatRun:
     patches: dict[str, Floats] = field(default_factory=dict)
     values: dict[str, list[Floats]] = field(default_factory=dict)
     places: dict[str, list[Tensor]] = field(default_factory=dict)
+    draws: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
+    patch_count: int = 0
 
 
 def rows_of(x: Tensor, axis: int) -> Tensor:
@@ -72,14 +77,16 @@ def float_run(
         if node.weight is not None:
             readers.setdefault(node.inputs[0], []).append(node)
     parts: dict[str, list[Tensor]] = {}
-    per_batch = max(1, -(-patch_count // max(1, len(batches))))
+    per_batch = result.patch_count = max(1, -(-patch_count // max(1, len(batches))))
 
     def observe(name: str, x: Tensor) -> None:
         if name in statistics:
             statistics[name].update(x, name)
         for node in readers.get(name, []):
             assert node.weight is not None
+            state = generator.get_state()
             rows = patch_rows(node, graph.constants[node.weight].shape, x, generator, per_batch)
+            result.draws.setdefault(node.name, []).append((state, len(rows)))
             parts.setdefault(node.name, []).append(rows.float().clone())
         if name in axes:
             rows = rows_of(x, axes[name])
@@ -113,6 +120,55 @@ class Noise:
         return self.noise / self.count if self.count else 0.0
 
 
+@dataclass(frozen=True)
+class Carrier:
+    """A layer that carries the noise of its input on to its output.
+
+    node: in the float graph. weight: float32 [O, I, *kernel] in the program's order of channels. permutation: old channel per
+    new one of its input, or None.
+    """
+
+    node: Node
+    weight: Floats
+    conv_groups: int
+    permutation: npt.NDArray[np.int64] | None
+
+
+class CarriedNoise:
+    """What the weights of a layer make of the noise of its input, on the patches that the float run sampled."""
+
+    def __init__(self, carrier: Carrier, run: FloatRun) -> None:
+        self.carrier, self.run = carrier, run
+        self.start, self.squares, self.count = 0, 0.0, 0
+        self.generator = torch.Generator()
+
+    def add(self, x: Tensor, number: int) -> None:
+        """x: input of the layer in the quantized run, real values, of batch `number`."""
+        c = self.carrier
+        state, rows = self.run.draws[c.node.name][number]
+        self.generator.set_state(state)
+        found = patch_rows(c.node, c.weight.shape, x, self.generator, self.run.patch_count).float().numpy()
+        exact = self.run.patches[c.node.name][self.start : self.start + rows]
+        self.start += rows
+        noise = found - (exact if c.permutation is None else exact[:, c.permutation])
+        carried = layer_outputs(c.weight, noise, c.conv_groups)
+        self.squares += float(np.square(carried, dtype=np.float64).sum())
+        self.count += carried.size
+
+    @property
+    def mean_square(self) -> float:
+        """Per number of the output, before residual and activation."""
+        return self.squares / self.count if self.count else 0.0
+
+
+def layer_outputs(weight: Floats, patches: Floats, conv_groups: int) -> Floats:
+    """float32 [conv_groups, rows, outputs per group]: products of weights and sampled inputs [rows, C, taps]."""
+    inputs = patches.reshape(len(patches), conv_groups, -1).transpose(1, 0, 2)
+    w = weight.reshape(conv_groups, len(weight) // conv_groups, -1).astype(np.float32, copy=False)
+    result: Floats = np.matmul(inputs, w.transpose(0, 2, 1))
+    return result
+
+
 def quantized_run(
     program: Program,
     ratio_index: int,
@@ -120,25 +176,35 @@ def quantized_run(
     run: FloatRun,
     compared: Mapping[str, str],
     permutations: Mapping[str, npt.NDArray[np.int64] | None],
-) -> dict[str, Noise]:
+    carriers: Mapping[str, Carrier],
+) -> tuple[dict[str, Noise], dict[str, float]]:
     """The second of the two runs: the quantized network, once over the same batches, compared with the first.
 
     compared: value of the program -> value of the float run that it stands for. permutations: old channel per new one, for
-    values whose channels the layout moved. Returns the noise of every compared value.
+    values whose channels the layout moved. carriers: layer of the program -> how it carries noise. Returns (noise of every
+    compared value, mean square of the noise that a carrier makes of that of its input).
     """
     executor = Executor(program)
     settings = executor.settings(ratio_index)
     result = {value: Noise() for value in compared}
+    carried = {name: CarriedNoise(carrier, run) for name, carrier in carriers.items()}
+    readers: dict[str, list[CarriedNoise]] = {}
+    for name, own in carried.items():
+        readers.setdefault(program.graph.node(name).inputs[0], []).append(own)
     for number, batch in enumerate(batches):
 
         def observe(name: str, x: Tensor, number: int = number) -> None:
-            source = compared.get(name)
+            source, scale = compared.get(name), 1.0
+            if source is None and name not in readers:
+                return
+            if name in program.qparams:
+                scale = program.qparams[name].scale
+            for reader in readers.get(name, []):
+                reader.add(x.float() * scale, number)
             if source is None:
                 return
             place = run.places[source][number]
-            rows = rows_of(x, run.axes[source])[place].float().numpy()
-            if name in program.qparams:
-                rows = rows * np.float32(program.qparams[name].scale)
+            rows = rows_of(x, run.axes[source])[place].float().numpy() * np.float32(scale)
             exact = run.values[source][number]
             order = permutations.get(name)
             if order is not None:
@@ -150,4 +216,4 @@ def quantized_run(
 
         with torch.no_grad():
             executor.run(batch, settings, observe=observe)
-    return result
+    return result, {name: own.mean_square for name, own in carried.items()}

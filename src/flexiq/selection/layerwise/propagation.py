@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-# Own and carried noise are measured on different samples: their difference may come out too small, or even negative. At least
-# this share of a value's noise counts as carried to it (assumed).
+# Where what is carried is taken as the rest of measured noise, it may come out too small, or even negative, since own noise is
+# measured on other samples. At least this share of a value's noise counts as carried to it (assumed).
 LEAST_CARRIED = 0.05
 
 
@@ -39,6 +39,7 @@ class Flow:
     residual   the same, for what is added before the fused activation
     joins      sources are added or joined as they are (add, concat): they pass on alike
     passing    share of the outputs that the fused activation does not clip; 1 without one
+    carried    noise energy that arrives from the sources, where it was measured by itself; None: the rest of the value's noise
     """
 
     value: str
@@ -46,26 +47,31 @@ class Flow:
     residual: Mapping[str, float] = field(default_factory=dict)
     joins: bool = False
     passing: float = 1.0
+    carried: float | None = None
 
 
 def source_gains(flow: Flow, energies: Mapping[str, Energy], own: float) -> dict[str, float]:
     """Source -> noise energy at the flow's value per noise energy at the source.
 
-    own: noise energy that the operation adds by itself. What is left of the measured noise came from the sources, in
-    proportion to their relative noise (to their energy, for joins); residuals pass the activation and nothing else.
+    own: noise energy that the operation adds by itself. The noise that arrives from the sources (`carried`, or what own noise
+    and residuals leave of the value's) is shared among them by their relative noise (by energy, for joins). Residuals
+    pass the activation and nothing else.
     """
+    total = max(energies[flow.value].noise - own, LEAST_CARRIED * energies[flow.value].noise)
+    beside = sum(flow.passing * share * energies[s].noise for s, share in flow.residual.items())
+    arriving = max(total - beside, LEAST_CARRIED * energies[flow.value].noise) if flow.carried is None else flow.carried
+    # Noises on the two ways are not independent after all: together they have to be what was measured.
+    both = beside + arriving
+    scale = total / both if flow.carried is not None and both > 0.0 else 1.0
     gains: dict[str, float] = {}
-    left = energies[flow.value].noise - own
     for source, share in flow.residual.items():
-        gains[source] = gains.get(source, 0.0) + flow.passing * share
-        left -= flow.passing * share * energies[source].noise
-    left = max(left, LEAST_CARRIED * energies[flow.value].noise)
+        gains[source] = gains.get(source, 0.0) + scale * flow.passing * share
     noisy = {s: share for s, share in flow.sources.items() if energies[s].noise > 0.0 and share > 0.0}
     weights = {s: share * energies[s].noise if flow.joins else energies[s].ratio for s, share in noisy.items()}
-    total = sum(weights.values())
+    whole = sum(weights.values())
     for source in noisy:
-        if total > 0.0:
-            gains[source] = gains.get(source, 0.0) + left * weights[source] / total / energies[source].noise
+        if whole > 0.0:
+            gains[source] = gains.get(source, 0.0) + scale * arriving * weights[source] / whole / energies[source].noise
     return gains
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,17 @@ def patch_rows(
     if x.dim() != 4:  # 1-D and 3-D convolutions: every tap sees the value at its own position
         flat = images.movedim(1, -1).reshape(-1, x.shape[1])
         return flat[pick(flat.shape[0])][:, :, None].expand(-1, -1, taps)
-    a = node.attrs
-    columns = F.unfold(images.float(), tuple(weight_shape[2:]), a["dilation"], a["padding"], a["stride"])
-    rows = columns.transpose(1, 2).reshape(-1, x.shape[1], taps)
-    return rows[pick(rows.shape[0])]
+    return _windows(images, node, tuple(weight_shape[2:]), pick).float()
+
+
+def _windows(images: Tensor, node: Node, kernel: tuple[int, ...], pick: Callable[[int], Tensor]) -> Tensor:
+    """[rows, C, taps]: the chosen ones of all windows of [n, C, H, W]; the others are never made (`unfold` makes all)."""
+    stride, padding, dilation = (node.attrs[name] for name in ("stride", "padding", "dilation"))
+    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0]))
+    sizes = [(padded.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    chosen = pick(len(images) * sizes[0] * sizes[1])
+    image, place = chosen // (sizes[0] * sizes[1]), chosen % (sizes[0] * sizes[1])
+    rows = (place // sizes[1] * stride[0])[:, None] + dilation[0] * torch.arange(kernel[0])
+    columns = (place % sizes[1] * stride[1])[:, None] + dilation[1] * torch.arange(kernel[1])
+    windows = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [rows, kh, kw, C]
+    return windows.movedim(3, 1).reshape(len(chosen), images.shape[1], -1)

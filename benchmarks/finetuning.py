@@ -133,7 +133,7 @@ class NetworkRun:
         extra = self.options.extra
         changes = {"epochs": extra.epochs, "batch_size": extra.batch_size, "learning_rate": extra.learning_rate}
         finetune = FinetuneConfig(**{**changes, "seed": seed, "checkpoint_seconds": 60.0, **VARIANTS[variant]})
-        name, settings = f"{variant}, {extra.epochs} epochs.s{seed}", self.settings(seed, finetune)
+        name, settings = row_name(variant, finetune), self.settings(seed, finetune)
         if self.file.find(name, settings, changed=self.options.changed) is not None:
             return
         start = self.start(seed)
@@ -151,7 +151,7 @@ class NetworkRun:
             reselect(result.prepared, again, result.config, progress)
             own = self.bench.figures(again, again.ratios, progress)
             self.file.put(
-                f"dual, groups chosen anew, {extra.epochs} epochs.s{seed}",
+                row_name("dual, groups chosen anew", finetune),
                 settings,
                 {**own, **cost(result), "training": record},
             )
@@ -181,6 +181,12 @@ class NetworkRun:
                 settings,
                 step_times(self.network, self.start(0), self.options.extra.batch_size, self.train.tensors),
             )
+
+
+def row_name(variant: str, finetune: FinetuneConfig) -> str:
+    """Under which a variant is stored; the learning rate is named where it is not the default."""
+    usual = finetune.learning_rate == FinetuneConfig().learning_rate
+    return f"{variant}, {finetune.epochs} epochs{'' if usual else f', rate {finetune.learning_rate:g}'}.s{finetune.seed}"
 
 
 def show_training(progress: Progress) -> Callable[[TrainingProgress], None]:
@@ -269,8 +275,13 @@ def mean_text(rows: dict[str, dict[str, Any]], variant: str, ratio: float) -> st
 def table(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
     """A line per variant: accuracy at every ratio, their mean, minutes per epoch."""
     names = list(dict.fromkeys(name.rsplit(".s", 1)[0] for name in rows if ".s" in name))
-    known = ["start", "dual", "dual, groups chosen anew", *VARIANTS]
-    names.sort(key=lambda name: (name != "start", name.rsplit(", ", 1)[-1], known.index(name.rsplit(", ", 1)[0])))
+    known = sorted(("start", "dual", "dual, groups chosen anew", *VARIANTS), key=len)
+
+    def order(name: str) -> tuple[bool, str, int]:
+        variant = next(v for v in reversed(known) if name == v or name.startswith(f"{v}, "))
+        return name != "start", name[len(variant) :], known.index(variant)
+
+    names.sort(key=order)
     lines = []
     for variant in names:
         own = [row for name, row in rows.items() if name.rsplit(".s", 1)[0] == variant and "ratios" in row]

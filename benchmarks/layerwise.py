@@ -12,7 +12,7 @@ and once more with the others at 8 bits, which all runs in the CPU engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from common import (
 from flexiq.engines.base import available_engines, create_engine
 from flexiq.graph.capture import capture
 from flexiq.graph.passes import fused
-from flexiq.pipeline.layerwise import Compilation, layer_costs, measured_seconds
+from flexiq.pipeline.layerwise import Compilation, layer_costs
 from flexiq.pipeline.layerwise_analysis import Analysis, analyse
 from flexiq.quantization.domains import ends
 from flexiq.quantization.program import Program
@@ -260,6 +260,24 @@ def measure_accuracy(network: str, options: Options, progress: Progress) -> dict
 # -- structure -------------------------------------------------------------------------------------------------------------
 
 
+def interleaved_seconds(programs: Mapping[str, Program], rounds: int = 31) -> dict[str, float]:
+    """Median seconds of a run of one sample, one thread; every round runs all programs in turns: what drifts hits all alike."""
+    rng = np.random.default_rng(0)
+    runs = {}
+    for name, program in programs.items():
+        engine = create_engine(program, "cpu", batch_hint=1)
+        inputs = [rng.standard_normal(engine.shape(v, 1), dtype=np.float32) for v in program.graph.inputs]
+        runs[name] = lambda engine=engine, x=inputs[0], ratio=program.ratios[-1]: engine.run(x, ratio)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 2):
+        for name in rng.permutation(list(runs)):
+            began = time.perf_counter()
+            runs[name]()
+            if turn >= 2:
+                times[name].append(time.perf_counter() - began)
+    return {name: float(np.median(found)) for name, found in times.items()}
+
+
 def measure_structure(name: str, size: int) -> dict[str, Any]:
     """Time to score and plan, pairs of the plan under every fusion, and its latency, on random weights."""
     torchvision_compat()
@@ -284,12 +302,12 @@ def measure_structure(name: str, size: int) -> dict[str, Any]:
         "latency": {},
     }
     if not available_engines()["cpu"]:
-        for fusion in ("best", "default", "none", "isolated"):
-            own = Compilation(analysis, config.updated(fusion=fusion), costs=costs)
-            result["latency"][fusion] = measured_seconds(own.build(compiled.plan.precisions))
-        result["latency"]["all int8, best"] = measured_seconds(
-            compilation.build({e.name: "int8" for e in analysis.evidence}), 0.0
-        )
+        programs = {
+            fusion: Compilation(analysis, config.updated(fusion=fusion), costs=costs).build(compiled.plan.precisions)
+            for fusion in ("best", "default", "none", "isolated")
+        }
+        programs["all int8, best"] = compilation.build({e.name: "int8" for e in analysis.evidence})
+        result["latency"] = interleaved_seconds(programs)
     return result
 
 

@@ -275,10 +275,10 @@ def mean_text(rows: dict[str, dict[str, Any]], variant: str, ratio: float) -> st
 def table(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
     """A line per variant: accuracy at every ratio, their mean, minutes per epoch."""
     names = list(dict.fromkeys(name.rsplit(".s", 1)[0] for name in rows if ".s" in name))
-    known = sorted(("start", "dual", "dual, groups chosen anew", *VARIANTS), key=len)
+    known = list(dict.fromkeys(("start", "dual", "dual, groups chosen anew", *VARIANTS)))
 
     def order(name: str) -> tuple[bool, str, int]:
-        variant = next(v for v in reversed(known) if name == v or name.startswith(f"{v}, "))
+        variant = max((v for v in known if name == v or name.startswith(f"{v}, ")), key=len)
         return name != "start", name[len(variant) :], known.index(variant)
 
     names.sort(key=order)

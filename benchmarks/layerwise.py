@@ -40,6 +40,7 @@ from common import (
     trained_network,
     weights_file,
 )
+from flexiq.benchmarking.timing import Case, Plan, measure_interleaved, timed
 from flexiq.engines.base import available_engines, create_engine
 from flexiq.graph.capture import capture
 from flexiq.graph.passes import fused
@@ -261,21 +262,14 @@ def measure_accuracy(network: str, options: Options, progress: Progress) -> dict
 
 
 def interleaved_seconds(programs: Mapping[str, Program], rounds: int = 31) -> dict[str, float]:
-    """Median seconds of a run of one sample, one thread; every round runs all programs in turns: what drifts hits all alike."""
+    """Median seconds of a run of one sample, one thread, all programs in turns."""
     rng = np.random.default_rng(0)
-    runs = {}
+    cases = []
     for name, program in programs.items():
         engine = create_engine(program, "cpu", batch_hint=1)
-        inputs = [rng.standard_normal(engine.shape(v, 1), dtype=np.float32) for v in program.graph.inputs]
-        runs[name] = lambda engine=engine, x=inputs[0], ratio=program.ratios[-1]: engine.run(x, ratio)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 2):
-        for name in rng.permutation(list(runs)):
-            began = time.perf_counter()
-            runs[name]()
-            if turn >= 2:
-                times[name].append(time.perf_counter() - began)
-    return {name: float(np.median(found)) for name, found in times.items()}
+        (x,) = (rng.standard_normal(engine.shape(v, 1), dtype=np.float32) for v in program.graph.inputs)
+        cases.append(Case(name, timed(lambda engine=engine, x=x, ratio=program.ratios[-1]: engine.run(x, ratio))))
+    return {name: found.median for name, found in measure_interleaved(cases, Plan(repeats=rounds)).items()}
 
 
 def measure_structure(name: str, size: int) -> dict[str, Any]:

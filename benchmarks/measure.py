@@ -144,7 +144,8 @@ class TestBench:
         parts: list[Outputs] = []
         for x, _ in batches(self.images):
             parts.append(engine.run(x, ratio).numpy())
-            if len(parts) == 1 and not np.array_equal(parts[0], reference_outputs(program, x, ratio)):
+            unchecked = len(parts) == 1 and not isinstance(engine, ReferenceEngine)
+            if unchecked and not np.array_equal(parts[0], reference_outputs(program, x, ratio)):
                 raise EngineError(f"the CPU engine and the reference engine differ at {100 * ratio:.0f} %: report this")
             if progress is not None:
                 progress(f"evaluate at {100 * ratio:.0f} %", len(parts) * BATCH / len(self.images))

@@ -36,8 +36,8 @@ class FloatRun:
     patches      conv or linear layer -> float32 [rows, C, taps]: samples of its input, at most `rows` per layer
     values       value -> per batch float32 [places, channels]: samples of the value; `places` holds where
     axes         value -> its channel axis (1 or -1)
-    draws        layer -> per batch (state of the generator before its patches were drawn, their number): the quantized run
-                 draws patches at the same places
+    draws        layer -> per batch the state of the generator before its patches were drawn: the quantized run draws patches
+                 at the same places
     patch_count  rows per layer and batch, at most
     """
 
@@ -46,7 +46,7 @@ class FloatRun:
     patches: dict[str, Floats] = field(default_factory=dict)
     values: dict[str, list[Floats]] = field(default_factory=dict)
     places: dict[str, list[Tensor]] = field(default_factory=dict)
-    draws: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
+    draws: dict[str, list[Tensor]] = field(default_factory=dict)
     patch_count: int = 0
 
 
@@ -84,9 +84,8 @@ def float_run(
             statistics[name].update(x, name)
         for node in readers.get(name, []):
             assert node.weight is not None
-            state = generator.get_state()
+            result.draws.setdefault(node.name, []).append(generator.get_state())
             rows = patch_rows(node, graph.constants[node.weight].shape, x, generator, per_batch)
-            result.draws.setdefault(node.name, []).append((state, len(rows)))
             parts.setdefault(node.name, []).append(rows.float().clone())
         if name in axes:
             rows = rows_of(x, axes[name])
@@ -145,11 +144,10 @@ class CarriedNoise:
     def add(self, x: Tensor, number: int) -> None:
         """x: input of the layer in the quantized run, real values, of batch `number`."""
         c = self.carrier
-        state, rows = self.run.draws[c.node.name][number]
-        self.generator.set_state(state)
+        self.generator.set_state(self.run.draws[c.node.name][number])
         found = patch_rows(c.node, c.weight.shape, x, self.generator, self.run.patch_count).float().numpy()
-        exact = self.run.patches[c.node.name][self.start : self.start + rows]
-        self.start += rows
+        exact = self.run.patches[c.node.name][self.start : self.start + len(found)]
+        self.start += len(found)
         noise = found - (exact if c.permutation is None else exact[:, c.permutation])
         carried = layer_outputs(c.weight, noise, c.conv_groups)
         self.squares += float(np.square(carried, dtype=np.float64).sum())

@@ -3,6 +3,7 @@
     python benchmarks/layerwise.py --part cost        time of scoring against parameters, with docs/layerwise.svg
     python benchmarks/layerwise.py --part accuracy    plans by every metric, an n-run search, random, first/last; equal budgets
     python benchmarks/layerwise.py --part structure   ResNet-18, ResNet-50, SqueezeNet, VGG-16, MobileNetV2: pairs, time, latency
+    python benchmarks/layerwise.py --part rankings    the same networks: plans by scores, n-run searches and rules
 
 Baselines go through the same planner at the same budgets, with their own losses; only the ranking differs. The n-run search
 is the older one: each layer alone at its lowest precision, the others in float, one run over validation images of the train part;
@@ -12,7 +13,7 @@ and once more with the others at 8 bits, which all runs in the CPU engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,38 +41,31 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.benchmarking.timing import Case, Plan, measure_interleaved, timed
 from flexiq.engines.base import available_engines, create_engine
 from flexiq.graph.capture import capture
-from flexiq.graph.passes import fused
-from flexiq.pipeline.layerwise import Compilation, layer_costs
+from flexiq.pipeline.layerwise import Compilation
 from flexiq.pipeline.layerwise_analysis import Analysis, analyse
-from flexiq.quantization.domains import ends
 from flexiq.quantization.program import Program
 from flexiq.selection.layerwise import (
     ALL_METRICS,
     METRICS,
     LayerwiseConfig,
     Losses,
-    first_last,
     layer_losses,
-    one_by_one,
-    random_losses,
 )
 from flexiq.zoo.datasets import ImageSet, load_dataset
-from flexiq.zoo.registry import build_model, torchvision_compat
+from layerwise_rankings import n_runs, rules, search_kinds
+from layerwise_structure import RANKING_BUDGETS, STRUCTURES, measure_rankings, measure_structure
 from results import ResultFile
 
 WIDTHS = (16, 32, 64, 128, 256)
 DEPTH = 12
-STRUCTURES = ("resnet18", "resnet50", "squeezenet1_1", "vgg16", "mobilenet_v2")
 BUDGETS: dict[str, dict[str, Any]] = {
     "low+int8, 60 % of the bytes": {"budget_size": "60%", "precisions": ("low", "int8")},
     "low+int8, 75 % of the bytes": {"budget_size": "75%", "precisions": ("low", "int8")},
     "low+int8, 85 % of the time": {"budget_latency": "85%", "precisions": ("low", "int8")},
     "int8+float32, 150 % of the bytes": {"budget_size": "150%", "precisions": ("int8", "float32")},
 }
-RANDOM_SEEDS = (0, 1, 2)
 SCORE_ORDER = ("propagated", "combined", "n runs")  # methods whose plain ranking is tried beside gain per cost
 
 
@@ -186,8 +180,6 @@ class Bench:
 
 def rankings(analysis: Analysis, bench: Bench, progress: Progress) -> tuple[dict[str, Losses], dict[str, float]]:
     """Losses by method, and the seconds on the processor that each took beyond what the two runs took."""
-    graph = fused(analysis.base)[0]
-    first, last = ends(graph, set(analysis.layers))
     evidence = analysis.evidence
     losses: dict[str, Losses] = {m: layer_losses(evidence, [m]) for m in ALL_METRICS}
     losses["combined"] = layer_losses(evidence, METRICS)
@@ -195,29 +187,15 @@ def rankings(analysis: Analysis, bench: Bench, progress: Progress) -> tuple[dict
         losses[f"combined without {left_out}"] = layer_losses(evidence, [m for m in METRICS if m != left_out])
     for change in ("output", "power", "decibel"):
         losses[f"sqnr ({change})"] = layer_losses(evidence, ["sqnr"], change)
-    for seed in RANDOM_SEEDS:
-        losses[f"random {seed}"] = random_losses(evidence, seed)
-    losses["first/last"] = first_last(evidence, first | last)
+    losses.update(rules(analysis))
     seconds = dict.fromkeys(losses, 0.0)
     batches = bench.soft_labels(bench.validation)
-
-    others = {"n runs": "float32"}
-    if "low" in analysis.config.precisions:
-        others["n runs among int8"] = "int8"  # quicker: all of it in the CPU engine
-    for method, other in others.items():
-
-        def noise(changed: dict[str, str], other: str = other) -> float:
-            program = analysis.program({**dict.fromkeys(analysis.layers, other), **changed})
-            return bench.figures(program, batches)["distance"] ** 2
-
-        started = time.process_time()
-        base = noise({}) if other == "int8" else 0.0
-        losses[method] = one_by_one(
-            evidence,
-            lambda name, precision, base=base, noise=noise: noise({name: precision}) - base,
-            lambda share, method=method: progress(method, share),
-        )
-        seconds[method] = time.process_time() - started
+    for kind, other in search_kinds(analysis).items():
+        losses[kind], seconds[kind] = n_runs(
+            analysis, other,
+            lambda program: bench.figures(program, batches)["distance"] ** 2,
+            lambda share, kind=kind: progress(kind, share),
+        )  # fmt: skip
     return losses, seconds
 
 
@@ -258,53 +236,6 @@ def measure_accuracy(network: str, options: Options, progress: Progress) -> dict
     return result
 
 
-# -- structure -------------------------------------------------------------------------------------------------------------
-
-
-def interleaved_seconds(programs: Mapping[str, Program], rounds: int = 31) -> dict[str, float]:
-    """Median seconds of a run of one sample, one thread, all programs in turns."""
-    rng = np.random.default_rng(0)
-    cases = []
-    for name, program in programs.items():
-        engine = create_engine(program, "cpu", batch_hint=1)
-        (x,) = (rng.standard_normal(engine.shape(v, 1), dtype=np.float32) for v in program.graph.inputs)
-        cases.append(Case(name, timed(lambda engine=engine, x=x, ratio=program.ratios[-1]: engine.run(x, ratio))))
-    return {name: found.median for name, found in measure_interleaved(cases, Plan(repeats=rounds)).items()}
-
-
-def measure_structure(name: str, size: int) -> dict[str, Any]:
-    """Time to score and plan, pairs of the plan under every fusion, and its latency, on random weights."""
-    torchvision_compat()
-    torch.manual_seed(0)
-    model = build_model(f"torchvision:{name}").eval()
-    x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
-    config = LayerwiseConfig(budget_latency="88%", calibration_images=4, batch_size=2, patches=128, metric_values=16384)
-    analysis = analyse(model, [x], config.updated(fusion="none"))  # which keeps the ranges of unfused values too
-    costs = layer_costs(analysis, config)
-    compilation = Compilation(analysis, config, costs=costs)
-    compiled = compilation.run()
-    mixed = {e.name: "float32" if i % 4 == 3 else "int8" for i, e in enumerate(analysis.evidence)}
-    result: dict[str, Any] = {
-        "parameters": sum(e.parameters for e in analysis.evidence),
-        "layers": len(analysis.evidence),
-        "size": size,
-        "seconds": dict(analysis.seconds),
-        "scoring_seconds": sum(v for k, v in analysis.seconds.items() if k != "capture"),
-        "predicted_share_of_int8": compiled.reached["latency_share_of_int8"],
-        "borders": compilation.borders(compiled.plan.precisions),
-        "borders_every_fourth_layer_float32": compilation.borders(mixed),
-        "latency": {},
-    }
-    if not available_engines()["cpu"]:
-        programs = {
-            fusion: Compilation(analysis, config.updated(fusion=fusion), costs=costs).build(compiled.plan.precisions)
-            for fusion in ("best", "default", "none", "isolated")
-        }
-        programs["all int8, best"] = compilation.build({e.name: "int8" for e in analysis.evidence})
-        result["latency"] = interleaved_seconds(programs)
-    return result
-
-
 # -- the command -----------------------------------------------------------------------------------------------------------
 
 
@@ -341,7 +272,7 @@ class Run:
         for network in self.options.networks:
             settings = {
                 "network": network, "weights": file_digest(weights_file(network)), "images": self.options.images,
-                "calibration": extra.calibration, "validation": extra.validation, "budgets": BUDGETS_KEY,
+                "calibration": extra.calibration, "validation": extra.validation, "budgets": listed(BUDGETS),
             }  # fmt: skip
             row = self.row(
                 f"accuracy.{network}", settings, lambda n=network: measure_accuracy(n, self.options, Progress(n))
@@ -368,14 +299,20 @@ class Run:
             row = self.row(f"structure.{name}", {"size": size}, lambda n=name, s=size: measure_structure(n, s))
             b, t = row["borders"], row["latency"]
             mixed = row["borders_every_fourth_layer_float32"]
-            milliseconds = [f"{1e3 * t[k]:.2f}" if k in t else "-" for k in ("best", "none", "isolated", "all int8, best")]
+            milliseconds = [
+                f"{1e3 * t[k]:.2f}" if k in t else "-" for k in ("best", "none", "isolated", "all int8, best")
+            ]
             gain = f"{100 * (t['none'] / t['best'] - 1):.0f} %" if "none" in t else "-"
             lines.append(
                 [
-                    name, f"{row['parameters'] / 1e6:.1f} M", f"{row['scoring_seconds']:.1f}",
+                    name,
+                    f"{row['parameters'] / 1e6:.1f} M",
+                    f"{row['scoring_seconds']:.1f}",
                     "/".join(str(b[k]["pairs"]) for k in ("isolated", "unfused", "best")),
                     "/".join(str(mixed[k]["pairs"]) for k in ("isolated", "unfused", "default", "best")),
-                    percent(row["predicted_share_of_int8"], 1), *milliseconds, gain,
+                    percent(row["predicted_share_of_int8"], 1),
+                    *milliseconds,
+                    gain,
                 ]  # fmt: skip
             )
         print_table(
@@ -388,19 +325,58 @@ class Run:
             machine_caption(self.file.machine),
         )  # fmt: skip
 
+    def rankings(self) -> None:
+        extra = self.options.extra
+        for name in extra.structures:
+            for budget, values in RANKING_BUDGETS.items():
+                settings = {"size": extra.size, "images": extra.ranking_images, "budget": values}
+                row = self.row(
+                    f"rankings.{name}, {budget}",
+                    listed(settings),
+                    lambda n=name, v=values: measure_rankings(n, extra.size, extra.ranking_images, v, Progress(n)),
+                )
+                lines = []
+                for method, r in row["rows"].items():
+                    lines.append(
+                        [
+                            method, f"{r['rank_seconds']:.1f}" if r["rank_seconds"] else "-",
+                            " ".join(f"{n} {p}" for p, n in r["layers"].items()), percent(r["lowest_share_of_macs"], 0),
+                            percent(r["same_as_n_runs"], 0), "/".join(str(n) for n in r["pairs"].values()),
+                            f"{r['size'] / 1e6:.2f}", f"{1e3 * r['latency']:.2f}" if r["latency"] else "-",
+                            f"{r['noise']:.2e}",
+                        ]
+                    )  # fmt: skip
+                print_table(
+                    f"{name}, random weights, {budget}, {row['images']} images, batch 1; "
+                    f"{row['preparation_seconds']:.1f} s to quantize before ranking",
+                    [
+                        "ranking", "processor s to rank", "layers", "% of MACs lowest", "% of layers as n runs",
+                        "pairs alone/unfused/best", "MB", "ms", "noise at output",
+                    ],
+                    lines,
+                    machine_caption(row["machine"]),
+                )  # fmt: skip
 
-BUDGETS_KEY = {name: {k: list(v) if isinstance(v, tuple) else v for k, v in b.items()} for name, b in BUDGETS.items()}
+
+def listed(settings: Any) -> Any:
+    """Tuples as lists, as they come back from JSON."""
+    if isinstance(settings, dict):
+        return {name: listed(value) for name, value in settings.items()}
+    return list(settings) if isinstance(settings, tuple) else settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the tables. Raises FlexiqError."""
     parser = make_parser("layerwise", __doc__, NETWORKS, 2000)
-    parser.add_argument("--part", choices=("all", "cost", "accuracy", "structure"), default="all")
+    parser.add_argument("--part", choices=("all", "cost", "accuracy", "structure", "rankings"), default="all")
     parser.add_argument("--widths", type=lambda t: [int(v) for v in t.split(",")], default=list(WIDTHS))
     parser.add_argument("--structures", type=lambda t: t.split(","), default=list(STRUCTURES))
-    parser.add_argument("--size", type=int, default=224, help="pictures of --part structure")
+    parser.add_argument("--size", type=int, default=224, help="pictures of --part structure and rankings")
+    parser.add_argument("--ranking-images", type=int, default=32, help="of --part rankings (default: %(default)s)")
     parser.add_argument("--calibration", type=int, default=256, help="calibration images (default: %(default)s)")
-    parser.add_argument("--validation", type=int, default=1000, help="images of the n-run search (default: %(default)s)")
+    parser.add_argument(
+        "--validation", type=int, default=1000, help="images of the n-run search (default: %(default)s)"
+    )
     parser.add_argument("--svg", type=Path, default=ROOT / "docs" / "layerwise.svg", help="plot of --part cost")
     options = read_options(parser, arguments, NETWORKS)
     run = Run(options)
@@ -408,6 +384,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run.cost()
     if options.extra.part in ("all", "structure"):
         run.structure()
+    if options.extra.part in ("all", "rankings"):
+        run.rankings()
     if options.extra.part in ("all", "accuracy"):
         data_folder()
         run.accuracy()

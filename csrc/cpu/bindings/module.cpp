@@ -15,6 +15,7 @@
 
 #include "../runtime/program.h"
 #include "../runtime/simple_steps.h"
+#include "training.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -97,6 +98,7 @@ NB_MODULE(_native, m) {
         },
         "isa"_a, "rounds"_a, "(byte products made on registers, seconds).");
 
+    bind_training(m);
     nb::class_<Context>(m, "Context");
 
     nb::class_<Engine>(m, "Program")

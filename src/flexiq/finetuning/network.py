@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from flexiq.engines.reference import arithmetic
 from flexiq.errors import ConfigError
+from flexiq.finetuning.kernels import usable
 from flexiq.finetuning.normalization import OutputNorm
-from flexiq.finetuning.rounding import lower, requantize, round_clamp
+from flexiq.finetuning.rounding import function_table, look_up, lower, requantize, round_clamp
 from flexiq.finetuning.tables import Lowering, bias_corrections, lowering
 from flexiq.graph.batch_axis import BatchAxis, batch_axes
 from flexiq.graph.inputs import check_inputs
@@ -123,6 +124,7 @@ class TrainableNetwork(nn.Module):
         self.program = program
         self.axes: dict[str, BatchAxis | None] = batch_axes(program.graph) if program.extraction == "dynamic" else {}
         self.lowerings: dict[tuple[str, int], Lowering | None] = {}
+        self.tables: dict[str, tuple[Tensor, Tensor]] = {}  # of functions of 8-bit values, made when first needed
         for name, layer in program.layers.items():
             if layer.weight is None:
                 continue
@@ -206,8 +208,9 @@ class TrainableNetwork(nn.Module):
             return self._layer(node, values, index, batch)
         if node.op == "quantize":
             q = program.qparams[node.name]
-            t = self._value(node.inputs[0], values) * (1.0 / self.scale(node.name))
-            return arithmetic.channels_last(round_clamp(t, q.qmin, q.qmax, self.dtype))
+            inverse = 1.0 / self.scale(node.name)
+            integers = requantize(self._value(node.inputs[0], values), inverse, None, q.qmin, q.qmax, self.dtype)
+            return arithmetic.channels_last(integers)
         if node.op == "dequantize":
             return self._value(node.inputs[0], values).float() * self.scale(node.inputs[0])
         if node.name in program.qparams:
@@ -222,8 +225,7 @@ class TrainableNetwork(nn.Module):
         acc = torch.matmul(a, b)
         factor = self.scale(node.inputs[0]) * self.scale(node.inputs[1]) * node.attrs.get("scale", 1.0)
         if node.name in self.program.qparams:
-            t = acc.float() * (factor / self.scale(node.name))
-            return round_clamp(t, *self._limits(node), self.dtype)
+            return requantize(acc, factor / self.scale(node.name), None, *self._limits(node), self.dtype)
         return apply_activation(acc.float() * factor, node.attrs.get("activation"))
 
     def quantized_weight(self, name: str, index: int, weight: Tensor, scale: Tensor) -> Tensor:
@@ -276,12 +278,9 @@ class TrainableNetwork(nn.Module):
         out = self.scale(name)
         multiplier, shifted = (unit / out).reshape(shape), (real / out).reshape(shape)
         lo, hi = self._limits(node)
-        if residual is None:
+        if node.residual is None:
             return requantize(acc, multiplier, shifted, lo, hi, self.dtype)
-        assert node.residual is not None
-        factor = self.scale(node.residual) / out
-        t = torch.addcmul(shifted, acc.float(), multiplier) + residual * factor
-        return round_clamp(t, lo, hi, self.dtype)
+        return requantize(acc, multiplier, shifted, lo, hi, self.dtype, residual, self.scale(node.residual) / out)
 
     def _integer(self, node: Node, values: dict[str, Tensor], batch: int) -> Tensor:
         """The other 8-bit operators."""
@@ -291,14 +290,11 @@ class TrainableNetwork(nn.Module):
             return evaluate_node(node, operands, batch) if node.op == "max_pool" else move(node, x, batch)
         out = self.scale(node.name)
         if node.op == "table":
-            source = Node(node.name, node.attrs["function"], list(node.inputs), node.attrs)
-            y = evaluate_node(source, [x.float() * self.scale(node.inputs[0])], batch)
-            q = self.program.qparams[node.name]
-            return round_clamp(y / out, q.qmin, q.qmax, self.dtype)
+            return self._table(node, x, batch)
         lo, hi = self._limits(node)
         factors = [self.scale(v) / out for v in node.inputs]
         if node.op == "add":
-            return round_clamp(x.float() * factors[0] + operands[1] * factors[1], lo, hi, self.dtype)
+            return requantize(x, factors[0], None, lo, hi, self.dtype, operands[1], factors[1])
         if node.op == "mul":
             t = x.float() * operands[1].float() * (factors[0] * self.scale(node.inputs[1]))
             return round_clamp(t, lo, hi, self.dtype)
@@ -310,6 +306,22 @@ class TrainableNetwork(nn.Module):
             return torch.cat(parts, dim=node.attrs["axis"])
         y = evaluate_node(Node(node.name, node.op, list(node.inputs), node.attrs), [x.float()], batch)
         return round_clamp(y * factors[0], lo, hi, self.dtype)
+
+    def _table(self, node: Node, x: Tensor, batch: int) -> Tensor:
+        """A function of one 8-bit value."""
+        q, source = self.program.qparams[node.name], self.program.qparams[node.inputs[0]]
+        function = Node(node.name, node.attrs["function"], list(node.inputs), node.attrs)
+        step, out = self.scale(node.inputs[0]), self.scale(node.name)
+
+        def apply(integers: Tensor) -> Tensor:
+            return round_clamp(evaluate_node(function, [integers * step], batch) / out, q.qmin, q.qmax, self.dtype)
+
+        found = None
+        if not self.learn_scales and usable(x, x.dtype):
+            if node.name not in self.tables:
+                self.tables[node.name] = function_table(apply, source.signed)
+            found = look_up(x, self.tables[node.name])
+        return apply(x.float()) if found is None else found
 
     def _same_scale(self, a: str, b: str) -> bool:
         if self.learn_scales:

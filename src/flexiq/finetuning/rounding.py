@@ -2,15 +2,18 @@
 
 Forward, each function computes what the reference engine computes, on integers held in a float type. Backward, rounding
 counts as the identity and clamping passes the gradient of what lies inside (straight-through estimator: Bengio et al. 2013;
-with clipping: Choi et al., PACT, 2018).
+with clipping: Choi et al., PACT, 2018). On a CPU compiled kernels do it in one pass each where they can (`kernels`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flexiq.finetuning import kernels
 
 
 class _Requantize(torch.autograd.Function):
@@ -35,18 +38,59 @@ class _Requantize(torch.autograd.Function):
         return grad_acc, grad_multiplier, grad_bias, None, None, None
 
 
-def requantize(
-    acc: Tensor, multiplier: Tensor, bias: Tensor, lo: float, hi: float, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """clamp(rne(acc * multiplier + bias), lo, hi), integers in `dtype`.
+class _CompiledRequantize(torch.autograd.Function):
+    """The same, and with a residual, by compiled kernels; `done` is what they computed."""
 
-    acc: any float type; multiplier and bias: float32, broadcastable against acc (bias in steps of the output). Gradients
-    reach all three.
+    @staticmethod
+    def forward(
+        ctx: Any, acc: Tensor, bias: Tensor | None, residual: Tensor | None, factor: float, done: kernels.Requantized
+    ) -> Tensor:
+        ctx.save_for_backward(done.inside, done.multiplier)
+        ctx.rows, ctx.types, ctx.factor, ctx.source = done.rows, done.types, factor, acc.dtype
+        ctx.bias_shape = None if bias is None else bias.shape
+        return done.out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        inside, multiplier = ctx.saved_tensors
+        acc, residual, bias = kernels.requantize_grad(
+            grads[0], inside, multiplier, ctx.factor, ctx.rows, ctx.types, ctx.source,
+            residual=ctx.needs_input_grad[2], bias=ctx.needs_input_grad[1],
+        )  # fmt: skip
+        return acc, None if bias is None else bias.reshape(ctx.bias_shape), residual, None, None
+
+
+def requantize(
+    acc: Tensor,
+    multiplier: Tensor | float,
+    bias: Tensor | None,
+    lo: float,
+    hi: float,
+    dtype: torch.dtype = torch.float32,
+    residual: Tensor | None = None,
+    factor: Tensor | float = 1.0,
+) -> Tensor:
+    """clamp(rne(acc * multiplier + bias + residual * factor), lo, hi), integers in `dtype`.
+
+    acc: any float type; multiplier and bias: float32, broadcastable against acc (bias in steps of the output; a float
+    multiplies everything); residual: of acc's shape. Gradients reach all of them.
     """
-    result: Tensor = _Requantize.apply(  # type: ignore[no-untyped-call]
-        acc, multiplier, bias, float(lo), float(hi), dtype
-    )
-    return result
+    lo, hi = float(lo), float(hi)
+    learned = any(isinstance(v, Tensor) and v.requires_grad for v in (multiplier, factor))
+    if not learned and not isinstance(factor, Tensor):
+        with torch.no_grad():
+            done = kernels.requantize(acc, multiplier, bias, residual, factor, lo, hi, dtype)
+        if done is not None:
+            result: Tensor = _CompiledRequantize.apply(acc, bias, residual, factor, done)  # type: ignore[no-untyped-call]
+            return result
+    if residual is not None:
+        scaled = acc.float() * multiplier if bias is None else torch.addcmul(bias, acc.float(), torch.as_tensor(multiplier))
+        return round_clamp(scaled + residual.float() * factor, lo, hi, dtype)
+    if bias is None or not isinstance(multiplier, Tensor):
+        scaled = acc.float() * multiplier
+        return round_clamp(scaled if bias is None else scaled + bias, lo, hi, dtype)
+    plain: Tensor = _Requantize.apply(acc, multiplier, bias, lo, hi, dtype)  # type: ignore[no-untyped-call]
+    return plain
 
 
 class _RoundClamp(torch.autograd.Function):
@@ -86,11 +130,65 @@ class _Lower(torch.autograd.Function):
         return grads[0] * t.eq(clipped), None, None, None, None
 
 
+class _CompiledLower(torch.autograd.Function):
+    """The same; `out` and `inside` are what the kernels computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, out: Tensor, inside: Tensor) -> Tensor:
+        ctx.save_for_backward(inside)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return kernels.pass_through(grads[0], *ctx.saved_tensors), None, None
+
+
 def lower(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     """Values read back from low precision: clamp(rne(x * inverse), lo, hi) * power, all broadcastable, in x's type.
 
     inverse = 2^-shift, power = 2^shift; where a channel stays at 8 bits both are 1 and lo, hi its 8-bit range. Exact in
     bfloat16 too: 8-bit integers and powers of two have no more than its 8 bits of precision.
     """
+    with torch.no_grad():
+        done = kernels.lower(x, inverse, power, lo, hi)
+    if done is not None:
+        compiled: Tensor = _CompiledLower.apply(x, *done)  # type: ignore[no-untyped-call]
+        return compiled
     result: Tensor = _Lower.apply(x, inverse, power, lo, hi)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LookUp(torch.autograd.Function):
+    """A function of 8-bit values by its tables; `done` is (values, slopes) at x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
+        ctx.save_for_backward(slopes)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return grads[0] * slopes, None, None
+
+
+def function_table(function: Callable[[Tensor], Tensor], signed: bool) -> tuple[Tensor, Tensor]:
+    """Values and slopes, float32 [256], of a function of 8-bit integers, by their lowest eight bits."""
+    integers = torch.arange(256, dtype=torch.float32)
+    if signed:
+        integers = torch.where(integers > 127, integers - 256, integers)
+    with torch.enable_grad():
+        integers.requires_grad_()
+        values = function(integers)
+        (slopes,) = torch.autograd.grad(values.sum(), integers)
+    return values.detach().float().contiguous(), slopes.contiguous()
+
+
+def look_up(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor | None:
+    """A `function_table` applied to integers x; None where that is not compiled for them."""
+    with torch.no_grad():
+        done = kernels.look_up(x, *table)
+    if done is None:
+        return None
+    result: Tensor = _LookUp.apply(x, *done)  # type: ignore[no-untyped-call]
     return result

@@ -11,7 +11,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for cpu_layers and cpu_networks
 
-COMPILED = ("test_cpu_kernels", "test_cpu_engine", "test_cpu_concurrency", "test_cpu_errors", "test_cpu_tuning")
+COMPILED = (
+    "test_cpu_kernels", "test_cpu_engine", "test_cpu_concurrency", "test_cpu_errors", "test_cpu_tuning",
+    "test_cpu_training_steps",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

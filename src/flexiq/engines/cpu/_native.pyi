@@ -17,6 +17,59 @@ def supported_isas() -> list[str]: ...
 def cpu_name() -> str: ...
 def burn(isa: str, rounds: int) -> tuple[int, float]: ...
 
+class Training:
+    """Element-wise steps of training; tensors are given by their addresses (0: none)."""
+
+    def __init__(self, isa: str, threads: int) -> None: ...
+    def requantize(
+        self,
+        types: int,
+        acc: int,
+        multiplier: int,
+        bias: int,
+        residual: int,
+        factor: float,
+        lo: float,
+        hi: float,
+        out: int,
+        inside: int,
+        rows: int,
+        channels: int,
+        /,
+    ) -> None: ...
+    def requantize_grad(
+        self,
+        types: int,
+        grad: int,
+        inside: int,
+        multiplier: int,
+        factor: float,
+        grad_acc: int,
+        grad_residual: int,
+        grad_bias: int,
+        rows: int,
+        channels: int,
+        /,
+    ) -> None: ...
+    def lower(
+        self,
+        types: int,
+        x: int,
+        inverse: int,
+        power: int,
+        lo: int,
+        hi: int,
+        out: int,
+        inside: int,
+        rows: int,
+        channels: int,
+        /,
+    ) -> None: ...
+    def look_up(
+        self, types: int, x: int, values: int, slopes: int, out: int, slope: int, rows: int, channels: int, /
+    ) -> None: ...
+    def pass_through(self, types: int, grad: int, inside: int, out: int, rows: int, channels: int, /) -> None: ...
+
 class Context: ...
 
 class Program:

@@ -1,0 +1,2 @@
+#define FLEXIQ_ISA avx2
+#include "training_body.h"

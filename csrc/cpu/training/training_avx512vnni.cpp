@@ -1,0 +1,2 @@
+#define FLEXIQ_ISA avx512vnni
+#include "training_body.h"

@@ -1,0 +1,2 @@
+#define FLEXIQ_ISA portable
+#include "training_body.h"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -88,11 +89,15 @@ def flat(vector: Tensor) -> Tensor:
     return vector.detach().to(torch.float32).reshape(-1).contiguous()
 
 
+@dataclass(frozen=True)
 class Requantized:
-    """What `requantize` computed, and what its gradient needs."""
+    """What `requantize` computed, and what its gradient needs. rows: (rows, channels) as the kernels see them."""
 
-    def __init__(self, out: Tensor, inside: Tensor, multiplier: Tensor, rows: tuple[int, int], types: int) -> None:
-        self.out, self.inside, self.multiplier, self.rows, self.types = out, inside, multiplier, rows, types
+    out: Tensor
+    inside: Tensor
+    multiplier: Tensor
+    rows: tuple[int, int]
+    types: int
 
 
 def requantize(

@@ -41,6 +41,7 @@ from common import (
 from flexiq.errors import ConfigError
 from flexiq.finetuning.config import FinetuneConfig
 from flexiq.finetuning.data import Batch, SampledBatches, flip_and_crop
+from flexiq.finetuning.kernels import without_kernels
 from flexiq.finetuning.loss import FloatTeacher, loss
 from flexiq.finetuning.trainer import TrainingProgress
 from flexiq.pipeline import Prepared, prepare, quantize_prepared
@@ -220,7 +221,9 @@ def step_times(
     for kind in ("float32", "bfloat16"):
         steps[f"float network, {kind}"] = float_step(network, images, labels, kind == "bfloat16")
         finetune = FinetuneConfig(precision=kind)
-        steps[f"dual with teacher, {kind}"] = dual_step(start, images, labels, finetune)
+        dual = dual_step(start, images, labels, finetune)
+        steps[f"dual with teacher, {kind}"] = dual
+        steps[f"dual with teacher, torch alone, {kind}"] = by_torch_alone(dual)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
@@ -258,6 +261,16 @@ def dual_step(start: Start, images: Tensor, labels: Tensor, finetune: FinetuneCo
         optimizer.step()
 
     return step
+
+
+def by_torch_alone(step: Callable[[], None]) -> Callable[[], None]:
+    """The same step without the compiled kernels."""
+
+    def run() -> None:
+        with without_kernels():
+            step()
+
+    return run
 
 
 def mean_text(rows: dict[str, dict[str, Any]], variant: str, ratio: float) -> str:
@@ -325,7 +338,7 @@ def show(options: Options) -> None:
         if "speed" in rows:
             times = rows["speed"]["seconds"]
             plain = {kind: times[f"float network, {kind}"] for kind in ("float32", "bfloat16")}
-            shown = [[n, f"{1000 * s:.0f}", f"{s / plain[n.split(', ')[1]]:.2f}"] for n, s in times.items()]
+            shown = [[n, f"{1000 * s:.0f}", f"{s / plain[n.split(', ')[-1]]:.2f}"] for n, s in times.items()]
             threads = rows["speed"]["settings"]["threads"]
             print_table(f"{network}: one step, {threads} threads", ["step", "ms", "over float"], shown)
 

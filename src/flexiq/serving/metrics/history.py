@@ -152,6 +152,7 @@ class History:
             return self._current
         if time != now + self._shift:
             self._shift = time - now
+            time = now + self._shift  # as `clock` will say from here on: rounded, it may lie in the next second
         if self._seconds and time < self._current.time + 1:
             # No new second: a small step back, or the clock was set back within this one.
             self._begin = self._current.time - self._shift

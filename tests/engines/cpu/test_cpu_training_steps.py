@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexiq.engines.cpu import native
@@ -57,6 +57,7 @@ def numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 @pytest.mark.sanitize
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("types", TYPES)
+@settings(max_examples=30)
 @given(shape=SHAPES, seed=st.integers(0, 2**32 - 1), residual=st.booleans(), threads=st.sampled_from([1, 2]))
 def test_requantize_and_its_gradient(
     isa: str, types: str, shape: tuple[int, int], seed: int, residual: bool, threads: int
@@ -106,6 +107,7 @@ def test_requantize_and_its_gradient(
 @pytest.mark.sanitize
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("types", ["f32", "bf16"])
+@settings(max_examples=30)
 @given(shape=SHAPES, seed=st.integers(0, 2**32 - 1), signed=st.booleans())
 def test_lowering_and_what_passes(isa: str, types: str, shape: tuple[int, int], seed: int, signed: bool) -> None:
     rng, (rows, channels) = np.random.default_rng(seed), shape
@@ -132,6 +134,7 @@ def test_lowering_and_what_passes(isa: str, types: str, shape: tuple[int, int], 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("types", ["f32", "bf16"])
+@settings(max_examples=30)
 @given(shape=SHAPES, seed=st.integers(0, 2**32 - 1), signed=st.booleans())
 def test_functions_of_eight_bits(isa: str, types: str, shape: tuple[int, int], seed: int, signed: bool) -> None:
     rng, (rows, channels) = np.random.default_rng(seed), shape

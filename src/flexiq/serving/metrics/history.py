@@ -133,7 +133,6 @@ class History:
         self.keep = keep
         self._seconds: deque[Second] = deque()
         self._shift = 0.0
-        self._begin, self._end = 0.0, -math.inf  # of the current second, in readings of the caller's clock
         self._current = Second(0)
         self._seed = 1
         self._latest = -math.inf
@@ -142,7 +141,9 @@ class History:
 
     def at(self, now: float) -> Second:
         """The second to count an event of this moment in."""
-        if self._begin <= now < self._end:
+        time = now + self._shift
+        if self._seconds and self._current.time <= time < self._current.time + 1:
+            self._latest = max(self._latest, time)
             return self._current
         return self._turn(now)
 
@@ -154,18 +155,13 @@ class History:
             self._shift = time - now
             time = now + self._shift  # as `clock` will say from here on: rounded, it may lie in the next second
         if self._seconds and time < self._current.time + 1:
-            # No new second: a small step back, or the clock was set back within this one.
-            self._begin = self._current.time - self._shift
-            self._end = self._begin + 1.0
-            return self._current
+            return self._current  # no new second: a small step back, or the clock was set back within this one
         self._latest = max(self._latest, time)
         self._current.close()
         second = self._current = Second(math.floor(time))
         self._seconds.append(second)
         while self._seconds[0].time <= second.time - self.keep:
             self._seconds.popleft()
-        self._begin = second.time - self._shift
-        self._end = self._begin + 1.0
         return second
 
     def clock(self, now: float) -> float:

@@ -223,7 +223,7 @@ def step_times(
         finetune = FinetuneConfig(precision=kind)
         dual = dual_step(start, images, labels, finetune)
         steps[f"dual with teacher, {kind}"] = dual
-        steps[f"dual with teacher, torch alone, {kind}"] = by_torch_alone(dual)
+        steps[f"dual with teacher, torch alone, {kind}"] = without_kernels()(dual)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
@@ -261,16 +261,6 @@ def dual_step(start: Start, images: Tensor, labels: Tensor, finetune: FinetuneCo
         optimizer.step()
 
     return step
-
-
-def by_torch_alone(step: Callable[[], None]) -> Callable[[], None]:
-    """The same step without the compiled kernels."""
-
-    def run() -> None:
-        with without_kernels():
-            step()
-
-    return run
 
 
 def mean_text(rows: dict[str, dict[str, Any]], variant: str, ratio: float) -> str:

@@ -41,21 +41,15 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.engines.base import available_engines, create_engine
 from flexiq.graph.capture import capture
 from flexiq.pipeline.layerwise import Compilation
 from flexiq.pipeline.layerwise_analysis import Analysis, analyse
 from flexiq.quantization.program import Program
-from flexiq.selection.layerwise import (
-    ALL_METRICS,
-    METRICS,
-    LayerwiseConfig,
-    Losses,
-    layer_losses,
-)
+from flexiq.selection.layerwise import ALL_METRICS, METRICS, LayerwiseConfig, Losses, layer_losses
 from flexiq.zoo.datasets import ImageSet, load_dataset
 from layerwise_rankings import n_runs, rules, search_kinds
 from layerwise_structure import RANKING_BUDGETS, STRUCTURES, measure_rankings, measure_structure
+from measure import make_engine
 from results import ResultFile
 
 WIDTHS = (16, 32, 64, 128, 256)
@@ -166,8 +160,7 @@ class Bench:
     @staticmethod
     def figures(program: Program, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
         """Accuracy, and root mean square distance of soft labels to the float network's."""
-        missing = available_engines()["cpu"]  # else outputs are the same, and no kernels need be timed for them
-        engine = create_engine(program, "reference") if missing else create_engine(program, "cpu", kernels="fixed")
+        engine = make_engine(program)
         right = count = 0
         squares = 0.0
         for x, labels, soft in batches:
@@ -305,16 +298,12 @@ class Run:
             gain = f"{100 * (t['none'] / t['best'] - 1):.0f} %" if "none" in t else "-"
             lines.append(
                 [
-                    name,
-                    f"{row['parameters'] / 1e6:.1f} M",
-                    f"{row['scoring_seconds']:.1f}",
+                    name, f"{row['parameters'] / 1e6:.1f} M", f"{row['scoring_seconds']:.1f}",
                     "/".join(str(b[k]["pairs"]) for k in ("isolated", "unfused", "best")),
                     "/".join(str(mixed[k]["pairs"]) for k in ("isolated", "unfused", "default", "best")),
-                    percent(row["predicted_share_of_int8"], 1),
-                    *milliseconds,
-                    gain,
-                ]  # fmt: skip
-            )
+                    percent(row["predicted_share_of_int8"], 1), *milliseconds, gain,
+                ]
+            )  # fmt: skip
         print_table(
             "Plans at 88 % of the multiply-accumulate estimate, batch 1",
             [

@@ -23,6 +23,7 @@ from flexiq.quantization.program import Program
 from flexiq.selection.layerwise import METRICS, LayerwiseConfig, layer_losses
 from flexiq.zoo.registry import build_model, torchvision_compat
 from layerwise_rankings import n_runs, rules, search_kinds
+from measure import make_engine
 
 STRUCTURES = ("resnet18", "resnet50", "squeezenet1_1", "vgg16", "mobilenet_v2")
 FUSIONS = ("best", "default", "none", "isolated")
@@ -84,8 +85,7 @@ def measure_structure(name: str, size: int) -> dict[str, Any]:
 
 def relative_noise(program: Program, x: Tensor, exact: Tensor) -> float:
     """Energy of the difference to the float network's outputs, over theirs."""
-    missing = available_engines()["cpu"]  # else outputs are the same, and no kernels need be timed for them
-    engine = create_engine(program, "reference") if missing else create_engine(program, "cpu", kernels="fixed")
+    engine = make_engine(program)
     outputs = torch.cat([engine.run(part, program.ratios[-1]) for part in x.split(4)])
     return float((outputs - exact).square().sum() / exact.square().sum())
 

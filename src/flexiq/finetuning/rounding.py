@@ -72,8 +72,8 @@ def requantize(
 ) -> Tensor:
     """clamp(rne(acc * multiplier + bias + residual * factor), lo, hi), integers in `dtype`.
 
-    acc: any float type; multiplier and bias: float32, broadcastable against acc (bias in steps of the output; a float
-    multiplies everything); residual: of acc's shape. Gradients reach all of them.
+    acc: any float type; multiplier and bias: float32, broadcastable against acc (bias in steps of the output; without one
+    the multiplier may be a float); residual: of acc's shape. Gradients reach all of them.
     """
     lo, hi = float(lo), float(hi)
     learned = any(isinstance(v, Tensor) and v.requires_grad for v in (multiplier, factor))
@@ -83,14 +83,15 @@ def requantize(
         if done is not None:
             result: Tensor = _CompiledRequantize.apply(acc, bias, residual, factor, done)  # type: ignore[no-untyped-call]
             return result
-    if residual is not None:
-        scaled = acc.float() * multiplier if bias is None else torch.addcmul(bias, acc.float(), torch.as_tensor(multiplier))
-        return round_clamp(scaled + residual.float() * factor, lo, hi, dtype)
-    if bias is None or not isinstance(multiplier, Tensor):
-        scaled = acc.float() * multiplier
-        return round_clamp(scaled if bias is None else scaled + bias, lo, hi, dtype)
-    plain: Tensor = _Requantize.apply(acc, multiplier, bias, lo, hi, dtype)  # type: ignore[no-untyped-call]
-    return plain
+    if residual is None and bias is not None:
+        plain: Tensor = _Requantize.apply(acc, multiplier, bias, lo, hi, dtype)  # type: ignore[no-untyped-call]
+        return plain
+    if bias is None:
+        t = acc.float() * multiplier
+    else:
+        assert isinstance(multiplier, Tensor)
+        t = torch.addcmul(bias, acc.float(), multiplier)
+    return round_clamp(t if residual is None else t + residual.float() * factor, lo, hi, dtype)
 
 
 class _RoundClamp(torch.autograd.Function):
@@ -130,17 +131,18 @@ class _Lower(torch.autograd.Function):
         return grads[0] * t.eq(clipped), None, None, None, None
 
 
-class _CompiledLower(torch.autograd.Function):
-    """The same; `out` and `inside` are what the kernels computed."""
+class _Computed(torch.autograd.Function):
+    """What a kernel computed of x, element by element: `out`; `gradient(grad, kept)` is the gradient of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, out: Tensor, inside: Tensor) -> Tensor:
-        ctx.save_for_backward(inside)
+    def forward(ctx: Any, x: Tensor, out: Tensor, kept: Tensor, gradient: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.gradient = gradient
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return kernels.pass_through(grads[0], *ctx.saved_tensors), None, None
+        return ctx.gradient(grads[0], *ctx.saved_tensors), None, None, None
 
 
 def lower(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -152,24 +154,10 @@ def lower(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -> 
     with torch.no_grad():
         done = kernels.lower(x, inverse, power, lo, hi)
     if done is not None:
-        compiled: Tensor = _CompiledLower.apply(x, *done)  # type: ignore[no-untyped-call]
+        compiled: Tensor = _Computed.apply(x, *done, kernels.pass_through)  # type: ignore[no-untyped-call]
         return compiled
     result: Tensor = _Lower.apply(x, inverse, power, lo, hi)  # type: ignore[no-untyped-call]
     return result
-
-
-class _LookUp(torch.autograd.Function):
-    """A function of 8-bit values by its tables; `done` is (values, slopes) at x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
-        ctx.save_for_backward(slopes)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (slopes,) = ctx.saved_tensors
-        return grads[0] * slopes, None, None
 
 
 def function_table(function: Callable[[Tensor], Tensor], signed: bool) -> tuple[Tensor, Tensor]:
@@ -190,5 +178,5 @@ def look_up(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor | None:
         done = kernels.look_up(x, *table)
     if done is None:
         return None
-    result: Tensor = _LookUp.apply(x, *done)  # type: ignore[no-untyped-call]
+    result: Tensor = _Computed.apply(x, *done, torch.mul)  # type: ignore[no-untyped-call]
     return result

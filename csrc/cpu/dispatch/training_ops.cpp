@@ -1,21 +1,13 @@
-#include <cstring>
-
 #include "../training/training.h"
+#include "find_ops.h"
 
 namespace flexiq {
 
 const TrainingOps* training_ops(const char* isa) {
-    struct Entry {
-        const char* name;
-        TrainingOps ops;
-    };
 #define FLEXIQ_ENTRY(isa) {#isa, {isa::requantize, isa::requantize_grad, isa::lower, isa::look_up, isa::pass}},
-    static const Entry entries[] = {FLEXIQ_ISA_LIST(FLEXIQ_ENTRY)};
+    static const OpsOfIsa<TrainingOps> table[] = {FLEXIQ_ISA_LIST(FLEXIQ_ENTRY)};
 #undef FLEXIQ_ENTRY
-    for (const Entry& entry : entries) {
-        if (std::strcmp(entry.name, isa) == 0) return &entry.ops;
-    }
-    return nullptr;
+    return find_ops(table, isa);
 }
 
 }  // namespace flexiq

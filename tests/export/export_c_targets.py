@@ -34,6 +34,14 @@ def need(*tools: str) -> None:
             pytest.skip(f"TOOL MISSING: {tool} is not installed; this target of C export was NOT tested")
 
 
+def need_cortex_m(*tools: str) -> None:
+    """Skip, loudly, where there is no compiler for Cortex-M, no C library with it (memcpy comes from there), or no `tools`."""
+    need("arm-none-eabi-gcc", *tools)
+    found = subprocess.run(["arm-none-eabi-gcc", "-print-file-name=libc.a"], capture_output=True, text=True, check=True)
+    if not os.path.isabs(found.stdout.strip()):
+        pytest.skip("TOOL MISSING: arm-none-eabi-gcc has no libc.a (newlib); this target of C export was NOT tested")
+
+
 def self_tester(tmp_path: Path) -> Callable[..., str]:
     """A function that compiles an export's self-test and runs it; it returns what that printed, and fails on warnings and on
     wrong results."""

@@ -23,7 +23,7 @@ from flexiq.quantization.weights import low_weights
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "engines" / "cpu")]
 import cpu_networks as nets  # noqa: E402
-from export_c_targets import CORTEX, QEMU_ARM, need, self_tester  # noqa: E402
+from export_c_targets import CORTEX, QEMU_ARM, need, need_cortex_m, self_tester  # noqa: E402
 
 Run = Callable[..., str]
 
@@ -184,7 +184,7 @@ def test_export_c_aarch64(flags: list[str], programs: dict[str, Program], self_t
     ids=["m4-dsp", "m4-plain-gnu99", "m55-helium"],
 )
 def test_export_c_cortex_m(machine: str, flags: list[str], programs: dict[str, Program], self_test: Run) -> None:
-    need("arm-none-eabi-gcc", "qemu-system-arm")
+    need_cortex_m("qemu-system-arm")
     emulator = [*QEMU_ARM, "-M", machine, "-kernel"]
     for name in ("residual", "grouped", "plain"):  # plain: signed activations, groups of odd width
         self_test(export_c(programs[name]), "arm-none-eabi-gcc", ["-O2", *flags, *CORTEX], emulator)

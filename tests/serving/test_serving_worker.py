@@ -410,6 +410,39 @@ def test_cancelled_and_overlong_starts_leave_nothing(models: SimpleNamespace) ->
     go(job())
 
 
+def test_a_start_cancelled_in_the_moment_of_the_reply_leaves_nothing(models: SimpleNamespace) -> None:
+    async def job() -> None:
+        worker = ProcessWorker(models.a, OPTIONS)
+        starting = asyncio.create_task(worker.start())
+        answered = worker._message
+
+        def answer_and_cancel(message: Any) -> None:
+            answered(message)
+            starting.cancel()
+
+        worker._message = answer_and_cancel  # type: ignore[method-assign]
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not worker.alive
+
+    go(job())
+
+
+def test_an_end_that_is_cancelled_leaves_nothing(models: SimpleNamespace) -> None:
+    async def job() -> None:
+        worker = ProcessWorker(models.a, OPTIONS)
+        await worker.start()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)  # it cannot end by itself
+        stopping = asyncio.create_task(worker.stop())
+        await asyncio.sleep(0.05)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+
+    go(job())
+
+
 def test_signals_to_the_group_leave_the_child_to_its_parent(models: SimpleNamespace) -> None:
     async def job() -> None:
         worker = ProcessWorker(models.a, OPTIONS)

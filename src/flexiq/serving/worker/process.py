@@ -74,7 +74,7 @@ class ProcessWorker:
         try:
             self._spawn(file, memory)
             assert self._frames is not None
-            self._reply = loop.create_future()
+            self._reply = reply = loop.create_future()
             self._frames.send(
                 {
                     "path": file.path,
@@ -84,12 +84,14 @@ class ProcessWorker:
                     "name": self.options.name,
                 }
             )
-            try:
-                message = await asyncio.wait_for(self._reply, self.options.start_timeout)
-            except asyncio.TimeoutError:
+            # Not wait_for: before Python 3.12 it drops a cancellation that comes in the moment of the reply, and the worker
+            # would run on with nobody to stop it.
+            await asyncio.wait({reply}, timeout=self.options.start_timeout)
+            if not reply.done():
                 raise WorkerCrash(
                     f"{file.path}: loading took longer than {self.options.start_timeout:g} s and was given up"
-                ) from None
+                )
+            message = reply.result()
             if "error" in message:
                 raise error_from_json(message["error"])
             info = ModelInfo.from_json(message["info"])
@@ -98,6 +100,8 @@ class ProcessWorker:
             return info
         except BaseException:
             self._stopping = True  # its end is no loss to tell anyone of
+            if self._reply is not None:
+                self._reply.cancel()  # nobody waits for it any more
             await self._end(0.0)
             raise
         finally:
@@ -238,25 +242,26 @@ class ProcessWorker:
         await self._end(max(0.0, until - time.monotonic()))
 
     async def _end(self, grace: float) -> None:
-        """End the child, in `grace` seconds by itself, and free everything."""
+        """End the child, in `grace` seconds by itself, and free everything; at once if this call is cancelled."""
         self._disarm()
         if self._frames is not None:
             self._frames.close()
-        if self._process is not None:
-            until = time.monotonic() + grace
-            while self._process.poll() is None:
-                if time.monotonic() >= until:
-                    self._kill()
-                    self._process.wait()  # a killed process is gone in a moment
-                    break
-                await asyncio.sleep(0.002)
-        reply, self._reply = self._reply, None
-        if reply is not None and not reply.done():
-            reply.set_exception(WorkerCrash("the worker was stopped before it answered"))
-        self._release()
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
+        try:
+            if self._process is not None:
+                until = time.monotonic() + grace
+                while self._process.poll() is None and time.monotonic() < until:
+                    await asyncio.sleep(0.002)
+        finally:
+            if self._process is not None and self._process.poll() is None:
+                self._kill()
+                self._process.wait()  # a killed process is gone in a moment
+            reply, self._reply = self._reply, None
+            if reply is not None and not reply.done():
+                reply.set_exception(WorkerCrash("the worker was stopped before it answered"))
+            self._release()
+            if self._memory is not None:
+                self._memory.close()
+                self._memory = None
 
 
 def _standard_error() -> int:

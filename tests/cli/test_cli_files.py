@@ -118,7 +118,11 @@ def test_inspect_prints_kernels_bytes_and_obstacles(flexiq, artifact: Path, own_
     assert "portable, 2 threads, batch 1" in text and "measured peaks" in text and "forced where exact" in text
     assert "0 %: ms" in text and "100 %: ms" in text and "together" in text
     (line,) = [line for line in text.splitlines() if line.split()[:1] == ["block1.conv1"]]
-    assert line.split()[1] == "64x64x3x3" and "direct, winograd from 25 %" in line
+    program = load_program(artifact)  # which groups the search takes first depends on the processor's rounding
+    (name,) = [node.name for node in program.graph.nodes if node.source == "block1.conv1" and node.name in program.layers]
+    low = program.layers[name].low.any(axis=1)
+    first = program.ratios[int(low.argmax())]
+    assert low.any() and line.split()[1] == "64x64x3x3" and f"direct, winograd from {first:.0%}".replace("%", " %") in line
     assert "no channel is ever low" in text and "not a 3x3 convolution of stride 1" in text
     assert "weights held: " in text and "arena of one run: " in text and "nothing runs in the reference engine" in text
 

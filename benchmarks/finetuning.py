@@ -60,6 +60,8 @@ ORDER_SEED = 1  # of the training images before they are parted
 # What differs from the default in each variant; "reselect" is the default's training with one more step.
 VARIANTS: dict[str, dict[str, Any]] = {
     "dual": {},
+    "mostly distillation": {"cross_entropy": 0.25, "distillation": 1.0},
+    "best on held-out images": {"keep": "best"},
     "low only": {"passes": "low"},
     "no distillation": {"distillation": 0.0},
     "no cross-entropy": {"cross_entropy": 0.0},

@@ -46,6 +46,7 @@ def finetune(
     rederivations: own.Rederivations = None,
     reselect: own.Reselect = None,
     evaluations: own.Evaluations = None,
+    keep: own.Keep = None,
     patience: own.Patience = None,
     divergence: own.Divergence = None,
     seed: own.TrainingSeed = None,
@@ -104,7 +105,7 @@ def finetune(
             **_given(
                 epochs=epochs, batch_size=batch_size, accumulation=accumulation, optimizer=optimizer,
                 learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, gradient_clip=gradient_clip,
-                rederivations=rederivations, reselect=reselect, evaluations=evaluations, patience=patience,
+                rederivations=rederivations, reselect=reselect, evaluations=evaluations, keep=keep, patience=patience,
                 divergence=divergence, seed=seed, passes=passes, low_ratio=low_ratio, low_weight=low_weight,
                 cross_entropy=cross_entropy, distillation=distillation, temperature=temperature, teacher=teacher,
                 scales=scales, bias=bias, batch_norm=batch_norm, device=device, precision=precision,

@@ -88,6 +88,16 @@ Reselect = Annotated[
 Evaluations = Annotated[
     int | None, _option("--evaluations", "N", "On the validation images, per epoch. Default: 1.", _TRAINING)
 ]
+Keep = Annotated[
+    str | None,
+    _option(
+        "--keep",
+        "last|best",
+        "Which state is the result. best: by the mean accuracy on the held-out images, for a network that never saw "
+        "them. Default: last.",
+        _TRAINING,
+    ),
+]
 Patience = Annotated[
     int | None,
     _option("--patience", "N", "Stop after so many evaluations without a better one; 0: never. Default: 0.", _TRAINING),
@@ -205,7 +215,7 @@ ValidationImages = Annotated[
         "--validation-images",
         metavar="N",
         min=0,
-        help="Images of the train part held out to choose the best state; used neither for training nor for calibration. "
+        help="Images of the train part held out to judge states; used neither for training nor for calibration. "
         "0: none, the last state is the result. Default: 5 % of the train part, at most 2000.",
         rich_help_panel=options.DATA_PANEL,
         show_default=False,

@@ -312,7 +312,7 @@ def warnings_of(program: Program, validation: int) -> list[str]:
     provenance = program.provenance["finetuning"]
     told = []
     if provenance["stopped"]:
-        kept = f"the best state, after update {provenance['best_update']}, is kept"
+        kept = f"the state after update {provenance['best_update']} is kept"
         told.append(f"training ended early: {provenance['stopped']}; {kept}")
     elif validation and provenance["best_update"] == 0:
         told.append("no later state was better on the validation images than the start, which is kept")

@@ -175,7 +175,8 @@ def _finetuned(record: Any) -> str:
     settings = record.get("config")
     asked = settings if isinstance(settings, dict) else {}
     parts = [f"{asked[name]} {told}" for name, told in (("epochs", "epochs"), ("passes", "passes")) if name in asked]
-    parts += [f"best of {record.get('updates')} updates: {record.get('best_update')}"] if "updates" in record else []
+    kept = f"after update {record.get('best_update')} of {record.get('updates')}"
+    parts += [kept] if "updates" in record else []
     parts += [f"ended early: {record['stopped']}"] if record.get("stopped") else []
     return f"finetuned: {', '.join(parts)}"
 

@@ -65,6 +65,7 @@ class TrainingRecord:
     """What happened.
 
     evaluations  rows {update, epoch, loss, accuracies, score, standard_error}
+    best_update  the update after which the network had the state that is the result
     stopped      why training ended early, or ""; `diverged`: because of its loss
     """
 
@@ -91,7 +92,7 @@ class Trainer:
 
     teacher     soft labels for distillation; None where `config.distillation` is 0
     derive      chooses shifts and bias table for the present weights
-    validation  batches on which the best state is chosen; empty: the last state is the result
+    validation  batches on which states are judged; empty: the last state is the best
     context     fingerprint of network, data and quantization, so that a checkpoint of another run is refused
     """
 
@@ -350,7 +351,10 @@ class Trainer:
             record.stopped = f"no better score in {record.since_best} evaluations"
 
     def _finish(self) -> None:
-        """Take the best state; then the bias table for its weights, unless that is clearly worse."""
+        """Take the best state (or the last, if asked); then the bias table for its weights, unless that is clearly worse."""
+        if self.config.keep == "last" and not self.record.diverged:
+            self.record.best_update = self.update
+            self.best = {k: v.clone() for k, v in self._state().items()}
         if self.best:
             self._restore(self.best)
         if self.config.bias == "derived":

@@ -68,7 +68,7 @@ def finetune_prepared(
 ) -> Finetuned:
     """Train a quantized network so that it is good at every ratio.
 
-    prepared, program, config: of `quantize_prepared`. validation: held-out batches on which the best state is chosen.
+    prepared, program, config: of `quantize_prepared`. validation: held-out batches on which states are judged.
     checkpoint: file from which an interrupted run resumes; removed by nobody. stop: asked after every update.
     Raises DataError, ConfigError, and `trainer.Interrupted` when `stop` said so.
     """

@@ -130,7 +130,7 @@ def _changes(
     if rows:
         best = next((row for row in rows if row["update"] == record["best_update"]), rows[-1])
         values = zip(program.ratios, rows[0]["accuracies"], best["accuracies"], strict=True)
-        return [Change(r, a, b, None) for r, a, b in values], "the validation images, on which the state was chosen"
+        return [Change(r, a, b, None) for r, a, b in values], "the validation images"
     return [], ""
 
 

@@ -81,7 +81,7 @@ def _tile(name: str, value: str, remark: str, own: bool) -> Markup:
 
 
 def _ended(report: FinetuningReport) -> str:
-    return f"Training ended early: {report.stopped}. The best state, after update {report.best:,}, was kept."
+    return f"Training ended early: {report.stopped}. The state after update {report.best:,} was kept."
 
 
 def _facts(content: Mapping[str, str]) -> Markup:
@@ -122,7 +122,7 @@ def _training(report: FinetuningReport) -> list[Markup | None]:
             for ratio, points_of_ratio in zip(report.ratios, report.accuracies, strict=True)
         ]
         chart = training_chart(report, "validation", "Accuracy on the validation images, %", lines)
-        caption = f"One line per ratio. The state after update {report.best:,} has the best mean and was kept (dashed)"
+        caption = f"One line per ratio. The state after update {report.best:,} was kept (dashed)"
         parts.append(element("figure", {}, chart, element("figcaption", {}, caption)))
     else:
         parts.append(element("p", {"class": "note"}, "No validation images were held out: the last state was kept."))

@@ -187,9 +187,8 @@ class NetworkRun:
 
 
 def row_name(variant: str, finetune: FinetuneConfig) -> str:
-    """Under which a variant is stored; the learning rate is named where it is not the default."""
-    usual = finetune.learning_rate == FinetuneConfig().learning_rate
-    return f"{variant}, {finetune.epochs} epochs{'' if usual else f', rate {finetune.learning_rate:g}'}.s{finetune.seed}"
+    """Under which a variant is stored."""
+    return f"{variant}, {finetune.epochs} epochs, rate {finetune.learning_rate:g}.s{finetune.seed}"
 
 
 def show_training(progress: Progress) -> Callable[[TrainingProgress], None]:
@@ -339,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the tables. Raises FlexiqError."""
     parser = make_parser("finetuning", __doc__, DEFAULT_NETWORKS, None)
     parser.add_argument("--variants", default="dual", help=f"comma-separated, or all: {', '.join(VARIANTS)}")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=FinetuneConfig().epochs)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=FinetuneConfig().learning_rate)
     parser.add_argument("--train-images", type=int, help=f"images of an epoch (default: all but {VALIDATION})")

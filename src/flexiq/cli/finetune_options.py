@@ -50,7 +50,7 @@ Weights = Annotated[
     ),
 ]
 
-Epochs = Annotated[int | None, _option("--epochs", "N", "Passes over the training data. Default: 5.", _TRAINING)]
+Epochs = Annotated[int | None, _option("--epochs", "N", "Passes over the training data. Default: 3.", _TRAINING)]
 BatchSize = Annotated[
     int | None, _option("--batch-size", "N", "Images per step on the device. Default: 128.", _TRAINING)
 ]
@@ -58,7 +58,7 @@ Accumulation = Annotated[int | None, _option("--accumulation", "N", "Steps per u
 Optimizer = Annotated[str | None, _option("--optimizer", "adamw|sgd", "sgd: momentum 0.9. Default: adamw.", _TRAINING)]
 LearningRate = Annotated[
     float | None,
-    _option("--learning-rate", "RATE", "At its peak; warm-up before, half a cosine after. Default: 0.0002.", _TRAINING),
+    _option("--learning-rate", "RATE", "At its peak; warm-up before, half a cosine after. Default: 0.0005.", _TRAINING),
 ]
 Warmup = Annotated[
     float | None, _option("--warmup", "0..1", "Share of all updates that warm up. Default: 0.05.", _TRAINING)
@@ -142,10 +142,10 @@ LowRatio = Annotated[
 ]
 LowWeight = Annotated[float | None, _option("--low-weight", "X", "Weight of the low pass. Default: 1.", _LOSS)]
 CrossEntropy = Annotated[
-    float | None, _option("--cross-entropy", "X", "Weight of the loss against the labels. Default: 0.25.", _LOSS)
+    float | None, _option("--cross-entropy", "X", "Weight of the loss against the labels. Default: 1.", _LOSS)
 ]
 Distillation = Annotated[
-    float | None, _option("--distillation", "X", "Weight of the distance to the teacher. Default: 1.", _LOSS)
+    float | None, _option("--distillation", "X", "Weight of the distance to the teacher. Default: 0.25.", _LOSS)
 ]
 Temperature = Annotated[float | None, _option("--temperature", "T", "Of the soft labels. Default: 4.", _LOSS)]
 Teacher = Annotated[

@@ -47,11 +47,11 @@ class FinetuneConfig(BaseConfig):
     seed                of the order of samples, augmentation and drawn ratios
     """
 
-    epochs: int = Field(5, ge=1)
+    epochs: int = Field(3, ge=1)
     batch_size: int = Field(128, ge=1)
     accumulation: int = Field(1, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(2e-4, gt=0.0)
+    learning_rate: float = Field(5e-4, gt=0.0)
     warmup: float = Field(0.05, ge=0.0, le=1.0)
     weight_decay: float = Field(1e-4, ge=0.0)
     passes: Literal["dual", "low", "sampled"] = "dual"

@@ -92,8 +92,9 @@ class NetworkRun:
         """Epochs, rate and losses of all methods that train."""
         extra = self.options.extra
         return FinetuneConfig(
-            epochs=extra.epochs, batch_size=extra.batch_size, learning_rate=extra.learning_rate, seed=seed, device="cpu"
-        )
+            epochs=extra.epochs, batch_size=extra.batch_size, learning_rate=extra.learning_rate,
+            cross_entropy=extra.cross_entropy, distillation=extra.distillation, seed=seed, device="cpu",
+        )  # fmt: skip
 
     def training(self, seed: int) -> Training | None:
         """Training data: the images that `finetuning.py` trains on. Nobody has validation data: the last state counts."""
@@ -230,6 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-images", type=int, help=f"images of an epoch (default: all but {VALIDATION})")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=FinetuneConfig().learning_rate)
+    parser.add_argument("--cross-entropy", type=float, default=FinetuneConfig().cross_entropy, help="weight in the loss")
+    parser.add_argument("--distillation", type=float, default=FinetuneConfig().distillation, help="weight in the loss")
     parser.add_argument(
         "--labels", choices=("data", "own"), default="data",
         help="of the calibration images, for HAWQ and CSMPQ: the data's, or the float network's answers",

@@ -134,7 +134,8 @@ class NetworkRun:
     def measure(self, variant: str, seed: int) -> None:
         """Train a variant and evaluate it, with and without choosing the groups anew afterwards for the default."""
         extra = self.options.extra
-        changes = {"epochs": extra.epochs, "batch_size": extra.batch_size, "learning_rate": extra.learning_rate}
+        # The networks know the held-out images by heart: the last state counts.
+        changes = {"keep": "last", "epochs": extra.epochs, "batch_size": extra.batch_size, "learning_rate": extra.learning_rate}
         finetune = FinetuneConfig(**{**changes, "seed": seed, "checkpoint_seconds": 60.0, **VARIANTS[variant]})
         name, settings = row_name(variant, finetune), self.settings(seed, finetune)
         if self.file.find(name, settings, changed=self.options.changed) is not None:

@@ -153,7 +153,7 @@ def finetune(
     without calibration, its samples are drawn from `data`.
     start: a model quantized from these very weights on this very `calibration`: its settings and groups are taken, nothing is
     searched again, and `config` is left out. settings: of the training (`FinetuneConfig`).
-    validation: held-out data of the same forms, on which states are judged (`keep="best"` takes the best of them).
+    validation: held-out data of the same forms, on which states are judged; the best is the result (`keep`).
     evaluation, metric: as for `quantize`; measured before (`provenance["finetuning"]["before"]`) and after (`curve`).
     augment: (inputs, generator) -> inputs, for a pair of tensors (`flexiq.finetuning.data.flip_and_crop`).
     progress: (stage, share done); training: called after every update. checkpoint: file from which an interrupted training

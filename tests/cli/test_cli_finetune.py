@@ -101,7 +101,8 @@ def test_result_is_kept_in_the_file(tuned: Path, artifact: Path) -> None:
 
 def test_other_commands_know_of_it(flexiq: Any, tuned: Path, tmp_path: Path) -> None:
     shown = flexiq("inspect", tuned).out
-    assert "finetuned: 1 epochs, dual passes, after update 4 of 4" in shown
+    kept = load_program(tuned).provenance["finetuning"]["best_update"]
+    assert f"finetuned: 1 epochs, dual passes, after update {kept} of 4" in shown
     assert flexiq("report", tuned, "-o", tmp_path / "r.html").code == 0
     page = (tmp_path / "r.html").read_text()
     assert "best update" in page and "standard error" not in page.partition("best update")[2][:200]

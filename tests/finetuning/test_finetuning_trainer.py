@@ -115,14 +115,14 @@ def test_a_loss_that_diverges_stops_training_and_keeps_the_best_state(
     assert all(np.isfinite(layer.weight_scale).all() for layer in result.program.layers.values())
 
 
-def test_the_last_state_is_the_result_unless_the_best_is_asked_for(
+def test_the_best_state_is_the_result_unless_the_last_is_asked_for(
     conv_subject: Subject, lessons: Lessons, held_out: Any
 ) -> None:
     wrong = (lessons[0], (lessons[1] + 1) % 10)  # what it learns makes it worse on the held-out images
     config = SMALL.updated(distillation=0.0, epochs=5)
     last, best = (train(conv_subject, wrong, config.updated(keep=k), validation=held_out) for k in ("last", "best"))
     scores = [[row["score"] for row in result.record.evaluations] for result in (last, best)]
-    assert scores[0] == scores[1] and scores[0][-1] < scores[0][0] and config.keep == "last"
+    assert scores[0] == scores[1] and scores[0][-1] < scores[0][0] and config.keep == "best"
     assert last.record.best_update == last.record.updates and best.record.best_update < 30
     alone = train(conv_subject, wrong, config)  # without held-out images there is only the last
     assert all(np.array_equal(a, b) for a, b in zip(weights(last), weights(alone), strict=True))

@@ -92,9 +92,8 @@ Keep = Annotated[
     str | None,
     _option(
         "--keep",
-        "last|best",
-        "Which state is the result. best: by the mean accuracy on the held-out images, for a network that never saw "
-        "them. Default: last.",
+        "best|last",
+        "Which state is the result: the best on the held-out images (the latest of equals), or the last. Default: best.",
         _TRAINING,
     ),
 ]

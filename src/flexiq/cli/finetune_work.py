@@ -315,7 +315,10 @@ def warnings_of(program: Program, validation: int) -> list[str]:
         kept = f"the state after update {provenance['best_update']} is kept"
         told.append(f"training ended early: {provenance['stopped']}; {kept}")
     elif validation and provenance["best_update"] == 0:
-        told.append("no later state was better on the validation images than the start, which is kept")
+        told.append(
+            "no later state was as good on the validation images as the start, which is kept: a smaller --learning-rate or more "
+            "epochs may help, or --keep last where the network was trained on these images"
+        )
     first = next((row["accuracies"] for row in provenance["evaluations"] if row["accuracies"]), None)
     shape = program.graph.types[program.graph.outputs[0]].shape[-1]
     if first and isinstance(shape, int) and first[0] < 2.0 / shape:

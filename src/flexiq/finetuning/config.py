@@ -37,9 +37,9 @@ class FinetuneConfig(BaseConfig):
     precision           "float32", "bfloat16" (8-bit integers are exact in it, accumulators are rounded), or "auto":
                         bfloat16 where the processor multiplies in it
     device              a torch device; "auto": cuda where there is one
-    keep                which state is the result: "last", or "best" by the mean accuracy over the ratios on the validation
-                        data. Choose the latter only with data that the float network was not trained on: what it knows by
-                        heart favours states near the start. After a divergence it is the best in any case
+    keep                which state is the result: "best" by the mean accuracy over the ratios on the validation data (the
+                        latest of those that are equally good, to a standard error), or "last". Validation data that the
+                        float network knows by heart favour states near the start. After a divergence it is the best
     patience            stop after so many evaluations without a better score; 0: never
     evaluations         evaluations on the validation data per epoch
     divergence          stop when the loss is not finite or, over 20 updates, exceeds this many times its first value
@@ -69,7 +69,7 @@ class FinetuneConfig(BaseConfig):
     gradient_clip: float = Field(1.0, ge=0.0)
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     device: str = "auto"
-    keep: Literal["last", "best"] = "last"
+    keep: Literal["best", "last"] = "best"
     patience: int = Field(0, ge=0)
     evaluations: int = Field(1, ge=1)
     divergence: float = Field(5.0, gt=1.0)

@@ -13,6 +13,10 @@ from typing import Any
 
 from accuracy_rows import Row, accuracy_rows, choose_rows, preparation_key
 from accuracy_table import markdown, table_rows
+from bitdial.errors import BitdialError, SelectionError
+from bitdial.pipeline import Prepared, prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program
 from common import (
     CALIBRATION_IMAGES,
     NETWORKS,
@@ -31,10 +35,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.errors import FlexiqError, SelectionError
-from flexiq.pipeline import Prepared, prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.program import Program
 from machine import describe_machine
 from measure import TestBench
 from results import ResultFile, read_rows, settings_hash
@@ -181,7 +181,7 @@ def sample_note(networks: dict[str, dict[str, dict[str, Any]]]) -> str:
 def show(options: Options) -> None:
     networks = stored(options)
     if not networks:
-        raise FlexiqError("there are no results to show yet; run without --markdown first")
+        raise BitdialError("there are no results to show yet; run without --markdown first")
     note = sample_note(networks)
     if options.extra.markdown:
         sys.stdout.write(markdown(networks, note))
@@ -209,7 +209,7 @@ def list_rows() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the table. Raises FlexiqError."""
+    """Measure what is missing, then print the table. Raises BitdialError."""
     parser = make_parser("accuracy", __doc__, NETWORKS, None)
     parser.add_argument("--rows", help="comma-separated names (default: all; float32 is always measured)")
     parser.add_argument("--list", action="store_true", help="show the rows and stop")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flexiq.errors import ConfigError
-from flexiq.quantization.config import QuantizeConfig
+from bitdial.errors import ConfigError
+from bitdial.quantization.config import QuantizeConfig
 
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAIR = (0.0, 0.5, 1.0)

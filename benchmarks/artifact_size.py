@@ -1,4 +1,4 @@
-"""Sizes of .flexiq files and the time to load them: whole, for a band of ratios, and for 100 % low alone.
+"""Sizes of .bitdial files and the time to load them: whole, for a band of ratios, and for 100 % low alone.
 
 The trained networks, and larger ones with random weights where torchvision or timm is installed (sizes do not depend on
 training: weights are stored as they are). Groups are chosen greedily for the trained networks and at random for the
@@ -19,6 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitdial.artifact import load_program, save_program
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.zoo.registry import build_model
 from common import (
     CALIBRATION_IMAGES,
     NETWORKS,
@@ -36,10 +40,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.artifact import load_program, save_program
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.zoo.registry import build_model
 
 BANDS: dict[str, tuple[float, float] | None] = {"whole": None, "50..100 %": (0.5, 1.0), "100 %": (1.0, 1.0)}
 LOADS = 5
@@ -82,7 +82,7 @@ def measure_sizes(network: str, config: QuantizeConfig, progress: Callable[[str,
     bands = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, band in BANDS.items():
-            path = Path(folder) / "model.flexiq"
+            path = Path(folder) / "model.bitdial"
             summary = save_program(program, path, band=band)
             seconds = []
             for _ in range(LOADS):
@@ -116,7 +116,7 @@ def table_rows(network: str, row: dict[str, Any]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the table. Raises FlexiqError."""
+    """Measure what is missing, then print the table. Raises BitdialError."""
     known = (*NETWORKS, *LARGE)
     parser = make_parser("artifact_size", __doc__, known, 0)
     options = read_options(parser, arguments, known)
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "network, ratios kept", "weights", "tables", "manifest", "float", "total", "int8 weights", "total / int8",
         "total / (int8 + float)", "load, ms",
     ]  # fmt: skip
-    print_table("Sizes of .flexiq files, KiB", columns, lines, machine_caption(machine))
+    print_table("Sizes of .bitdial files, KiB", columns, lines, machine_caption(machine))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """A small closed-loop HTTP client for request rates of servers that do next to nothing: N connections, each sends the next
-request when it has its answer. Not for latency under load (that is `flexiq loadtest`, which is open-loop)."""
+request when it has its answer. Not for latency under load (that is `bitdial loadtest`, which is open-loop)."""
 
 from __future__ import annotations
 

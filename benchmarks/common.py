@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from flexiq.errors import ConfigError, DataError, FlexiqError
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.zoo.datasets import ImageSet, load_dataset
-from flexiq.zoo.registry import build_model
+from bitdial.errors import BitdialError, ConfigError, DataError
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.zoo.datasets import ImageSet, load_dataset
+from bitdial.zoo.registry import build_model
 from machine import describe_machine
 from results import ResultFile
 
@@ -35,12 +35,12 @@ TEST_ORDER_SEED = 0  # the test set is sorted by class; a part of it must not be
 
 
 def data_folder() -> Path:
-    """The folder of trained networks and images: FLEXIQ_DATA, else ../shared/data. Raises DataError if absent."""
-    folder = Path(os.environ.get("FLEXIQ_DATA", ROOT.parent / "shared" / "data")).expanduser()
+    """The folder of trained networks and images: BITDIAL_DATA, else ../shared/data. Raises DataError if absent."""
+    folder = Path(os.environ.get("BITDIAL_DATA", ROOT.parent / "shared" / "data")).expanduser()
     for needed in ("cifar10/train.zip", "cifar10/test.zip", "weights"):
         if not (folder / needed).exists():
             raise DataError(
-                f"DATA FOLDER MISSING: {folder / needed} does not exist; set FLEXIQ_DATA to the folder that holds "
+                f"DATA FOLDER MISSING: {folder / needed} does not exist; set BITDIAL_DATA to the folder that holds "
                 "cifar10/ and weights/"
             )
     return folder
@@ -210,7 +210,7 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command; our errors end it with their message and status 2, an interruption with status 130."""
     try:
         main()
-    except FlexiqError as error:
+    except BitdialError as error:
         note(f"error: {error}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -22,10 +22,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from flexiq.engines.cpu import native
-from flexiq.engines.cpu.layer_timing import SingleLayer
-from flexiq.files import write_atomically
-from flexiq.quantization.latency_table import LayerShape
+from bitdial.engines.cpu import native
+from bitdial.engines.cpu.layer_timing import SingleLayer
+from bitdial.files import write_atomically
+from bitdial.quantization.latency_table import LayerShape
 from machine import describe_machine
 
 

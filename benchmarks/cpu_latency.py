@@ -1,4 +1,4 @@
-"""Latency of flexiq's CPU engine at every ratio beside PyTorch, ONNX Runtime and OpenVINO, interleaved in one run.
+"""Latency of bitdial's CPU engine at every ratio beside PyTorch, ONNX Runtime and OpenVINO, interleaved in one run.
 
 Every contestant is a process of its own; one runs at a time. A cell (network, batch, threads) is measured as a whole, so
 that its figures are comparable round by round, and is kept: the same command goes on where it stopped.
@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
+from bitdial.benchmarking.timing import Plan
+from bitdial.errors import ConfigError, DataError
+from bitdial.processor import usable_cores
 from common import RESULTS, ROOT, Progress, data_folder, file_digest, note, print_table, run_command
-from flexiq.benchmarking.timing import Plan
-from flexiq.errors import ConfigError, DataError
-from flexiq.processor import usable_cores
 from machine import describe_machine
 from peers.cell import FloatAnswers, measure_cell
 from peers.contestants import (
     PEERS,
     Contestant,
     available_isas,
+    bitdial_contestant,
     extension_digest,
-    flexiq_contestant,
     measured_peak,
     versions,
 )
@@ -63,13 +63,13 @@ class Options:
 
 
 class GivenArtifacts(ModelFiles):
-    """Takes NAME.flexiq of a folder where there is one, instead of building it."""
+    """Takes NAME.bitdial of a folder where there is one, instead of building it."""
 
     given: Path | None = None
 
     def artifact(self, network: str) -> Path:
-        if self.given is not None and (self.given / f"{network}.flexiq").is_file():
-            return self.given / f"{network}.flexiq"
+        if self.given is not None and (self.given / f"{network}.bitdial").is_file():
+            return self.given / f"{network}.bitdial"
         return super().artifact(network)
 
 
@@ -86,22 +86,22 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--isa",
         default="all",
-        help="instruction sets to force on flexiq: all, none, best, or names (default: %(default)s)",
+        help="instruction sets to force on bitdial: all, none, best, or names (default: %(default)s)",
     )
     add("--peers", default="all", help="all, none, libraries or names, say openvino,onnxruntime/int8 (default: all)")
     add("--repeats", type=int, default=15, help="rounds (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the order within each round (default: %(default)s)")
-    add("--engine", default="cpu", help="flexiq's engine (default: %(default)s)")
+    add("--engine", default="cpu", help="bitdial's engine (default: %(default)s)")
     add("--portable-batches", default="1", help="batches of the portable path, which is slow (default: %(default)s)")
     add("--no-amx", action="store_true", help="forbid AMX to the peers that allow it")
     add("--no-memory", action="store_true", help=f"leave out the resident sets of {MEMORY_NETWORK}")
-    add("--artifacts", type=Path, help="folder of NAME.flexiq files to use instead of building them")
+    add("--artifacts", type=Path, help="folder of NAME.bitdial files to use instead of building them")
     add("--cache", type=Path, default=CACHE, help="folder of the models made (default: %(default)s)")
     add("--results", type=Path, default=RESULTS, help="folder of the JSON file (default: %(default)s)")
     add("--table", action="store_true", help="print stored rows, measure nothing")
     add("--markdown", action="store_true", help="print stored rows as Markdown, measure nothing")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--changed", action="store_true", help="measure rows of another build of flexiq again")
+    again.add_argument("--changed", action="store_true", help="measure rows of another build of bitdial again")
     again.add_argument("--fresh", action="store_true", help="start over")
     return parser
 
@@ -130,14 +130,14 @@ def choose_peers(text: str) -> tuple[list[Contestant], dict[str, str]]:
     return [c for c in chosen if c.name not in absent], absent
 
 
-def choose_flexiq(text: str, engine: str) -> list[Contestant]:
-    """flexiq's contestants, best instruction set first. Raises ConfigError where it cannot run."""
+def choose_bitdial(text: str, engine: str) -> list[Contestant]:
+    """bitdial's contestants, best instruction set first. Raises ConfigError where it cannot run."""
     if text == "none":
         return []
     available = available_isas(engine)
     if not available:
         raise ConfigError(
-            f"--engine: flexiq's engine '{engine}' cannot run here; install flexiq with a C++ compiler at hand, or give "
+            f"--engine: bitdial's engine '{engine}' cannot run here; install bitdial with a C++ compiler at hand, or give "
             "--isa none to measure the peers alone"
         )
     if text == "all":
@@ -150,7 +150,7 @@ def choose_flexiq(text: str, engine: str) -> list[Contestant]:
         if wrong or not names:
             raise ConfigError(f"--isa: {', '.join(wrong) or 'nothing'} is not among {', '.join(map(str, available))}")
         wanted = [isa for isa in available if isa in names]
-    return [flexiq_contestant(isa, engine) for isa in wanted]
+    return [bitdial_contestant(isa, engine) for isa in wanted]
 
 
 def read_options(arguments: Sequence[str] | None) -> Options:
@@ -163,7 +163,7 @@ def read_options(arguments: Sequence[str] | None) -> Options:
     if given.repeats < 1:
         raise ConfigError(f"--repeats is {given.repeats}; give at least 1")
     if given.artifacts is not None and not given.artifacts.is_dir():
-        raise ConfigError(f"--artifacts: {given.artifacts} is no folder; give the folder of .flexiq files")
+        raise ConfigError(f"--artifacts: {given.artifacts} is no folder; give the folder of .bitdial files")
     threads = parse_numbers(given.threads, "--threads")
     cores = usable_cores()
     for n in threads:
@@ -177,7 +177,7 @@ def read_options(arguments: Sequence[str] | None) -> Options:
     peers, absent = ([], {}) if printing else choose_peers(given.peers)
     for name, why in absent.items():
         note(f"{name} left out: {why} (pip install -r benchmarks/requirements-peers.txt)")
-    own = [] if printing else choose_flexiq(given.isa, given.engine)
+    own = [] if printing else choose_bitdial(given.isa, given.engine)
     try:
         data: Path | None = data_folder()
     except DataError:
@@ -197,34 +197,34 @@ def cell_contestants(options: Options, batch: int) -> list[Contestant]:
     return [
         c
         for c in options.contestants
-        if not (c.name == "flexiq/portable" and batch not in options.portable_batches and len(options.contestants) > 1)
+        if not (c.name == "bitdial/portable" and batch not in options.portable_batches and len(options.contestants) > 1)
     ]
 
 
 def cell_settings(
     options: Options, contestants: Sequence[Contestant], plan: Plan, network: str, batch: int, threads: int
 ) -> dict[str, Any]:
-    """Everything that a figure of the cell depends on, but flexiq's own code."""
+    """Everything that a figure of the cell depends on, but bitdial's own code."""
     return {
         "network": network,
         "batch": batch,
         "threads": threads,
         "contestants": {c.name: [c.adapter, c.source, [list(pair) for pair in c.settings]] for c in contestants},
         "versions": versions(contestants),
-        "artifact": file_digest(options.files.artifact(network)) if has_flexiq(contestants) else "",
+        "artifact": file_digest(options.files.artifact(network)) if has_bitdial(contestants) else "",
         "plan": {k: v for k, v in asdict(plan).items() if v != float("inf")},
         "environment": options.environment,
     }
 
 
-def has_flexiq(contestants: Sequence[Contestant]) -> bool:
-    return any(c.library == "flexiq" for c in contestants)
+def has_bitdial(contestants: Sequence[Contestant]) -> bool:
+    return any(c.library == "bitdial" for c in contestants)
 
 
 def needs_measuring(file: ResultFile, row: dict[str, Any] | None, extension: str, changed: bool) -> bool:
-    """changed: rows of another compiled engine or of other package sources count as missing. A row in which flexiq itself
+    """changed: rows of another compiled engine or of other package sources count as missing. A row in which bitdial itself
     failed always does; one that a peer failed in is kept, since it would fail again."""
-    if row is None or any(name.startswith("flexiq") for name in row.get("failed", {})):
+    if row is None or any(name.startswith("bitdial") for name in row.get("failed", {})):
         return True
     return changed and (row.get("extension") != extension or row.get("code") != file.code)
 
@@ -247,7 +247,7 @@ def measure_all(options: Options, file: ResultFile) -> None:
             continue
         progress = Progress(name)
         started = time.monotonic()
-        isas = [dict(c.settings)["isa"] for c in contestants if c.library == "flexiq"]
+        isas = [dict(c.settings)["isa"] for c in contestants if c.library == "bitdial"]
         peaks = {isa: measured_peak(isa, threads) for isa in isas if isa is not None}
         row = measure_cell(
             contestants, options.files, answers, network, batch, threads, plan, progress, options.environment
@@ -282,15 +282,15 @@ def measure_memory_row(options: Options, file: ResultFile, extension: str) -> No
 
 
 def memory_contestants(options: Options) -> list[tuple[str, Contestant, dict[str, Any]]]:
-    """flexiq with both settings of `memory`, and the int8 peers; OpenVINO also from its cache of compiled models."""
+    """bitdial with both settings of `memory`, and the int8 peers; OpenVINO also from its cache of compiled models."""
     found: list[tuple[str, Contestant, dict[str, Any]]] = []
     for c in options.contestants:
-        if c.library == "flexiq" and not any(label.startswith("flexiq") for label, _, _ in found):
+        if c.library == "bitdial" and not any(label.startswith("bitdial") for label, _, _ in found):
             if dict(c.settings)["engine"] == "cpu":
                 found += [(f"{c.name} memory={m}", c, {"options": {"memory": m}}) for m in ("fast", "small")]
             else:
                 found.append((c.name, c, {}))
-        elif c.precision == "int8" and c.library != "flexiq":
+        elif c.precision == "int8" and c.library != "bitdial":
             found.append((c.name, c, {}))
             if c.library == "openvino":
                 cache = options.files.folder / "openvino-cache" / c.name.rpartition(" ")[2]
@@ -323,7 +323,7 @@ def tables(file: ResultFile, options: Options) -> list[Table]:
 
 
 def machine_lines(file: ResultFile) -> list[str]:
-    """The processor, and the peaks that flexiq's engine measured on it."""
+    """The processor, and the peaks that bitdial's engine measured on it."""
     machine = file.machine
     lines = [f"{machine['cpu']} ({machine['kind']}), {machine['cores']} cores, {', '.join(machine['features'])}"]
     peaks: dict[tuple[str, int], dict[str, float]] = {}
@@ -338,7 +338,7 @@ def machine_lines(file: ResultFile) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the tables. Raises FlexiqError."""
+    """Measure what is missing, then print the tables. Raises BitdialError."""
     options = read_options(arguments)
     machine = describe_machine()
     path = options.given.results / f"{BENCHMARK}.{machine['kind']}.json"

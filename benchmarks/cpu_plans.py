@@ -23,15 +23,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bitdial.engines.cpu import native
+from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.engines.cpu.layer_timing import measure_table
+from bitdial.files import write_atomically
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.latency_table import layer_shape
+from bitdial.quantization.program import Program
 from common import batches, calibration_images, test_images, trained_network
-from flexiq.engines.cpu import native
-from flexiq.engines.cpu.engine import CpuEngine
-from flexiq.engines.cpu.layer_timing import measure_table
-from flexiq.files import write_atomically
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.latency_table import layer_shape
-from flexiq.quantization.program import Program
 from machine import describe_machine
 
 BATCH = 8

@@ -21,6 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitdial.errors import DataError
+from bitdial.export.c import CExport, export_c, write_folder
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program
+from bitdial.zoo.registry import build_model
 from common import (
     calibration_images,
     file_digest,
@@ -34,12 +40,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.errors import DataError
-from flexiq.export.c import CExport, export_c, write_folder
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.program import Program
-from flexiq.zoo.registry import build_model
 
 CALIBRATION = 64
 TIMEOUT = 300  # seconds for one emulated run
@@ -93,7 +93,7 @@ def _board(machine: str) -> tuple[str, ...]:
 
 TARGETS = {
     "Cortex-M4, plain C": Target("arm-none-eabi-gcc", ("-mthumb", "-mcpu=cortex-m4", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16",
-                                                    "-DFLEXIQ_PLAIN"), _board("mps2-an386"), True),
+                                                    "-DBITDIAL_PLAIN"), _board("mps2-an386"), True),
     "Cortex-M4": Target("arm-none-eabi-gcc", ("-mthumb", "-mcpu=cortex-m4", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"),
                         _board("mps2-an386"), True),
     "Cortex-M55 (Helium)": Target("arm-none-eabi-gcc", ("-mthumb", "-mcpu=cortex-m55", "-mfloat-abi=hard"),
@@ -161,9 +161,9 @@ def compile_test(target: Target, folder: Path, *defines: str) -> Path:
     """The self-test built for a target; stack usage (.su) beside it. Raises DataError with the compiler's words."""
     program = folder / "test"
     sources = [str(folder / "net.c"), str(folder / "net_test.c")]
-    extra = ["-DFLEXIQ_QUIET"]
+    extra = ["-DBITDIAL_QUIET"]
     if target.bare:
-        board = Path(str(resources.files("flexiq.export.c") / "cortex_m"))
+        board = Path(str(resources.files("bitdial.export.c") / "cortex_m"))
         sources.append(str(board / "startup.c"))
         extra += ["-ffreestanding", "-nostartfiles", "-T", str(board / "link.ld")]
     command = [target.compiler, "-std=c99", "-O2", *WARNINGS, *target.flags, *extra, *defines, "-fstack-usage",
@@ -235,7 +235,7 @@ def measure_target(target: Target, exported: CExport, plugin: Path | None, ratio
         for index in ratios:
             once, twice = (
                 run_test(
-                    target, compile_test(target, folder, f"-DFLEXIQ_RATIO={index}", f"-DFLEXIQ_REPEAT={n}"), plugin
+                    target, compile_test(target, folder, f"-DBITDIAL_RATIO={index}", f"-DBITDIAL_REPEAT={n}"), plugin
                 )
                 for n in (1, 2)
             )
@@ -307,7 +307,7 @@ def print_published() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the table. Raises FlexiqError."""
+    """Measure what is missing, then print the table. Raises BitdialError."""
     known = ("resnet20", "digits", "mobile")
     options = read_options(make_parser("export_c", __doc__, known, 0), arguments, known)
     file = open_results(options, "export_c", "export_c")

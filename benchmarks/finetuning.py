@@ -20,6 +20,17 @@ import torch
 from torch import Tensor
 
 from accuracy_table import entry
+from bitdial.errors import ConfigError
+from bitdial.finetuning.config import FinetuneConfig
+from bitdial.finetuning.data import Batch, SampledBatches, flip_and_crop
+from bitdial.finetuning.kernels import without_kernels
+from bitdial.finetuning.loss import FloatTeacher, loss
+from bitdial.finetuning.trainer import TrainingProgress
+from bitdial.pipeline import Prepared, prepare, quantize_prepared
+from bitdial.pipeline.finetuning import Finetuned, finetune_prepared, make_network, reselect
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program
+from bitdial.zoo.datasets import load_dataset
 from common import (
     CALIBRATION_IMAGES,
     NETWORKS,
@@ -38,17 +49,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.errors import ConfigError
-from flexiq.finetuning.config import FinetuneConfig
-from flexiq.finetuning.data import Batch, SampledBatches, flip_and_crop
-from flexiq.finetuning.kernels import without_kernels
-from flexiq.finetuning.loss import FloatTeacher, loss
-from flexiq.finetuning.trainer import TrainingProgress
-from flexiq.pipeline import Prepared, prepare, quantize_prepared
-from flexiq.pipeline.finetuning import Finetuned, finetune_prepared, make_network, reselect
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.program import Program
-from flexiq.zoo.datasets import load_dataset
 from machine import describe_machine
 from measure import TestBench
 from results import read_rows, settings_hash
@@ -336,7 +336,7 @@ def show(options: Options) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the tables. Raises FlexiqError."""
+    """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("finetuning", __doc__, DEFAULT_NETWORKS, None)
     parser.add_argument("--variants", default="dual", help=f"comma-separated, or all: {', '.join(VARIANTS)}")
     parser.add_argument("--epochs", type=int, default=FinetuneConfig().epochs)

@@ -25,6 +25,14 @@ import torch
 from torch import nn
 
 from accuracy_rows import preparation_key
+from bitdial.benchmarking.perplexity import perplexity, sequence_losses
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import ConfigError, DataError
+from bitdial.pipeline import Prepared, prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program
+from bitdial.zoo.image_files import cache_directory
+from bitdial.zoo.text import load_text
 from common import (
     Options,
     Progress,
@@ -42,14 +50,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.benchmarking.perplexity import perplexity, sequence_losses
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import ConfigError, DataError
-from flexiq.pipeline import Prepared, prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.program import Program
-from flexiq.zoo.image_files import cache_directory
-from flexiq.zoo.text import load_text
 from language_model_training import trained_model
 from measure import TestBench, unpack_flags
 
@@ -447,7 +447,7 @@ def show(rows: Rows, network: str, markdown: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the tables. Raises FlexiqError."""
+    """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("language_model", __doc__, (TEXT, VIT), 3000)
     add = parser.add_argument
     add("--seeds", type=int, default=len(SEEDS), help="calibration samples, 1 to 3 (default: %(default)s)")

@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from flexiq.benchmarking.perplexity import sequence_losses
-from flexiq.errors import ConfigError, DataError
-from flexiq.files import write_atomically
-from flexiq.zoo.char_transformer import char_transformer
-from flexiq.zoo.text import Pair, TextData
-from flexiq.zoo.weights import assign_weights
+from bitdial.benchmarking.perplexity import sequence_losses
+from bitdial.errors import ConfigError, DataError
+from bitdial.files import write_atomically
+from bitdial.zoo.char_transformer import char_transformer
+from bitdial.zoo.text import Pair, TextData
+from bitdial.zoo.weights import assign_weights
 
 RECIPE = "char-transformer-1"  # goes up with every change of the recipe or the network
 BATCH_SIZE = 16

@@ -22,6 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bitdial.graph.capture import capture
+from bitdial.pipeline.layerwise import Compilation
+from bitdial.pipeline.layerwise_analysis import Analysis, analyse
+from bitdial.quantization.program import Program
+from bitdial.selection.layerwise import ALL_METRICS, METRICS, LayerwiseConfig, Losses, layer_losses
+from bitdial.zoo.datasets import ImageSet, load_dataset
 from common import (
     NETWORKS,
     ROOT,
@@ -41,12 +47,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.graph.capture import capture
-from flexiq.pipeline.layerwise import Compilation
-from flexiq.pipeline.layerwise_analysis import Analysis, analyse
-from flexiq.quantization.program import Program
-from flexiq.selection.layerwise import ALL_METRICS, METRICS, LayerwiseConfig, Losses, layer_losses
-from flexiq.zoo.datasets import ImageSet, load_dataset
 from layerwise_rankings import n_runs, rules, search_kinds
 from layerwise_structure import RANKING_BUDGETS, STRUCTURES, measure_rankings, measure_structure
 from measure import make_engine
@@ -355,7 +355,7 @@ def listed(settings: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the tables. Raises FlexiqError."""
+    """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("layerwise", __doc__, NETWORKS, 2000)
     parser.add_argument("--part", choices=("all", "cost", "accuracy", "structure", "rankings"), default="all")
     parser.add_argument("--widths", type=lambda t: [int(v) for v in t.split(",")], default=list(WIDTHS))

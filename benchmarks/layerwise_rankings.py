@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from flexiq.graph.passes import fused
-from flexiq.pipeline.layerwise_analysis import Analysis
-from flexiq.quantization.domains import ends
-from flexiq.quantization.program import Program
-from flexiq.selection.layerwise import Losses, first_last, one_by_one, random_losses
+from bitdial.graph.passes import fused
+from bitdial.pipeline.layerwise_analysis import Analysis
+from bitdial.quantization.domains import ends
+from bitdial.quantization.program import Program
+from bitdial.selection.layerwise import Losses, first_last, one_by_one, random_losses
 
 RANDOM_SEEDS = (0, 1, 2)
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flexiq.benchmarking.timing import Case, Plan, measure_interleaved, timed
-from flexiq.engines.base import available_engines, create_engine
-from flexiq.graph.capture import capture
-from flexiq.pipeline.layerwise import Compilation, layer_costs
-from flexiq.pipeline.layerwise_analysis import analyse
-from flexiq.quantization.program import Program
-from flexiq.selection.layerwise import METRICS, LayerwiseConfig, layer_losses
-from flexiq.zoo.registry import build_model, torchvision_compat
+from bitdial.benchmarking.timing import Case, Plan, measure_interleaved, timed
+from bitdial.engines.base import available_engines, create_engine
+from bitdial.graph.capture import capture
+from bitdial.pipeline.layerwise import Compilation, layer_costs
+from bitdial.pipeline.layerwise_analysis import analyse
+from bitdial.quantization.program import Program
+from bitdial.selection.layerwise import METRICS, LayerwiseConfig, layer_losses
+from bitdial.zoo.registry import build_model, torchvision_compat
 from layerwise_rankings import n_runs, rules, search_kinds
 from measure import make_engine
 

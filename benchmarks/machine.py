@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flexiq.processor import usable_cores
+from bitdial.processor import usable_cores
 
 # Flags of /proc/cpuinfo that 8-bit arithmetic depends on.
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")

@@ -20,12 +20,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bitdial.engines.base import Engine, available_engines, create_engine
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import EngineError
+from bitdial.quantization.program import Program
+from bitdial.zoo.datasets import ImageSet
 from common import BATCH, batches
-from flexiq.engines.base import Engine, available_engines, create_engine
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import EngineError
-from flexiq.quantization.program import Program
-from flexiq.zoo.datasets import ImageSet
 
 Outputs = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]

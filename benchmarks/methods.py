@@ -1,4 +1,4 @@
-"""Published methods beside flexiq on the same ground: accuracy at average widths of 4, 5, 6 and 8 bits.
+"""Published methods beside bitdial on the same ground: accuracy at average widths of 4, 5, 6 and 8 bits.
 
 Same network, same 8-bit start, same calibration images, first and last layers at 8 bits and the same bias correction for
 all; every accuracy is that of the integer-exact reference engine (see `measure`). Methods that train get the same epochs of
@@ -15,6 +15,14 @@ from typing import Any
 
 import torch
 
+from bitdial.comparison import Ground, Settings, Training
+from bitdial.comparison.methods import Built, build_all, get_method
+from bitdial.errors import BitdialError, ConfigError
+from bitdial.finetuning.config import FinetuneConfig
+from bitdial.finetuning.data import SampledBatches, flip_and_crop
+from bitdial.pipeline import prepare
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.zoo.datasets import load_dataset
 from common import (
     CALIBRATION_IMAGES,
     NETWORKS,
@@ -33,14 +41,6 @@ from common import (
     weights_file,
 )
 from finetuning import ORDER_SEED, VALIDATION
-from flexiq.comparison import Ground, Settings, Training
-from flexiq.comparison.methods import Built, build_all, get_method
-from flexiq.errors import ConfigError, FlexiqError
-from flexiq.finetuning.config import FinetuneConfig
-from flexiq.finetuning.data import SampledBatches, flip_and_crop
-from flexiq.pipeline import prepare
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.zoo.datasets import load_dataset
 from machine import describe_machine
 from measure import TestBench, pack_flags, paired_difference
 from methods_rows import AVERAGES, Row, all_rows, choose_rows, seeded
@@ -201,7 +201,7 @@ def note_of(rows: dict[str, dict[str, Any]]) -> str:
 def show(options: Options, seeds: Sequence[int]) -> None:
     networks = stored(options)
     if not networks:
-        raise FlexiqError("there are no results to show yet; run without --markdown first")
+        raise BitdialError("there are no results to show yet; run without --markdown first")
     for network, rows in networks.items():
         if options.extra.markdown:
             sys.stdout.write(markdown(network, rows, seeds, note_of(rows)) + "\n")
@@ -223,7 +223,7 @@ def list_rows() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the tables. Raises FlexiqError."""
+    """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("methods", __doc__, SHOWN, None)
     parser.add_argument("--rows", help="comma-separated names (default: all; those that train only with --epochs)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of calibration, selection, training (default: 3)")

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flexiq.comparison import METHODS
-from flexiq.errors import ConfigError
+from bitdial.comparison import METHODS
+from bitdial.errors import ConfigError
 
 AVERAGES = (4.0, 5.0, 6.0, 8.0)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method under one setting; measured once per seed. settings: of `flexiq.comparison.Settings`; trained: uses
+    """One method under one setting; measured once per seed. settings: of `bitdial.comparison.Settings`; trained: uses
     --epochs of training data."""
 
     name: str
@@ -27,7 +27,7 @@ class Row:
 def all_rows() -> list[Row]:
     """All rows in the order of work: what is quick and what matters most first."""
     rows = [
-        Row("flexiq", "flexiq", "flexiq"),
+        Row("bitdial", "bitdial", "bitdial"),
         Row("uniform", "uniform", "uniform"),
         Row("naive", "naive extraction", "naive"),
         Row("sqnr", "practical mixed precision", "sqnr"),

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexiq.comparison import get_method
+from bitdial.comparison import get_method
 from measure import unpack_flags
 from methods_rows import AVERAGES, Row, all_rows, seeded
 
 Rows = Mapping[str, Mapping[str, Any]]  # stored row name -> row
-REFERENCES = ("flexiq", "flexiq_finetuned")
+REFERENCES = ("bitdial", "bitdial_finetuned")
 WHOLE_WIDTHS = "*: 5 or 6 bits everywhere, which needs multiplies of that width; the others mix 4 and 8 bits"
 HEAD = ["method", *(f"{b:g} bits" for b in AVERAGES), "preparation, s", "switched by", "memory of switching, KiB"]
 
@@ -106,7 +106,7 @@ def _star(row: Row, found: Sequence[Mapping[str, Any]], bits: float) -> str:
     return "*" if whole and any(point_of(r, bits) is not None for r in found) else ""
 
 
-def gap_rows(rows: Rows, seeds: Sequence[int], reference: str = "flexiq") -> list[list[str]]:
+def gap_rows(rows: Rows, seeds: Sequence[int], reference: str = "bitdial") -> list[list[str]]:
     """Accuracy of `reference` minus that of every other method, points, paired by image and seed."""
     own = measured(rows, reference, seeds)
     lines = []

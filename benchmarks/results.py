@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flexiq
-from flexiq.errors import DataError, OutputError
-from flexiq.files import write_atomically
+import bitdial
+from bitdial.errors import DataError, OutputError
+from bitdial.files import write_atomically
 
 FORMAT = 1
 # Source files that can change a figure; serving, report, command line and the like cannot.
@@ -29,7 +29,7 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 def code_hash() -> str:
     """16 hex digits over the package's sources that compute figures."""
-    root = Path(flexiq.__file__).resolve().parent
+    root = Path(bitdial.__file__).resolve().parent
     files: list[Path] = []
     for part in _NUMERIC_PARTS:
         files += [p for p in (root / part).rglob("*") if p.suffix in (".py", ".cpp", ".h", ".cu")]

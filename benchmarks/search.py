@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 
 from accuracy_table import seed_mean
+from bitdial.engines.reference.search import CandidateEvaluator
+from bitdial.pipeline import LowTables, Prepared, choose, eight_bit_program, low_tables, prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program
 from common import (
     CALIBRATION_IMAGES,
     NETWORKS,
@@ -31,10 +35,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.engines.reference.search import CandidateEvaluator
-from flexiq.pipeline import LowTables, Prepared, choose, eight_bit_program, low_tables, prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.program import Program
 from machine import reset_peak_memory, resident_memory
 from measure import TestBench
 from results import ResultFile
@@ -251,7 +251,7 @@ def nesting_rows(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the tables. Raises FlexiqError."""
+    """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("search", __doc__, ("resnet20",), None)
     parser.add_argument("--part", choices=("all", "search", "nesting"), default="all")
     options = read_options(parser, arguments, NETWORKS)

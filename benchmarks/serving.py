@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitdial.artifact import load_program
+from bitdial.serving.control import ServiceTable, Settings
+from bitdial.serving.loadtest import poisson, read_trace, window, write_result
+from bitdial.simulation.comparison import run_policy
+from bitdial.simulation.fleet import Fleet, Load, Noise
+from bitdial.simulation.oracle import best_schedule
+from bitdial.simulation.shaping import overload
 from common import data_folder, note, percent, print_table, run_command
-from flexiq.artifact import load_program
-from flexiq.serving.control import ServiceTable, Settings
-from flexiq.serving.loadtest import poisson, read_trace, window, write_result
-from flexiq.simulation.comparison import run_policy
-from flexiq.simulation.fleet import Fleet, Load, Noise
-from flexiq.simulation.oracle import best_schedule
-from flexiq.simulation.shaping import overload
 from results import ResultFile
 from serving_harness import Setting, begin, engine_seconds, figures, play, server, sustained
 
@@ -298,8 +298,8 @@ def _ms(value: float | None) -> str:
 def model_file(network: str, folder: Path, given: Path | None) -> Path:
     """The artifact: given, or made once (greedy selection; accuracy measured where the weights are trained)."""
     if given is not None:
-        return given / f"{network}.flexiq"
-    path = folder / f"{network}.flexiq"
+        return given / f"{network}.bitdial"
+    path = folder / f"{network}.bitdial"
     if not path.exists():
         from peers.networks import build_artifact
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitdial.artifact import load_program
+from bitdial.benchmarking.latency import random_inputs
+from bitdial.engines.base import create_engine
+from bitdial.errors import DataError
+from bitdial.serving.loadtest import LoadPlan, Result, Schedule, Target, parse_url, run_load, summarize
 from common import RESULTS
-from flexiq.artifact import load_program
-from flexiq.benchmarking.latency import random_inputs
-from flexiq.engines.base import create_engine
-from flexiq.errors import DataError
-from flexiq.serving.loadtest import LoadPlan, Result, Schedule, Target, parse_url, run_load, summarize
 from machine import describe_machine
 from results import ResultFile
 
@@ -46,9 +46,9 @@ def pin(core: int) -> None:
 
 @contextlib.contextmanager
 def server(model: Path, setting: Setting, policy: str, *options: str, log: Path | None = None) -> Iterator[Target]:
-    """`flexiq serve` on the server's core, its workers with it; ends with SIGTERM."""
+    """`bitdial serve` on the server's core, its workers with it; ends with SIGTERM."""
     command = [
-        sys.executable, "-m", "flexiq", "serve", f"net={model}", "--port", "0", "--json", "--quiet",
+        sys.executable, "-m", "bitdial", "serve", f"net={model}", "--port", "0", "--json", "--quiet",
         "--slo-ms", f"{1e3 * setting.slo:g}", "--max-batch", str(setting.images), "--threads", "1", "--policy", policy, *options,
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -77,7 +77,7 @@ def begin(
     """The options, with those that the serving benchmarks share, and the result file NAME.KIND.json; this process is bound to the
     load generator's core."""
     parser.add_argument(
-        "--artifacts", type=Path, help="folder of NETWORK.flexiq files to serve; default: made, in the cache"
+        "--artifacts", type=Path, help="folder of NETWORK.bitdial files to serve; default: made, in the cache"
     )
     parser.add_argument("--cache", type=Path, default=Path(__file__).parent / ".cache" / "serving")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -85,7 +85,7 @@ def begin(
     options = parser.parse_args(arguments)
     options.cache.mkdir(parents=True, exist_ok=True)
     # Kernel choices and service times are measured for this benchmark, not taken from a day when the machine was busy.
-    os.environ["FLEXIQ_CACHE_DIR"] = str(options.cache.absolute())
+    os.environ["BITDIAL_CACHE_DIR"] = str(options.cache.absolute())
     machine = describe_machine()
     pin(LOAD_CORE)
     return options, ResultFile(options.results / f"{name}.{machine['kind']}.json", name, machine, fresh=options.fresh)

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
+from bitdial.artifact import load_program
+from bitdial.benchmarking.latency import random_inputs
+from bitdial.engines.base import create_engine
 from closed_loop import closed_loop
 from common import note, print_table, run_command
-from flexiq.artifact import load_program
-from flexiq.benchmarking.latency import random_inputs
-from flexiq.engines.base import create_engine
 from serving import SETTINGS, model_file
 from serving_harness import LOAD_CORE, SERVER_CORE, Setting, begin, pin, server
 
@@ -103,14 +103,14 @@ def request_overhead(network: str, model: Path, rounds: int, seconds: float) -> 
 
 def tiny_model(folder: Path) -> Path:
     """A model of one 4x4 linear layer."""
-    path = folder / "nothing.flexiq"
+    path = folder / "nothing.bitdial"
     if not path.exists():
         import torch
 
-        import flexiq
+        import bitdial
 
         torch.manual_seed(0)
-        flexiq.quantize(torch.nn.Linear(4, 4), torch.randn(64, 4), flexiq.QuantizeConfig(selector="greedy")).save(path)
+        bitdial.quantize(torch.nn.Linear(4, 4), torch.randn(64, 4), bitdial.QuantizeConfig(selector="greedy")).save(path)
     return path
 
 
@@ -160,7 +160,7 @@ def nothing(folder: Path, peer_python: str, rounds: int, seconds: float) -> dict
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(server(path, Setting(8, 1.0), "planned"))
-        contestants = {"flexiq": (target.port, "/v2/models/net/infer", ours)}
+        contestants = {"bitdial": (target.port, "/v2/models/net/infer", ours)}
         for label, python, script in (
             ("fastapi", sys.executable, "fastapi_server.py"),
             ("litserve", peer_python, "litserve_server.py"),

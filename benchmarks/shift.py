@@ -18,6 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bitdial.benchmarking.saturation import count_saturation
+from bitdial.errors import DataError
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program
+from bitdial.zoo.datasets import FloatImages, ImageSet
+from bitdial.zoo.image_files import ArrayPixels
 from common import (
     BATCH,
     CALIBRATION_IMAGES,
@@ -38,13 +45,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.benchmarking.saturation import count_saturation
-from flexiq.errors import DataError
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.program import Program
-from flexiq.zoo.datasets import FloatImages, ImageSet
-from flexiq.zoo.image_files import ArrayPixels
 from measure import TestBench, paired_difference, unpack_flags
 
 RATIOS = (0.0, 0.5, 1.0)
@@ -186,7 +186,7 @@ def table_rows(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the tables. Raises FlexiqError."""
+    """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("shift", __doc__, ("resnet20", "vgg"), 2000)
     options = read_options(parser, arguments, NETWORKS)
     data_folder()

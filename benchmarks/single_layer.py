@@ -22,6 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitdial.engines.reference.executor import Executor
+from bitdial.errors import ConfigError
+from bitdial.graph.ir import Graph, Node
+from bitdial.pipeline import eight_bit_program, low_tables, prepare
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program, QuantizedLayer
+from bitdial.zoo.datasets import ImageSet
 from common import (
     CALIBRATION_IMAGES,
     NETWORKS,
@@ -42,13 +49,6 @@ from common import (
     trained_network,
     weights_file,
 )
-from flexiq.engines.reference.executor import Executor
-from flexiq.errors import ConfigError
-from flexiq.graph.ir import Graph, Node
-from flexiq.pipeline import eight_bit_program, low_tables, prepare
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.program import Program, QuantizedLayer
-from flexiq.zoo.datasets import ImageSet
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 _PLAIN, _SQUARES = ({"extraction": "static", "shift_choice": choice} for choice in ("plain", "least_squares"))
@@ -253,7 +253,7 @@ def table_rows(network: str, layout: str, row: dict[str, Any], reference: str) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, then print the tables. Raises FlexiqError."""
+    """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("single_layer", __doc__, ("vgg", "resnet56"), 1000)
     parser.add_argument("--layer", help="node name or module path (default: the last of the widest eligible layers)")
     options = read_options(parser, arguments, NETWORKS)

@@ -2,7 +2,7 @@
 
 scikit-build-core retries a failed configure or compile without CMake (the overrides in pyproject.toml say so), but
 gives up where CMake itself is not to be found. Here that case is treated alike: the package is built without its CPU
-engine, unless FLEXIQ_REQUIRE_NATIVE is set.
+engine, unless BITDIAL_REQUIRE_NATIVE is set.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _build(
     try:
         return hook(directory, config_settings, metadata)
     except NotFoundError as error:  # CMake, or Ninja and Make
-        if os.environ.get("FLEXIQ_REQUIRE_NATIVE", "").lower() not in {"", "0", "n", "no", "off", "f", "false"}:
+        if os.environ.get("BITDIAL_REQUIRE_NATIVE", "").lower() not in {"", "0", "n", "no", "off", "f", "false"}:
             raise
-        print(f"*** {error}: building flexiq WITHOUT its CPU engine", file=sys.stderr)
+        print(f"*** {error}: building bitdial WITHOUT its CPU engine", file=sys.stderr)
         pure = {**(config_settings or {}), "wheel.cmake": "false", "wheel.py-api": ""}
         return hook(directory, pure, metadata)

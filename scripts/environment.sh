@@ -6,7 +6,7 @@
 #   dependencies. Does nothing when .venv already holds exactly that: a stamp in .venv keeps the hash of pyproject.toml,
 #   constraints.txt, this file, the tree's place and the Python version. Set PYTHON to choose the interpreter.
 #   Compiles the CPU engine anew, as far as needed, when csrc or what builds it has changed: a second stamp keeps that hash.
-#   Where it does not compile, all else is installed and a line says so; with FLEXIQ_REQUIRE_NATIVE=1 that is an error.
+#   Where it does not compile, all else is installed and a line says so; with BITDIAL_REQUIRE_NATIVE=1 that is an error.
 
 say() { printf '== %s\n' "$*"; }
 
@@ -37,7 +37,7 @@ find_compiler() {
 }
 
 native_required() {
-    case ${FLEXIQ_REQUIRE_NATIVE:-} in
+    case ${BITDIAL_REQUIRE_NATIVE:-} in
         "" | 0 | [nN] | [nN][oO] | [oO][fF][fF] | [fF] | [fF][aA][lL][sS][eE]) return 1 ;;
     esac
 }
@@ -59,7 +59,7 @@ native_hash() {
     .venv/bin/python - "$compiler $("$compiler" --version 2>/dev/null) ${CXXFLAGS:-} ${CMAKE_ARGS:-}" <<'PY'
 import hashlib, pathlib, sys
 digest = hashlib.sha256(sys.argv[1].encode())
-named = ("CMakeLists.txt", "pyproject.toml", "constraints.txt", "scripts/build_backend.py", "src/flexiq/_version.py")
+named = ("CMakeLists.txt", "pyproject.toml", "constraints.txt", "scripts/build_backend.py", "src/bitdial/_version.py")
 for path in [*map(pathlib.Path, named), *sorted(p for p in pathlib.Path("csrc").rglob("*") if p.is_file())]:
     digest.update(f"{path}\0{path.stat().st_size}\0".encode() + path.read_bytes())
 print(digest.hexdigest())
@@ -74,7 +74,7 @@ pip_install() {
 load_installed_native() {
     .venv/bin/python - <<'PY'
 import pathlib
-from flexiq.engines.cpu import _native
+from bitdial.engines.cpu import _native
 file = pathlib.Path(_native.__file__).resolve()
 if pathlib.Path("src").resolve() in file.parents:
     raise SystemExit(f"{file} lies among the sources: delete it")
@@ -98,7 +98,7 @@ build_and_install() {
         fi
         level=none
         say "the CPU engine is MISSING: it did not compile$(find_compiler >/dev/null || echo ', no C++ compiler was found')"
-        say "all else works; FLEXIQ_REQUIRE_NATIVE=1 makes that an error and shows the reason"
+        say "all else works; BITDIAL_REQUIRE_NATIVE=1 makes that an error and shows the reason"
     fi
     printf '%s %s\n' "$hash" "$level" > .venv/.native
 }
@@ -116,7 +116,7 @@ prepare_environment() {
     shift
     if native_required && ! find_compiler >/dev/null; then
         echo "error: no C++ compiler found (${CXX:-c++, g++, clang++}): install GCC 9 or newer, or Clang;" \
-            "FLEXIQ_REQUIRE_NATIVE=0 goes without the CPU engine" >&2
+            "BITDIAL_REQUIRE_NATIVE=0 goes without the CPU engine" >&2
         return 1
     fi
     stamp=.venv/.installed-$extra
@@ -138,7 +138,7 @@ prepare_environment() {
         fi
         printf '%s\n' "$PWD" > .venv/.place
     fi
-    say "installing flexiq[$extra] and what it needs (torch is large; the first time takes minutes)"
+    say "installing bitdial[$extra] and what it needs (torch is large; the first time takes minutes)"
     rm -f "$stamp"
     pip_install scikit-build-core nanobind
     if find_compiler >/dev/null; then
@@ -147,7 +147,7 @@ prepare_environment() {
     fi
     build_and_install ".[$extra]"
     if [ $# -gt 0 ]; then
-        # torchvision's wheels ask for one particular torch build; flexiq needs only its Python code.
+        # torchvision's wheels ask for one particular torch build; bitdial needs only its Python code.
         pip_install --no-deps "$@"
     fi
     environment_hash .venv/bin/python "$extra $*" > "$stamp"

@@ -3,11 +3,11 @@
 #   scripts/sanitize.sh                              the tests marked "sanitize" in tests/engines/cpu
 #   scripts/sanitize.sh tests/engines/cpu -k winograd  arguments go to pytest instead
 #   scripts/sanitize.sh --build-only                 prints the path of the extension and stops
-# Any finding ends the run with an error. Only flexiq's own compiled code is watched, and leaks are not looked for: Python keeps
+# Any finding ends the run with an error. Only bitdial's own compiled code is watched, and leaks are not looked for: Python keeps
 # memory until its end.
 #
-# Environment: PYTHON (default .venv/bin/python, made if need be), CXX, FLEXIQ_SANITIZE_DIR (default build/sanitize).
-# The tests see FLEXIQ_SANITIZED_NATIVE, the path of the extension that they must have loaded.
+# Environment: PYTHON (default .venv/bin/python, made if need be), CXX, BITDIAL_SANITIZE_DIR (default build/sanitize).
+# The tests see BITDIAL_SANITIZED_NATIVE, the path of the extension that they must have loaded.
 # Exit code 77: this machine has no compiler, or its compiler has no sanitizer runtime; nothing was tested.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -47,7 +47,7 @@ else
     python=$PWD/.venv/bin/python
 fi
 PATH=$(dirname "$python"):$PATH  # cmake and ninja may lie there
-place=${FLEXIQ_SANITIZE_DIR:-build/sanitize}
+place=${BITDIAL_SANITIZE_DIR:-build/sanitize}
 mkdir -p "$place"
 place=$(cd "$place" && pwd)
 command -v cmake >/dev/null || skip "CMake was not found"
@@ -65,7 +65,7 @@ fi
 jobs=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}
 {
     CXX=$compiler cmake -S . -B "$place/cmake" ${generator[@]+"${generator[@]}"} -DCMAKE_BUILD_TYPE=Release \
-        -DFLEXIQ_SANITIZE=ON -DPython_EXECUTABLE="$(command -v "$python")"
+        -DBITDIAL_SANITIZE=ON -DPython_EXECUTABLE="$(command -v "$python")"
     cmake --build "$place/cmake" --parallel "$jobs"
 } > "$place/build.log" 2>&1 || { cat "$place/build.log" >&2; exit 1; }
 native=$(echo "$place"/cmake/_native.*.so)
@@ -82,9 +82,9 @@ import sys
 class SanitizedNative:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name != "flexiq.engines.cpu._native":
+        if name != "bitdial.engines.cpu._native":
             return None
-        file = os.environ["FLEXIQ_SANITIZED_NATIVE"]
+        file = os.environ["BITDIAL_SANITIZED_NATIVE"]
         loader = importlib.machinery.ExtensionFileLoader(name, file)
         return importlib.util.spec_from_file_location(name, file, loader=loader)
 
@@ -101,7 +101,7 @@ if [ "${1:-}" = --build-only ]; then
 fi
 [ $# -gt 0 ] || set -- tests/engines/cpu -m sanitize
 
-export FLEXIQ_SANITIZED_NATIVE=$native
+export BITDIAL_SANITIZED_NATIVE=$native
 export PYTHONPATH=$place/site:$PWD/src${PYTHONPATH:+:$PYTHONPATH}
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:halt_on_error=1${ASAN_OPTIONS:+:$ASAN_OPTIONS}
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1${UBSAN_OPTIONS:+:$UBSAN_OPTIONS}

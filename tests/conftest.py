@@ -16,27 +16,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexiq.zoo.registry import torchvision_compat
+from bitdial.zoo.registry import torchvision_compat
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("flexiq", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("flexiq")
+hypothesis.settings.register_profile("bitdial", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("bitdial")
 if importlib.util.find_spec("torchvision") is not None:
     torchvision_compat()  # before anything imports torchvision or timm
 
 
 def _data_folder() -> Path:
     root = Path(__file__).resolve().parent.parent
-    return Path(os.environ.get("FLEXIQ_DATA", root.parent / "shared" / "data"))
+    return Path(os.environ.get("BITDIAL_DATA", root.parent / "shared" / "data"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs_data: needs the data folder (FLEXIQ_DATA); skipped where it is absent")
+    config.addinivalue_line("markers", "needs_data: needs the data folder (BITDIAL_DATA); skipped where it is absent")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_data") is not None and not _data_folder().is_dir():
-        pytest.skip(f"DATA FOLDER MISSING: {_data_folder()} does not exist; set FLEXIQ_DATA to run this test")
+        pytest.skip(f"DATA FOLDER MISSING: {_data_folder()} does not exist; set BITDIAL_DATA to run this test")
 
 
 @pytest.fixture(scope="session")
@@ -44,14 +44,14 @@ def data_folder() -> Path:
     """The folder of trained networks and images; the test is skipped, with the reason, where it is absent."""
     folder = _data_folder()
     if not folder.is_dir():
-        pytest.skip(f"DATA FOLDER MISSING: {folder} does not exist; set FLEXIQ_DATA to run this test")
+        pytest.skip(f"DATA FOLDER MISSING: {folder} does not exist; set BITDIAL_DATA to run this test")
     return folder
 
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
-    """tests/oracle.py: slow definitions that share no code with flexiq."""
-    name = "flexiq_test_oracle"
+    """tests/oracle.py: slow definitions that share no code with bitdial."""
+    name = "bitdial_test_oracle"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("oracle.py"))
         assert spec is not None and spec.loader is not None

@@ -1,6 +1,6 @@
 """Slow definitions written straight from the design notes (section 1), independent of the code under test.
 
-Plain Python integers, fractions and NumPy int64; nothing here imports flexiq or torch.
+Plain Python integers, fractions and NumPy int64; nothing here imports bitdial or torch.
 """
 
 from __future__ import annotations

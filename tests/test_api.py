@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import flexiq
-import flexiq.api
-from flexiq import QuantizeConfig, QuantizedModel
-from flexiq.errors import (
+import bitdial
+import bitdial.api
+from bitdial import QuantizeConfig, QuantizedModel
+from bitdial.errors import (
+    BitdialError,
     CalibrationError,
     CaptureError,
     ConfigError,
     EngineError,
-    FlexiqError,
     InputError,
     RatioError,
 )
@@ -38,18 +38,18 @@ def images(helpers: Any) -> Tensor:
 
 @pytest.fixture(scope="module")
 def qm(conv_net: nn.Module, images: Tensor) -> QuantizedModel:
-    return flexiq.quantize(conv_net, images, GREEDY, engine="reference")
+    return bitdial.quantize(conv_net, images, GREEDY, engine="reference")
 
 
 @pytest.fixture(scope="module")
 def dynamic(conv_net: nn.Module, images: Tensor) -> QuantizedModel:
-    return flexiq.quantize(conv_net, images, GREEDY.updated(extraction="dynamic"))
+    return bitdial.quantize(conv_net, images, GREEDY.updated(extraction="dynamic"))
 
 
 @pytest.fixture(scope="module")
 def attention(transformer: nn.Module, images: Tensor) -> dict[str, QuantizedModel]:
     return {
-        extraction: flexiq.quantize(transformer, images, GREEDY.updated(extraction=extraction, ratios=(0.5, 1.0)))
+        extraction: bitdial.quantize(transformer, images, GREEDY.updated(extraction=extraction, ratios=(0.5, 1.0)))
         for extraction in ("static", "dynamic")
     }
 
@@ -105,9 +105,9 @@ def test_forms_of_calibration_agree(tiny: nn.Module) -> None:
         torch.cat([x, torch.full((5, 6), 1e6)]),  # only the first calibration_images samples count
     ]
     for form in forms:
-        (taken,), _ = flexiq.api.gather(form, tiny, 20)
+        (taken,), _ = bitdial.api.gather(form, tiny, 20)
         assert torch.equal(taken, x)
-    made = [flexiq.quantize(tiny, form, config) for form in (x, Loader(pieces), {"x": x})]
+    made = [bitdial.quantize(tiny, form, config) for form in (x, Loader(pieces), {"x": x})]
     same(made[0], made[1], x)
     same(made[0], made[2], x)
 
@@ -127,10 +127,10 @@ def test_several_inputs_and_outputs(helpers: Any) -> None:
     model, left, right = TwoInputs(), torch.randn(16, 6), torch.randn(16, 4)
     config = GREEDY.updated(group_size=4, ratios=(1.0,))
     made = [
-        flexiq.quantize(model, [(left, right)], config),
-        flexiq.quantize(model, [{"left": left, "right": right}], config),
-        flexiq.quantize(model, [{"right": right, "left": left}], config),  # in another order than forward()
-        flexiq.quantize(model, DataLoader(TensorDataset(left, right, torch.arange(16)), batch_size=5), config),
+        bitdial.quantize(model, [(left, right)], config),
+        bitdial.quantize(model, [{"left": left, "right": right}], config),
+        bitdial.quantize(model, [{"right": right, "left": left}], config),  # in another order than forward()
+        bitdial.quantize(model, DataLoader(TensorDataset(left, right, torch.arange(16)), batch_size=5), config),
     ]
     with torch.no_grad():
         expected = model(left, right)
@@ -152,7 +152,7 @@ def test_the_model_is_not_changed(conv_net: nn.Module, images: Tensor) -> None:
     model = copy.deepcopy(conv_net).train()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     x = images.clone()
-    flexiq.quantize(model, x, GREEDY.updated(ratios=(1.0,)))
+    bitdial.quantize(model, x, GREEDY.updated(ratios=(1.0,)))
     assert all(m.training for m in model.modules())
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items()) and torch.equal(x, images)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -160,7 +160,7 @@ def test_the_model_is_not_changed(conv_net: nn.Module, images: Tensor) -> None:
 
 # -- bad input ------------------------------------------------------------------------------------------------------------
 
-BAD_CALIBRATION: dict[str, tuple[Callable[[Tensor], Any], type[FlexiqError], str]] = {
+BAD_CALIBRATION: dict[str, tuple[Callable[[Tensor], Any], type[BitdialError], str]] = {
     "empty list": (lambda x: [], CalibrationError, "empty"),
     "empty tensor": (lambda x: x[:0], CalibrationError, "empty"),
     "empty batches": (lambda x: [x[:0], x[:0]], CalibrationError, "empty"),
@@ -184,10 +184,10 @@ BAD_CALIBRATION: dict[str, tuple[Callable[[Tensor], Any], type[FlexiqError], str
     "dict of other names": (lambda x: [{"pixels": x}], CalibrationError, r"forward\(x\)"),
     "dict that changes": (lambda x: [{"x": x}, {"y": x}], CalibrationError, "batch 1"),
     "wrong width": (lambda x: x[:, :5], CaptureError, "Tiny"),
-    "another rank": (lambda x: x[:, 0], FlexiqError, "Tiny|shape"),
-    "float64": (lambda x: x.double(), FlexiqError, "float64"),
-    "float16": (lambda x: x.half(), FlexiqError, "float16"),
-    "uint8": (lambda x: x.to(torch.uint8), FlexiqError, "uint8"),
+    "another rank": (lambda x: x[:, 0], BitdialError, "Tiny|shape"),
+    "float64": (lambda x: x.double(), BitdialError, "float64"),
+    "float16": (lambda x: x.half(), BitdialError, "float16"),
+    "uint8": (lambda x: x.to(torch.uint8), BitdialError, "uint8"),
 }
 
 
@@ -195,7 +195,7 @@ BAD_CALIBRATION: dict[str, tuple[Callable[[Tensor], Any], type[FlexiqError], str
 def test_bad_calibration(name: str, tiny: nn.Module) -> None:
     make, error, message = BAD_CALIBRATION[name]
     with pytest.raises(error, match=message):
-        flexiq.quantize(tiny, make(torch.randn(4, 6)), GREEDY)
+        bitdial.quantize(tiny, make(torch.randn(4, 6)), GREEDY)
 
 
 def test_values_that_overflow_in_the_network_are_named() -> None:
@@ -209,7 +209,7 @@ def test_values_that_overflow_in_the_network_are_named() -> None:
             return out
 
     with pytest.raises(CalibrationError, match="'exp' is not finite"):
-        flexiq.quantize(Overflow(), torch.randn(8, 6), GREEDY)
+        bitdial.quantize(Overflow(), torch.randn(8, 6), GREEDY)
 
 
 BAD_BATCHES: dict[str, tuple[Callable[[Tensor], Any], str]] = {
@@ -395,9 +395,9 @@ def test_the_callers_torch_settings_change_nothing(qm: QuantizedModel, tiny: nn.
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
     x = torch.randn(16, 6)
-    plain = flexiq.quantize(tiny, x, GREEDY)
+    plain = bitdial.quantize(tiny, x, GREEDY)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        same(plain, flexiq.quantize(tiny, x, GREEDY), x)
+        same(plain, bitdial.quantize(tiny, x, GREEDY), x)
 
 
 def test_inputs_are_not_written_into(qm: QuantizedModel, images: Tensor) -> None:
@@ -454,7 +454,7 @@ def test_time_first_attention(extraction: str, helpers: Any) -> None:
     torch.manual_seed(0)
     model = TimeFirst().eval()
     x = torch.randn(24, 5, 8)
-    quantized = flexiq.quantize(model, x, GREEDY.updated(extraction=extraction, ratios=(1.0,), group_size=4))
+    quantized = bitdial.quantize(model, x, GREEDY.updated(extraction=extraction, ratios=(1.0,), group_size=4))
     eligible = [n for n, layer in quantized.program.layers.items() if layer.eligible]
     assert len(eligible) == 2, "in_proj and out_proj"
     loud = x[:6].clone()
@@ -473,7 +473,7 @@ def test_time_first_attention(extraction: str, helpers: Any) -> None:
 
 def test_keep_8bit_and_ignored(conv_net: nn.Module, images: Tensor, helpers: Any) -> None:
     config = GREEDY.updated(keep_8bit=("conv1",), ignored=("grouped", "head1"), ratios=(1.0,))
-    made = flexiq.quantize(conv_net, images, config)
+    made = bitdial.quantize(conv_net, images, config)
     layers = {entry["source"]: entry for entry in made.describe()["layers"]}
     assert layers["conv1"]["reason"] == "keep_8bit pattern 'conv1'" and layers["conv1"]["low_groups"] == [0, 0]
     assert "grouped" not in layers and "head1" not in layers and not layers["conv2"]["reason"]
@@ -481,11 +481,11 @@ def test_keep_8bit_and_ignored(conv_net: nn.Module, images: Tensor, helpers: Any
     assert floats["grouped"] == "ignored pattern 'grouped'" and "head1" in floats["head1"]
     with torch.no_grad():
         assert helpers.snr(conv_net(images), made(images)) > 20
-    everything = flexiq.quantize(conv_net, images, GREEDY.updated(ignored="*"))
+    everything = bitdial.quantize(conv_net, images, GREEDY.updated(ignored="*"))
     assert not everything.program.layers
     with torch.no_grad():
         torch.testing.assert_close(everything(images, ratio=1.0), conv_net(images), rtol=1e-4, atol=1e-4)
-    kept = flexiq.quantize(conv_net, images, GREEDY.updated(keep_8bit="*"))
+    kept = bitdial.quantize(conv_net, images, GREEDY.updated(keep_8bit="*"))
     assert torch.equal(kept(images, ratio=0.0), kept(images, ratio=1.0))
 
 
@@ -502,19 +502,19 @@ def test_more_bits_are_nearer(conv_net: nn.Module, images: Tensor, qm: Quantized
         exact = conv_net(images)
     snr = []
     for bits in (3, 5, 7):
-        made = flexiq.quantize(conv_net, images, GREEDY.updated(low_bits=bits, ratios=(1.0,)))
+        made = bitdial.quantize(conv_net, images, GREEDY.updated(low_bits=bits, ratios=(1.0,)))
         assert {(layer.amax, layer.wmax) for layer in made.program.layers.values() if layer.eligible} <= {
             (2**bits - 1, 2 ** (bits - 1) - 1),
             (2 ** (bits - 1) - 1, 2 ** (bits - 1) - 1),
         }
         snr.append(helpers.snr(exact, made(images, ratio=1.0)))
     assert snr[0] + 3 < snr[1] < snr[2] - 3
-    naive = flexiq.quantize(conv_net, images, GREEDY.updated(extraction="naive", ratios=(1.0,), bias_correction=False))
+    naive = bitdial.quantize(conv_net, images, GREEDY.updated(extraction="naive", ratios=(1.0,), bias_correction=False))
     assert helpers.snr(exact, naive(images, ratio=1.0)) < helpers.snr(exact, qm(images, ratio=1.0))
 
 
 def test_bias_rows_restore_the_means(conv_net: nn.Module, images: Tensor, qm: QuantizedModel) -> None:
-    plain = flexiq.quantize(conv_net, images, GREEDY.updated(bias_correction=False))
+    plain = bitdial.quantize(conv_net, images, GREEDY.updated(bias_correction=False))
     with torch.no_grad():
         mean = conv_net(images).mean(0)
     for ratio in (0.5, 1.0):
@@ -542,7 +542,7 @@ def test_metric_and_evaluation(qm: QuantizedModel, conv_net: nn.Module, images: 
         return float(-(outputs - targets).abs().mean())
 
     with torch.no_grad():
-        made = flexiq.quantize(
+        made = bitdial.quantize(
             conv_net,
             images,
             GREEDY.updated(ratios=(1.0,)),
@@ -552,7 +552,7 @@ def test_metric_and_evaluation(qm: QuantizedModel, conv_net: nn.Module, images: 
     assert [row["ratio"] for row in made.program.curve] == [0.0, 1.0]
     assert made.program.curve[1]["accuracy"] < made.program.curve[0]["accuracy"] < 0.0
     assert made.program.curve[0]["standard_error"] is None and set(calls) == {(20, 10), (12, 10)}
-    with pytest.raises(FlexiqError, match="no samples"):
+    with pytest.raises(BitdialError, match="no samples"):
         qm.evaluate([])
 
 
@@ -570,19 +570,19 @@ def test_same_seed_same_model(tiny: nn.Module) -> None:
     base = GREEDY.updated(group_size=2)
     for selector in ("random", "greedy", "evolutionary"):
         config = base.updated(selector=selector, population=6, generations=3, survivors=2, seed=4)
-        first, second = (flexiq.quantize(tiny, x, config) for _ in range(2))
+        first, second = (bitdial.quantize(tiny, x, config) for _ in range(2))
         for name, layer in first.program.layers.items():
             other = second.program.layers[name]
             assert (layer.low == other.low).all() and (layer.bias == other.bias).all()
         same(first, second, x)
-    others = [flexiq.quantize(tiny, x, base.updated(selector="random", seed=s)) for s in (0, 1)]
+    others = [bitdial.quantize(tiny, x, base.updated(selector="random", seed=s)) for s in (0, 1)]
     a, b = ([layer.low for layer in o.program.layers.values()] for o in others)
     assert any((p != q).any() for p, q in zip(a, b, strict=True))
 
 
 def test_interrupted_search_resumes(conv_net: nn.Module, images: Tensor, tmp_path: Path) -> None:
     config = GREEDY.updated(selector="evolutionary", population=6, generations=4, survivors=2, ratios=(0.25, 0.5))
-    whole = flexiq.quantize(conv_net, images, config)
+    whole = bitdial.quantize(conv_net, images, config)
     file = tmp_path / "search.json"
     steps: list[float] = []
 
@@ -593,7 +593,7 @@ def test_interrupted_search_resumes(conv_net: nn.Module, images: Tensor, tmp_pat
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        flexiq.quantize(conv_net, images, config, checkpoint=file, progress=interrupt)
+        bitdial.quantize(conv_net, images, config, checkpoint=file, progress=interrupt)
     assert file.is_file() and len(steps) > 2
     seen: list[float] = []
 
@@ -601,28 +601,28 @@ def test_interrupted_search_resumes(conv_net: nn.Module, images: Tensor, tmp_pat
         if stage == "search":
             seen.append(share)
 
-    resumed = flexiq.quantize(conv_net, images, config, checkpoint=file, progress=watch)
+    resumed = bitdial.quantize(conv_net, images, config, checkpoint=file, progress=watch)
     assert min(seen) >= steps[-2], "the search began anew"
     same(whole, resumed, images)
-    with pytest.raises(FlexiqError, match="belongs to another search"):
-        flexiq.quantize(conv_net, images, config.updated(seed=9), checkpoint=file)
+    with pytest.raises(BitdialError, match="belongs to another search"):
+        bitdial.quantize(conv_net, images, config.updated(seed=9), checkpoint=file)
 
 
 def test_save_and_load(qm: QuantizedModel, images: Tensor, tmp_path: Path) -> None:
-    file = tmp_path / "model.flexiq"
+    file = tmp_path / "model.bitdial"
     qm.save(file)
-    same(qm, flexiq.load(file), images)  # whichever engine is the default here
-    loaded = flexiq.load(file, engine="reference")
+    same(qm, bitdial.load(file), images)  # whichever engine is the default here
+    loaded = bitdial.load(file, engine="reference")
     same(qm, loaded, images)
     assert json.dumps(loaded.describe()) == json.dumps(qm.describe())
-    with pytest.raises(FlexiqError):
-        flexiq.load(tmp_path / "absent.flexiq")
-    with pytest.raises(FlexiqError, match="absent"):
-        qm.save(tmp_path / "absent" / "model.flexiq")
+    with pytest.raises(BitdialError):
+        bitdial.load(tmp_path / "absent.bitdial")
+    with pytest.raises(BitdialError, match="absent"):
+        qm.save(tmp_path / "absent" / "model.bitdial")
 
 
-def test_flexiq_errors_are_one_family() -> None:
+def test_bitdial_errors_are_one_family() -> None:
     for error in (CalibrationError, CaptureError, ConfigError, EngineError, InputError, RatioError):
-        assert issubclass(error, FlexiqError)
-    with pytest.raises(FlexiqError):
+        assert issubclass(error, BitdialError)
+    with pytest.raises(BitdialError):
         QuantizeConfig(low_bits=12)

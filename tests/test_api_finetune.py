@@ -1,4 +1,4 @@
-"""`flexiq.finetune`: forms of data, the start, resumption, divergence, bad input."""
+"""`bitdial.finetune`: forms of data, the start, resumption, divergence, bad input."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import flexiq
-import flexiq.api
-from flexiq import FinetuneConfig, QuantizeConfig, QuantizedModel
-from flexiq.errors import CalibrationError, ConfigError, DataError
-from flexiq.finetuning.trainer import Interrupted, TrainingProgress
+import bitdial
+import bitdial.api
+from bitdial import FinetuneConfig, QuantizeConfig, QuantizedModel
+from bitdial.errors import CalibrationError, ConfigError, DataError
+from bitdial.finetuning.trainer import Interrupted, TrainingProgress
 
 SEARCH = QuantizeConfig(selector="greedy", calibration_images=32, search_images=8, group_size=8, ratios=(0.0, 0.5, 1.0))
 SETTINGS = FinetuneConfig(
@@ -36,13 +36,13 @@ def data(helpers: Any, conv_net: nn.Module) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def start(conv_net: nn.Module, data: tuple[Tensor, Tensor]) -> QuantizedModel:
-    return flexiq.quantize(conv_net, data[0][:32], SEARCH)
+    return bitdial.quantize(conv_net, data[0][:32], SEARCH)
 
 
 @pytest.fixture(autouse=True)
 def captured_once(monkeypatch: pytest.MonkeyPatch, prepared: dict[Any, Any]) -> None:
     """Equal networks, calibration and settings are captured once for all tests: torch.export takes most of their time."""
-    real = flexiq.api.prepare_model
+    real = bitdial.api.prepare_model
 
     def prepare(model: nn.Module, calibration: Any, config: QuantizeConfig, **options: Any) -> Any:
         if not isinstance(calibration, Tensor):
@@ -53,7 +53,7 @@ def captured_once(monkeypatch: pytest.MonkeyPatch, prepared: dict[Any, Any]) -> 
             prepared[key] = real(model, calibration, config, **options)
         return dataclasses.replace(prepared[key], output_means={})
 
-    monkeypatch.setattr(flexiq.api, "prepare_model", prepare)
+    monkeypatch.setattr(bitdial.api, "prepare_model", prepare)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_training_brings_every_ratio_closer(
     weights = {k: v.clone() for k, v in conv_net.state_dict().items()}
     stages: list[str] = []
     seen: list[TrainingProgress] = []
-    tuned = flexiq.finetune(
+    tuned = bitdial.finetune(
         conv_net, data, data[0][:32], settings=SETTINGS.updated(epochs=4, evaluations=2), start=start, validation=data,
         evaluation=[data], progress=lambda stage, share: stages.append(stage), training=seen.append,
     )  # fmt: skip
@@ -105,9 +105,9 @@ def test_training_brings_every_ratio_closer(
 def test_saved_and_loaded_it_computes_the_same(
     conv_net: nn.Module, data: tuple[Tensor, Tensor], start: QuantizedModel, tmp_path: Path
 ) -> None:
-    tuned = flexiq.finetune(conv_net, data, data[0][:32], settings=SETTINGS, start=start)
-    tuned.save(tmp_path / "a.flexiq")
-    loaded = flexiq.load(tmp_path / "a.flexiq")
+    tuned = bitdial.finetune(conv_net, data, data[0][:32], settings=SETTINGS, start=start)
+    tuned.save(tmp_path / "a.bitdial")
+    loaded = bitdial.load(tmp_path / "a.bitdial")
     assert same(loaded, tuned) and loaded.program.provenance["finetuning"] == tuned.program.provenance["finetuning"]
     for ratio in tuned.ratios:
         torch.testing.assert_close(loaded(data[0][:4], ratio), tuned(data[0][:4], ratio), rtol=0, atol=0)
@@ -118,13 +118,13 @@ def test_quantizing_first_and_forms_of_data(conv_net: nn.Module, data: tuple[Ten
     batches = [(images[a : a + 16], labels[a : a + 16]) for a in range(0, 48, 16)]
     loader = DataLoader(TensorDataset(images[:48], labels[:48]), batch_size=16)
     config = SEARCH.updated(ratios=(0.0, 1.0))
-    from_list = flexiq.finetune(conv_net, batches, images[:32], config, SETTINGS, validation=batches[:1])
-    from_loader = flexiq.finetune(
+    from_list = bitdial.finetune(conv_net, batches, images[:32], config, SETTINGS, validation=batches[:1])
+    from_loader = bitdial.finetune(
         conv_net, loader, images[:32], config, SETTINGS, validation=(images[:16], labels[:16])
     )
     assert same(from_list, from_loader)  # neither shuffles
     assert from_list.program.provenance["config"]["selector"] == "greedy" and from_list.ratios == [0.0, 1.0]
-    own = flexiq.finetune(conv_net, data, config=config, settings=SETTINGS)  # calibrated on the training images
+    own = bitdial.finetune(conv_net, data, config=config, settings=SETTINGS)  # calibrated on the training images
     assert own.program.provenance["calibration"]["samples"] == 32
 
 
@@ -133,15 +133,15 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     conv_net: nn.Module, data: tuple[Tensor, Tensor], start: QuantizedModel, tmp_path: Path, stop_after: int
 ) -> None:
     options: dict[str, Any] = {"settings": SETTINGS.updated(passes="sampled"), "start": start, "validation": data}
-    whole = flexiq.finetune(conv_net, data, data[0][:32], **options)
+    whole = bitdial.finetune(conv_net, data, data[0][:32], **options)
     path, seen = tmp_path / "ckpt", []
     with pytest.raises(Interrupted):
-        flexiq.finetune(
+        bitdial.finetune(
             conv_net, data, data[0][:32], checkpoint=path, training=seen.append, stop=lambda: len(seen) >= stop_after - 1,
             **options,
         )  # fmt: skip
     assert path.exists() and seen[-1].update < 6
-    resumed = flexiq.finetune(conv_net, data, data[0][:32], checkpoint=path, **options)
+    resumed = bitdial.finetune(conv_net, data, data[0][:32], checkpoint=path, **options)
     assert same(whole, resumed) and not path.exists()
 
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_damaged_or_of_another_run_is_refused(
     path = tmp_path / "ckpt"
 
     def run(**changes: Any) -> QuantizedModel:
-        return flexiq.finetune(
+        return bitdial.finetune(
             conv_net, data, data[0][:32], settings=SETTINGS.updated(**changes), start=start, checkpoint=path,
             stop=lambda: True,
         )  # fmt: skip
@@ -172,7 +172,7 @@ def test_divergence_keeps_the_best_state(
     conv_net: nn.Module, data: tuple[Tensor, Tensor], start: QuantizedModel
 ) -> None:
     settings = SETTINGS.updated(learning_rate=1e3, batch_size=2, gradient_clip=0.0)
-    tuned = flexiq.finetune(
+    tuned = bitdial.finetune(
         conv_net, data, data[0][:32], settings=settings, start=start, validation=data, evaluation=[data]
     )
     record = tuned.program.provenance["finetuning"]
@@ -221,13 +221,13 @@ def test_bad_input(
         with torch.no_grad():
             network.conv1.weight[0].mul_(options["weights"])
     if options.get("start") == "band":
-        start.save(tmp_path / "band.flexiq", band=(1.0, 1.0))
-        begin = flexiq.load(tmp_path / "band.flexiq")
+        start.save(tmp_path / "band.bitdial", band=(1.0, 1.0))
+        begin = bitdial.load(tmp_path / "band.bitdial")
     if options.get("start") == "tuned":
         program = dataclasses.replace(start.program, provenance={**start.program.provenance, "finetuning": {}})
         begin = QuantizedModel(program)
     with pytest.raises(kind, match=told):
-        flexiq.finetune(
+        bitdial.finetune(
             network, given, calibration, options.get("config"), SETTINGS.updated(**options.get("settings", {})), start=begin,
             validation=options.get("validation"),
         )  # fmt: skip
@@ -239,9 +239,9 @@ def test_a_start_of_another_network_is_refused(
     torch.manual_seed(3)
     wider = helpers.estimate(helpers.conv_net(channels=32), data[0])
     with pytest.raises(DataError, match="another network"):
-        flexiq.finetune(wider, data, data[0][:32], settings=SETTINGS, start=start)
+        bitdial.finetune(wider, data, data[0][:32], settings=SETTINGS, start=start)
 
 
 def test_empty_calibration_is_still_an_error_of_calibration(conv_net: nn.Module, data: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(CalibrationError):
-        flexiq.finetune(conv_net, data, [], SEARCH, SETTINGS)
+        bitdial.finetune(conv_net, data, [], SEARCH, SETTINGS)

@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import flexiq
-from flexiq.engines.reference.executor import Executor
-from flexiq.graph.ir import MOVEMENT_OPS
+import bitdial
+from bitdial.engines.reference.executor import Executor
+from bitdial.graph.ir import MOVEMENT_OPS
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ def check_architecture(
     test = helpers.images(8, architecture.size, seed=2)
     helpers.estimate(model, calibration)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    config = flexiq.QuantizeConfig(
+    config = bitdial.QuantizeConfig(
         selector="greedy", calibration_images=images, search_images=8, batch_size=8, **settings
     )
-    qm = flexiq.quantize(model, calibration, config)
+    qm = bitdial.quantize(model, calibration, config)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items()), "the caller's model was changed"
     description = qm.describe()
     json.dumps(description)

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from flexiq.benchmarking.latency import LatencyRow
-from flexiq.benchmarking.timing import Samples
-from flexiq.cli.terminal import Terminal
-from flexiq.demo import Demo, verdict
-from flexiq.engines.cpu import native
+from bitdial.benchmarking.latency import LatencyRow
+from bitdial.benchmarking.timing import Samples
+from bitdial.cli.terminal import Terminal
+from bitdial.demo import Demo, verdict
+from bitdial.engines.cpu import native
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -26,19 +26,19 @@ needs_cpu_engine = pytest.mark.skipif(bool(native.missing()), reason=f"NO CPU EN
 # The demo as it runs where the extension was not compiled.
 WITHOUT_EXTENSION = """
 import sys
-from flexiq.engines.cpu import native
+from bitdial.engines.cpu import native
 native._extension, native._problem = None, "no such module"
-from flexiq.demo import main
+from bitdial.demo import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
 def run_demo(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    what = ["-c", code] if code else ["-m", "flexiq.demo"]
+    what = ["-c", code] if code else ["-m", "bitdial.demo"]
     return subprocess.run(
         [sys.executable, *what, *arguments],
         cwd=folder,
-        env={**os.environ, "FLEXIQ_CACHE_DIR": str(folder / "cache")},
+        env={**os.environ, "BITDIAL_CACHE_DIR": str(folder / "cache")},
         capture_output=True,
         text=True,
         timeout=900,
@@ -88,7 +88,7 @@ def test_table_has_every_setting_and_baseline(shown: str, content: dict[str, Any
 
 
 def test_the_dial_is_real(folder: Path, content: dict[str, Any]) -> None:
-    from flexiq.artifact import load_program
+    from bitdial.artifact import load_program
 
     program = load_program(folder / content["model"])
     eligible = [layer for layer in program.layers.values() if layer.eligible]
@@ -98,7 +98,7 @@ def test_the_dial_is_real(folder: Path, content: dict[str, Any]) -> None:
 
 @needs_cpu_engine
 def test_kernels_executed_what_the_plan_says(folder: Path, content: dict[str, Any], shown: str) -> None:
-    from flexiq.artifact import load_program
+    from bitdial.artifact import load_program
 
     program = load_program(folder / content["model"])
     assert content["engine"] == {"name": "cpu", "cpu_engine_missing": ""}
@@ -197,7 +197,7 @@ def test_commands_it_suggests_work(folder: Path, content: dict[str, Any], shown:
         assert command in shown
         if " serve " in command:
             continue  # it would serve for ever; the step before has served this file
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FLEXIQ_CACHE_DIR": str(folder / "cache")}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "BITDIAL_CACHE_DIR": str(folder / "cache")}
         done = subprocess.run(
             shlex.split(command), cwd=folder, capture_output=True, text=True, timeout=300, check=False, env=environment
         )

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import ConfigError
-from flexiq.graph.capture import capture
-from flexiq.graph.interpreter import run_graph
-from flexiq.graph.ir import Graph
-from flexiq.pipeline import prepare, quantize_prepared, search_context
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.weights import low_weights
-from flexiq.zoo.registry import build_model
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import ConfigError
+from bitdial.graph.capture import capture
+from bitdial.graph.interpreter import run_graph
+from bitdial.graph.ir import Graph
+from bitdial.pipeline import prepare, quantize_prepared, search_context
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.weights import low_weights
+from bitdial.zoo.registry import build_model
 
 QUICK = QuantizeConfig(selector="greedy", calibration_images=16, search_images=8, batch_size=8)
 

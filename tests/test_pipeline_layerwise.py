@@ -11,23 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import flexiq
-from flexiq.artifact import from_bytes, to_bytes
-from flexiq.engines.base import available_engines, create_engine
-from flexiq.engines.reference.executor import Executor
-from flexiq.engines.reference.layer_metrics import CarriedNoise, Carrier, float_run, layer_outputs
-from flexiq.errors import ArtifactError, BudgetError, CalibrationError, ConfigError, ExportError, GraphError
-from flexiq.graph import interpreter
-from flexiq.graph.bfloat16 import from_bits, rounded, to_bits
-from flexiq.graph.capture import capture
-from flexiq.graph.ir import Graph
-from flexiq.graph.passes import add_options, fold, fused, optimize
-from flexiq.graph.verify import verify
-from flexiq.pipeline.layerwise import Compilation, compile_layerwise
-from flexiq.pipeline.layerwise_analysis import Analysis, analyse
-from flexiq.quantization.borders import best_fusion, count_borders, with_precisions
-from flexiq.quantization.program import Program
-from flexiq.selection.layerwise import ALL_METRICS, PRECISIONS, LayerwiseConfig
+import bitdial
+from bitdial.artifact import from_bytes, to_bytes
+from bitdial.engines.base import available_engines, create_engine
+from bitdial.engines.reference.executor import Executor
+from bitdial.engines.reference.layer_metrics import CarriedNoise, Carrier, float_run, layer_outputs
+from bitdial.errors import ArtifactError, BudgetError, CalibrationError, ConfigError, ExportError, GraphError
+from bitdial.graph import interpreter
+from bitdial.graph.bfloat16 import from_bits, rounded, to_bits
+from bitdial.graph.capture import capture
+from bitdial.graph.ir import Graph
+from bitdial.graph.passes import add_options, fold, fused, optimize
+from bitdial.graph.verify import verify
+from bitdial.pipeline.layerwise import Compilation, compile_layerwise
+from bitdial.pipeline.layerwise_analysis import Analysis, analyse
+from bitdial.quantization.borders import best_fusion, count_borders, with_precisions
+from bitdial.quantization.program import Program
+from bitdial.selection.layerwise import ALL_METRICS, PRECISIONS, LayerwiseConfig
 
 CONFIG = LayerwiseConfig(budget_size="85%", precisions=PRECISIONS, calibration_images=32, batch_size=16, patches=128)
 
@@ -398,13 +398,13 @@ def test_bad_bfloat16_is_refused(analysis: Analysis) -> None:
 
 
 def test_exports_give_their_own_answer(analysis: Analysis, images: Tensor, tmp_path: Path) -> None:
-    from flexiq.export.c import export_c
+    from bitdial.export.c import export_c
 
     program = analysis.program({analysis.layers[1]: "bfloat16"})
     with pytest.raises(ExportError, match="bfloat16 layer"):
         export_c(program)
     onnxruntime = pytest.importorskip("onnxruntime")
-    from flexiq.export.onnx import export_onnx
+    from bitdial.export.onnx import export_onnx
 
     export_onnx(program, tmp_path / "m.onnx", 0.0)
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
@@ -418,11 +418,11 @@ def test_exports_give_their_own_answer(analysis: Analysis, images: Tensor, tmp_p
 
 def test_compile_from_python(conv_net: nn.Module, images: Tensor, tmp_path: Path) -> None:
     labels = torch.zeros(len(images), dtype=torch.int64)
-    model = flexiq.compile(conv_net, images, CONFIG, evaluation=[(images, labels)], engine="reference")
+    model = bitdial.compile(conv_net, images, CONFIG, evaluation=[(images, labels)], engine="reference")
     assert model.ratios == [1.0] and model.ratio == 1.0 and len(model.program.curve) == 1
-    path = tmp_path / "m.flexiq"
+    path = tmp_path / "m.bitdial"
     model.save(path)
-    again = flexiq.load(path, "reference")
+    again = bitdial.load(path, "reference")
     assert torch.equal(again(images), model(images))
     plan = again.program.provenance["layerwise"]
     assert {row["precision"] for row in plan["layers"]} <= set(PRECISIONS) and len(plan["layers"]) == 8

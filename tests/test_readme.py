@@ -18,7 +18,7 @@ SHELL = [line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S) 
 
 
 def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flexiq.quantization.config import QuantizeConfig
+    from bitdial.quantization.config import QuantizeConfig
 
     monkeypatch.chdir(tmp_path)
     # the examples are run as they stand, with a small network, few images and a short search
@@ -43,7 +43,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert PYTHON
         for block in PYTHON:
             exec(compile(block, "README.md", "exec"), names)
-        assert (tmp_path / "model.flexiq").exists()
+        assert (tmp_path / "model.bitdial").exists()
         assert names["logits"].shape == (8, 4)  # type: ignore[union-attr]
     finally:
         for name, value in {"population": 50, "generations": 50, "survivors": 15, "search_images": 256}.items():
@@ -52,10 +52,10 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_commands_exist() -> None:
-    names = {shlex.split(line)[1] for line in SHELL if line.startswith("flexiq ")}
+    names = {shlex.split(line)[1] for line in SHELL if line.startswith("bitdial ")}
     assert {"quantize", "evaluate", "inspect", "compare", "report", "doctor"} <= names
     for name in sorted(names):
-        shown = subprocess.run([sys.executable, "-m", "flexiq.cli", name, "--help"], capture_output=True, text=True, check=True)
+        shown = subprocess.run([sys.executable, "-m", "bitdial.cli", name, "--help"], capture_output=True, text=True, check=True)
         assert "Usage" in shown.stdout
     for script in ("demo", "test"):
         assert (ROOT / script).exists() and f"./{script}" in README

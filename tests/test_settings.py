@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from pydantic import Field, field_validator
 
-from flexiq.errors import ConfigError
-from flexiq.finetuning.config import FinetuneConfig
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.selection.layerwise.config import LayerwiseConfig
-from flexiq.settings import BaseConfig
+from bitdial.errors import ConfigError
+from bitdial.finetuning.config import FinetuneConfig
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.selection.layerwise.config import LayerwiseConfig
+from bitdial.settings import BaseConfig
 
 
 class OvenError(ConfigError):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flexiq.benchmarking.timing import Case, Plan, Samples, measure_interleaved, time_ratio
+from bitdial.benchmarking.timing import Case, Plan, Samples, measure_interleaved, time_ratio
 from peers.contestants import Contestant, low_precision_share
 from peers.models import ModelFiles
 from peers.networks import float_network
@@ -108,7 +108,7 @@ def measure_cell(
     report: Report,
     environment: dict[str, str],
 ) -> dict[str, Any]:
-    """A row: {"cases": {name: figures}, "loads", "failed"}. Cases of flexiq are named NAME/RATIO %."""
+    """A row: {"cases": {name: figures}, "loads", "failed"}. Cases of bitdial are named NAME/RATIO %."""
     exact = answers(network, files.inputs(network, batch))
     with workers(contestants, files, network, batch, threads, report, environment) as (ready, loads, failed):
         cases: list[Case] = []
@@ -159,7 +159,7 @@ def contestant_cases(
 
 
 def add_ratios(figures: dict[str, dict[str, Any]], samples: dict[str, Samples]) -> None:
-    """Add each case's time relative to flexiq at ratio 0 (its first contestant's: the best instruction set), to its own
+    """Add each case's time relative to bitdial at ratio 0 (its first contestant's: the best instruction set), to its own
     contestant's ratio 0, and to the fastest int8 peer; round by round, None where there is no such case."""
     bases = {f["contestant"]: name for name, f in figures.items() if f.get("ratio") == 0.0 and name in samples}
     base = next(iter(bases.values()), None)
@@ -173,14 +173,14 @@ def add_ratios(figures: dict[str, dict[str, Any]], samples: dict[str, Samples]) 
 
     for name in samples:
         own = figures[name]
-        own["to_flexiq_0"] = relative(name, base)
+        own["to_bitdial_0"] = relative(name, base)
         own["to_own_0"] = relative(name, bases.get(own["contestant"]) if "ratio" in own else None)
         own["to_int8_peer"] = relative(name, peer)
-        own["to_flexiq_0_and_int8_peer_are"] = [base, peer]
+        own["to_bitdial_0_and_int8_peer_are"] = [base, peer]
 
 
 def fastest_peer(cases: dict[str, dict[str, Any]], precision: str | None = None) -> str | None:
-    """Name of the fastest case that is not flexiq's (of one precision), None if there is none."""
+    """Name of the fastest case that is not bitdial's (of one precision), None if there is none."""
     found = [
         (f["median_ms"], name)
         for name, f in cases.items()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexiq.engines.base import available_engines
+from bitdial.engines.base import available_engines
 from peers.models import ModelFiles
 
 
@@ -21,7 +21,7 @@ class Contestant:
     name       as in tables
     adapter    module of `peers` that runs it
     needs      modules that must be importable
-    precision  "float32" | "bfloat16" | "int8" (flexiq: "int8", its ratio 0)
+    precision  "float32" | "bfloat16" | "int8" (bitdial: "int8", its ratio 0)
     source     which file of `ModelFiles` it loads, "" for none
     settings   further arguments of its `load`
     """
@@ -81,27 +81,27 @@ PEERS: tuple[Contestant, ...] = (
 )  # fmt: skip
 
 
-def flexiq_contestant(isa: str | None, engine: str = "cpu", **options: Any) -> Contestant:
+def bitdial_contestant(isa: str | None, engine: str = "cpu", **options: Any) -> Contestant:
     """isa None: for engines without one."""
     settings = (("engine", engine), ("isa", isa), ("options", options))
-    return Contestant(f"flexiq/{isa or engine}", "flexiq_peer", (), "int8", "artifact", settings)
+    return Contestant(f"bitdial/{isa or engine}", "bitdial_peer", (), "int8", "artifact", settings)
 
 
 def available_isas(engine: str) -> list[str | None]:
-    """Instruction sets that flexiq's engine can be forced to here, best first; [None] for an engine without any; [] if
+    """Instruction sets that bitdial's engine can be forced to here, best first; [None] for an engine without any; [] if
     the engine cannot run."""
     if available_engines().get(engine, "unknown") != "":
         return []
     if engine != "cpu":
         return [None]
-    native = importlib.import_module("flexiq.engines.cpu.native")
+    native = importlib.import_module("bitdial.engines.cpu.native")
     return list(native.isas())
 
 
 def measured_peak(isa: str, threads: int) -> dict[str, float] | None:
-    """{"gmacs_per_s", "bandwidth_gb_per_s"} of this machine as flexiq's own engine measures it; None without it."""
+    """{"gmacs_per_s", "bandwidth_gb_per_s"} of this machine as bitdial's own engine measures it; None without it."""
     try:
-        native = importlib.import_module("flexiq.engines.cpu.native")
+        native = importlib.import_module("bitdial.engines.cpu.native")
         return dict(native.peak(isa, threads))
     except (ImportError, AttributeError):
         return None
@@ -111,11 +111,11 @@ def extension_digest() -> str:
     """16 hex digits over the compiled engine, "" where there is none."""
     from common import file_digest
 
-    found = importlib.util.find_spec("flexiq.engines.cpu")
+    found = importlib.util.find_spec("bitdial.engines.cpu")
     folder = Path(found.origin).parent if found is not None and found.origin else None
     binaries = [] if folder is None else sorted(folder.glob("*.so"))
     try:
-        native = importlib.import_module("flexiq.engines.cpu._native")
+        native = importlib.import_module("bitdial.engines.cpu._native")
         binaries = [Path(native.__file__)] if native.__file__ else binaries
     except (ImportError, AttributeError):
         pass

@@ -30,7 +30,7 @@ def measure_memory(
     for number, (label, contestant, extra) in enumerate(contestants):
         report(f"memory of {label}", number / len(contestants))
         settings = {**contestant.load_settings(files, network, inputs, 1), "proof": False, **extra}
-        arguments = {"ratio": 0.0} if contestant.library == "flexiq" else {}
+        arguments = {"ratio": 0.0} if contestant.library == "bitdial" else {}
         try:
             for _ in range(2):
                 worker = Worker(contestant.adapter, files.folder / "logs" / "memory.log", environment=environment)

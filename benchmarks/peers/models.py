@@ -1,5 +1,5 @@
 """The files that contestants run, made once and kept in a cache folder: ONNX float32, ONNX int8 (QDQ), OpenVINO int8 (NNCF),
-.flexiq, and the input batches.
+.bitdial, and the input batches.
 
 Both int8 quantizers get the same few random images: the choice of images moves scales, not speed. Each maker imports its
 library when it runs.
@@ -72,13 +72,13 @@ class ModelFiles:
         return self._made(f"{network}.inputs{batch}", ".npy", make)
 
     def artifact(self, network: str) -> Path:
-        """The .flexiq file."""
+        """The .bitdial file."""
         digest = settings_hash(quantize_config().model_dump(mode="json"))[:8]
 
         def make(path: Path) -> None:
             build_artifact(network, path, self.data, lambda stage, share: self.progress(f"{network}: {stage}", share))
 
-        return self._made(f"{self._stem(network)}.{digest}", ".flexiq", make)
+        return self._made(f"{self._stem(network)}.{digest}", ".bitdial", make)
 
     def onnx(self, network: str) -> Path:
         """float32, batch dimension "N"."""
@@ -136,7 +136,7 @@ class ModelFiles:
 
 
 def calibration(network: str) -> npt.NDArray[np.float32]:
-    """float32 [images, 3, H, W], as flexiq's own artifacts are calibrated on."""
+    """float32 [images, 3, H, W], as bitdial's own artifacts are calibrated on."""
     images: npt.NDArray[np.float32] = random_images(CALIBRATION_IMAGES, NETWORKS[network].size, SEED + 1).numpy()
     return images
 

@@ -1,4 +1,4 @@
-"""The networks whose latency is measured: built from a name, their inputs, and their .flexiq files.
+"""The networks whose latency is measured: built from a name, their inputs, and their .bitdial files.
 
 The large ones have random weights from a fixed seed (weights do not influence speed), with BatchNorm's shifts set to 1 and
 its statistics re-estimated on random images, so that the network carries a signal and its 8-bit ranges are used.
@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.zoo.registry import build_model
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.zoo.registry import build_model
 
 SEED = 0
 CALIBRATION_IMAGES = 8
@@ -24,7 +24,7 @@ CALIBRATION_IMAGES = 8
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """spec: as in `flexiq.zoo.registry`. size: height and width. weights: stem of a file of trained weights, or None."""
+    """spec: as in `bitdial.zoo.registry`. size: height and width. weights: stem of a file of trained weights, or None."""
 
     spec: str
     size: int
@@ -86,11 +86,11 @@ def quantize_config() -> QuantizeConfig:
 
 
 def build_artifact(name: str, path: Path, data: Path | None, progress: Callable[[str, float], None]) -> None:
-    """Quantize the network and write its .flexiq file."""
-    import flexiq
+    """Quantize the network and write its .bitdial file."""
+    import bitdial
 
     model = float_network(name, data)
     images = random_images(CALIBRATION_IMAGES, NETWORKS[name].size, SEED + 1)
-    quantized = flexiq.quantize(model, images, quantize_config(), progress=progress)
+    quantized = bitdial.quantize(model, images, quantize_config(), progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     quantized.save(path)

@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flexiq.errors import FlexiqError
+from bitdial.errors import BitdialError
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
 # A pool that waits actively after its work would steal the core from the next contestant.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-class PeerError(FlexiqError):
+class PeerError(BitdialError):
     """A contestant cannot run here; the message is its own."""
 
 

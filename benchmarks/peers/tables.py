@@ -46,10 +46,10 @@ def factor(value: float | None) -> str:
 
 
 def latency_table(network: str, threads: int, rows: Mapping[int, Row]) -> Table:
-    """Contestants against batches: ms, time over flexiq at 0 %, time over the fastest int8 peer. rows: by batch size."""
+    """Contestants against batches: ms, time over bitdial at 0 %, time over the fastest int8 peer. rows: by batch size."""
     columns = ["contestant"]
     for batch in rows:
-        columns += [f"batch {batch}, ms", "/ flexiq 0 %", "/ int8 peer"]
+        columns += [f"batch {batch}, ms", "/ bitdial 0 %", "/ int8 peer"]
     names = dict.fromkeys(name for row in rows.values() for name in row["cases"])
     lines = []
     for name in names:
@@ -58,7 +58,7 @@ def latency_table(network: str, threads: int, rows: Mapping[int, Row]) -> Table:
             own = row["cases"].get(name, {})
             few = "*" if own and own.get("repeats", 15) < 15 else ""
             line += [
-                milliseconds(own.get("median_ms")) + few, factor(own.get("to_flexiq_0")), factor(own.get("to_int8_peer"))
+                milliseconds(own.get("median_ms")) + few, factor(own.get("to_bitdial_0")), factor(own.get("to_int8_peer"))
             ]  # fmt: skip
         lines.append(tuple(line))
     plural = "thread" if threads == 1 else "threads"
@@ -66,7 +66,7 @@ def latency_table(network: str, threads: int, rows: Mapping[int, Row]) -> Table:
 
 
 def gains(row: Row, contestant: str) -> dict[str, float | None] | None:
-    """What the dial buys at one cell for one flexiq contestant; None if it has no ratio 0.
+    """What the dial buys at one cell for one bitdial contestant; None if it has no ratio 0.
 
     speedup_50, speedup_100   time at 0 % / time at 50 or 100 %
     half_gain                 (t0 - t50) / (t0 - t100), the paper's figure; None where 100 % is no faster
@@ -90,7 +90,7 @@ def gains(row: Row, contestant: str) -> dict[str, float | None] | None:
 
 
 def gains_table(rows: Iterable[Row]) -> Table:
-    """One line per cell and flexiq contestant."""
+    """One line per cell and bitdial contestant."""
     lines = []
     for row in rows:
         settings, cases = row["settings"], row["cases"]

@@ -4,7 +4,7 @@
 #pragma once
 
 #if defined(__x86_64__)
-#define FLEXIQ_ISA_LIST(X) X(avx512vnni) X(avx2) X(portable)
+#define BITDIAL_ISA_LIST(X) X(avx512vnni) X(avx2) X(portable)
 #else
-#define FLEXIQ_ISA_LIST(X) X(portable)
+#define BITDIAL_ISA_LIST(X) X(portable)
 #endif

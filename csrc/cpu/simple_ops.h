@@ -1,5 +1,5 @@
 // Operators without multiply-accumulates: their arguments and what they compute. One definition per instruction set, in
-// the namespace of that set; `flexiq::simple_ops(isa)` in dispatch/ hands out the table.
+// the namespace of that set; `bitdial::simple_ops(isa)` in dispatch/ hands out the table.
 //
 // All work on rows [row0, row1) of the OUTPUT, where row = sample * out.h + y, so that threads can share a tensor.
 // Arithmetic is that of the reference engine, bit for bit: float32, every product and sum rounded once, no fused
@@ -8,7 +8,7 @@
 #pragma once
 #include "tensor.h"
 
-namespace flexiq {
+namespace bitdial {
 
 // float -> 8-bit. Source strides count floats, so that NCHW and row-major sources are read alike.
 // q = rne(clamp(x * inverse, lo, hi)). Returns the number of NaN and infinite values met.
@@ -127,4 +127,4 @@ struct SimpleOps {
     void (*depthwise)(const DepthwiseArgs&, int32_t row0, int32_t row1);
 };
 
-}  // namespace flexiq
+}  // namespace bitdial

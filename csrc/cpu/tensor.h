@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-namespace flexiq {
+namespace bitdial {
 
 // A batch of 8-bit or float tensors in NHWC order. `data` is the address of element (0, 0, 0, 0); a margin of padding may
 // lie around every image, outside of h x w. Tensors of rank other than 4 are seen as h = 1, w = rows, c = last axis.
@@ -18,4 +18,4 @@ struct View {
 using ByteView = View<uint8_t>;
 using ConstByteView = View<const uint8_t>;
 
-}  // namespace flexiq
+}  // namespace bitdial

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.artifact import from_bytes, inspect_file, load_program, restrict_to_band, save_program, to_bytes
-from flexiq.artifact.band import weight_shifts
-from flexiq.artifact.packing import signed_bits
-from flexiq.errors import ArtifactError, ConfigError
-from flexiq.quantization.effective_bits import lower
+from bitdial.artifact import from_bytes, inspect_file, load_program, restrict_to_band, save_program, to_bytes
+from bitdial.artifact.band import weight_shifts
+from bitdial.artifact.packing import signed_bits
+from bitdial.errors import ArtifactError, ConfigError
+from bitdial.quantization.effective_bits import lower
 
 
 def lowered(layer, ratio_index):
@@ -56,15 +56,15 @@ def test_the_ratios_that_remain_compute_the_same(make_program, assert_same, band
 
 def test_the_weights_of_a_model_that_stays_at_100_percent_take_4_bits(make_program, tmp_path):
     program = make_program()
-    full = save_program(program, tmp_path / "full.flexiq")
-    middle = save_program(program, tmp_path / "middle.flexiq", band=(0.5, 1.0))
-    low = save_program(program, tmp_path / "low.flexiq", band=(1.0, 1.0))
+    full = save_program(program, tmp_path / "full.bitdial")
+    middle = save_program(program, tmp_path / "middle.bitdial", band=(0.5, 1.0))
+    low = save_program(program, tmp_path / "low.bitdial", band=(1.0, 1.0))
     eligible = sum(layer.weight.size for layer in program.layers.values() if layer.eligible)
     assert low.weights == full.weights - eligible // 2
     assert low.weights < middle.weights < full.weights == full.int8_weights == low.int8_weights
-    assert inspect_file(tmp_path / "low.flexiq")["packed_layers"] == 3
-    assert inspect_file(tmp_path / "low.flexiq")["band"] == [1.0, 1.0]
-    assert load_program(tmp_path / "low.flexiq").layers["conv2"].weight.shape == (12, 10, 3, 3)
+    assert inspect_file(tmp_path / "low.bitdial")["packed_layers"] == 3
+    assert inspect_file(tmp_path / "low.bitdial")["band"] == [1.0, 1.0]
+    assert load_program(tmp_path / "low.bitdial").layers["conv2"].weight.shape == (12, 10, 3, 3)
 
 
 def test_weights_changed_after_banding_are_not_lost(make_program, assert_same):
@@ -84,12 +84,12 @@ def test_unnested_programs_have_bands_too(make_program, assert_same):
 @pytest.mark.parametrize("band", [(0.6, 0.7), (0.5, 0.25), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
 def test_a_band_without_ratios_is_a_config_error(make_program, tmp_path, band):
     with pytest.raises(ConfigError, match="band"):
-        save_program(make_program(), tmp_path / "m.flexiq", band=band)
+        save_program(make_program(), tmp_path / "m.bitdial", band=band)
     assert not list(tmp_path.iterdir())
 
 
 def test_packed_values_beyond_the_limit_are_refused(make_program, monkeypatch):
-    from flexiq.artifact import encode
+    from bitdial.artifact import encode
 
     program = make_program()
     monkeypatch.setattr(encode, "pack_signed", lambda low, bits: np.full(-(-len(low) * bits // 8), 0x88, np.uint8))
@@ -100,7 +100,7 @@ def test_packed_values_beyond_the_limit_are_refused(make_program, monkeypatch):
 
 @given(st.integers(-127, 127), st.integers(0, 7), st.integers(1, 127))
 def test_a_weight_read_back_lowers_to_itself(weight, shift, limit):
-    from flexiq.artifact.packing import lower_weights, read_back
+    from bitdial.artifact.packing import lower_weights, read_back
 
     shifts = np.array([shift], np.uint8)
     low = lower_weights(np.array([weight], np.int8), shifts, limit)

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.artifact import container, from_bytes, load_program, migrate, save_program, store, to_bytes, verify_file
-from flexiq.artifact.jsontext import MAX_JSON_BYTES, dump_canonical, from_plain, parse_bounded, to_plain
-from flexiq.artifact.packing import deflate, inflate, pack_ints, unpack_ints
-from flexiq.errors import ArtifactError, ArtifactVersionError, FlexiqError
-from flexiq.graph.ir import BatchDim, TensorType
-from flexiq.quantization.program import QParams
+from bitdial.artifact import container, from_bytes, load_program, migrate, save_program, store, to_bytes, verify_file
+from bitdial.artifact.jsontext import MAX_JSON_BYTES, dump_canonical, from_plain, parse_bounded, to_plain
+from bitdial.artifact.packing import deflate, inflate, pack_ints, unpack_ints
+from bitdial.errors import ArtifactError, ArtifactVersionError, BitdialError
+from bitdial.graph.ir import BatchDim, TensorType
+from bitdial.quantization.program import QParams
 
 REMEDY = r"get a sound copy|again|install a newer|quantize|convert|rename|flatten|shorten|use "
 
@@ -48,7 +48,7 @@ def rebuild(data: bytes, edit: Callable[[dict[str, Any], dict[str, np.ndarray]],
             n: [container.dtype_code(t, n), list(t.shape), container.digest(t.tobytes())] for n, t in tensors.items()
         }
     text = json.dumps(manifest)
-    metadata = {"format": "flexiq", "version": version, "manifest": text}
+    metadata = {"format": "bitdial", "version": version, "manifest": text}
     metadata["manifest_sha256"] = container.digest(text.encode())
     return container.write_container(tensors, metadata)
 
@@ -75,9 +75,9 @@ def test_truncation_anywhere_is_refused(data, tmp_path):
             from_bytes(data[:cut])
     with pytest.raises(ArtifactError, match="truncated or"):
         from_bytes(data + b"\0")
-    (tmp_path / "m.flexiq").write_bytes(data[:-5])
+    (tmp_path / "m.bitdial").write_bytes(data[:-5])
     with pytest.raises(ArtifactError, match=str(tmp_path)):
-        load_program(tmp_path / "m.flexiq")
+        load_program(tmp_path / "m.bitdial")
 
 
 @pytest.mark.parametrize("which", ["data", "banded"])
@@ -119,7 +119,7 @@ def test_a_huge_header_length_allocates_nothing(data, length):
     [
         b"{" + b'"a":[' * 100_000,
         b'{"__metadata__":' + b"[" * 500_000,
-        b'{"__metadata__":{"format":"flexiq"},"a":' + b'{"b":' * 50_000 + b"1" + b"}" * 50_001,
+        b'{"__metadata__":{"format":"bitdial"},"a":' + b'{"b":' * 50_000 + b"1" + b"}" * 50_001,
         b'{"a":' + b"1" * 100_000 + b"}",
         b'{"a":1,"a":1}',
         b'{"a":NaN}',
@@ -172,7 +172,7 @@ ENTRY = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
     ],
 )
 def test_tensors_must_tile_the_data(entries, size):
-    text = json.dumps({"__metadata__": {"format": "flexiq"}, **entries}).encode()
+    text = json.dumps({"__metadata__": {"format": "bitdial"}, **entries}).encode()
     with pytest.raises(ArtifactError):
         container.read_header(io.BytesIO(len(text).to_bytes(8, "little") + text + bytes(size)), "t")
 
@@ -196,15 +196,15 @@ def nothing(manifest, tensors):
 
 @pytest.mark.parametrize("version", ["2", "10", "999999999"])
 def test_newer_versions_are_named_with_the_remedy(data, version, tmp_path):
-    path = tmp_path / "new.flexiq"
+    path = tmp_path / "new.bitdial"
     path.write_bytes(rebuild(data, nothing, version))
-    with pytest.raises(ArtifactVersionError, match=rf"new\.flexiq.*version {version}.*install a newer flexiq"):
+    with pytest.raises(ArtifactVersionError, match=rf"new\.bitdial.*version {version}.*install a newer bitdial"):
         load_program(path)
     assert "install a newer" in verify_file(path)[0]
 
 
 def test_newer_versions_are_recognized_whatever_else_changed(data):
-    text = b'{"__metadata__":{"format":"flexiq","version":"2","payload":"unknown"}}'
+    text = b'{"__metadata__":{"format":"bitdial","version":"2","payload":"unknown"}}'
     with pytest.raises(ArtifactVersionError):
         from_bytes(len(text).to_bytes(8, "little") + text)
 
@@ -327,7 +327,7 @@ def test_unknown_operators_are_named(data, op):
 
 
 def test_operators_come_from_the_list(data, monkeypatch):
-    monkeypatch.setattr(sys.modules["flexiq.graph.verify"], "ALLOWED", frozenset({"aten.index_select.default"}))
+    monkeypatch.setattr(sys.modules["bitdial.graph.verify"], "ALLOWED", frozenset({"aten.index_select.default"}))
     with pytest.raises(ArtifactError, match=r"aten\.sin\.default"):
         from_bytes(data)
 
@@ -491,13 +491,13 @@ def test_a_broken_program_is_neither_written_nor_read(make_program, monkeypatch,
     program = make_program()
     change(program)
     with pytest.raises(ArtifactError, match=match):
-        save_program(program, tmp_path / "m.flexiq")
+        save_program(program, tmp_path / "m.bitdial")
     assert not list(tmp_path.iterdir())
     # written all the same, by a writer without checks: the reader finds it, unless the writer cannot write it at all
     monkeypatch.setattr(store, "check_program", lambda program, where: None)
     try:
         data = to_bytes(program)
-    except FlexiqError:
+    except BitdialError:
         return
     if "though nested" in match or match == "weight":
         return  # the nested form of the masks cannot say it

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.artifact import packing
-from flexiq.artifact.packing import (
+from bitdial.artifact import packing
+from bitdial.artifact.packing import (
     deflate,
     inflate,
     pack_ints,
@@ -22,7 +22,7 @@ from flexiq.artifact.packing import (
     unpack_nibbles,
     unpack_signed,
 )
-from flexiq.errors import ArtifactError
+from bitdial.errors import ArtifactError
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=40))

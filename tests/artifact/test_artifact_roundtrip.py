@@ -13,31 +13,39 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-import flexiq
-from flexiq.artifact import from_bytes, inspect_file, load_program, save_program, to_bytes, verify_file
-from flexiq.errors import ArtifactError, OutputError
-from flexiq.graph.ir import Graph, Node, TensorType
-from flexiq.quantization.program import Program, QParams
+import bitdial
+from bitdial.artifact import from_bytes, inspect_file, load_program, save_program, to_bytes, verify_file
+from bitdial.errors import ArtifactError, OutputError
+from bitdial.graph.ir import Graph, Node, TensorType
+from bitdial.quantization.program import Program, QParams
 
 
 @pytest.mark.parametrize("granularity", ["output", "block", "group"])
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_program_comes_back_equal(make_program, assert_same, tmp_path, granularity, nested):
     program = make_program(3, granularity, nested)
-    summary = save_program(program, tmp_path / "m.flexiq")
-    loaded = load_program(tmp_path / "m.flexiq")
+    summary = save_program(program, tmp_path / "m.bitdial")
+    loaded = load_program(tmp_path / "m.bitdial")
     assert_same(program, loaded)
     loaded.graph.consumers()  # every operand exists
     for layer in loaded.layers.values():  # the arrays are the caller's own
         layer.low[...] = False
-    assert verify_file(tmp_path / "m.flexiq") == []
-    assert summary.total == os.path.getsize(tmp_path / "m.flexiq")
+    assert verify_file(tmp_path / "m.bitdial") == []
+    assert summary.total == os.path.getsize(tmp_path / "m.bitdial")
     assert summary.total == summary.weights + summary.tables + summary.float_leftovers + summary.manifest
     assert (
         summary.weights
         == summary.int8_weights
         == sum(layer.weight.size for layer in program.layers.values() if layer.weight is not None)
     )
+
+
+def test_a_file_of_the_former_name_loads(make_program, assert_same):
+    program = make_program()
+    data = to_bytes(program)
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(b'"format":"bitdial"', b'"format":"flexiq"').rstrip(b" ")
+    assert_same(from_bytes(data[:8] + header.ljust(length) + data[8 + length :]), program)
 
 
 def test_equal_programs_give_equal_bytes(make_program):
@@ -71,29 +79,29 @@ def test_a_constant_with_another_reader_is_kept(make_program):
 
 def test_the_safetensors_library_reads_the_file(make_program, tmp_path):
     program = make_program()
-    save_program(program, tmp_path / "m.flexiq")
-    with safe_open(tmp_path / "m.flexiq", "np") as file:
-        assert file.metadata()["format"] == "flexiq"
+    save_program(program, tmp_path / "m.bitdial")
+    with safe_open(tmp_path / "m.bitdial", "np") as file:
+        assert file.metadata()["format"] == "bitdial"
         assert json.loads(file.metadata()["manifest"])["ratios"] == program.ratios
         assert (file.get_tensor("layers/conv2/weight") == program.layers["conv2"].weight).all()
         assert (file.get_tensor("constants/picks") == [1, 3]).all()
 
 
 def test_loading_needs_no_torch(make_program, tmp_path):
-    save_program(make_program(), tmp_path / "m.flexiq")
+    save_program(make_program(), tmp_path / "m.bitdial")
     code = (
         "import sys\n"
         "sys.modules['torch'] = None\n"  # importing it fails
-        "from flexiq.artifact import load_program, save_program, verify_file, inspect_file\n"
+        "from bitdial.artifact import load_program, save_program, verify_file, inspect_file\n"
         "program = load_program(sys.argv[1])\n"
         "save_program(program, sys.argv[1] + '.2', band=(0.5, 1.0))\n"
         "assert not verify_file(sys.argv[1]) and inspect_file(sys.argv[1])['hashes_ok']\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] == 'torch' and sys.modules[m]), len(program.layers))\n"
     )
-    source = str(Path(next(iter(flexiq.__path__))).parent)
+    source = str(Path(next(iter(bitdial.__path__))).parent)
     environment = os.environ | {"PYTHONPATH": source}
     result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "m.flexiq")], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path / "m.bitdial")], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["[]", "6"]
@@ -120,13 +128,13 @@ def _large(make_layer, granularity):
 @pytest.mark.parametrize("granularity", ["output", "block", "group"])
 def test_size_is_within_five_percent_from_five_megabytes_on(make_layer, tmp_path, granularity):
     program = _large(make_layer, granularity)
-    summary = save_program(program, tmp_path / "m.flexiq")
+    summary = save_program(program, tmp_path / "m.bitdial")
     assert summary.int8_weights >= 5_000_000
-    assert summary.overhead <= 1.05, (summary, inspect_file(tmp_path / "m.flexiq")["tables"])
+    assert summary.overhead <= 1.05, (summary, inspect_file(tmp_path / "m.bitdial")["tables"])
 
 
 def test_inspect_counts_every_byte_and_reports_damage(make_program, tmp_path):
-    path = tmp_path / "m.flexiq"
+    path = tmp_path / "m.bitdial"
     save_program(make_program(), path)
     report = inspect_file(path)
     json.dumps(report)
@@ -154,17 +162,17 @@ def test_ratios_may_be_integers_and_attributes_tuples(make_program):
 
 
 def test_an_existing_file_is_replaced_and_links_are_followed(make_program, tmp_path):
-    path = tmp_path / "m.flexiq"
+    path = tmp_path / "m.bitdial"
     save_program(make_program(1), path)
     (tmp_path / "link").symlink_to(path)
     save_program(make_program(2), tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and path.read_bytes() == to_bytes(make_program(2))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "m.flexiq"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "m.bitdial"]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace", "open"])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(make_program, tmp_path, monkeypatch, step):
-    path = tmp_path / "m.flexiq"
+    path = tmp_path / "m.bitdial"
     save_program(make_program(1), path)
     before = path.read_bytes()
 
@@ -173,20 +181,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(make_program, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(f"os.{step}", fail)
-        with pytest.raises(OutputError, match=r"m\.flexiq.*No space left"):
+        with pytest.raises(OutputError, match=r"m\.bitdial.*No space left"):
             save_program(make_program(2), path)
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["m.flexiq"]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.bitdial"]
 
 
-@pytest.mark.parametrize("place", ["missing/m.flexiq", ".", "file/m.flexiq", "nul\0"])
+@pytest.mark.parametrize("place", ["missing/m.bitdial", ".", "file/m.bitdial", "nul\0"])
 def test_an_unwritable_place_is_an_output_error(make_program, tmp_path, place):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         save_program(make_program(), tmp_path / place)
 
 
-@pytest.mark.parametrize("place", ["missing.flexiq", ".", "nul\0", "fifo"])
+@pytest.mark.parametrize("place", ["missing.bitdial", ".", "nul\0", "fifo"])
 def test_an_unreadable_place_is_an_artifact_error(tmp_path, place):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ArtifactError, match=r"check the path|regular file"):

@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-import flexiq
-from flexiq.benchmarking import latency
-from flexiq.benchmarking.latency import executed_low_share, measure_latency, random_inputs
-from flexiq.benchmarking.timing import Plan
-from flexiq.engines.base import ratio_index
-from flexiq.errors import ConfigError, EngineError, RatioError
-from flexiq.quantization.program import Program
+import bitdial
+from bitdial.benchmarking import latency
+from bitdial.benchmarking.latency import executed_low_share, measure_latency, random_inputs
+from bitdial.benchmarking.timing import Plan
+from bitdial.engines.base import ratio_index
+from bitdial.errors import ConfigError, EngineError, RatioError
+from bitdial.quantization.program import Program
 
 QUICK = Plan(repeats=2, warmup_calls=1, repetition=0.0)
 
 
 @pytest.fixture(scope="module")
 def program(conv_net: Any, helpers: Any) -> Program:
-    config = flexiq.QuantizeConfig(
+    config = bitdial.QuantizeConfig(
         selector="greedy", ratios=(0.5, 1.0), calibration_images=8, search_images=4, rounding_slack=0.0
     )
-    made = flexiq.quantize(conv_net, helpers.images(8, 8, seed=1), config).program
+    made = bitdial.quantize(conv_net, helpers.images(8, 8, seed=1), config).program
     made.curve = [
         {"ratio": 0.0, "accuracy": 0.9, "standard_error": 0.01, "agreement": 1.0, "distance": 0.0},
         {"ratio": 1.0, "accuracy": 0.8, "standard_error": 0.01, "agreement": 0.9, "distance": 0.1},
@@ -135,5 +135,5 @@ def test_wrong_settings_are_typed_errors(program: Program, wrong: dict[str, Any]
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, flexiq.benchmarking.latency, flexiq.report.latency_page; assert 'torch' not in sys.modules"
+    code = "import sys, bitdial.benchmarking.latency, bitdial.report.latency_page; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

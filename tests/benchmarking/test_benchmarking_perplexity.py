@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.benchmarking.perplexity import perplexity, sequence_losses, token_loss
-from flexiq.errors import DataError
+from bitdial.benchmarking.perplexity import perplexity, sequence_losses, token_loss
+from bitdial.errors import DataError
 
 
 @given(st.integers(2, 50), st.floats(-20, 20))

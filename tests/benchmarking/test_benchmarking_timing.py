@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.benchmarking.timing import Case, Plan, Samples, comparisons, measure_interleaved, time_ratio, timed
-from flexiq.errors import ConfigError
+from bitdial.benchmarking.timing import Case, Plan, Samples, comparisons, measure_interleaved, time_ratio, timed
+from bitdial.errors import ConfigError
 
 
 class Recorder:

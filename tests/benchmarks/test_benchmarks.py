@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError, DataError, EngineError, OutputError
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
+from bitdial.errors import ConfigError, DataError, EngineError, OutputError
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
 
 MODULES = (
     "machine", "results", "common", "measure", "accuracy_rows", "accuracy_table", "accuracy", "search", "shift",
@@ -177,7 +177,7 @@ def test_options(bench: dict[str, ModuleType], tmp_path: Path) -> None:
 def test_missing_data_end_a_command_loudly(
     bench: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FLEXIQ_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("BITDIAL_DATA", str(tmp_path / "nowhere"))
     for name in ("accuracy", "search", "shift", "single_layer", "artifact_size"):
         main = bench[name].main
         with pytest.raises(SystemExit) as ended:
@@ -308,8 +308,8 @@ def test_accuracy_end_to_end(bench: dict[str, ModuleType], tmp_path: Path, capsy
     """Fifty images, a tiny search; the shared preparation gives what quantizing from scratch gives."""
     import torch
 
-    import flexiq
-    from flexiq.engines.reference.engine import ReferenceEngine
+    import bitdial
+    from bitdial.engines.reference.engine import ReferenceEngine
 
     common = bench["common"]
     arguments = ["--networks", "resnet20", "--images", "50", "--population", "3", "--generations", "1"]
@@ -330,7 +330,7 @@ def test_accuracy_end_to_end(bench: dict[str, ModuleType], tmp_path: Path, capsy
     assert "resnet20" in capsys.readouterr().out
     # The same configuration from scratch, run without the benchmark's code.
     config = QuantizeConfig(selector="greedy", low_bits=4, population=3, generations=1)
-    model = flexiq.quantize(common.trained_network("resnet20"), common.calibration_images(), config)
+    model = bitdial.quantize(common.trained_network("resnet20"), common.calibration_images(), config)
     engine = ReferenceEngine(model.program, check_finite=False)
     images = common.test_images(50)
     x, labels = torch.from_numpy(images.array()), images.labels

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from flexiq.benchmarking.timing import Plan, Samples
-from flexiq.errors import ConfigError
+from bitdial.benchmarking.timing import Plan, Samples
+from bitdial.errors import ConfigError
 
 MODULES = (
     "machine", "results", "common", "peers", "peers.networks", "peers.models", "peers.protocol", "peers.contestants",
@@ -25,7 +25,7 @@ MODULES = (
 
 @pytest.fixture
 def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FLEXIQ_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("BITDIAL_DATA", str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_choices(bench: dict[str, ModuleType], no_data: None) -> None:
     assert [c.name for c in options.contestants] == ["torch/float32", "torch/bfloat16"]
     assert options.batches == (8, 1) and options.threads == (1,)
     own = read(["--engine", "reference", "--peers", "none"]).contestants
-    assert [c.name for c in own] == ["flexiq/reference"]
+    assert [c.name for c in own] == ["bitdial/reference"]
     many = read(["--isa", "none", "--peers", "none", "--threads", "1,100000"])
     assert many.threads == (1,)
 
@@ -76,18 +76,18 @@ def test_choices(bench: dict[str, ModuleType], no_data: None) -> None:
 def test_the_portable_path_runs_at_its_batches_only(bench: dict[str, ModuleType], no_data: None) -> None:
     from dataclasses import replace
 
-    make = bench["peers.contestants"].flexiq_contestant
+    make = bench["peers.contestants"].bitdial_contestant
     options = bench["cpu_latency"].read_options(["--isa", "none", "--peers", "none", "--portable-batches", "1,2"])
     options = replace(options, contestants=(make("avx2"), make("portable")))
     names = lambda batch: [c.name for c in bench["cpu_latency"].cell_contestants(options, batch)]  # noqa: E731
-    assert names(2) == ["flexiq/avx2", "flexiq/portable"] and names(8) == ["flexiq/avx2"]
+    assert names(2) == ["bitdial/avx2", "bitdial/portable"] and names(8) == ["bitdial/avx2"]
 
 
 def test_a_worker_answers_fails_and_ends(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     protocol = bench["peers.protocol"]
-    worker = protocol.Worker("flexiq_peer", tmp_path / "logs" / "w.log")
+    worker = protocol.Worker("bitdial_peer", tmp_path / "logs" / "w.log")
     with pytest.raises(protocol.PeerError, match=r"absent\.npy"):
-        worker.ask("load", model="x.flexiq", inputs=str(tmp_path / "absent.npy"), engine="reference", threads=1)
+        worker.ask("load", model="x.bitdial", inputs=str(tmp_path / "absent.npy"), engine="reference", threads=1)
     memory = worker.ask("memory")  # it goes on after a failure
     assert 0 < memory["now_bytes"] <= memory["peak_bytes"]
     with pytest.raises(protocol.PeerError, match="unknown request"):
@@ -108,7 +108,7 @@ def test_a_worker_answers_fails_and_ends(bench: dict[str, ModuleType], tmp_path:
 
 def test_a_worker_that_says_nothing_is_ended(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     protocol = bench["peers.protocol"]
-    worker = protocol.Worker("flexiq_peer", tmp_path / "w.log")
+    worker = protocol.Worker("bitdial_peer", tmp_path / "w.log")
     started = time.monotonic()
     with pytest.raises(protocol.PeerError, match="no answer to 'memory'"):
         worker.ask("memory", timeout=0.0)  # the interpreter takes longer than that to start
@@ -160,7 +160,7 @@ def test_proof_of_precision(bench: dict[str, ModuleType]) -> None:
 def made_up_cases(bench: dict[str, ModuleType]) -> dict[str, dict[str, Any]]:
     """TEST DATA: figures and paired ratios of a made-up cell with drift: every round is slower than the last."""
     times = {
-        "flexiq/a/0 %": 10.0, "flexiq/a/50 %": 8.0, "flexiq/a/100 %": 5.0, "flexiq/b/0 %": 20.0, "p/int8": 10.5,
+        "bitdial/a/0 %": 10.0, "bitdial/a/50 %": 8.0, "bitdial/a/100 %": 5.0, "bitdial/b/0 %": 20.0, "p/int8": 10.5,
         "q/int8": 11.0, "p/bfloat16": 9.0,
     }  # fmt: skip
     ratios = {"0 %": 0.0, "50 %": 0.5, "100 %": 1.0}
@@ -177,18 +177,18 @@ def made_up_cases(bench: dict[str, ModuleType]) -> dict[str, dict[str, Any]]:
 
 def test_ratios_and_gains(bench: dict[str, ModuleType]) -> None:
     cases = made_up_cases(bench)
-    assert cases["flexiq/a/100 %"]["to_flexiq_0"] == pytest.approx(0.5)
-    assert cases["flexiq/b/0 %"]["to_flexiq_0"] == pytest.approx(2.0)
-    assert cases["flexiq/b/0 %"]["to_own_0"] == pytest.approx(1.0)
+    assert cases["bitdial/a/100 %"]["to_bitdial_0"] == pytest.approx(0.5)
+    assert cases["bitdial/b/0 %"]["to_bitdial_0"] == pytest.approx(2.0)
+    assert cases["bitdial/b/0 %"]["to_own_0"] == pytest.approx(1.0)
     assert cases["p/int8"]["to_int8_peer"] == pytest.approx(1.0) and cases["p/int8"]["to_own_0"] is None
-    assert cases["q/int8"]["to_flexiq_0_and_int8_peer_are"] == ["flexiq/a/0 %", "p/int8"]
+    assert cases["q/int8"]["to_bitdial_0_and_int8_peer_are"] == ["bitdial/a/0 %", "p/int8"]
     row = {"cases": cases, "loads": {}, "settings": {"network": "test-net", "batch": 1, "threads": 1}}
-    gains = bench["peers.tables"].gains(row, "flexiq/a")
+    gains = bench["peers.tables"].gains(row, "bitdial/a")
     assert gains == {
         "speedup_50": pytest.approx(1.25), "speedup_100": pytest.approx(2.0), "half_gain": pytest.approx(0.4),
         "to_int8_peer": pytest.approx(10 / 10.5), "to_any_peer": pytest.approx(5 / 9),
     }  # fmt: skip
-    assert bench["peers.tables"].gains(row, "flexiq/b")["half_gain"] is None
+    assert bench["peers.tables"].gains(row, "bitdial/b")["half_gain"] is None
     assert bench["peers.tables"].gains(row, "p/int8") is None
 
 
@@ -201,16 +201,16 @@ def test_tables_of_made_up_rows(bench: dict[str, ModuleType]) -> None:
     assert "| p/int8 | 21.0* | 1.05 | 1.00 |" in lines  # three rounds only: marked
     assert len({line.count("|") for line in lines[2:]}) == 1
     gained = tables.gains_table([row])
-    assert gained.rows[0][:4] == ("test-net, batch 8, 2 thr. flexiq/a", "1.25", "2.00", "40 %")
+    assert gained.rows[0][:4] == ("test-net, batch 8, 2 thr. bitdial/a", "1.25", "2.00", "40 %")
     assert tables.proof_table([row]).rows[0][-1] == "30.0"
     assert tables.failures([{"failed": {"x": "broken"}}, {"failed": {"x": "again"}}, {}]) == ["x left out: broken"]
 
 
-def test_peers_alone_have_no_flexiq_ratio(bench: dict[str, ModuleType]) -> None:
+def test_peers_alone_have_no_bitdial_ratio(bench: dict[str, ModuleType]) -> None:
     samples = {"p/int8": Samples("p/int8", {0: [1.0]})}
     figures = {"p/int8": {"contestant": "p/int8", "precision": "int8", **samples["p/int8"].summary()}}
     bench["peers.cell"].add_ratios(figures, samples)
-    assert figures["p/int8"]["to_flexiq_0"] is None and figures["p/int8"]["to_int8_peer"] == 1.0
+    assert figures["p/int8"]["to_bitdial_0"] is None and figures["p/int8"]["to_int8_peer"] == 1.0
     json.dumps(figures, allow_nan=False)
 
 
@@ -237,7 +237,7 @@ def test_rows_of_another_build_are_measured_again_if_asked(bench: dict[str, Modu
     assert needs(file, None, "a", False)
     assert not needs(file, row, "a", True) and not needs(file, row, "b", False) and needs(file, row, "b", True)
     assert not needs(file, {**row, "failed": {"torch/float32 compiled": "no compiler"}}, "a", False)
-    assert needs(file, {**row, "failed": {"flexiq/avx2": "no module"}}, "a", False)
+    assert needs(file, {**row, "failed": {"bitdial/avx2": "no module"}}, "a", False)
 
 
 @pytest.mark.slow
@@ -255,9 +255,9 @@ def test_end_to_end(
     path = tmp_path / f"cpu_latency.{kind}.json"
     (row,) = bench["results"].read_rows(path, "cpu_latency").values()
     assert row["failed"] == {}
-    assert list(row["cases"])[:2] == ["flexiq/reference/0 %", "flexiq/reference/25 %"] and len(row["cases"]) == 7
-    assert row["cases"]["torch/float32"]["snr_db"] > 60 and row["cases"]["flexiq/reference/0 %"]["snr_db"] > 8
-    assert row["cases"]["flexiq/reference/0 %"]["to_flexiq_0"] == 1.0
+    assert list(row["cases"])[:2] == ["bitdial/reference/0 %", "bitdial/reference/25 %"] and len(row["cases"]) == 7
+    assert row["cases"]["torch/float32"]["snr_db"] > 60 and row["cases"]["bitdial/reference/0 %"]["snr_db"] > 8
+    assert row["cases"]["bitdial/reference/0 %"]["to_bitdial_0"] == 1.0
     assert all(case["repeats"] == 2 for case in row["cases"].values())
     before = path.read_bytes()
     out = capsys.readouterr().out

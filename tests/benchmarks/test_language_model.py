@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from flexiq.errors import ConfigError, DataError
-from flexiq.zoo.char_transformer import CharTransformer
-from flexiq.zoo.text import TextData, load_text
+from bitdial.errors import ConfigError, DataError
+from bitdial.zoo.char_transformer import CharTransformer
+from bitdial.zoo.text import TextData, load_text
 
 MODULES = (
     "machine", "results", "common", "measure", "accuracy_rows", "language_model_training", "language_model",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexiq.errors import ConfigError
+from bitdial.errors import ConfigError
 
 MODULES = (
     "machine", "results", "common", "measure", "accuracy_rows", "accuracy_table", "finetuning", "methods_rows", "methods_table",
@@ -29,11 +29,11 @@ def row(bench: dict[str, ModuleType], seed: int, right: list[bool], reached: flo
 def test_rows_have_their_own_names_and_trained_ones_need_epochs(bench: dict[str, ModuleType]) -> None:
     rows = bench["methods_rows"]
     names = [r.name for r in rows.all_rows()]
-    assert len(set(names)) == len(names) and {"flexiq", "uniform", "ptmq", "robust", "any_precision"} <= set(names)
+    assert len(set(names)) == len(names) and {"bitdial", "uniform", "ptmq", "robust", "any_precision"} <= set(names)
     assert not any(r.trained for r in rows.choose_rows(None, False))
     assert any(r.trained for r in rows.choose_rows(None, True))
     with pytest.raises(ConfigError, match="robust trains: give --epochs"):
-        rows.choose_rows("flexiq,robust", False)
+        rows.choose_rows("bitdial,robust", False)
     with pytest.raises(ConfigError, match="nothing does not exist"):
         rows.choose_rows("nothing", True)
 
@@ -47,14 +47,14 @@ def test_options_out_of_range_are_refused(bench: dict[str, ModuleType]) -> None:
 def test_tables_pair_images_and_show_what_was_reached(bench: dict[str, ModuleType]) -> None:
     table = bench["methods_table"]
     rows = {
-        "flexiq": row(bench, 0, [True, True, True, False]),
-        "flexiq.seed1": row(bench, 1, [True, True, True, True]),
+        "bitdial": row(bench, 0, [True, True, True, False]),
+        "bitdial.seed1": row(bench, 1, [True, True, True, True]),
         "hawq": row(bench, 0, [True, False, True, False], 4.9),
         "hawq.seed1": row(bench, 1, [True, False, True, True], 4.9),
         "uniform": row(bench, 0, [False, False, True, True]),
     }
     seeds = (0, 1)
-    own, other = table.measured(rows, "flexiq", seeds), table.measured(rows, "hawq", seeds)
+    own, other = table.measured(rows, "bitdial", seeds), table.measured(rows, "hawq", seeds)
     mean, error = table.difference(own, other, 5.0)
     assert mean == pytest.approx(0.25) and error == pytest.approx(np.std([0, 1, 0, 0], ddof=1) / 2)
     assert table.difference(own, other, 6.0) is None
@@ -62,7 +62,7 @@ def test_tables_pair_images_and_show_what_was_reached(bench: dict[str, ModuleTyp
     assert table.accuracy_cell(other, 5.0) == "62.50 ± 12.50 (4.90)"
     lines = {line[0]: line for line in table.table_rows(rows, seeds)}
     assert lines["uniform"][2] == "50.00*" and lines["HAWQ-style"][2] == "62.50 ± 12.50 (4.90)"
-    assert lines["flexiq"][-1] == "2" and lines["flexiq"][1] == "-"
+    assert lines["bitdial"][-1] == "2" and lines["bitdial"][1] == "-"
     gaps = {line[0]: line[2] for line in table.gap_rows(rows, seeds)}
     assert gaps["HAWQ-style"].startswith("+25.00 ±") and gaps["uniform"].startswith("+25.00 ±")
     assert "| HAWQ-style |" in table.markdown("resnet20", rows, seeds, "note")

@@ -10,9 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-pytest.importorskip("httptools", reason="the load generator needs flexiq[serve]")
+pytest.importorskip("httptools", reason="the load generator needs bitdial[serve]")
 
-from flexiq.serving.loadtest import Result
+from bitdial.serving.loadtest import Result
 
 MODULES = ("machine", "results", "common", "closed_loop", "serving_harness")
 

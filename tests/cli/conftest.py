@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flexiq.cli import main
+from bitdial.cli import main
 
 
 @dataclass
@@ -26,12 +26,12 @@ class Result:
         return json.loads(self.out)
 
 
-Flexiq = Callable[..., Result]
+Bitdial = Callable[..., Result]
 
 
 @pytest.fixture
-def flexiq(capsys: pytest.CaptureFixture[str]) -> Flexiq:
-    """flexiq("evaluate", path, ...) -> Result."""
+def bitdial(capsys: pytest.CaptureFixture[str]) -> Bitdial:
+    """bitdial("evaluate", path, ...) -> Result."""
 
     def run(*arguments: object) -> Result:
         capsys.readouterr()
@@ -46,7 +46,7 @@ def flexiq(capsys: pytest.CaptureFixture[str]) -> Flexiq:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of zoo:digits after one epoch."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    from flexiq.zoo.digits import train_digits
+    from bitdial.zoo.digits import train_digits
 
     path = tmp_path_factory.mktemp("weights") / "digits.safetensors"
     train_digits(0, 1, cache_path=path)
@@ -62,7 +62,7 @@ def settings(weights: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def artifact(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A quantized model with its curve, baselines and search history."""
-    path = tmp_path_factory.mktemp("artifact") / "digits.flexiq"
+    path = tmp_path_factory.mktemp("artifact") / "digits.bitdial"
     extra = ["--population", "4", "--generations", "2", "--search-images", "16", "--eval-images", "100", "--quiet"]
     assert main(["quantize", *settings, *extra, "-o", str(path)]) == 0
     return path

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from flexiq.artifact import load_program
-from flexiq.cli.terminal import Terminal
-from flexiq.errors import OutputError
+from bitdial.artifact import load_program
+from bitdial.cli.terminal import Terminal
+from bitdial.errors import OutputError
 
 QUICK = ["--engine", "reference", "--repeats", "2"]
 
 
-def test_files_join_latency_and_accuracy(flexiq, artifact: Path, tmp_path: Path) -> None:
+def test_files_join_latency_and_accuracy(bitdial, artifact: Path, tmp_path: Path) -> None:
     out, plot, page = tmp_path / "l.json", tmp_path / "l.svg", tmp_path / "l.html"
-    result = flexiq("benchmark", artifact, *QUICK, "--batch", "2,1", "-o", out, "--plot", plot, "--html", page)
+    result = bitdial("benchmark", artifact, *QUICK, "--batch", "2,1", "-o", out, "--plot", plot, "--html", page)
     assert result.code == 0, result.err
     content = json.loads(out.read_text())
     program = load_program(artifact)
@@ -31,8 +31,8 @@ def test_files_join_latency_and_accuracy(flexiq, artifact: Path, tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["l.html", "l.json", "l.svg"]
 
 
-def test_json_is_one_object(flexiq, artifact: Path) -> None:
-    result = flexiq("benchmark", artifact, *QUICK, "--ratio", "0,60", "--threads", "1", "--json")
+def test_json_is_one_object(bitdial, artifact: Path) -> None:
+    result = bitdial("benchmark", artifact, *QUICK, "--ratio", "0,60", "--threads", "1", "--json")
     assert result.code == 0
     content = result.json
     assert content["command"] == "benchmark" and content["engine"] == "reference" and content["files"] == []
@@ -40,8 +40,8 @@ def test_json_is_one_object(flexiq, artifact: Path) -> None:
     assert content["rows"][0]["speedup"] == 1.0
 
 
-def test_table_shows_every_setting(flexiq, artifact: Path) -> None:
-    result = flexiq("benchmark", artifact, *QUICK, "--ratio", "50", "--batch", "3")
+def test_table_shows_every_setting(bitdial, artifact: Path) -> None:
+    result = bitdial("benchmark", artifact, *QUICK, "--ratio", "50", "--batch", "3")
     assert result.code == 0
     (line,) = [line for line in result.out.splitlines() if line.split()[:2] == ["3", "1"]]
     accuracy = next(row["accuracy"] for row in load_program(artifact).curve if row["ratio"] == 0.5)
@@ -66,30 +66,30 @@ def test_table_shows_every_setting(flexiq, artifact: Path) -> None:
     ],
 )
 def test_wrong_settings_are_one_line(
-    flexiq, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str], kind: str, told: str
+    bitdial, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str], kind: str, told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = flexiq("benchmark", artifact, *QUICK, *extra, "--json")
+    result = bitdial("benchmark", artifact, *QUICK, *extra, "--json")
     assert result.code == 2 and result.json["type"] == kind and told in result.json["error"]
     assert result.err.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
-def test_absent_and_damaged_models(flexiq, tmp_path: Path) -> None:
-    assert flexiq("benchmark", tmp_path / "absent.flexiq", *QUICK, "--json").json["type"] == "ArtifactError"
-    (tmp_path / "bad.flexiq").write_bytes(b"no model")
-    assert flexiq("benchmark", tmp_path / "bad.flexiq", *QUICK, "--json").json["type"] == "ArtifactError"
+def test_absent_and_damaged_models(bitdial, tmp_path: Path) -> None:
+    assert bitdial("benchmark", tmp_path / "absent.bitdial", *QUICK, "--json").json["type"] == "ArtifactError"
+    (tmp_path / "bad.bitdial").write_bytes(b"no model")
+    assert bitdial("benchmark", tmp_path / "bad.bitdial", *QUICK, "--json").json["type"] == "ArtifactError"
 
 
-def test_a_file_of_another_kind_is_not_replaced(flexiq, artifact: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_not_replaced(bitdial, artifact: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious.txt"
     precious.write_text("x")
     for option in ("-o", "--html"):
-        result = flexiq("benchmark", artifact, *QUICK, option, precious, "--json")
+        result = bitdial("benchmark", artifact, *QUICK, option, precious, "--json")
         assert result.code == 2 and precious.read_text() == "x"
 
 
-def test_all_files_or_none(flexiq, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flexiq.report import writing
+def test_all_files_or_none(bitdial, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitdial.report import writing
 
     real = writing.write_atomically
 
@@ -100,11 +100,11 @@ def test_all_files_or_none(flexiq, artifact: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(writing, "write_atomically", failing)
     places = ["-o", tmp_path / "a.json", "--plot", tmp_path / "a.png", "--html", tmp_path / "a.html"]
-    result = flexiq("benchmark", artifact, *QUICK, *places)
+    result = bitdial("benchmark", artifact, *QUICK, *places)
     assert result.code == 2 and "disk is full" in result.err and list(tmp_path.iterdir()) == []
 
 
-def test_a_stop_leaves_nothing(flexiq, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_leaves_nothing(bitdial, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import contextlib
 
     @contextlib.contextmanager
@@ -116,19 +116,19 @@ def test_a_stop_leaves_nothing(flexiq, artifact: Path, tmp_path: Path, monkeypat
         yield report
 
     monkeypatch.setattr(Terminal, "progress", stopping)
-    result = flexiq("benchmark", artifact, *QUICK, "-o", tmp_path / "a.json")
+    result = bitdial("benchmark", artifact, *QUICK, "-o", tmp_path / "a.json")
     assert result.code == 130 and "nothing was written" in result.err and list(tmp_path.iterdir()) == []
 
 
-def test_help_has_examples(flexiq) -> None:
-    result = flexiq("benchmark", "--help")
+def test_help_has_examples(bitdial) -> None:
+    result = bitdial("benchmark", "--help")
     assert result.code == 0 and "Examples:" in result.out and "--plot" in result.out
-    assert "benchmark" in flexiq("--help").out
+    assert "benchmark" in bitdial("--help").out
 
 
-def test_without_a_cpu_engine_the_reference_is_named(flexiq, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cpu_engine_the_reference_is_named(bitdial, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "flexiq.engines.base.available_engines", lambda: {"reference": "", "cpu": "no compiler was there"}
+        "bitdial.engines.base.available_engines", lambda: {"reference": "", "cpu": "no compiler was there"}
     )
-    result = flexiq("benchmark", artifact, "--repeats", "1", "--ratio", "0")
+    result = bitdial("benchmark", artifact, "--repeats", "1", "--ratio", "0")
     assert result.code == 0 and "no compiler was there" in result.err and "engine reference" in result.out

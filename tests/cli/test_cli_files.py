@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flexiq.artifact import load_program, save_program
-from flexiq.cli.inspect_engine import kernel_text, obstacle_rows
-from flexiq.engines.cpu import native
+from bitdial.artifact import load_program, save_program
+from bitdial.cli.inspect_engine import kernel_text, obstacle_rows
+from bitdial.engines.cpu import native
 
 needs_cpu_engine = pytest.mark.skipif(bool(native.missing()), reason=f"NO CPU ENGINE: {native.missing()}")
 
@@ -18,75 +18,75 @@ needs_cpu_engine = pytest.mark.skipif(bool(native.missing()), reason=f"NO CPU EN
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel choices are neither read from nor written to the user's folder."""
-    monkeypatch.setenv("FLEXIQ_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("FLEXIQ_CPU_ISA", raising=False)
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("BITDIAL_CPU_ISA", raising=False)
 
 
-def test_evaluate_measures_what_quantize_stored(flexiq, artifact: Path) -> None:
-    result = flexiq("evaluate", artifact, "--data", "digits", "--images", "100", "--json")
+def test_evaluate_measures_what_quantize_stored(bitdial, artifact: Path) -> None:
+    result = bitdial("evaluate", artifact, "--data", "digits", "--images", "100", "--json")
     assert result.code == 0
     assert result.json["curve"] == load_program(artifact).curve
 
 
 @needs_cpu_engine
-def test_evaluate_in_the_cpu_engine_gives_the_same_curve(flexiq, artifact: Path) -> None:
-    result = flexiq("evaluate", artifact, "--data", "digits", "--images", "100", "--engine", "cpu", "--json")
+def test_evaluate_in_the_cpu_engine_gives_the_same_curve(bitdial, artifact: Path) -> None:
+    result = bitdial("evaluate", artifact, "--data", "digits", "--images", "100", "--engine", "cpu", "--json")
     assert result.code == 0, result.err
     assert result.json["engine"] == "cpu" and result.json["curve"] == load_program(artifact).curve
 
 
-def test_evaluate_takes_the_nearest_ratio_below(flexiq, artifact: Path) -> None:
+def test_evaluate_takes_the_nearest_ratio_below(bitdial, artifact: Path) -> None:
     options = ["--data", "digits", "--images", "20"]
-    result = flexiq("evaluate", artifact, *options, "--ratios", "60,0.9", "--json")
+    result = bitdial("evaluate", artifact, *options, "--ratios", "60,0.9", "--json")
     assert [row["ratio"] for row in result.json["curve"]] == [0.5, 0.75]
     assert "nearest at or below" in result.err
     # Agreement is with the 8-bit model though ratio 0 was not asked for.
-    everything = flexiq("evaluate", artifact, *options, "--json").json["curve"]
+    everything = bitdial("evaluate", artifact, *options, "--json").json["curve"]
     assert [row["agreement"] for row in result.json["curve"]] == [row["agreement"] for row in everything[2:4]]
-    shown = flexiq("evaluate", artifact, *options, "--ratios", "50").out
+    shown = bitdial("evaluate", artifact, *options, "--ratios", "50").out
     assert "ratio 50 %" in shown and "ratio 0 %" not in shown
 
 
-def test_evaluate_refuses_what_does_not_fit(flexiq, artifact: Path, tmp_path: Path) -> None:
+def test_evaluate_refuses_what_does_not_fit(bitdial, artifact: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pictures = tmp_path / "rgb.npz"
     np.savez(pictures, images=rng.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8), labels=np.arange(20) % 2)
-    assert "3x16x16" in flexiq("evaluate", artifact, "--data", pictures, "--split", "all").err
+    assert "3x16x16" in bitdial("evaluate", artifact, "--data", pictures, "--split", "all").err
     many = tmp_path / "many.npz"
     np.savez(many, images=rng.standard_normal((20, 1, 16, 16)).astype(np.float32), labels=np.arange(20))
-    assert "10 classes" in flexiq("evaluate", artifact, "--data", many, "--split", "all").err
-    assert "--data" in flexiq("evaluate", artifact).err
-    assert "unknown engine" in flexiq("evaluate", artifact, "--data", "digits", "--engine", "warp").err
+    assert "10 classes" in bitdial("evaluate", artifact, "--data", many, "--split", "all").err
+    assert "--data" in bitdial("evaluate", artifact).err
+    assert "unknown engine" in bitdial("evaluate", artifact, "--data", "digits", "--engine", "warp").err
     grey = tmp_path / "grey.npz"
     np.savez(grey, images=rng.integers(0, 256, (20, 8, 8), dtype=np.uint8), labels=np.arange(20) % 10)
     fitting = ["--mean", "0.3", "--std", "0.3", "--resize", "16", "--split", "all"]
-    assert flexiq("evaluate", artifact, "--data", grey, *fitting, "--ratios", "0").code == 0
+    assert bitdial("evaluate", artifact, "--data", grey, *fitting, "--ratios", "0").code == 0
 
 
-def test_split_seed_of_quantization_is_the_default(flexiq, artifact: Path, tmp_path: Path) -> None:
+def test_split_seed_of_quantization_is_the_default(bitdial, artifact: Path, tmp_path: Path) -> None:
     program = load_program(artifact)
     program.provenance["source"] = {**program.provenance["source"], "split_seed": 5}
-    other = tmp_path / "other.flexiq"
+    other = tmp_path / "other.bitdial"
     save_program(program, other)
-    result = flexiq("evaluate", other, "--data", "digits", "--images", "20", "--ratios", "0", "--json").json
+    result = bitdial("evaluate", other, "--data", "digits", "--images", "20", "--ratios", "0", "--json").json
     assert result["data"]["split_seed"] == 5
     asked = ["--split-seed", "0", "--images", "20", "--ratios", "0", "--json"]
-    assert flexiq("evaluate", other, "--data", "digits", *asked).json["data"]["split_seed"] == 0
+    assert bitdial("evaluate", other, "--data", "digits", *asked).json["data"]["split_seed"] == 0
 
 
-def test_inspect(flexiq, artifact: Path) -> None:
-    content = flexiq("inspect", artifact, "--verify", "--json").json
+def test_inspect(bitdial, artifact: Path) -> None:
+    content = bitdial("inspect", artifact, "--verify", "--json").json
     assert content["file"]["hashes_ok"] and content["verified"] and len(content["description"]["layers"]) == 9
     assert content["file"]["sizes"]["total"] == artifact.stat().st_size
-    text = flexiq("inspect", artifact, "--layers", "--graph").out
+    text = bitdial("inspect", artifact, "--layers", "--graph").out
     assert "7 of them may run low with 4 to 8 groups" in text
     assert "first layer" in text and "%conv2d" in text and "naive 4-bit at 100 %" in text
     assert "nothing runs in float" in text
 
 
 @needs_cpu_engine
-def test_inspect_shows_every_layer_in_the_engine(flexiq, artifact: Path, own_cache: None) -> None:
-    result = flexiq("inspect", artifact, "--engine", "cpu", "--batch", "2", "--kernels", "fixed", "--json")
+def test_inspect_shows_every_layer_in_the_engine(bitdial, artifact: Path, own_cache: None) -> None:
+    result = bitdial("inspect", artifact, "--engine", "cpu", "--batch", "2", "--kernels", "fixed", "--json")
     assert result.code == 0, result.err
     found = result.json["engine"]
     described = found["description"]
@@ -109,8 +109,8 @@ def test_inspect_shows_every_layer_in_the_engine(flexiq, artifact: Path, own_cac
 
 
 @needs_cpu_engine
-def test_inspect_prints_kernels_bytes_and_obstacles(flexiq, artifact: Path, own_cache: None) -> None:
-    result = flexiq(
+def test_inspect_prints_kernels_bytes_and_obstacles(bitdial, artifact: Path, own_cache: None) -> None:
+    result = bitdial(
         "inspect", artifact, "--engine", "cpu", "--isa", "portable", "--threads", "2", "--kernels", "winograd"
     )
     assert result.code == 0, result.err
@@ -128,9 +128,9 @@ def test_inspect_prints_kernels_bytes_and_obstacles(flexiq, artifact: Path, own_
 
 
 @needs_cpu_engine
-def test_inspect_remembers_and_forgets_kernels(flexiq, artifact: Path, own_cache: None, tmp_path: Path) -> None:
+def test_inspect_remembers_and_forgets_kernels(bitdial, artifact: Path, own_cache: None, tmp_path: Path) -> None:
     ask = ["inspect", artifact, "--engine", "cpu", "--json"]
-    sources = [flexiq(*ask).json["engine"]["description"]["engine"]["kernel_choice"] for _ in range(2)]
+    sources = [bitdial(*ask).json["engine"]["description"]["engine"]["kernel_choice"] for _ in range(2)]
     assert sources == ["timing", "cache"] and list((tmp_path / "cache").rglob("*.json"))
 
 
@@ -146,18 +146,18 @@ def test_inspect_remembers_and_forgets_kernels(flexiq, artifact: Path, own_cache
         (["--engine", "cpu", "--threads", "0"], "UsageError", "threads"),
     ],
 )
-def test_inspect_refuses_wrong_engine_options(flexiq, artifact: Path, extra: list[str], kind: str, told: str) -> None:
+def test_inspect_refuses_wrong_engine_options(bitdial, artifact: Path, extra: list[str], kind: str, told: str) -> None:
     if kind == "EngineError" and native.missing():
         pytest.skip(f"NO CPU ENGINE: {native.missing()}")
-    result = flexiq("inspect", artifact, *extra, "--json")
+    result = bitdial("inspect", artifact, *extra, "--json")
     assert result.code == 2 and result.json["type"] == kind and told in result.json["error"]
     assert result.err.count("\n") == 1
 
 
-def test_inspect_without_the_engine_says_the_remedy(flexiq, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_without_the_engine_says_the_remedy(bitdial, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_extension", None)
     monkeypatch.setattr(native, "_problem", "no such module", raising=False)
-    result = flexiq("inspect", artifact, "--engine", "cpu", "--json")
+    result = bitdial("inspect", artifact, "--engine", "cpu", "--json")
     assert (
         result.code == 2 and result.json["type"] == "EngineError" and "install a C++ compiler" in result.json["error"]
     )
@@ -184,64 +184,64 @@ def test_obstacles_are_gathered_by_reason() -> None:
 
 
 @pytest.mark.parametrize("extra", [[], ["--verify"]])
-def test_inspect_finds_damage(flexiq, artifact: Path, tmp_path: Path, extra: list[str]) -> None:
+def test_inspect_finds_damage(bitdial, artifact: Path, tmp_path: Path, extra: list[str]) -> None:
     data = bytearray(artifact.read_bytes())
     data[-1000] ^= 1
-    broken = tmp_path / "broken.flexiq"
+    broken = tmp_path / "broken.bitdial"
     broken.write_bytes(data)
-    result = flexiq("inspect", broken, *extra)
+    result = bitdial("inspect", broken, *extra)
     assert result.code == 2 and "sha256" in result.err
 
 
-def test_names_of_a_file_cannot_steer_the_terminal(flexiq, artifact: Path, tmp_path: Path) -> None:
+def test_names_of_a_file_cannot_steer_the_terminal(bitdial, artifact: Path, tmp_path: Path) -> None:
     program = load_program(artifact)
     for node in program.graph.nodes:
         node.source = "\x1b[2J[red]evil[/red]\u202e"
-    evil = tmp_path / "evil.flexiq"
+    evil = tmp_path / "evil.bitdial"
     save_program(program, evil)
-    result = flexiq("inspect", evil, "--layers", "--graph")
+    result = bitdial("inspect", evil, "--layers", "--graph")
     assert result.code == 0
     assert "\x1b" not in result.out and "\u202e" not in result.out and "[red]" in result.out
 
 
-def test_compare(flexiq, artifact: Path, tmp_path: Path) -> None:
+def test_compare(bitdial, artifact: Path, tmp_path: Path) -> None:
     program = load_program(artifact)
     program.curve = [{**row, "accuracy": row["accuracy"] - 0.02} for row in program.curve[1:]]
     program.provenance["config"] = {**program.provenance["config"], "selector": "greedy"}
-    other = tmp_path / "other.flexiq"
+    other = tmp_path / "other.bitdial"
     save_program(program, other)
-    content = flexiq("compare", artifact, other, "--json").json
+    content = bitdial("compare", artifact, other, "--json").json
     assert content["same_images"] is True
     differences = [row["difference"] for row in content["rows"]]
     assert differences[0] is None and differences[1:] == pytest.approx([-0.02] * 4)
-    text = flexiq("compare", artifact, other).out
+    text = bitdial("compare", artifact, other).out
     assert "-2.00" in text and "selector" in text and "greedy" in text
     program.provenance["evaluation"] = {**program.provenance["evaluation"], "images": 77}
     save_program(program, other)
-    apart = flexiq("compare", artifact, other, "--json")
+    apart = bitdial("compare", artifact, other, "--json")
     assert apart.json["same_images"] is False and "same images" in apart.err
     assert all(row["difference"] is None for row in apart.json["rows"])
-    measured = flexiq("compare", artifact, other, "--data", "digits", "--images", "20", "--json").json
+    measured = bitdial("compare", artifact, other, "--data", "digits", "--images", "20", "--json").json
     assert [row["difference"] for row in measured["rows"]] == [0.0] * 5
 
 
-def test_report(flexiq, artifact: Path, tmp_path: Path) -> None:
+def test_report(bitdial, artifact: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    assert flexiq("report", artifact, "-o", page, "--title", "A <title>").code == 0
+    assert bitdial("report", artifact, "-o", page, "--title", "A <title>").code == 0
     text = page.read_text()
     assert "A &lt;title&gt;" in text and "naive 4-bit" in text and 'id="saturation"' not in text
     assert not re.search(r'(src|href)="https?:', text)
     with_data = ["--data", "digits", "--images", "20"]
-    result = flexiq("report", artifact, "-o", page, *with_data, "--json")
+    result = bitdial("report", artifact, "-o", page, *with_data, "--json")
     assert result.json["files"] == [str(page)] and "baselines" in result.err
     text = page.read_text()
     # Other images than the baselines were measured on: these must not stand beside the new curve.
     assert 'id="saturation"' in text and "naive 4-bit" not in text
 
 
-def test_report_replaces_only_reports(flexiq, artifact: Path, tmp_path: Path) -> None:
-    precious = tmp_path / "precious.flexiq"
+def test_report_replaces_only_reports(bitdial, artifact: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.bitdial"
     precious.write_bytes(b"model")
-    result = flexiq("report", artifact, "-o", precious)
+    result = bitdial("report", artifact, "-o", precious)
     assert result.code == 2 and precious.read_bytes() == b"model"
-    assert "--data" in flexiq("report", artifact, "-o", tmp_path / "r.html", "--images", "5").err
+    assert "--data" in bitdial("report", artifact, "-o", tmp_path / "r.html", "--images", "5").err

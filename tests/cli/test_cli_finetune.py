@@ -1,4 +1,4 @@
-"""`flexiq finetune` on the digits: end to end, interrupted, diverging, and given the wrong things."""
+"""`bitdial finetune` on the digits: end to end, interrupted, diverging, and given the wrong things."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexiq.artifact import load_program
-from flexiq.cli import finetune_options, finetune_work, main
-from flexiq.finetuning.config import FinetuneConfig
+from bitdial.artifact import load_program
+from bitdial.cli import finetune_options, finetune_work, main
+from bitdial.finetuning.config import FinetuneConfig
 
 QUICK = [
     "--epochs",
@@ -77,8 +77,8 @@ def tuned(artifact: Path, original: list[str], tmp_path_factory: pytest.TempPath
     """A finetuned model with its page and picture beside it."""
     folder = tmp_path_factory.mktemp("tuned")
     extra = ["--eval-images", "60", "--report", str(folder / "t.html"), "--plot", str(folder / "t.svg"), "--quiet"]
-    assert main(["finetune", str(artifact), *original, *QUICK, *extra, "-o", str(folder / "t.flexiq")]) == 0
-    return folder / "t.flexiq"
+    assert main(["finetune", str(artifact), *original, *QUICK, *extra, "-o", str(folder / "t.bitdial")]) == 0
+    return folder / "t.bitdial"
 
 
 def test_result_is_kept_in_the_file(tuned: Path, artifact: Path) -> None:
@@ -94,35 +94,35 @@ def test_result_is_kept_in_the_file(tuned: Path, artifact: Path) -> None:
     for name, layer in before.layers.items():  # the groups are those of the start, the weights are not
         assert np.array_equal(layer.low, program.layers[name].low)
     assert not same(tuned, artifact)
-    assert sorted(p.name for p in tuned.parent.iterdir()) == ["t.flexiq", "t.html", "t.svg"]
+    assert sorted(p.name for p in tuned.parent.iterdir()) == ["t.bitdial", "t.html", "t.svg"]
     page = (tuned.parent / "t.html").read_text()
     assert "Before and after" in page and "60 test images of digits" in page
 
 
-def test_other_commands_know_of_it(flexiq: Any, tuned: Path, tmp_path: Path) -> None:
-    shown = flexiq("inspect", tuned).out
+def test_other_commands_know_of_it(bitdial: Any, tuned: Path, tmp_path: Path) -> None:
+    shown = bitdial("inspect", tuned).out
     kept = load_program(tuned).provenance["finetuning"]["best_update"]
     assert f"finetuned: 1 epochs, dual passes, after update {kept} of 4" in shown
-    assert flexiq("report", tuned, "-o", tmp_path / "r.html").code == 0
+    assert bitdial("report", tuned, "-o", tmp_path / "r.html").code == 0
     page = (tmp_path / "r.html").read_text()
     assert "best update" in page and "standard error" not in page.partition("best update")[2][:200]
 
 
 def test_json_is_one_object_and_validation_is_apart(
-    flexiq: Any, artifact: Path, original: list[str], tmp_path: Path
+    bitdial: Any, artifact: Path, original: list[str], tmp_path: Path
 ) -> None:
-    result = flexiq("finetune", artifact, *original, *QUICK, "--no-evaluate", "-o", tmp_path / "a.flexiq", "--json")
+    result = bitdial("finetune", artifact, *original, *QUICK, "--no-evaluate", "-o", tmp_path / "a.bitdial", "--json")
     assert result.code == 0, result.err
     content = result.json
     assert content["command"] == "finetune" and content["curve"] == [] == content["before"]
     assert content["training"]["config"]["batch_size"] == 16 and content["warnings"] is not None
-    assert content["evaluation"] is None and load_program(tmp_path / "a.flexiq").curve == []
+    assert content["evaluation"] is None and load_program(tmp_path / "a.bitdial").curve == []
     assert "epoch 1/1, update 4/4" in result.err
 
 
 def test_parts_of_the_data_do_not_overlap() -> None:
-    from flexiq.errors import DataError
-    from flexiq.zoo.datasets import load_dataset
+    from bitdial.errors import DataError
+    from bitdial.zoo.datasets import load_dataset
 
     train = load_dataset("digits", "train")
     parts = finetune_work.split_train(train, 32, 3, None, None, None)
@@ -137,7 +137,7 @@ def test_parts_of_the_data_do_not_overlap() -> None:
 
 def after_update(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
     """Have `act` called in the middle of an update of the next training."""
-    from flexiq.finetuning.trainer import Trainer
+    from bitdial.finetuning.trainer import Trainer
 
     real = Trainer._one_update
 
@@ -151,10 +151,10 @@ def after_update(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[],
 
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_loses_nothing(
-    flexiq: Any, artifact: Path, original: list[str], tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    bitdial: Any, artifact: Path, original: list[str], tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     presses: int,
 ) -> None:  # fmt: skip
-    out, checkpoint = tmp_path / "a.flexiq", tmp_path / "a.flexiq.finetune.ckpt"
+    out, checkpoint = tmp_path / "a.bitdial", tmp_path / "a.bitdial.finetune.ckpt"
     command = ["finetune", artifact, *original, *QUICK, "--no-evaluate", "--checkpoint-seconds", "0", "-o", out]
 
     def press() -> None:
@@ -164,32 +164,32 @@ def test_ctrl_c_loses_nothing(
     former = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patched:
         after_update(patched, 3, press)
-        stopped = flexiq(*command)
+        stopped = bitdial(*command)
     assert stopped.code == 130 and "the same command goes on" in stopped.err and str(checkpoint) in stopped.err
     assert checkpoint.exists() and not out.exists() and signal.getsignal(signal.SIGINT) is former
-    went_on = flexiq(*command)
+    went_on = bitdial(*command)
     assert went_on.code == 0 and f"going on with the training in {checkpoint}" in went_on.err
     assert same(out, tuned) and not checkpoint.exists()
 
 
 def test_a_damaged_checkpoint_is_refused_and_can_be_left_behind(
-    flexiq: Any, artifact: Path, original: list[str], tuned: Path, tmp_path: Path
+    bitdial: Any, artifact: Path, original: list[str], tuned: Path, tmp_path: Path
 ) -> None:
-    out, checkpoint = tmp_path / "a.flexiq", tmp_path / "a.flexiq.finetune.ckpt"
+    out, checkpoint = tmp_path / "a.bitdial", tmp_path / "a.bitdial.finetune.ckpt"
     checkpoint.write_bytes(b"\x80\x04\x95 not a checkpoint")
     command = ["finetune", artifact, *original, *QUICK, "--no-evaluate", "-o", out]
-    refused = flexiq(*command, "--json")
+    refused = bitdial(*command, "--json")
     assert refused.code == 2 and refused.json["type"] == "DataError" and "delete it" in refused.json["error"]
     assert not out.exists() and checkpoint.exists()
-    assert flexiq(*command, "--no-resume", "--quiet").code == 0 and same(out, tuned) and not checkpoint.exists()
+    assert bitdial(*command, "--no-resume", "--quiet").code == 0 and same(out, tuned) and not checkpoint.exists()
 
 
 def test_divergence_is_said_and_the_best_state_written(
-    flexiq: Any, artifact: Path, original: list[str], tmp_path: Path
+    bitdial: Any, artifact: Path, original: list[str], tmp_path: Path
 ) -> None:
-    out = tmp_path / "a.flexiq"
+    out = tmp_path / "a.bitdial"
     wild = ["--learning-rate", "1e6", "--warmup", "0", "--no-evaluate"]
-    result = flexiq(
+    result = bitdial(
         "finetune", artifact, *original, *QUICK, "--epochs", "12", *wild, "-o", out, "--report", tmp_path / "r.html"
     )
     assert result.code == 0 and "training ended early: the loss" in result.err and "is kept" in result.err
@@ -199,25 +199,25 @@ def test_divergence_is_said_and_the_best_state_written(
 
 
 def test_without_a_start_the_network_is_quantized_first_and_once(
-    flexiq: Any, original: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bitdial: Any, original: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "a.flexiq"
+    out = tmp_path / "a.bitdial"
     few = ["--selector", "greedy", "--search-images", "8", "--images", "16", "--ratios", "0,100", "--seed", "2"]
     command = ["finetune", *original, *QUICK, *few, "--no-evaluate", "-o", out]
     with monkeypatch.context() as patched:
         after_update(patched, 2, lambda: signal.raise_signal(signal.SIGINT))
-        assert flexiq(*command).code == 130
+        assert bitdial(*command).code == 130
     assert {p.suffix for p in tmp_path.iterdir()} == {".ckpt", ".start"}
-    result = flexiq(*command)
+    result = bitdial(*command)
     assert result.code == 0 and "going on with the quantized model" in result.err
     program = load_program(out)
     assert program.ratios == [0.0, 1.0] and program.provenance["source"]["model"] == "zoo:digits"
     assert program.provenance["config"]["seed"] == program.provenance["finetuning"]["config"]["seed"] == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["a.flexiq"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bitdial"]
 
 
 def write_npz(path: Path, classes: list[str]) -> Path:
-    from flexiq.zoo.datasets import load_dataset
+    from bitdial.zoo.datasets import load_dataset
 
     part = load_dataset("digits", "train")
     kept = np.flatnonzero(part.labels < len(classes))
@@ -255,10 +255,10 @@ def write_npz(path: Path, classes: list[str]) -> Path:
     ],
 )
 def test_wrong_input_is_refused_with_the_remedy(
-    flexiq: Any, artifact: Path, original: list[str], weights: Path, tuned: Path, tmp_path: Path, case: str, kind: str,
+    bitdial: Any, artifact: Path, original: list[str], weights: Path, tuned: Path, tmp_path: Path, case: str, kind: str,
     told: str,
 ) -> None:  # fmt: skip
-    start, out, given, extra = [artifact], tmp_path / "a.flexiq", list(original), [*QUICK]
+    start, out, given, extra = [artifact], tmp_path / "a.bitdial", list(original), [*QUICK]
     if case == "no model":
         given = given[4:]
     elif case == "no weights":
@@ -272,12 +272,12 @@ def test_wrong_input_is_refused_with_the_remedy(
     elif case == "existing output":
         out.write_text("precious")
     elif case == "output is the start":
-        out = tmp_path / "start.flexiq"
+        out = tmp_path / "start.bitdial"
         shutil.copy(artifact, out)
         start = [out]
         extra += ["--force"]
     elif case == "no folder":
-        out = tmp_path / "absent" / "a.flexiq"
+        out = tmp_path / "absent" / "a.bitdial"
     elif case == "report":
         extra += ["--report", str(tmp_path / "absent" / "r.html")]
     elif case == "plot":
@@ -307,7 +307,7 @@ def test_wrong_input_is_refused_with_the_remedy(
         given[1] = "zoo:digits_wide"
         from safetensors.torch import save_file
 
-        from flexiq.zoo.registry import build_model
+        from bitdial.zoo.registry import build_model
 
         save_file(build_model("zoo:digits_wide").state_dict(), tmp_path / "wide.safetensors")
         given[3] = str(tmp_path / "wide.safetensors")
@@ -320,15 +320,15 @@ def test_wrong_input_is_refused_with_the_remedy(
     elif case == "fewer classes":
         given[5] = str(write_npz(tmp_path / "fewer.npz", ["five", "kinds", "of", "digits", "only"]))
     before = sorted(p.name for p in tmp_path.iterdir())
-    result = flexiq("finetune", *start, *given, *extra, "-o", out, "--json")
+    result = bitdial("finetune", *start, *given, *extra, "-o", out, "--json")
     assert result.code == 2, result.err
     assert result.json["type"] == kind and told in result.json["error"]
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     assert case != "existing output" or out.read_text() == "precious"
 
 
-def test_every_setting_has_an_option_that_states_its_default(flexiq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flexiq.cli.finetune import finetune
+def test_every_setting_has_an_option_that_states_its_default(bitdial: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitdial.cli.finetune import finetune
 
     annotations = finetune.__annotations__
     for name, field in FinetuneConfig.model_fields.items():
@@ -338,4 +338,4 @@ def test_every_setting_has_an_option_that_states_its_default(flexiq: Any, monkey
         stated = "no" if default is False else f"{default:g}" if isinstance(default, float) else str(default)
         assert f"Default: {stated}" in option.help, name
         assert str((option.default, *option.param_decls)[0]).startswith(f"--{name.replace('_', '-')}")
-    assert flexiq("finetune", "--help").out.count("flexiq finetune resnet20.flexiq") == 2
+    assert bitdial("finetune", "--help").out.count("bitdial finetune resnet20.bitdial") == 2

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flexiq import __version__
-from flexiq.engines.cpu import native
+from bitdial import __version__
+from bitdial.engines.cpu import native
 
 COMMANDS = ("quantize", "finetune", "evaluate", "inspect", "compare", "report", "benchmark", "doctor")
 # Makes `import torch` and `find_spec("torch")` behave as where torch is not installed.
@@ -18,7 +18,7 @@ find = importlib.machinery.PathFinder.find_spec
 def hidden(name, *rest, **more):
     return None if name.partition(".")[0] in ("torch", "torchvision", "timm") else find(name, *rest, **more)
 importlib.machinery.PathFinder.find_spec = hidden
-from flexiq.cli import main
+from bitdial.cli import main
 code = main(sys.argv[1:])
 assert "torch" not in sys.modules
 sys.exit(code)
@@ -32,7 +32,7 @@ def without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from flexiq.cli import main; main(['--help']); "
+        "import sys; from bitdial.cli import main; main(['--help']); "
         "heavy = {'torch', 'numpy', 'pydantic', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -41,55 +41,55 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_examples_and_json(flexiq, command: str) -> None:
-    result = flexiq(command, "--help")
+def test_every_command_has_examples_and_json(bitdial, command: str) -> None:
+    result = bitdial(command, "--help")
     assert result.code == 0
-    assert "Examples:" in result.out and f"flexiq {command}" in result.out and "--json" in result.out
+    assert "Examples:" in result.out and f"bitdial {command}" in result.out and "--json" in result.out
 
 
-def test_version_and_bare_call(flexiq) -> None:
-    assert flexiq("--version").out == f"flexiq {__version__}\n"
-    bare = flexiq()
+def test_version_and_bare_call(bitdial) -> None:
+    assert bitdial("--version").out == f"bitdial {__version__}\n"
+    bare = bitdial()
     assert bare.code == 0 and "Usage" in bare.out
 
 
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["evaluate", "x.flexiq", "--bogus"], "--bogus"),
-        (["evaluate"], "MODEL.flexiq"),
+        (["evaluate", "x.bitdial", "--bogus"], "--bogus"),
+        (["evaluate"], "MODEL.bitdial"),
         (["nothing"], "nothing"),
         (["quantize", "--model", "zoo:digits"], "output"),
-        (["evaluate", "x.flexiq", "--batch-size", "0"], "batch-size"),
+        (["evaluate", "x.bitdial", "--batch-size", "0"], "batch-size"),
     ],
 )
-def test_wrong_arguments_are_one_line(flexiq, arguments: list[str], told: str) -> None:
-    result = flexiq(*arguments)
+def test_wrong_arguments_are_one_line(bitdial, arguments: list[str], told: str) -> None:
+    result = bitdial(*arguments)
     assert result.code == 2 and result.out == ""
     assert result.err.startswith("error: ") and result.err.count("\n") == 1 and told in result.err
-    with_json = flexiq(*arguments, "--json")
+    with_json = bitdial(*arguments, "--json")
     assert with_json.code == 2 and with_json.json["type"] == "UsageError" and told in with_json.json["error"]
 
 
-def test_own_errors_are_one_line_and_debug_shows_where(flexiq, tmp_path: Path) -> None:
-    result = flexiq("inspect", tmp_path / "absent.flexiq")
-    assert result.code == 2 and result.out == "" and result.err.count("\n") == 1 and "absent.flexiq" in result.err
-    as_json = flexiq("inspect", tmp_path / "absent.flexiq", "--json")
+def test_own_errors_are_one_line_and_debug_shows_where(bitdial, tmp_path: Path) -> None:
+    result = bitdial("inspect", tmp_path / "absent.bitdial")
+    assert result.code == 2 and result.out == "" and result.err.count("\n") == 1 and "absent.bitdial" in result.err
+    as_json = bitdial("inspect", tmp_path / "absent.bitdial", "--json")
     assert as_json.json["type"] == "ArtifactError"
-    assert "Traceback" in flexiq("inspect", tmp_path / "absent.flexiq", "--debug").err
+    assert "Traceback" in bitdial("inspect", tmp_path / "absent.bitdial", "--debug").err
 
 
-def test_bugs_show_their_traceback(flexiq, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bugs_show_their_traceback(bitdial, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError("of no use")
 
-    monkeypatch.setattr("flexiq.cli.doctor.examine", broken)
-    result = flexiq("doctor")
+    monkeypatch.setattr("bitdial.cli.doctor.examine", broken)
+    result = bitdial("doctor")
     assert result.code == 1 and "Traceback" in result.err and "unexpected ZeroDivisionError: of no use" in result.err
 
 
-def test_doctor(flexiq) -> None:
-    found = flexiq("doctor", "--json")
+def test_doctor(bitdial) -> None:
+    found = bitdial("doctor", "--json")
     assert found.code == 0
     content = found.json
     import torch
@@ -99,46 +99,46 @@ def test_doctor(flexiq) -> None:
     assert content["missing_required"] == []
     assert content["cpu"]["usable_cores"] >= 1 and content["cpu"]["model"]
     assert isinstance(content["torch"]["int8_convolutions"], bool)
-    text = flexiq("doctor").out
+    text = bitdial("doctor").out
     assert "nothing required is missing" in text and content["cpu"]["model"] in text
 
 
 @pytest.mark.skipif(bool(native.missing()), reason=f"NO CPU ENGINE: {native.missing()}")
-def test_doctor_says_what_the_cpu_engine_uses(flexiq, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FLEXIQ_CPU_ISA", raising=False)
+def test_doctor_says_what_the_cpu_engine_uses(bitdial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITDIAL_CPU_ISA", raising=False)
     known = native.isas()
-    engine = flexiq("doctor", "--json").json["cpu_engine"]
+    engine = bitdial("doctor", "--json").json["cpu_engine"]
     assert engine["instruction_sets"] == known and engine["chosen"] == known[0] and engine["forced_by"] is None
     assert engine["missing"] == "" and engine["built_from"] == __version__
-    text = flexiq("doctor").out
+    text = bitdial("doctor").out
     assert f"uses {known[0]} (the best that runs here)" in text and ", ".join(known) in text
-    monkeypatch.setenv("FLEXIQ_CPU_ISA", "portable")
-    assert flexiq("doctor", "--json").json["cpu_engine"]["chosen"] == "portable"
-    assert "uses portable (FLEXIQ_CPU_ISA=portable)" in flexiq("doctor").out
-    monkeypatch.setenv("FLEXIQ_CPU_ISA", "mmx")
-    wrong = flexiq("doctor", "--json")
+    monkeypatch.setenv("BITDIAL_CPU_ISA", "portable")
+    assert bitdial("doctor", "--json").json["cpu_engine"]["chosen"] == "portable"
+    assert "uses portable (BITDIAL_CPU_ISA=portable)" in bitdial("doctor").out
+    monkeypatch.setenv("BITDIAL_CPU_ISA", "mmx")
+    wrong = bitdial("doctor", "--json")
     assert wrong.code == 0 and wrong.json["cpu_engine"]["chosen"] is None
-    assert "'mmx' (from FLEXIQ_CPU_ISA)" in wrong.json["cpu_engine"]["problem"]
-    assert "or unset it" in flexiq("doctor").out
+    assert "'mmx' (from BITDIAL_CPU_ISA)" in wrong.json["cpu_engine"]["problem"]
+    assert "or unset it" in bitdial("doctor").out
 
 
-def test_doctor_without_the_cpu_engine_says_the_remedy(flexiq, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_without_the_cpu_engine_says_the_remedy(bitdial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_extension", None)
     monkeypatch.setattr(native, "_problem", "no such module", raising=False)
-    found = flexiq("doctor", "--json")
+    found = bitdial("doctor", "--json")
     assert found.code == 0  # it is an engine among several
     engine = found.json["cpu_engine"]
     assert "no such module" in engine["missing"] and found.json["engines"]["cpu"] == engine["missing"]
     assert engine["instruction_sets"] == [] and engine["chosen"] is None and engine["built_from"] is None
-    text = flexiq("doctor").out
+    text = bitdial("doctor").out
     assert "install a C++ compiler" in text and "--no-cache-dir" in text
 
 
-def test_doctor_tells_what_required_is_missing(flexiq, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexiq.cli.doctor.REQUIRED", ("numpy", "no_such_package_of_flexiq"))
-    result = flexiq("doctor", "--json")
+def test_doctor_tells_what_required_is_missing(bitdial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitdial.cli.doctor.REQUIRED", ("numpy", "no_such_package_of_bitdial"))
+    result = bitdial("doctor", "--json")
     assert result.code == 1
-    assert result.json["missing_required"] == ["no_such_package_of_flexiq: pip install no_such_package_of_flexiq"]
+    assert result.json["missing_required"] == ["no_such_package_of_bitdial: pip install no_such_package_of_bitdial"]
 
 
 def test_doctor_without_torch() -> None:
@@ -164,6 +164,6 @@ def test_files_are_inspected_compared_and_reported_without_torch(artifact: Path,
 
 
 def test_a_closed_pipe_is_no_traceback(artifact: Path) -> None:
-    line = f'"{sys.executable}" -m flexiq.cli inspect "{artifact}" --graph --layers | head -c 10'
+    line = f'"{sys.executable}" -m bitdial.cli inspect "{artifact}" --graph --layers | head -c 10'
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
     assert len(done.stdout) == 10 and "Traceback" not in done.stderr

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.cli.options import parse_band, parse_numbers, parse_ratios, parse_share, parse_size
-from flexiq.cli.terminal import duration, percent, plain, safe, size_name
-from flexiq.errors import ConfigError
+from bitdial.cli.options import parse_band, parse_numbers, parse_ratios, parse_share, parse_size
+from bitdial.cli.terminal import duration, percent, plain, safe, size_name
+from bitdial.errors import ConfigError
 
 
 @given(st.floats(0.0, 1.0))
@@ -84,8 +84,8 @@ def test_words() -> None:
 def test_defaults_of_quantize_are_those_of_the_config() -> None:
     import inspect
 
-    from flexiq.cli.quantize import quantize
-    from flexiq.quantization.config import QuantizeConfig
+    from bitdial.cli.quantize import quantize
+    from bitdial.quantization.config import QuantizeConfig
 
     parameters = inspect.signature(quantize).parameters
     shared = {name: p.default for name, p in parameters.items() if name in QuantizeConfig.model_fields}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flexiq.artifact import load_program
-from flexiq.cli.terminal import Terminal
+from bitdial.artifact import load_program
+from bitdial.cli.terminal import Terminal
 
 GREEDY = ["--selector", "greedy", "--no-evaluate"]
 
@@ -24,9 +24,9 @@ def test_result_is_kept_in_the_file(artifact: Path) -> None:
     assert not list(artifact.parent.glob("*.search.json"))
 
 
-def test_json_is_one_object_and_shares_are_those_of_the_file(flexiq, settings: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "a.flexiq"
-    result = flexiq("quantize", *settings, *GREEDY, "--ratios", "0.5,100", "-o", out, "--json")
+def test_json_is_one_object_and_shares_are_those_of_the_file(bitdial, settings: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "a.bitdial"
+    result = bitdial("quantize", *settings, *GREEDY, "--ratios", "0.5,100", "-o", out, "--json")
     assert result.code == 0
     content = result.json
     program = load_program(out)
@@ -35,12 +35,12 @@ def test_json_is_one_object_and_shares_are_those_of_the_file(flexiq, settings: l
     assert content["low_share"]["50 %"] == pytest.approx(program.low_share(1))
 
 
-def test_options_reach_the_program(flexiq, settings: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "a.flexiq"
+def test_options_reach_the_program(bitdial, settings: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "a.bitdial"
     options = ["--group-size", "32", "--low-bits", "5", "--low-bits-weights", "3", "--extraction", "dynamic"]
     patterns = ["--keep-8bit", "block1*", "--ignored", "block2.projection*", "--weight-granularity", "group"]
     chosen = [*GREEDY, *options, *patterns, "--independent", "--seed", "3"]
-    result = flexiq("quantize", *settings, *chosen, "-o", out, "--json")
+    result = bitdial("quantize", *settings, *chosen, "-o", out, "--json")
     assert result.code == 0, result.err
     program = load_program(out)
     config = program.provenance["config"]
@@ -59,16 +59,16 @@ def test_options_reach_the_program(flexiq, settings: list[str], tmp_path: Path) 
     assert result.json["low_share"]["100 %"] == pytest.approx(expected)
 
 
-def test_band(flexiq, settings: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "a.flexiq"
-    assert flexiq("quantize", *settings, *GREEDY, "--band", "100..100", "-o", out).code == 0
+def test_band(bitdial, settings: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "a.bitdial"
+    assert bitdial("quantize", *settings, *GREEDY, "--band", "100..100", "-o", out).code == 0
     program = load_program(out)
     assert program.ratios == [1.0]
-    assert flexiq("inspect", out, "--json").json["file"]["packed_layers"] == 7
-    full = tmp_path / "b.flexiq"
-    assert flexiq("quantize", *settings, *GREEDY, "-o", full).code == 0
+    assert bitdial("inspect", out, "--json").json["file"]["packed_layers"] == 7
+    full = tmp_path / "b.bitdial"
+    assert bitdial("quantize", *settings, *GREEDY, "-o", full).code == 0
     assert out.stat().st_size < 0.65 * full.stat().st_size
-    measured = flexiq("evaluate", out, "--data", "digits", "--images", "20", "--json").json
+    measured = bitdial("evaluate", out, "--data", "digits", "--images", "20", "--json").json
     assert measured["agreement_against"] == 1.0 and [row["ratio"] for row in measured["curve"]] == [1.0]
 
 
@@ -86,34 +86,34 @@ def test_band(flexiq, settings: list[str], tmp_path: Path) -> None:
         (["--data", "digits", "--images", "5000"], "DataError", "5000"),
     ],
 )
-def test_bad_settings_are_found_before_the_work(flexiq, tmp_path: Path, extra: list[str], kind: str, told: str) -> None:
-    out = tmp_path / "a.flexiq"
-    result = flexiq("quantize", "--model", "zoo:digits", "-o", out, *extra, "--json")
+def test_bad_settings_are_found_before_the_work(bitdial, tmp_path: Path, extra: list[str], kind: str, told: str) -> None:
+    out = tmp_path / "a.bitdial"
+    result = bitdial("quantize", "--model", "zoo:digits", "-o", out, *extra, "--json")
     assert result.code == 2
     assert result.json["type"] == kind and told in result.json["error"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_output_is_not_replaced_without_force(flexiq, settings: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "a.flexiq"
+def test_output_is_not_replaced_without_force(bitdial, settings: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "a.bitdial"
     out.write_text("precious")
-    refused = flexiq("quantize", *settings, *GREEDY, "-o", out)
+    refused = bitdial("quantize", *settings, *GREEDY, "-o", out)
     assert refused.code == 2 and "--force" in refused.err and out.read_text() == "precious"
-    assert flexiq("quantize", *settings, *GREEDY, "-o", out, "--force").code == 0
+    assert bitdial("quantize", *settings, *GREEDY, "-o", out, "--force").code == 0
     assert len(load_program(out).layers) == 9
 
 
-def test_output_places_that_cannot_be_written(flexiq, settings: list[str], tmp_path: Path) -> None:
-    assert "folder" in flexiq("quantize", *settings, "-o", tmp_path).err
-    assert "does not exist" in flexiq("quantize", *settings, "-o", tmp_path / "sub" / "a.flexiq").err
+def test_output_places_that_cannot_be_written(bitdial, settings: list[str], tmp_path: Path) -> None:
+    assert "folder" in bitdial("quantize", *settings, "-o", tmp_path).err
+    assert "does not exist" in bitdial("quantize", *settings, "-o", tmp_path / "sub" / "a.bitdial").err
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     if not os.access(locked, os.W_OK):  # root may write anywhere
-        assert "cannot write" in flexiq("quantize", *settings, "-o", locked / "a.flexiq").err
+        assert "cannot write" in bitdial("quantize", *settings, "-o", locked / "a.bitdial").err
 
 
 def test_an_interrupted_search_goes_on(
-    flexiq, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bitdial, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = ["--no-evaluate", "--population", "4", "--generations", "3", "--search-images", "16"]
 
@@ -131,44 +131,44 @@ def test_an_interrupted_search_goes_on(
             yield report
 
         monkeypatch.setattr(Terminal, "progress", progress)
-        result = flexiq("quantize", *settings, *search, "-o", tmp_path / name)
+        result = bitdial("quantize", *settings, *search, "-o", tmp_path / name)
         return result.code, result.err, seen
 
-    code, told, _ = run("a.flexiq", 0.6)
-    checkpoint = tmp_path / "a.flexiq.search.json"
-    assert code == 130 and checkpoint.exists() and not (tmp_path / "a.flexiq").exists()
+    code, told, _ = run("a.bitdial", 0.6)
+    checkpoint = tmp_path / "a.bitdial.search.json"
+    assert code == 130 and checkpoint.exists() and not (tmp_path / "a.bitdial").exists()
     assert str(checkpoint) in told and "--no-resume" in told
-    code, told, resumed = run("a.flexiq", 2.0)
+    code, told, resumed = run("a.bitdial", 2.0)
     assert code == 0 and not checkpoint.exists() and "going on" in told
-    code, _, whole = run("b.flexiq", 2.0)
+    code, _, whole = run("b.bitdial", 2.0)
     assert code == 0 and len(resumed) < len(whole)
-    a, b = load_program(tmp_path / "a.flexiq"), load_program(tmp_path / "b.flexiq")
+    a, b = load_program(tmp_path / "a.bitdial"), load_program(tmp_path / "b.bitdial")
     for name in a.layers:
         assert (a.layers[name].low == b.layers[name].low).all()
         assert (a.layers[name].bias == b.layers[name].bias).all()
 
 
 def test_a_stop_before_the_search_keeps_nothing(
-    flexiq, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bitdial, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flexiq.api.quantize", stopped)
-    result = flexiq("quantize", *settings, "-o", tmp_path / "a.flexiq", "--json")
+    monkeypatch.setattr("bitdial.api.quantize", stopped)
+    result = bitdial("quantize", *settings, "-o", tmp_path / "a.bitdial", "--json")
     assert result.code == 130 and "nothing was written" in result.err
     assert result.json["type"] == "KeyboardInterrupt" and list(tmp_path.iterdir()) == []
 
 
-def test_what_the_users_code_prints_stays_out_of_the_json(flexiq, weights: Path, tmp_path: Path) -> None:
+def test_what_the_users_code_prints_stays_out_of_the_json(bitdial, weights: Path, tmp_path: Path) -> None:
     source = tmp_path / "mine.py"
     source.write_text(
-        "from flexiq.zoo.digits_net import DigitsNet\nprint('chatter of the user')\n\n\n"
+        "from bitdial.zoo.digits_net import DigitsNet\nprint('chatter of the user')\n\n\n"
         "def build():\n    print('more')\n    return DigitsNet()\n"
     )
-    out = tmp_path / "a.flexiq"
+    out = tmp_path / "a.bitdial"
     model = ["--model", f"{source}:build", "--weights", weights, "--data", "digits", "--images", "16"]
-    result = flexiq("quantize", *model, *GREEDY, "-o", out, "--json")
+    result = bitdial("quantize", *model, *GREEDY, "-o", out, "--json")
     assert result.code == 0 and result.json["command"] == "quantize"
     assert "chatter of the user" in result.err
     assert load_program(out).provenance["source"]["model"] == "mine.py:build"

@@ -1,4 +1,4 @@
-"""`flexiq quantize --smooth`: the strength reaches the configuration, and a bad one is refused before any work."""
+"""`bitdial quantize --smooth`: the strength reaches the configuration, and a bad one is refused before any work."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from flexiq.errors import ConfigError
+from bitdial.errors import ConfigError
 
 COMMAND = ("quantize", "--model", "zoo:digits", "--data", "digits", "--images", "8", "--no-evaluate")
 
 
 @pytest.mark.parametrize(("options", "strength"), [(("--smooth", "0.7"), 0.7), ((), None)])
 def test_the_strength_reaches_the_configuration(
-    flexiq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], strength: float | None
+    bitdial: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], strength: float | None
 ) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     seen: list[float | None] = []
@@ -23,11 +23,11 @@ def test_the_strength_reaches_the_configuration(
         seen.append(config.smooth)
         raise ConfigError("far enough for this test")
 
-    monkeypatch.setattr("flexiq.api.quantize", stop)
-    result = flexiq(*COMMAND, *options, "-o", tmp_path / "a.flexiq")
+    monkeypatch.setattr("bitdial.api.quantize", stop)
+    result = bitdial(*COMMAND, *options, "-o", tmp_path / "a.bitdial")
     assert result.code != 0 and "far enough" in result.err and seen == [strength]
 
 
-def test_a_strength_above_one_is_refused(flexiq: Any, tmp_path: Path) -> None:
-    result = flexiq(*COMMAND, "--smooth", "1.5", "-o", tmp_path / "a.flexiq")
+def test_a_strength_above_one_is_refused(bitdial: Any, tmp_path: Path) -> None:
+    result = bitdial(*COMMAND, "--smooth", "1.5", "-o", tmp_path / "a.bitdial")
     assert result.code == 2 and "smooth" in result.err and not list(tmp_path.iterdir())

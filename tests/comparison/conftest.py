@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from flexiq.comparison import Ground
-from flexiq.pipeline import Prepared, prepare
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.zoo.digits_data import load_digits_split
-from flexiq.zoo.digits_net import digits
+from bitdial.comparison import Ground
+from bitdial.pipeline import Prepared, prepare
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.zoo.digits_data import load_digits_split
+from bitdial.zoo.digits_net import digits
 
 QUICK = QuantizeConfig(selector="greedy", calibration_images=16, search_images=8, batch_size=8, group_size=16)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.comparison.budget import low_share, lower_at_least_cost, lower_in_order
-from flexiq.errors import ConfigError, SelectionError
+from bitdial.comparison.budget import low_share, lower_at_least_cost, lower_in_order
+from bitdial.errors import ConfigError, SelectionError
 
 MACS = st.lists(st.integers(1, 40).map(lambda m: 12 * m), min_size=1, max_size=8)
 

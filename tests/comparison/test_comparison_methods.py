@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from flexiq.artifact import load_program, save_program
-from flexiq.comparison import METHODS, Ground, Settings, average_bits, build, build_all, get_method
-from flexiq.comparison.methods import Method, register
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import CalibrationError, ConfigError, SelectionError
-from flexiq.pipeline import Prepared
-from flexiq.quantization.config import QuantizeConfig
+from bitdial.artifact import load_program, save_program
+from bitdial.comparison import METHODS, Ground, Settings, average_bits, build, build_all, get_method
+from bitdial.comparison.methods import Method, register
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import CalibrationError, ConfigError, SelectionError
+from bitdial.pipeline import Prepared
+from bitdial.quantization.config import QuantizeConfig
 
 PLAIN = [name for name, method in METHODS.items() if not method.trains and name != "ptmq"]
 LAYERWISE = ("sqnr", "hawq", "csmpq")
@@ -34,11 +34,11 @@ def test_budgets_are_met_and_programs_are_ordinary(name: str, ground: Ground, tm
         index = point.program.ratios.index(point.ratio)
         assert point.reached == average_bits(point.program, index)
         assert abs(point.reached - point.asked) <= half_a_group + 1e-9
-        save_program(point.program, tmp_path / "m.flexiq")
+        save_program(point.program, tmp_path / "m.bitdial")
         y = ReferenceEngine(point.program).run(x, point.ratio)
-        assert torch.equal(y, ReferenceEngine(load_program(tmp_path / "m.flexiq")).run(x, point.ratio))
+        assert torch.equal(y, ReferenceEngine(load_program(tmp_path / "m.bitdial")).run(x, point.ratio))
     assert built.seconds > 0 and built.switching.bytes > 0 and built.at(4).asked == 4
-    assert built.switching.in_time == (name in ("flexiq", "naive"))
+    assert built.switching.in_time == (name in ("bitdial", "naive"))
     with pytest.raises(ConfigError, match=r"not built at an average of 7\.5"):
         built.at(7.5)
 
@@ -84,7 +84,7 @@ def test_sensitive_layers_keep_8_bits_longest(ground: Ground) -> None:
 
 
 def test_unknown_methods_averages_and_settings_are_refused(ground: Ground, prepared: Prepared) -> None:
-    with pytest.raises(ConfigError, match=r"no method 'nothing' to compare with; there are flexiq, uniform"):
+    with pytest.raises(ConfigError, match=r"no method 'nothing' to compare with; there are bitdial, uniform"):
         build("nothing", prepared, ground.config, 5.0)
     with pytest.raises(ConfigError, match=r"'uniform' cannot make an average of \[5\.5\]"):
         build("uniform", prepared, ground.config, 5.5)

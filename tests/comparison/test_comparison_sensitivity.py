@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flexiq.comparison import Ground
-from flexiq.comparison.hessian import hutchinson, layer_traces
-from flexiq.comparison.separability import class_means, layer_separability, tf_idf_score
-from flexiq.comparison.sqnr import decibels
-from flexiq.errors import CalibrationError
-from flexiq.graph.capture import capture
-from flexiq.graph.passes import optimize
+from bitdial.comparison import Ground
+from bitdial.comparison.hessian import hutchinson, layer_traces
+from bitdial.comparison.separability import class_means, layer_separability, tf_idf_score
+from bitdial.comparison.sqnr import decibels
+from bitdial.errors import CalibrationError
+from bitdial.graph.capture import capture
+from bitdial.graph.passes import optimize
 
 
 def test_traces_of_a_quadratic_are_exact_where_it_is_diagonal() -> None:

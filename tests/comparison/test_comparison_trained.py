@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flexiq.comparison import Ground, Settings, Training, build_all
-from flexiq.comparison.any_precision import soft_cross_entropy
-from flexiq.comparison.kurtosis import kurtosis, kurtosis_penalty
-from flexiq.comparison.ptmq import blocks_of, group_loss, reconstruct
-from flexiq.comparison.training import train_float
-from flexiq.comparison.widths import SharedWidths
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import ConfigError, DataError
-from flexiq.finetuning.config import FinetuneConfig
-from flexiq.finetuning.data import SampledBatches
-from flexiq.graph.capture import capture
-from flexiq.graph.passes import optimize
-from flexiq.pipeline import Prepared, prepare
-from flexiq.quantization.config import QuantizeConfig
+from bitdial.comparison import Ground, Settings, Training, build_all
+from bitdial.comparison.any_precision import soft_cross_entropy
+from bitdial.comparison.kurtosis import kurtosis, kurtosis_penalty
+from bitdial.comparison.ptmq import blocks_of, group_loss, reconstruct
+from bitdial.comparison.training import train_float
+from bitdial.comparison.widths import SharedWidths
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import ConfigError, DataError
+from bitdial.finetuning.config import FinetuneConfig
+from bitdial.finetuning.data import SampledBatches
+from bitdial.graph.capture import capture
+from bitdial.graph.passes import optimize
+from bitdial.pipeline import Prepared, prepare
+from bitdial.quantization.config import QuantizeConfig
 
 FINETUNE = FinetuneConfig(epochs=1, batch_size=16, precision="float32", device="cpu", rederivations=0)
 
@@ -148,7 +148,7 @@ def test_soft_cross_entropy_is_least_at_the_teacher() -> None:
     assert all(float(soft_cross_entropy(teacher + d, teacher)) > at for d in (torch.randn(1, 3), torch.eye(3)[:1]))
 
 
-@pytest.mark.parametrize("name", ["robust", "any_precision", "flexiq_finetuned", "ptmq"])
+@pytest.mark.parametrize("name", ["robust", "any_precision", "bitdial_finetuned", "ptmq"])
 def test_every_method_trains_for_a_moment(name: str, prepared: Prepared, ground: Ground, training: Training) -> None:
     own = Ground(prepared, ground.config, training=training)
     built = build_all(name, own, (4, 8), Settings(iterations=2, reconstruction_batch=8))

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexiq.artifact import load_program, save_program
-from flexiq.comparison import Ground, average_bits
-from flexiq.comparison.uniform import (
+from bitdial.artifact import load_program, save_program
+from bitdial.comparison import Ground, average_bits
+from bitdial.comparison.uniform import (
     compensated_rounding,
     least_squares_top,
     least_squares_weight_scale,
     uniform_program,
 )
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import ConfigError
-from flexiq.graph.interpreter import constant_tensors, evaluate_node
-from flexiq.quantization.calibration import TensorStatistics
-from flexiq.quantization.program import Program
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import ConfigError
+from bitdial.graph.interpreter import constant_tensors, evaluate_node
+from bitdial.quantization.calibration import TensorStatistics
+from bitdial.quantization.program import Program
 
 
 def fake(x: Tensor, scale: float | Tensor, low: int, high: int) -> Tensor:
@@ -112,8 +112,8 @@ def test_a_layer_in_part_lies_between_and_survives_a_file(ground: Ground, tmp_pa
     for label, mask in (("half", half), ("full", full)):
         program = uniform_program(ground.prepared, ground.config, {name: mask}, 4)
         assert 4.0 < average_bits(program) < 8.0
-        save_program(program, tmp_path / "x.flexiq")
-        again = load_program(tmp_path / "x.flexiq")
+        save_program(program, tmp_path / "x.bitdial")
+        again = load_program(tmp_path / "x.bitdial")
         y = ReferenceEngine(program).run(x)
         assert torch.equal(y, ReferenceEngine(again).run(x))
         errors[label] = float((y - eight).pow(2).mean())

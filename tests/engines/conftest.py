@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexiq.graph.ir import BatchDim, Graph, Node, TensorType
-from flexiq.quantization.effective_bits import naive_shift
-from flexiq.quantization.program import BLOCK_ROWS, Program, QParams, QuantizedLayer
+from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
+from bitdial.quantization.effective_bits import naive_shift
+from bitdial.quantization.program import BLOCK_ROWS, Program, QParams, QuantizedLayer
 
 RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.engines.reference import arithmetic
-from flexiq.engines.reference.executor import Executor
-from flexiq.quantization.program import Program
+from bitdial.engines.reference import arithmetic
+from bitdial.engines.reference.executor import Executor
+from bitdial.quantization.program import Program
 
 SEEDS = st.integers(0, 2**32 - 1)
 EXTRACTION = st.sampled_from(["static", "dynamic", "naive"])
@@ -188,7 +188,7 @@ def test_exact_beyond_float32_convolution(oracle: ModuleType, make_layer_program
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_exact_without_onednn() -> None:
     """torch then takes NNPACK's Winograd for large batches of 3x3 convolutions, whose float32 sums are not exact."""
-    from flexiq.graph.ir import Node
+    from bitdial.graph.ir import Node
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (16, 56, 14, 14), generator=generator).float()
@@ -203,7 +203,7 @@ def test_exact_without_onednn() -> None:
 @pytest.mark.parametrize("bound", [100, arithmetic.EXACT_FLOAT32, 4 * arithmetic.EXACT_FLOAT32, 2**31])
 def test_each_way_of_accumulating_is_exact(bound: int) -> None:
     """The split into nibbles and float64 give what float32 gives where that is exact."""
-    from flexiq.graph.ir import Node
+    from bitdial.graph.ir import Node
 
     rng = np.random.default_rng(5)
     node = Node("l", "linear", ["x"])
@@ -218,7 +218,7 @@ def test_each_way_of_accumulating_is_exact(bound: int) -> None:
 @settings(max_examples=25)
 @given(seed=SEEDS, transpose=st.booleans(), signed=st.tuples(st.booleans(), st.booleans()))
 def test_matmul_of_activations(seed: int, transpose: bool, signed: tuple[bool, bool]) -> None:
-    from flexiq.graph.ir import Node
+    from bitdial.graph.ir import Node
 
     rng = np.random.default_rng(seed)
     m, k, n = (int(v) for v in rng.integers(1, 9, 3))

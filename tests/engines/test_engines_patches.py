@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.engines.reference.patches import IMAGES_PER_BATCH, patch_rows
-from flexiq.graph.ir import Node
+from bitdial.engines.reference.patches import IMAGES_PER_BATCH, patch_rows
+from bitdial.graph.ir import Node
 
 PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
 

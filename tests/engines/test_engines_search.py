@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexiq import QuantizeConfig
-from flexiq.engines.reference.executor import Executor
-from flexiq.engines.reference.fast_conv import int8_convolutions
-from flexiq.engines.reference.search import CHUNK, CandidateEvaluator, soft_labels
-from flexiq.pipeline import Prepared, eight_bit_program, low_tables, prepare
-from flexiq.quantization.program import Program
+from bitdial import QuantizeConfig
+from bitdial.engines.reference.executor import Executor
+from bitdial.engines.reference.fast_conv import int8_convolutions
+from bitdial.engines.reference.search import CHUNK, CandidateEvaluator, soft_labels
+from bitdial.pipeline import Prepared, eight_bit_program, low_tables, prepare
+from bitdial.quantization.program import Program
 
 Made = tuple[Program, list[str], list[Tensor], dict[str, np.ndarray]]
 IMAGES = CHUNK + 6  # more than one chunk
@@ -199,8 +199,8 @@ def test_token_ids_survive_the_cache() -> None:
 def test_eight_bit_convolutions_are_used_only_where_they_are_exact() -> None:
     assert int8_convolutions() in (True, False)
     if int8_convolutions():
-        from flexiq.engines.reference.fast_conv import _int8_conv
-        from flexiq.graph.ir import Node
+        from bitdial.engines.reference.fast_conv import _int8_conv
+        from bitdial.graph.ir import Node
 
         generator = torch.Generator().manual_seed(1)
         node = Node("c", "conv", [], {"stride": [2, 1], "padding": [0, 1], "dilation": [1, 1], "groups": 1})

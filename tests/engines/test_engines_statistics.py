@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from flexiq import QuantizeConfig
-from flexiq.benchmarking.saturation import count_saturation
-from flexiq.engines.base import ratio_index
-from flexiq.engines.reference.bias_table import correct_bias, live_bytes_per_sample
-from flexiq.engines.reference.executor import Executor
-from flexiq.engines.reference.statistics import collect, float_output_means, group_mean_shifts
-from flexiq.errors import RatioError
-from flexiq.graph.ir import BatchDim, Graph, Node, TensorType
-from flexiq.pipeline import eight_bit_program, prepare
-from flexiq.quantization.program import Program, QParams
+from bitdial import QuantizeConfig
+from bitdial.benchmarking.saturation import count_saturation
+from bitdial.engines.base import ratio_index
+from bitdial.engines.reference.bias_table import correct_bias, live_bytes_per_sample
+from bitdial.engines.reference.executor import Executor
+from bitdial.engines.reference.statistics import collect, float_output_means, group_mean_shifts
+from bitdial.errors import RatioError
+from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
+from bitdial.pipeline import eight_bit_program, prepare
+from bitdial.quantization.program import Program, QParams
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -90,7 +90,7 @@ def test_float_output_means(conv_net: Any, transformer: Any, helpers: Any) -> No
         for node in graph.nodes:  # bare layers, so that the interpreter shows op(x) + bias
             if node.name in names:
                 node.attrs.pop("activation", None)
-        from flexiq.graph.interpreter import constant_tensors, evaluate_node, run_graph
+        from bitdial.graph.interpreter import constant_tensors, evaluate_node, run_graph
 
         seen: dict[str, torch.Tensor] = {}
         with torch.no_grad():

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from flexiq.export.c import CExport, write_folder
+from bitdial.export.c import CExport, write_folder
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wconversion"]
-BOARD = Path(str(resources.files("flexiq.export.c") / "cortex_m"))
+BOARD = Path(str(resources.files("bitdial.export.c") / "cortex_m"))
 CORTEX = [
     "-mthumb",
     "-mfloat-abi=hard",

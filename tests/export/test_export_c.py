@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from flexiq.errors import CalibrationError, ExportError, OutputError
-from flexiq.export.c import CExport, export_c, write_folder
-from flexiq.graph.ir import Graph
-from flexiq.quantization.program import Program
-from flexiq.quantization.weights import low_weights
+from bitdial.errors import CalibrationError, ExportError, OutputError
+from bitdial.export.c import CExport, export_c, write_folder
+from bitdial.graph.ir import Graph
+from bitdial.quantization.program import Program
+from bitdial.quantization.weights import low_weights
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "engines" / "cpu")]
 import cpu_networks as nets  # noqa: E402
@@ -178,7 +178,7 @@ def test_export_c_aarch64(flags: list[str], programs: dict[str, Program], self_t
     ("machine", "flags"),
     [
         ("mps2-an386", ["-mcpu=cortex-m4", "-mfpu=fpv4-sp-d16"]),
-        ("mps2-an386", ["-mcpu=cortex-m4", "-mfpu=fpv4-sp-d16", "-DFLEXIQ_PLAIN", "-std=gnu99"]),
+        ("mps2-an386", ["-mcpu=cortex-m4", "-mfpu=fpv4-sp-d16", "-DBITDIAL_PLAIN", "-std=gnu99"]),
         ("mps3-an547", ["-mcpu=cortex-m55"]),
     ],
     ids=["m4-dsp", "m4-plain-gnu99", "m55-helium"],
@@ -269,7 +269,7 @@ def test_export_c_deterministic(programs: dict[str, Program]) -> None:
 
 
 def test_export_c_names_missing_operators(helpers: Any, transformer: Any) -> None:
-    from flexiq.pipeline import prepare, quantize_prepared
+    from bitdial.pipeline import prepare, quantize_prepared
 
     program = quantize_prepared(prepare(transformer, [helpers.images(12)], nets.QUICK), nets.QUICK)
     with pytest.raises(ExportError) as caught:
@@ -356,7 +356,7 @@ def test_export_c_folder(programs: dict[str, Program], tmp_path: Path) -> None:
 def test_export_c_failure_leaves_nothing(
     programs: dict[str, Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flexiq.export.c import export as module
+    from bitdial.export.c import export as module
 
     exported = export_c(programs["plain"])
     real, calls = module.write_atomically, 0

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.export.c.arena import Buffer, Layout, align, lower_bound, overlaps, place
-from flexiq.export.c.lowering import lower_program
-from flexiq.export.c.planning import plan_memory
+from bitdial.export.c.arena import Buffer, Layout, align, lower_bound, overlaps, place
+from bitdial.export.c.lowering import lower_program
+from bitdial.export.c.planning import plan_memory
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "engines" / "cpu"))
 import cpu_networks as nets

@@ -1,4 +1,4 @@
-"""The command `flexiq export-c`."""
+"""The command `bitdial export-c`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flexiq.artifact import save_program
-from flexiq.cli.export_c import export_c
-from flexiq.errors import ArtifactError, ConfigError, ExportError, OutputError, RatioError
+from bitdial.artifact import save_program
+from bitdial.cli.export_c import export_c
+from bitdial.errors import ArtifactError, ConfigError, ExportError, OutputError, RatioError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "engines" / "cpu"))
 import cpu_networks as nets
@@ -24,7 +24,7 @@ runner = CliRunner()
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("artifact") / "plain.flexiq"
+    path = tmp_path_factory.mktemp("artifact") / "plain.bitdial"
     save_program(nets.quantized(nets.plain_net()), path)
     return path
 
@@ -63,7 +63,7 @@ def test_export_c_command_errors(
 
 
 def test_export_c_command_bad_files(artifact: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.flexiq"
+    bad = tmp_path / "bad.bitdial"
     bad.write_bytes(artifact.read_bytes()[:1000])
     assert isinstance(runner.invoke(app, [str(bad), "-o", str(tmp_path / "c")]).exception, ArtifactError)
     (tmp_path / "full").mkdir()
@@ -75,9 +75,9 @@ def test_export_c_command_bad_files(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_export_c_command_band(artifact: Path, tmp_path: Path) -> None:
-    from flexiq.artifact import load_program
+    from bitdial.artifact import load_program
 
-    band = tmp_path / "band.flexiq"
+    band = tmp_path / "band.bitdial"
     save_program(load_program(artifact), band, band=(0.5, 1.0))
     done = runner.invoke(app, [str(band), "-o", str(tmp_path / "c"), "--ratio", "0"])
     assert isinstance(done.exception, RatioError)

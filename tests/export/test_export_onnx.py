@@ -17,24 +17,24 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flexiq.artifact import save_program
-from flexiq.cli import app, main
-from flexiq.cli import export_onnx as command
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import CalibrationError, ConfigError, ExportError, RatioError
-from flexiq.export.onnx import Comparison, OnnxModel, compare, export_onnx, random_batches, to_onnx
-from flexiq.export.onnx.check import rounds_in_float, session
-from flexiq.export.onnx.parts import split_layer
-from flexiq.graph.capture import capture
-from flexiq.graph.passes import optimize
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.effective_bits import low_limit, read_back
-from flexiq.quantization.program import Program, QParams, QuantizedLayer
+from bitdial.artifact import save_program
+from bitdial.cli import app, main
+from bitdial.cli import export_onnx as command
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import CalibrationError, ConfigError, ExportError, RatioError
+from bitdial.export.onnx import Comparison, OnnxModel, compare, export_onnx, random_batches, to_onnx
+from bitdial.export.onnx.check import rounds_in_float, session
+from bitdial.export.onnx.parts import split_layer
+from bitdial.graph.capture import capture
+from bitdial.graph.passes import optimize
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.effective_bits import low_limit, read_back
+from bitdial.quantization.program import Program, QParams, QuantizedLayer
 
 MISSING = [p for p in ("onnx", "onnxruntime") if importlib.util.find_spec(p) is None]
 needs_runtime = pytest.mark.skipif(
-    bool(MISSING), reason=f"ONNX EXPORT NOT TESTED: {' and '.join(MISSING)} not installed; pip install flexiq[onnx]"
+    bool(MISSING), reason=f"ONNX EXPORT NOT TESTED: {' and '.join(MISSING)} not installed; pip install bitdial[onnx]"
 )
 QUICK = QuantizeConfig(
     selector="random", calibration_images=16, search_images=4, batch_size=16, group_size=8, shift_choice="value_error"
@@ -46,7 +46,7 @@ FUSED = {"QLinearAdd", "QLinearMul", "QLinearConv", "QGemm", "MatMulIntegerToFlo
 
 def _networks() -> ModuleType:
     """The random networks that the CPU engine is tested with."""
-    name = "flexiq_test_cpu_networks"
+    name = "bitdial_test_cpu_networks"
     if name not in sys.modules:
         path = Path(__file__).resolve().parent.parent / "engines" / "cpu" / "cpu_networks.py"
         spec = importlib.util.spec_from_file_location(name, path)
@@ -406,13 +406,13 @@ def _metadata(model: OnnxModel) -> dict[str, str]:
 def test_metadata_types_and_size(conv_program: Program, tmp_path: Path) -> None:
     import onnx
 
-    from flexiq import __version__
+    from bitdial import __version__
 
     four = export_onnx(conv_program, tmp_path / "four.onnx", 0.99, digest="ab12")
     assert four.ratio == 0.75 and four.data == (tmp_path / "four.onnx").read_bytes()
     known = _metadata(four)
-    assert known["flexiq_version"] == __version__ and known["flexiq_ratio"] == "0.75"
-    assert known["flexiq_digest"] == "ab12" and known["flexiq_low"] == "int4"
+    assert known["bitdial_version"] == __version__ and known["bitdial_ratio"] == "0.75"
+    assert known["bitdial_digest"] == "ab12" and known["bitdial_low"] == "int4"
     model = onnx.load(tmp_path / "four.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim][0] == "N"
@@ -446,7 +446,7 @@ def test_bad_options(conv_program: Program) -> None:
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named(package: str, conv_program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ExportError, match=rf"'{package}'.*pip install flexiq\[onnx\]"):
+    with pytest.raises(ExportError, match=rf"'{package}'.*pip install bitdial\[onnx\]"):
         if package == "onnx":
             to_onnx(conv_program, 0.5)
         else:
@@ -474,7 +474,7 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def artifact(conv_program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "model.flexiq"
+    path = tmp_path_factory.mktemp("onnx") / "model.bitdial"
     save_program(conv_program, path)
     return path
 
@@ -489,7 +489,7 @@ def test_the_command_writes_a_compared_file(artifact: Path, tmp_path: Path, caps
     assert result["ratio"] == 0.5 and result["bytes"] == out.stat().st_size
     assert result["check"]["samples"] == 20 and result["check"]["max_steps"] == 0.0
     known = {e.key: e.value for e in onnx.load(out).metadata_props}
-    assert len(known["flexiq_digest"]) == 64
+    assert len(known["bitdial_digest"]) == 64
     before = out.read_bytes()
     assert run(artifact, "--ratio", "1", "-o", out) == 2 and out.read_bytes() == before
     assert "--force" in capsys.readouterr().err
@@ -505,7 +505,7 @@ def test_a_model_beyond_the_limits_is_not_written(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine is asked for another ratio than the file has, so that outputs differ."""
-    import flexiq.export.onnx as package
+    import bitdial.export.onnx as package
 
     real = package.compare
     monkeypatch.setattr(package, "compare", lambda data, program, engine, ratio, batches: real(
@@ -528,8 +528,8 @@ def test_a_model_beyond_the_limits_is_not_written(
 def test_trained_networks(
     data_folder: Path, name: str, file: str, count: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from flexiq.zoo.datasets import load_dataset
-    from flexiq.zoo.registry import build_model
+    from bitdial.zoo.datasets import load_dataset
+    from bitdial.zoo.registry import build_model
 
     weights = data_folder / "weights" / f"{file}.safetensors"
     if not weights.exists():

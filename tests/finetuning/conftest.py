@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexiq.pipeline import Prepared, prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.program import Program
+from bitdial.pipeline import Prepared, prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program
 
 QUICK = QuantizeConfig(selector="greedy", calibration_images=32, search_images=16, batch_size=16, group_size=8)
 
@@ -70,7 +70,7 @@ def concat_subject(helpers: Any) -> Subject:
 @pytest.fixture(scope="session")
 def lessons(conv_subject: Subject, helpers: Any) -> tuple[Tensor, Tensor]:
     """96 images with the labels that the float network gives them."""
-    from flexiq.graph.interpreter import run_graph
+    from bitdial.graph.interpreter import run_graph
 
     images = helpers.images(96, seed=8)
     with torch.no_grad():

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexiq.engines.cpu import native
-from flexiq.finetuning import kernels
-from flexiq.finetuning.network import TrainableNetwork
-from flexiq.finetuning.rounding import function_table, look_up, lower, requantize
-from flexiq.pipeline.finetuning import start_graph
+from bitdial.engines.cpu import native
+from bitdial.finetuning import kernels
+from bitdial.finetuning.network import TrainableNetwork
+from bitdial.finetuning.rounding import function_table, look_up, lower, requantize
+from bitdial.pipeline.finetuning import start_graph
 
 needs_extension = pytest.mark.skipif(bool(native.missing()), reason=f"CPU ENGINE MISSING: {native.missing()}")
 DTYPES = [torch.float32, torch.bfloat16]

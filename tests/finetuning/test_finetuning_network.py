@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.finetuning.config import FinetuneConfig
-from flexiq.finetuning.network import TrainableNetwork
-from flexiq.finetuning.normalization import OutputNorm
-from flexiq.finetuning.rounding import lower, requantize, round_clamp
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.pipeline.finetuning import derive_tables, export_program, make_network, start_graph
-from flexiq.quantization.config import QuantizeConfig
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.finetuning.config import FinetuneConfig
+from bitdial.finetuning.network import TrainableNetwork
+from bitdial.finetuning.normalization import OutputNorm
+from bitdial.finetuning.rounding import lower, requantize, round_clamp
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.pipeline.finetuning import derive_tables, export_program, make_network, start_graph
+from bitdial.quantization.config import QuantizeConfig
 
 Subject = Any  # the named tuple of conftest.py: prepared, program, config, images
 SUBJECTS = ["conv_subject", "transformer_subject", "concat_subject"]
@@ -158,7 +158,7 @@ def test_derivation_keeps_the_groups_and_follows_the_weights(conv_subject: Subje
 
 @given(st.integers(-400, 400), st.integers(0, 4), st.booleans())
 def test_lowering_is_that_of_the_numbers_section(value: int, shift: int, signed: bool) -> None:
-    from flexiq.quantization.effective_bits import low_limit, read_back
+    from bitdial.quantization.effective_bits import low_limit, read_back
 
     limit = low_limit(4, signed)
     eight = int(np.clip(value, -127 if signed else 0, 127 if signed else 255))

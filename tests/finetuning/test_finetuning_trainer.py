@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexiq.errors import ConfigError, DataError
-from flexiq.finetuning.config import FinetuneConfig
-from flexiq.finetuning.data import LoaderBatches, SampledBatches, flip_and_crop, training_batches
-from flexiq.finetuning.schedule import derivation_updates, evaluation_updates, low_index, passes, rate
-from flexiq.finetuning.trainer import Interrupted
-from flexiq.pipeline.finetuning import Finetuned, finetune_prepared
+from bitdial.errors import ConfigError, DataError
+from bitdial.finetuning.config import FinetuneConfig
+from bitdial.finetuning.data import LoaderBatches, SampledBatches, flip_and_crop, training_batches
+from bitdial.finetuning.schedule import derivation_updates, evaluation_updates, low_index, passes, rate
+from bitdial.finetuning.trainer import Interrupted
+from bitdial.pipeline.finetuning import Finetuned, finetune_prepared
 
 Subject = Any  # the named tuple of conftest.py
 Lessons = tuple[Tensor, Tensor]

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from flexiq.errors import CaptureError
-from flexiq.graph.capture import capture
-from flexiq.graph.interpreter import run_graph
-from flexiq.graph.ir import Graph
-from flexiq.graph.passes import PASSES, optimize
-from flexiq.graph.verify import verify
+from bitdial.errors import CaptureError
+from bitdial.graph.capture import capture
+from bitdial.graph.interpreter import run_graph
+from bitdial.graph.ir import Graph
+from bitdial.graph.passes import PASSES, optimize
+from bitdial.graph.verify import verify
 
 
 def close(got: list[Tensor], model: nn.Module, inputs: tuple[Tensor, ...], tolerance: float) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-import flexiq
+import bitdial
 
 NAMES = [
     "shared weights",
@@ -42,7 +42,7 @@ def test_from_module_to_file_and_back(
     make_model, make_inputs = case_maker(name)
     torch.manual_seed(0)
     model, inputs = make_model().eval(), make_inputs(24)
-    config = flexiq.QuantizeConfig(
+    config = bitdial.QuantizeConfig(
         selector="greedy",
         group_size=2,
         ratios=(0.5, 1.0),
@@ -52,7 +52,7 @@ def test_from_module_to_file_and_back(
         calibration_images=24,
         search_images=8,
     )
-    qm = flexiq.quantize(model, [inputs], config)
+    qm = bitdial.quantize(model, [inputs], config)
     assert any(layer.low[-1].any() for layer in qm.program.layers.values())
 
     def batch(rows: slice) -> Any:
@@ -71,9 +71,9 @@ def test_from_module_to_file_and_back(
         together = outputs(qm(batch(slice(0, 3)), ratio=ratio))
         for position, value in enumerate(together):
             torch.testing.assert_close(torch.cat([a[position] for a in alone]), value, rtol=0, atol=1e-5)
-    file = tmp_path / "model.flexiq"
+    file = tmp_path / "model.bitdial"
     qm.save(file)
-    loaded = flexiq.load(file)
+    loaded = bitdial.load(file)
     for ratio in qm.ratios:
         first, second = outputs(qm(batch(slice(None)), ratio=ratio)), outputs(loaded(batch(slice(None)), ratio=ratio))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

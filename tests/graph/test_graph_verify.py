@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexiq.errors import GraphError
-from flexiq.graph.batch_axis import BatchAxis, batch_axes
-from flexiq.graph.ir import BatchDim, Graph, Node, TensorType
-from flexiq.graph.passes import PASSES
-from flexiq.graph.text import format_graph
-from flexiq.graph.verify import verify
+from bitdial.errors import GraphError
+from bitdial.graph.batch_axis import BatchAxis, batch_axes
+from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
+from bitdial.graph.passes import PASSES
+from bitdial.graph.text import format_graph
+from bitdial.graph.verify import verify
 
 N = BatchDim()
 
@@ -168,7 +168,7 @@ def test_planted_fault(name: str) -> None:
 
 
 def test_every_operator_with_a_rule_is_in_the_right_graph() -> None:
-    from flexiq.graph.verify import _RULES
+    from bitdial.graph.verify import _RULES
 
     assert set(_RULES) <= {n.op for n in build().nodes}
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from flexiq.graph import Graph, Node, TensorType, verify
-from flexiq.graph.interpreter import evaluate_node
-from flexiq.graph.ir import BatchDim
-from flexiq.graph.verify import infer_shape
-from flexiq.layout import LayoutPlan, LayoutReport, apply_layout, plan_layout
+from bitdial.graph import Graph, Node, TensorType, verify
+from bitdial.graph.interpreter import evaluate_node
+from bitdial.graph.ir import BatchDim
+from bitdial.graph.verify import infer_shape
+from bitdial.layout import LayoutPlan, LayoutReport, apply_layout, plan_layout
 
 RELU = {"kind": "relu"}
 BOUNDED = {"kind": "clamp", "lo": 0.0, "hi": 15.0}  # keeps integers small, so that every sum is exact

@@ -17,9 +17,9 @@ from layout_support import (
     random_ranges,
 )
 
-from flexiq.errors import CalibrationError, ConfigError, GraphError
-from flexiq.graph import Graph
-from flexiq.layout import apply_layout, group_bounds, plan_layout
+from bitdial.errors import CalibrationError, ConfigError, GraphError
+from bitdial.graph import Graph
+from bitdial.layout import apply_layout, group_bounds, plan_layout
 
 
 def resnet(widths: list[int], before_after: list[tuple[int, int]]) -> Graph:

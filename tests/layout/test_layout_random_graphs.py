@@ -18,7 +18,7 @@ from layout_support import (
     random_ranges,
 )
 
-from flexiq.graph import Graph
+from bitdial.graph import Graph
 
 CLAMP = {"lo": 0.0, "hi": 15.0}
 KINDS = ["conv", "grouped", "depthwise", "add", "concat", "residual", "pad", "mul", "slice", "pool", "relu", "shuffle"]

@@ -20,10 +20,10 @@ from layout_support import (
     values_of,
 )
 
-from flexiq.graph import BatchDim, Graph, TensorType
-from flexiq.graph.capture import capture
-from flexiq.graph.passes import optimize
-from flexiq.layout import plan_layout
+from bitdial.graph import BatchDim, Graph, TensorType
+from bitdial.graph.capture import capture
+from bitdial.graph.passes import optimize
+from bitdial.layout import plan_layout
 
 HEADS, WIDTH, TOKENS = 2, 12, 4
 DEPTH = WIDTH // HEADS

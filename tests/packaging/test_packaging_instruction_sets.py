@@ -37,7 +37,7 @@ def objects(wheel: Path) -> list[Path]:
     sources = sorted((ROOT / "csrc" / "cpu").glob("*/*.cpp"))
     found = []
     for source in sources:
-        target = "_native" if source.parent.name == "bindings" else "flexiq_cpu"
+        target = "_native" if source.parent.name == "bindings" else "bitdial_cpu"
         found.append(folder / f"{target}.dir" / f"{source.relative_to(ROOT)}.o")
     assert all(path.is_file() for path in found)
     return found

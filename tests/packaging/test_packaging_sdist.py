@@ -27,7 +27,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     out = tmp_path_factory.mktemp("sdist")
     done = run(sys.executable, "-c", BUILD, out, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    (built,) = out.glob("flexiq-*.tar.gz")
+    (built,) = out.glob("bitdial-*.tar.gz")
     return built
 
 
@@ -35,7 +35,7 @@ def files_under(folder: str) -> set[str]:
     """Files of the tree, without what Git ignores: caches, compiled files, what tests and commands write."""
     found = {p.relative_to(ROOT) for p in (ROOT / folder).rglob("*") if p.is_file()}
     caches = {p for p in found if any(part.startswith(".") or part == "__pycache__" for part in p.parts)}
-    return {str(p) for p in found - caches if p.suffix not in (".so", ".pyc", ".tmp", ".flexiq")}
+    return {str(p) for p in found - caches if p.suffix not in (".so", ".pyc", ".tmp", ".bitdial")}
 
 
 def test_contents(sdist: Path) -> None:
@@ -63,8 +63,8 @@ def test_builds(sdist: Path, tmp_path: Path, run: Run) -> None:
     """Without optimization, which takes a fraction of the time: what counts is that no file is missing."""
     options = ("--no-deps", "--no-build-isolation", "--config-settings=cmake.build-type=Debug", "--wheel-dir", tmp_path)
     command = (sys.executable, "-m", "pip", "wheel", *options, sdist)
-    done = run(*command, cwd=tmp_path, FLEXIQ_REQUIRE_NATIVE="1")
+    done = run(*command, cwd=tmp_path, BITDIAL_REQUIRE_NATIVE="1")
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = tmp_path.glob("flexiq-*.whl")
+    (built,) = tmp_path.glob("bitdial-*.whl")
     with zipfile.ZipFile(built) as archive:
         assert [n for n in archive.namelist() if n.endswith(".so")]

@@ -38,7 +38,7 @@ def test_constraints_are_exact_and_inside_the_ranges() -> None:
     assert all(s.operator == "==" for s in exact.values())
     assert exact["torch"].version == "2.13.0"
     for requirement in DECLARED:
-        if requirement.name != "flexiq":
+        if requirement.name != "bitdial":
             assert exact[requirement.name].version in requirement.specifier, requirement.name
 
 

@@ -20,24 +20,24 @@ from packaging.utils import parse_wheel_filename
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Clean = Callable[[Path, Path], Path]
-EXTENSION = re.compile(r"flexiq/engines/cpu/_native\.[\w-]+\.so")
+EXTENSION = re.compile(r"bitdial/engines/cpu/_native\.[\w-]+\.so")
 
 USE = """
 import sys
-import flexiq
-import flexiq.artifact, flexiq.cli, flexiq.engines, flexiq.errors, flexiq.report, flexiq.selection, flexiq.serving
+import bitdial
+import bitdial.artifact, bitdial.cli, bitdial.engines, bitdial.errors, bitdial.report, bitdial.selection, bitdial.serving
 from importlib.metadata import version
-assert flexiq.__file__.startswith(sys.prefix), flexiq.__file__
-assert version("flexiq") == flexiq.__version__
+assert bitdial.__file__.startswith(sys.prefix), bitdial.__file__
+assert version("bitdial") == bitdial.__version__
 assert "torch" not in sys.modules
-print("ran", flexiq.__version__)
+print("ran", bitdial.__version__)
 """
 USE_NATIVE = """
 import sys
-import flexiq
-from flexiq.engines.cpu import _native
+import bitdial
+from bitdial.engines.cpu import _native
 assert _native.__file__.startswith(sys.prefix), _native.__file__
-assert _native.version() == flexiq.__version__
+assert _native.version() == bitdial.__version__
 assert "torch" not in sys.modules
 print("ran")
 """
@@ -50,7 +50,7 @@ def test_contents(wheel: Path) -> None:
         metadata = Parser().parsestr(archive.read(metadata_name).decode())
         entry_points = archive.read(metadata_name.replace("METADATA", "entry_points.txt")).decode()
     assert any(n.endswith("licenses/LICENSE") for n in names)
-    modules = {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src" / "flexiq").rglob("*.py")}
+    modules = {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src" / "bitdial").rglob("*.py")}
     ours = {n for n in names if ".dist-info" not in n}
     extensions = {n for n in ours if EXTENSION.fullmatch(n)}
     # what the package reads at run time: the live page and its dashboard, the kernels and the example board of exported C
@@ -58,12 +58,12 @@ def test_contents(wheel: Path) -> None:
         str(p.relative_to(ROOT / "src"))
         for folder, endings in (("serving/page", "js json svg html css"), ("export/c", "c ld"))
         for ending in endings.split()
-        for p in (ROOT / "src" / "flexiq" / folder).rglob(f"*.{ending}")
+        for p in (ROOT / "src" / "bitdial" / folder).rglob(f"*.{ending}")
     }
-    assert {"flexiq/serving/page/grafana.json", "flexiq/export/c/runtime/conv.c"} <= data
+    assert {"bitdial/serving/page/grafana.json", "bitdial/export/c/runtime/conv.c"} <= data
     # nothing else: no sources of csrc, no build files, no stray extension of a development build
-    assert ours == modules | data | extensions | {"flexiq/py.typed", "flexiq/engines/cpu/_native.pyi"}
-    assert "flexiq = flexiq.cli:main" in entry_points
+    assert ours == modules | data | extensions | {"bitdial/py.typed", "bitdial/engines/cpu/_native.pyi"}
+    assert "bitdial = bitdial.cli:main" in entry_points
     assert metadata["License-Expression"] == "Apache-2.0"
     always = [Requirement(r) for r in metadata.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert {r.name for r in always} == {"numpy", "safetensors", "pydantic", "typer", "rich"}
@@ -119,7 +119,7 @@ def test_runs_with_nothing_but_its_dependencies(
     done = run(python, "-c", USE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ran ")
-    done = run(tmp_path / "clean" / "bin" / "flexiq", "--help", cwd=tmp_path)
+    done = run(tmp_path / "clean" / "bin" / "bitdial", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "quantize" in done.stdout
 
@@ -135,7 +135,7 @@ def test_the_extension_runs_in_a_clean_environment(
 
 @pytest.mark.slow
 def test_installs_from_the_index(wheel: Path, tmp_path: Path, run: Run) -> None:
-    """What `pip install flexiq` does on a fresh machine; needs the network."""
+    """What `pip install bitdial` does on a fresh machine; needs the network."""
     place = tmp_path / "clean"
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"

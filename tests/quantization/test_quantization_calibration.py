@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flexiq.errors import CalibrationError, ConfigError, FlexiqError
-from flexiq.graph.capture import capture
-from flexiq.graph.interpreter import run_graph
-from flexiq.graph.passes import optimize
-from flexiq.quantization.build import eligibility, statistics_plan
-from flexiq.quantization.calibration import BINS, TensorStatistics, choose_range
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.domains import eight_bit_values, integer_layers, non_negative_values
-from flexiq.quantization.equalize import equalize, find_sites
+from bitdial.errors import BitdialError, CalibrationError, ConfigError
+from bitdial.graph.capture import capture
+from bitdial.graph.interpreter import run_graph
+from bitdial.graph.passes import optimize
+from bitdial.quantization.build import eligibility, statistics_plan
+from bitdial.quantization.calibration import BINS, TensorStatistics, choose_range
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.domains import eight_bit_values, integer_layers, non_negative_values
+from bitdial.quantization.equalize import equalize, find_sites
 
 
 @settings(max_examples=40)
@@ -177,7 +177,7 @@ def test_equalization_leaves_the_float_network_unchanged(helpers: Any, conv_net:
 def test_settings_out_of_range_are_named(settings_: dict[str, Any], where: str) -> None:
     with pytest.raises(ConfigError, match=where) as caught:
         QuantizeConfig(**settings_)
-    assert isinstance(caught.value, FlexiqError) and isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, BitdialError) and isinstance(caught.value, ValueError)
 
 
 def test_settings() -> None:

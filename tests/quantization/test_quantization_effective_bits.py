@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError
-from flexiq.quantization.effective_bits import (
+from bitdial.errors import ConfigError
+from bitdial.quantization.effective_bits import (
     bit_length,
     group_maximum,
     least_squares_shift,

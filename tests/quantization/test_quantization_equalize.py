@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from flexiq.graph.capture import capture
-from flexiq.graph.interpreter import run_graph
-from flexiq.graph.ir import Graph
-from flexiq.graph.passes import optimize
-from flexiq.graph.verify import verify
-from flexiq.quantization.build import statistics_plan
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.equalize import equalize, factors, find_sites
+from bitdial.graph.capture import capture
+from bitdial.graph.interpreter import run_graph
+from bitdial.graph.ir import Graph
+from bitdial.graph.passes import optimize
+from bitdial.graph.verify import verify
+from bitdial.quantization.build import statistics_plan
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.equalize import equalize, factors, find_sites
 
 
 class Convs(nn.Module):

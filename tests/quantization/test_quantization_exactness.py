@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError
-from flexiq.quantization.effective_bits import low_limit
-from flexiq.quantization.exactness import (
+from bitdial.errors import ConfigError
+from bitdial.quantization.effective_bits import low_limit
+from bitdial.quantization.exactness import (
     INPUT_TRANSFORM,
     INT32,
     MECHANISMS,
@@ -23,7 +23,7 @@ from flexiq.quantization.exactness import (
     low_weight_integers,
     transform_weights,
 )
-from flexiq.quantization.program import QuantizedLayer
+from bitdial.quantization.program import QuantizedLayer
 
 OUTPUT_TRANSFORM = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 CONV3, LINEAR = ((3, 3), (1, 1)), ((), ())

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from flexiq.artifact import load_program, save_program
-from flexiq.cli.quantize import parse_low_bits
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import ConfigError, SelectionError
-from flexiq.pipeline import Prepared, prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.latency_table import LatencyTable, LayerShape, LayerTimes, layer_shape
-from flexiq.quantization.predicted_latency import latency_curves
+from bitdial.artifact import load_program, save_program
+from bitdial.cli.quantize import parse_low_bits
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import ConfigError, SelectionError
+from bitdial.pipeline import Prepared, prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.latency_table import LatencyTable, LayerShape, LayerTimes, layer_shape
+from bitdial.quantization.predicted_latency import latency_curves
 
 # Cheap shifts, no reconstruction of rounding: neither matters here.
 CONFIG = QuantizeConfig(
@@ -31,7 +31,7 @@ CONFIG = QuantizeConfig(
 def digits() -> tuple[nn.Module, Any, Any, Any]:
     """The digits network, trained for two epochs, calibration images, test images and labels."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    from flexiq.zoo.digits import load_digits_split, train_digits
+    from bitdial.zoo.digits import load_digits_split, train_digits
 
     train, _, test, labels = load_digits_split(0)
     return train_digits(0, 2), torch.from_numpy(train[:48]), torch.from_numpy(test), torch.from_numpy(labels)
@@ -173,7 +173,7 @@ def test_auto_is_wider_where_the_table_says_that_costs_nothing(prepared: Prepare
     for name, layer in program.layers.items():
         if layer.eligible:
             readers.setdefault(program.graph.node(name).inputs[0], set()).add(layer.amax)
-    path = tmp_path / "auto.flexiq"
+    path = tmp_path / "auto.bitdial"
     save_program(program, path)
     again = load_program(path)
     for name, layer in program.layers.items():

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from flexiq.errors import ConfigError, OutputError
-from flexiq.graph.ir import BatchDim, Node, TensorType
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.exactness import MECHANISMS
-from flexiq.quantization.latency_table import (
+from bitdial.errors import ConfigError, OutputError
+from bitdial.graph.ir import BatchDim, Node, TensorType
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.exactness import MECHANISMS
+from bitdial.quantization.latency_table import (
     LatencyTable,
     LatencyTableError,
     LayerShape,
@@ -126,7 +126,7 @@ def swap_keys(document: dict[str, Any]) -> None:
 def test_contradictions_are_refused_even_with_a_right_checksum(
     table: LatencyTable, tmp_path: Path, change: Change, told: str
 ) -> None:
-    from flexiq.quantization.latency_table import _checksum
+    from bitdial.quantization.latency_table import _checksum
 
     document = table.document()
     change(document)

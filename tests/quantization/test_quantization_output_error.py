@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.quantization.effective_bits import naive_shift
-from flexiq.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
-from flexiq.quantization.program import BLOCK_ROWS, QuantizedLayer
+from bitdial.quantization.effective_bits import naive_shift
+from bitdial.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
+from bitdial.quantization.program import BLOCK_ROWS, QuantizedLayer
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.quantization.effective_bits import lower, read_back
-from flexiq.quantization.output_error import LayerSamples, weight_shifts
-from flexiq.quantization.program import QuantizedLayer
-from flexiq.quantization.rounding import _nearest_in_cell, reconstruct
+from bitdial.quantization.effective_bits import lower, read_back
+from bitdial.quantization.output_error import LayerSamples, weight_shifts
+from bitdial.quantization.program import QuantizedLayer
+from bitdial.quantization.rounding import _nearest_in_cell, reconstruct
 
 
 def make_layer(weight: np.ndarray, bounds: list[int], conv_groups: int = 1) -> QuantizedLayer:

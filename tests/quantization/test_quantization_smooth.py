@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import ConfigError
-from flexiq.graph.capture import capture
-from flexiq.graph.interpreter import run_graph
-from flexiq.graph.ir import Graph, Node
-from flexiq.graph.passes import optimize
-from flexiq.graph.verify import verify
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.quantization.build import statistics_plan
-from flexiq.quantization.calibration import TensorStatistics
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.smooth import migration_factors, smooth
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import ConfigError
+from bitdial.graph.capture import capture
+from bitdial.graph.interpreter import run_graph
+from bitdial.graph.ir import Graph, Node
+from bitdial.graph.passes import optimize
+from bitdial.graph.verify import verify
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.build import statistics_plan
+from bitdial.quantization.calibration import TensorStatistics
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.smooth import migration_factors, smooth
 
 Made = tuple[Graph, dict[str, TensorStatistics], Tensor]
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError
-from flexiq.quantization.effective_bits import naive_shift
-from flexiq.quantization.program import BLOCK_ROWS, QParams
-from flexiq.quantization.weights import (
+from bitdial.errors import ConfigError
+from bitdial.quantization.effective_bits import naive_shift
+from bitdial.quantization.program import BLOCK_ROWS, QParams
+from bitdial.quantization.weights import (
     accumulator_bound,
     check_accumulators,
     low_weights,

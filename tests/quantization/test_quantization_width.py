@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.quantization.effective_bits import naive_shift
-from flexiq.quantization.exactness import exact_mechanisms
-from flexiq.quantization.latency_table import LatencyTable, LayerShape, LayerTimes
-from flexiq.quantization.width import candidate_widths, choose_width
+from bitdial.quantization.effective_bits import naive_shift
+from bitdial.quantization.exactness import exact_mechanisms
+from bitdial.quantization.latency_table import LatencyTable, LayerShape, LayerTimes
+from bitdial.quantization.width import candidate_widths, choose_width
 
 CONV = LayerShape(
     op="conv", in_channels=64, out_channels=64, in_size=(8, 8), out_size=(8, 8), kernel=(3, 3), stride=(1, 1),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flexiq.report.data import Ablation, Baseline, CurvePoint, FloatOp, LayerInfo, ReportData, Saturation, Search
+from bitdial.report.data import Ablation, Baseline, CurvePoint, FloatOp, LayerInfo, ReportData, Saturation, Search
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 GROUP = 8
@@ -88,7 +88,7 @@ def build_example() -> ReportData:
         model="resnet20",
         created="2026-01-31T12:00:00Z",
         provenance={
-            "flexiq": "0.1.0",
+            "bitdial": "0.1.0",
             "torch": "2.13.0",
             "cpu": "Example CPU, 2 cores",
             "instruction_sets": ["avx2", "avx512f", "avx512vnni"],

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-import flexiq
-from flexiq.errors import DataError
-from flexiq.quantization.program import Program
-from flexiq.report.collect import collect_report, float_layer_macs, low_share_of_all, unused_weight_bits
-from flexiq.report.data import ReportData
-from flexiq.report.page import render_html
-from flexiq.report.series import largest_disagreement
+import bitdial
+from bitdial.errors import DataError
+from bitdial.quantization.program import Program
+from bitdial.report.collect import collect_report, float_layer_macs, low_share_of_all, unused_weight_bits
+from bitdial.report.data import ReportData
+from bitdial.report.page import render_html
+from bitdial.report.series import largest_disagreement
 
 
 class Net(nn.Module):
@@ -36,9 +36,9 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def program() -> Program:
     torch.manual_seed(0)
-    config = flexiq.QuantizeConfig(selector="greedy", group_size=8, ignored=("left_in_float",), calibration_images=8)
+    config = bitdial.QuantizeConfig(selector="greedy", group_size=8, ignored=("left_in_float",), calibration_images=8)
     images = torch.randn(8, 3, 6, 6)
-    quantized = flexiq.quantize(Net().eval(), images, config, evaluation=[(images, torch.arange(8) % 5)])
+    quantized = bitdial.quantize(Net().eval(), images, config, evaluation=[(images, torch.arange(8) % 5)])
     return quantized.program
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.errors import DataError, FlexiqError
-from flexiq.report import (
+from bitdial.errors import BitdialError, DataError
+from bitdial.report import (
     Ablation,
     Baseline,
     CurvePoint,
@@ -122,7 +122,7 @@ def test_numpy_values_become_plain_ones() -> None:
 def test_bad_data_are_named(make: Callable[[], Any], told: str) -> None:
     with pytest.raises(DataError) as caught:
         make()
-    assert told in str(caught.value) and isinstance(caught.value, FlexiqError)
+    assert told in str(caught.value) and isinstance(caught.value, BitdialError)
 
 
 def test_endless_nesting_is_refused() -> None:
@@ -142,12 +142,12 @@ def test_endless_nesting_is_refused() -> None:
         (b"\xff\xfe\x00", "not valid JSON"),
         ("[]", "format"),
         ('{"format": "other"}', "format"),
-        ('{"format": "flexiq-report", "version": 2}', "version 2"),
-        ('{"format": "flexiq-report", "version": 1, "title": "t"}', "lacks the field 'model'"),
-        ('{"format": "flexiq-report", "version": 1, "title": 3, "model": ""}', "title"),
-        ('{"format": "flexiq-report", "version": 1, "title": "", "model": "", "n_images": NaN}', "NaN"),
-        ('{"format": "flexiq-report", "version": 1, "title": "", "model": "", "n_images": 1e999}', "integer"),
-        ('{"format": "flexiq-report", "version": 1, "title": "", "model": "", "extra": 1}', "'extra'"),
+        ('{"format": "bitdial-report", "version": 2}', "version 2"),
+        ('{"format": "bitdial-report", "version": 1, "title": "t"}', "lacks the field 'model'"),
+        ('{"format": "bitdial-report", "version": 1, "title": 3, "model": ""}', "title"),
+        ('{"format": "bitdial-report", "version": 1, "title": "", "model": "", "n_images": NaN}', "NaN"),
+        ('{"format": "bitdial-report", "version": 1, "title": "", "model": "", "n_images": 1e999}', "integer"),
+        ('{"format": "bitdial-report", "version": 1, "title": "", "model": "", "extra": 1}', "'extra'"),
     ],
 )
 def test_other_json_is_refused(text: str | bytes, told: str) -> None:

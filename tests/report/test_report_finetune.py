@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flexiq.errors import ConfigError, DataError, OutputError
-from flexiq.graph.ir import Graph
-from flexiq.quantization.program import Program
-from flexiq.report.finetuning import FinetuningReport, axes, finetuning_report
-from flexiq.report.finetuning_page import render_finetuning_html, write_finetuning_html
-from flexiq.report.finetuning_plot import render_finetuning_plot, write_finetuning_plot
+from bitdial.errors import ConfigError, DataError, OutputError
+from bitdial.graph.ir import Graph
+from bitdial.quantization.program import Program
+from bitdial.report.finetuning import FinetuningReport, axes, finetuning_report
+from bitdial.report.finetuning_page import render_finetuning_html, write_finetuning_html
+from bitdial.report.finetuning_plot import render_finetuning_plot, write_finetuning_plot
 
 RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
 BEFORE, AFTER = [0.8760, 0.8741, 0.8722, 0.8668, 0.8610], [0.8755, 0.8752, 0.8747, 0.8731, 0.8726]

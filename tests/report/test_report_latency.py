@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError, DataError, OutputError
-from flexiq.report.latency import (
+from bitdial.errors import ConfigError, DataError, OutputError
+from bitdial.report.latency import (
     LatencyPoint,
     LatencyReport,
     check_plot_path,
@@ -19,7 +19,7 @@ from flexiq.report.latency import (
     time_axis,
     write_latency_plot,
 )
-from flexiq.report.latency_page import render_latency_html, write_latency_html
+from bitdial.report.latency_page import render_latency_html, write_latency_html
 
 
 def report(title: str = "test-net", accuracy: bool = True, agreement: bool = True, **more: int) -> LatencyReport:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError, DataError, OutputError
-from flexiq.report.loadtest import (
+from bitdial.errors import ConfigError, DataError, OutputError
+from bitdial.report.loadtest import (
     MOST_WINDOWS,
     Panel,
     figure_rows,
@@ -22,9 +22,9 @@ from flexiq.report.loadtest import (
     window_width,
     windows,
 )
-from flexiq.report.loadtest_page import render_load_html, write_load_html
-from flexiq.report.loadtest_plot import render_load_plot, write_load_plot
-from flexiq.serving.loadtest.result import Result, Status
+from bitdial.report.loadtest_page import render_load_html, write_load_html
+from bitdial.report.loadtest_plot import render_load_plot, write_load_plot
+from bitdial.serving.loadtest.result import Result, Status
 
 
 def result(title: str = "adaptive", seconds: float = 20.0, rate: float = 50.0, seed: int = 0, plain: bool = False) -> Result:

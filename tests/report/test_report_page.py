@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.report import (
+from bitdial.report import (
     Ablation,
     Baseline,
     CurvePoint,
@@ -25,7 +25,7 @@ from flexiq.report import (
     SearchGeneration,
     render_html,
 )
-from flexiq.report.style import RAMP_LIGHT, ramp
+from bitdial.report.style import RAMP_LIGHT, ramp
 
 HOSTILE = "<script>alert('x')</script>\"&amp; ü漢 ]]> </style> <!-- $x_1$ \u202e \x00 \ud800 onload='y'"
 

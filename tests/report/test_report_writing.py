@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flexiq.cli.report import check_report
-from flexiq.cli.report import write_report as write_files
-from flexiq.errors import ConfigError, OutputError
-from flexiq.report import (
+from bitdial.cli.report import check_report
+from bitdial.cli.report import write_report as write_files
+from bitdial.errors import ConfigError, OutputError
+from bitdial.report import (
     Baseline,
     CurvePoint,
     LayerInfo,
@@ -29,7 +29,7 @@ from flexiq.report import (
     render_plots,
     write_report,
 )
-from flexiq.report.plots import map_colours
+from bitdial.report.plots import map_colours
 
 TABLES = {"curve.csv", "baselines.csv", "layers.csv", "saturation.csv", "ablation.csv", "search.csv"}
 
@@ -138,16 +138,16 @@ def test_missing_matplotlib_is_named_with_the_remedy(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"pip install 'flexiq\[report\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'bitdial\[report\]'"):
         check_plotting()
-    with pytest.raises(ConfigError, match=r"flexiq\[report\]"):
+    with pytest.raises(ConfigError, match=r"bitdial\[report\]"):
         write_report(example, tmp_path / "r.html", png_dir=tmp_path / "png")
     assert list(tmp_path.iterdir()) == []
     assert write_report(example, tmp_path / "r.html", csv_dir=tmp_path)[0] == tmp_path / "r.html"
 
 
 def test_importing_the_part_does_not_import_matplotlib() -> None:
-    code = "import sys, flexiq.report; assert not {'matplotlib', 'torch', 'PIL'} & set(sys.modules)"
+    code = "import sys, bitdial.report; assert not {'matplotlib', 'torch', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexiq.selection import SelectionProblem
+from bitdial.selection import SelectionProblem
 
 
 class CountingEvaluate:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexiq.errors import OutputError, SelectionError
-from flexiq.selection import (
+from bitdial.errors import OutputError, SelectionError
+from bitdial.selection import (
     EvolutionarySettings,
     SearchProgress,
     density_ranks,
@@ -20,7 +20,7 @@ from flexiq.selection import (
     greedy_completion,
     select_groups,
 )
-from flexiq.selection.scoring import pack, unpack
+from bitdial.selection.scoring import pack, unpack
 
 TARGETS = (0.25, 0.5, 0.75, 1.0)
 SMALL: dict[str, Any] = {"population": 12, "generations": 10, "survivors": 4}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexiq.errors import SelectionError
-from flexiq.selection import (
+from bitdial.errors import SelectionError
+from bitdial.selection import (
     LatencyGoal,
     LatencyModel,
     density_ranks,
@@ -19,9 +19,9 @@ from flexiq.selection import (
     latency_completion,
     select_groups,
 )
-from flexiq.selection.latency import concentrated_repair, move_layers
-from flexiq.selection.targets import meet_target
-from flexiq.selection.variation import SearchSpace
+from bitdial.selection.latency import concentrated_repair, move_layers
+from bitdial.selection.targets import meet_target
+from bitdial.selection.variation import SearchSpace
 
 TARGETS = (0.25, 0.5, 0.75, 1.0)
 SMALL: dict[str, Any] = {"population": 12, "generations": 8, "survivors": 4}

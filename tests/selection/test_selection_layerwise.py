@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.errors import BudgetError, ConfigError, SelectionError
-from flexiq.selection.layerwise import (
+from bitdial.errors import BudgetError, ConfigError, SelectionError
+from bitdial.selection.layerwise import (
     ALL_METRICS,
     METRICS,
     LayerEvidence,
@@ -26,7 +26,7 @@ from flexiq.selection.layerwise import (
     random_losses,
     weight_bytes,
 )
-from flexiq.selection.layerwise.plan import worth_having
+from bitdial.selection.layerwise.plan import worth_having
 
 NAMES = ("low", "int8", "float32")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexiq.errors import ConfigError, RatioError, SelectionError
-from flexiq.selection import (
+from bitdial.errors import ConfigError, RatioError, SelectionError
+from bitdial.selection import (
     SelectionProblem,
     get_selector,
     layer_sensitivity,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.selection.layerwise.propagation import Energy, Flow, output_gains, source_gains
+from bitdial.selection.layerwise.propagation import Energy, Flow, output_gains, source_gains
 
 GAINS = st.floats(0.1, 10.0)
 NOISES = st.floats(0.1, 2.0)

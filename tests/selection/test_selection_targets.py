@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.errors import RatioError, SelectionError
-from flexiq.selection import SelectionProblem, density_ranks, greedy_completion, meet_target, select_groups
-from flexiq.selection.variation import (
+from bitdial.errors import RatioError, SelectionError
+from bitdial.selection import SelectionProblem, density_ranks, greedy_completion, meet_target, select_groups
+from bitdial.selection.variation import (
     SearchSpace,
     crossover,
     initial_population,

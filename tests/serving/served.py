@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import uvloop
 
-from flexiq.errors import ArtifactError
-from flexiq.serving.control import ServiceTable
-from flexiq.serving.server.config import make_config
-from flexiq.serving.server.run import Server, start
-from flexiq.serving.worker import ModelInfo, Result, TensorInfo, WorkerCrash, WorkerOptions
-from flexiq.serving.worker.file import ModelFile
+from bitdial.errors import ArtifactError
+from bitdial.serving.control import ServiceTable
+from bitdial.serving.server.config import make_config
+from bitdial.serving.server.run import Server, start
+from bitdial.serving.worker import ModelInfo, Result, TensorInfo, WorkerCrash, WorkerOptions
+from bitdial.serving.worker.file import ModelFile
 
 T = TypeVar("T")
 RATIOS = (0.0, 0.5, 1.0)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from flexiq.errors import ConfigError
-from flexiq.serving.control import (
+from bitdial.errors import ConfigError
+from bitdial.serving.control import (
     Batch,
     CorrectedTable,
     Recorder,
@@ -27,9 +27,9 @@ from flexiq.serving.control import (
     make_policy,
     replay,
 )
-from flexiq.serving.control.planned import make_plan
-from flexiq.serving.control.rate import ArrivalRate
-from flexiq.serving.control.table import useful_ratios
+from bitdial.serving.control.planned import make_plan
+from bitdial.serving.control.rate import ArrivalRate
+from bitdial.serving.control.table import useful_ratios
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -81,7 +81,7 @@ def test_table_survives_json_and_refuses_damage() -> None:
     }.items():
         with pytest.raises(ConfigError):
             ServiceTable.from_json({**whole.as_json(), key: value})
-    for broken in ("", "[]", "{", '{"format": "flexiq-service-table", "version": 1}', "[" * 100_000):
+    for broken in ("", "[]", "{", '{"format": "bitdial-service-table", "version": 1}', "[" * 100_000):
         with pytest.raises(ConfigError):
             ServiceTable.from_json(broken)
     with pytest.raises(ConfigError):

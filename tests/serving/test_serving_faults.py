@@ -38,9 +38,9 @@ from served import (
     write_table,
 )
 
-import flexiq
-from flexiq.engines.cpu import native
-from flexiq.quantization.config import QuantizeConfig
+import bitdial
+from bitdial.engines.cpu import native
+from bitdial.quantization.config import QuantizeConfig
 
 HEADER_TIME, BODY_TIME = 0.4, 0.5
 
@@ -355,8 +355,8 @@ def test_the_wall_clock_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 LAUNCH = """
 import sys
-from flexiq.cli import app, main
-from flexiq.cli.serve import serve
+from bitdial.cli import app, main
+from bitdial.cli.serve import serve
 if not any(command.callback is serve for command in app.registered_commands):
     app.command()(serve)
 raise SystemExit(main(sys.argv[1:]))
@@ -378,18 +378,18 @@ def model_file(helpers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "group_size": 4,
         "shift_choice": "value_error",
     }
-    quantized = flexiq.quantize(model, calibration, QuantizeConfig(ratios=(0.0, 0.5, 1.0), **quick), engine="reference")
-    path = folder / "net.flexiq"
+    quantized = bitdial.quantize(model, calibration, QuantizeConfig(ratios=(0.0, 0.5, 1.0), **quick), engine="reference")
+    path = folder / "net.bitdial"
     quantized.save(path)
     return path
 
 
 class Process:
-    """`flexiq serve` on a model."""
+    """`bitdial serve` on a model."""
 
     def __init__(self, model: Path, folder: Path, *options: str) -> None:
         engine = [] if not native.missing() else ["--engine", "reference"]
-        environment = {**os.environ, "FLEXIQ_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {**os.environ, "BITDIAL_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
         self.log = open(folder / "log", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-c", LAUNCH, "serve", f"net={model}", "--port", "0", "--json", "--threads", "1", "--max-batch", "8",
@@ -466,7 +466,7 @@ class Callers:
 
 
 def test_a_real_server_under_load_survives_its_worker_reloads_and_drains(model_file: Path, tmp_path: Path) -> None:
-    model = Path(shutil.copy(model_file, tmp_path / "net.flexiq"))
+    model = Path(shutil.copy(model_file, tmp_path / "net.bitdial"))
     process = Process(model, tmp_path)
     try:
         assert process.ready["event"] == "ready" and process.ready["models"][0]["ratios"] == [0.0, 0.5, 1.0]
@@ -521,11 +521,11 @@ def test_a_second_signal_ends_it_at_once(model_file: Path, tmp_path: Path) -> No
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
-    (tmp_path / "bad.flexiq").write_bytes(b"no model")
+    (tmp_path / "bad.bitdial").write_bytes(b"no model")
     for arguments, words in (
-        (["bad.flexiq", "--port", "0"], "bad.flexiq"),
-        (["absent.flexiq", "--port", "0"], "absent.flexiq"),
-        (["bad.flexiq", "--policy", "magic"], "magic"),
+        (["bad.bitdial", "--port", "0"], "bad.bitdial"),
+        (["absent.bitdial", "--port", "0"], "absent.bitdial"),
+        (["bad.bitdial", "--policy", "magic"], "magic"),
         ([], "no model is named"),
     ):
         done = subprocess.run(
@@ -537,8 +537,8 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_stays_flat_in_ten_minutes(model_file: Path, tmp_path: Path) -> None:
-    """FLEXIQ_SOAK_SECONDS shortens it."""
-    seconds = float(os.environ.get("FLEXIQ_SOAK_SECONDS", "600"))
+    """BITDIAL_SOAK_SECONDS shortens it."""
+    seconds = float(os.environ.get("BITDIAL_SOAK_SECONDS", "600"))
     process = Process(model_file, tmp_path)
     try:
         callers = Callers(process.port)

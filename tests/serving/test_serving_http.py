@@ -21,11 +21,11 @@ httpx = pytest.importorskip("httpx", reason="THE SERVER IS NOT TESTED: httpx is 
 
 from served import RATIOS, SHAPE, Running, http, infer_bytes, message, serving, status, write_model, write_table  # noqa: E402
 
-from flexiq.cli.serve import announce  # noqa: E402
-from flexiq.cli.terminal import Terminal  # noqa: E402
-from flexiq.errors import ConfigError  # noqa: E402
-from flexiq.serving.control import replay  # noqa: E402
-from flexiq.serving.server.config import (  # noqa: E402
+from bitdial.cli.serve import announce  # noqa: E402
+from bitdial.cli.terminal import Terminal  # noqa: E402
+from bitdial.errors import ConfigError  # noqa: E402
+from bitdial.serving.control import replay  # noqa: E402
+from bitdial.serving.server.config import (  # noqa: E402
     make_config,
     model_arguments,
     read_config_file,
@@ -74,7 +74,7 @@ def test_tritonclient_health_and_metadata(triton: Any) -> None:
     assert triton.is_model_ready("m") and triton.is_model_ready("m", "1")
     assert not triton.is_model_ready("absent") and not triton.is_model_ready("m", "2")
     about = triton.get_server_metadata()
-    assert about["name"] == "flexiq" and "binary_tensor_data" in about["extensions"]
+    assert about["name"] == "bitdial" and "binary_tensor_data" in about["extensions"]
     model = triton.get_model_metadata("m")
     assert model["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, *SHAPE]}]
     assert [o["name"] for o in model["outputs"]] == ["mean", "index"] and model == triton.get_model_metadata("m", "1")
@@ -175,7 +175,7 @@ def test_the_live_page_and_metrics_tell_of_the_models(web: Any, server: Running)
         time.sleep(0.05)
     assert answered > 0
     text = web.get("/metrics").text
-    assert 'flexiq_requests_total{model="m",outcome="ok"}' in text and 'flexiq_ratio{model="other"} 0.0' in text
+    assert 'bitdial_requests_total{model="m",outcome="ok"}' in text and 'bitdial_ratio{model="other"} 0.0' in text
 
 
 def test_json_with_gzip_and_chunks(server: Running, web: Any) -> None:
@@ -331,7 +331,7 @@ def test_reload_under_load_fails_no_request(tmp_path: Path) -> None:
             thread.join(10)
         assert len(answers) > 50 and set(answers) == {200}
         metrics = httpx.get(f"http://{running.address}/metrics").text
-        assert 'flexiq_reloads_total{model="m",result="ok"} 7.0' in metrics
+        assert 'bitdial_reloads_total{model="m",result="ok"} 7.0' in metrics
 
 
 def test_a_damaged_or_different_file_leaves_the_old_model(tmp_path: Path) -> None:
@@ -423,16 +423,16 @@ def test_tls(tmp_path: Path) -> None:
 
 def test_settings_from_a_file_and_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "server.json"
-    content = {"port": 9000, "defaults": {"slo_ms": 20}, "models": [{"name": "a", "path": "a.flexiq", "slo_ms": 30}]}
+    content = {"port": 9000, "defaults": {"slo_ms": 20}, "models": [{"name": "a", "path": "a.bitdial", "slo_ms": 30}]}
     file.write_text(json.dumps(content))
-    config = make_config(["b=x/b.flexiq", "c.flexiq"], read_config_file(file), {"host": None}, {"workers": 2}, tmp_path)
+    config = make_config(["b=x/b.bitdial", "c.bitdial"], read_config_file(file), {"host": None}, {"workers": 2}, tmp_path)
     assert config.port == 9000 and config.host == "127.0.0.1" and config.is_loopback()
     assert [(m.name, m.slo_ms, m.workers) for m in config.models] == [("a", 30, 2), ("b", 20, 2), ("c", 20, 2)]
-    assert config.models[0].path == tmp_path / "a.flexiq" and config.models[1].path == Path("x/b.flexiq")
-    assert make_config(["m.flexiq"], None, {"host": "0.0.0.0"}, {}).is_loopback() is False
-    assert model_arguments(["../My net (1).flexiq"])[0]["name"] == "My-net-1-"
+    assert config.models[0].path == tmp_path / "a.bitdial" and config.models[1].path == Path("x/b.bitdial")
+    assert make_config(["m.bitdial"], None, {"host": "0.0.0.0"}, {}).is_loopback() is False
+    assert model_arguments(["../My net (1).bitdial"])[0]["name"] == "My-net-1-"
     toml = tmp_path / "server.toml"
-    toml.write_text('port = 9001\n[[models]]\nname = "a"\npath = "a.flexiq"\n')
+    toml.write_text('port = 9001\n[[models]]\nname = "a"\npath = "a.bitdial"\n')
     import sys
 
     if sys.version_info >= (3, 11):
@@ -446,8 +446,8 @@ def test_settings_from_a_file_and_the_command_line(tmp_path: Path) -> None:
     ("arguments", "file", "server_", "model", "expected"),
     [
         ([], None, {}, {}, "no model"),
-        (["a.flexiq", "b/a.flexiq"], None, {}, {}, "two models"),
-        (["stats=a.flexiq"], None, {}, {}, "cannot be a model's name"),
+        (["a.bitdial", "b/a.bitdial"], None, {}, {}, "two models"),
+        (["stats=a.bitdial"], None, {}, {}, "cannot be a model's name"),
         (["a="], None, {}, {}, "names no file"),
         (["a"], {"prot": 1}, {}, {}, "prot"),
         (["a"], {"models": 3}, {}, {}, "list"),

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("httptools", reason="the load generator needs httptools (the extra serve)")
 
-from flexiq.errors import ConfigError, DataError
-from flexiq.serving.loadtest import (
+from bitdial.errors import ConfigError, DataError
+from bitdial.serving.loadtest import (
     LabelledImages,
     LoadPlan,
     Result,
@@ -317,7 +317,7 @@ def test_header_injection_is_refused() -> None:
 
 def test_an_idle_connection_that_the_server_closes_costs_no_request(server: Server) -> None:
     """HTTP servers close idle connections; a request that crosses such a close is sent again, and only such a one."""
-    from flexiq.serving.loadtest import client
+    from bitdial.serving.loadtest import client
 
     async def drive() -> tuple[int, list[str]]:
         told: list[str] = []
@@ -489,10 +489,10 @@ def test_tls(tmp_path: Path) -> None:
 
 
 def command_line(*arguments: str) -> int:
-    """The exit code of `flexiq loadtest` with these arguments; errors are raised."""
+    """The exit code of `bitdial loadtest` with these arguments; errors are raised."""
     import typer
 
-    from flexiq.cli.loadtest import loadtest
+    from bitdial.cli.loadtest import loadtest
 
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(loadtest)
@@ -537,7 +537,7 @@ def test_command_line(server: Server, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flexiq.cli.loadtest import KEY_VARIABLE, read_key
+    from bitdial.cli.loadtest import KEY_VARIABLE, read_key
 
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     assert read_key(None) is None

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("prometheus_client", reason="metrics need flexiq[serve]")
+pytest.importorskip("prometheus_client", reason="metrics need bitdial[serve]")
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from flexiq.serving.metrics import ModelMetrics
-from flexiq.serving.metrics.exposition import exposition, make_registry
-from flexiq.serving.metrics.history import KEEP, SAMPLES, TOLERATED, History, percentiles
-from flexiq.serving.page import file_bytes
+from bitdial.serving.metrics import ModelMetrics
+from bitdial.serving.metrics.exposition import exposition, make_registry
+from bitdial.serving.metrics.history import KEEP, SAMPLES, TOLERATED, History, percentiles
+from bitdial.serving.page import file_bytes
 
 RATIOS, ACCURACY = (0.0, 0.5, 1.0), (0.9, 0.88, 0.8)
 
@@ -72,7 +72,7 @@ def test_prometheus_text_says_what_happened() -> None:
     model = ("model", 'a "model"')
 
     def value(name: str, **labels: str) -> float:
-        return found[f"flexiq_{name}"][tuple(sorted([model, *labels.items()]))]
+        return found[f"bitdial_{name}"][tuple(sorted([model, *labels.items()]))]
 
     assert value("ratio") == 1.0 and value("queue_depth") == 5 and value("queue_images") == 20
     assert value("switches_total") == 7 and value("workers") == 1 and value("oldest_wait_seconds") == 0.01
@@ -87,7 +87,7 @@ def test_prometheus_text_says_what_happened() -> None:
     assert value("total_latency_seconds_bucket", le="0.05") == 5
     assert value("batch_size_images_count") == 2
     clock.now += 120  # the last minute is over
-    assert math.isnan(samples(registry)["flexiq_mean_ratio"][(model,)])
+    assert math.isnan(samples(registry)["bitdial_mean_ratio"][(model,)])
 
 
 @settings(max_examples=50)
@@ -170,12 +170,12 @@ def test_odd_numbers_and_another_model_file_harm_nothing() -> None:
     metrics.gauges(clock.now, index=2, queue_depth=0, queue_images=0, oldest_wait=0.0, switches=2, workers=1)  # counts anew
     after = samples(registry)
     for name, values in before.items():
-        if name.startswith("flexiq_") and name.endswith(("_total", "_count", "_sum", "_bucket")):
+        if name.startswith("bitdial_") and name.endswith(("_total", "_count", "_sum", "_bucket")):
             for labels, value in values.items():
                 assert after[name][labels] >= value, f"{name}{labels} went back"
     model = ("model", 'a "model"')
-    assert after["flexiq_switches_total"][(model,)] == 9 and after["flexiq_ratio"][(model,)] == 1.0
-    assert math.isnan(after["flexiq_expected_accuracy"][(model,)])  # some were answered at an accuracy that nobody measured
+    assert after["bitdial_switches_total"][(model,)] == 9 and after["bitdial_ratio"][(model,)] == 1.0
+    assert math.isnan(after["bitdial_expected_accuracy"][(model,)])  # some were answered at an accuracy that nobody measured
     json.loads(metrics.history.rows_json(clock.now + 1), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
@@ -183,10 +183,10 @@ def test_models_share_a_registry() -> None:
     registry, clock = make_registry(), Clock()
     for name in ("one", "two"):
         ModelMetrics(registry, name, RATIOS, ACCURACY, 0.05, clock).arrived(clock.now, 2)
-    found = samples(registry)["flexiq_arrived_images_total"]
+    found = samples(registry)["bitdial_arrived_images_total"]
     assert found == {(("model", "one"),): 2, (("model", "two"),): 2}
     text = exposition(registry)[0].decode()
-    assert text.count("# TYPE flexiq_ratio ") == 1  # one family for all models, as the format demands
+    assert text.count("# TYPE bitdial_ratio ") == 1  # one family for all models, as the format demands
     body, kind = exposition(registry, "application/openmetrics-text; version=1.0.0")
     assert kind.startswith("application/openmetrics-text") and body.endswith(b"# EOF\n")
 
@@ -212,9 +212,9 @@ def test_every_metric_of_the_dashboard_is_exported() -> None:
     exported = set(samples(registry))
     dashboard = json.loads(file_bytes("grafana.json"))
     expressions = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
-    used = {name for text in expressions for name in re.findall(r"\b(?:flexiq|process)_[a-z0-9_]+", text)}
+    used = {name for text in expressions for name in re.findall(r"\b(?:bitdial|process)_[a-z0-9_]+", text)}
     assert used - exported == set() and len(used) >= 20
-    gauges = {name for name in exported if name.startswith("flexiq_") and not name.endswith(("_total", "_sum", "_created"))}
+    gauges = {name for name in exported if name.startswith("bitdial_") and not name.endswith(("_total", "_sum", "_created"))}
     assert len(gauges & used) >= 10
 
 

@@ -27,9 +27,9 @@ uvicorn = pytest.importorskip("uvicorn", reason="THE LIVE PAGE IS NOT TESTED: uv
 from fastapi import Depends, FastAPI, HTTPException, Request  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 
-from flexiq.serving.metrics import ModelMetrics  # noqa: E402
-from flexiq.serving.page import file_bytes  # noqa: E402
-from flexiq.serving.page.routes import STATIC, finite, history_json, page_router  # noqa: E402
+from bitdial.serving.metrics import ModelMetrics  # noqa: E402
+from bitdial.serving.page import file_bytes  # noqa: E402
+from bitdial.serving.page.routes import STATIC, finite, history_json, page_router  # noqa: E402
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ACCURACY = (0.9302, 0.9296, 0.9281, 0.9243, 0.9187)
@@ -354,7 +354,7 @@ def drive(steps: Callable[[Tab], Any]) -> list[str]:
                 finally:
                     listener.cancel()
 
-    with tempfile.TemporaryDirectory(prefix="flexiq-page-", ignore_cleanup_errors=True) as profile:
+    with tempfile.TemporaryDirectory(prefix="bitdial-page-", ignore_cleanup_errors=True) as profile:
         browser = subprocess.Popen(
             command(profile, "--remote-debugging-port=0", "about:blank"),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -445,7 +445,7 @@ def test_key_model_window_and_recording_by_hand(source: Source) -> None:
         await tab.until("!document.getElementById('key-error').hidden && document.getElementById('key-dialog').open")
         await tab.js(enter.format(f"'{KEY}'"))
         await tab.until("!document.getElementById('content').hidden && !document.getElementById('key-dialog').open")
-        assert await tab.js("sessionStorage.getItem('flexiq-api-key')") == KEY
+        assert await tab.js("sessionStorage.getItem('bitdial-api-key')") == KEY
         assert await tab.js("localStorage.length") == 0
         refused = len(tab.problems)
         assert all("401" in problem for problem in tab.problems), tab.problems
@@ -460,7 +460,7 @@ def test_key_model_window_and_recording_by_hand(source: Source) -> None:
         await tab.js("URL.createObjectURL = (blob) => { window.saved = blob.text(); return '#'; }")
         await tab.js("document.getElementById('export').click()")
         saved = json.loads(await tab.js("window.saved"))
-        assert saved["format"] == "flexiq-live-recording" and len(saved["rows"]) >= 359
+        assert saved["format"] == "bitdial-live-recording" and len(saved["rows"]) >= 359
         assert saved["model"]["digest"] == "3f" * 32
         assert saved["rows"][100] in source.metrics["vgg-cifar"].history.rows(time.monotonic())
 

@@ -12,13 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError
-from flexiq.serving.errors import BadRequest, ComputeFailed, ServingError, TooLarge, UnsupportedEncoding
-from flexiq.serving.protocol import RequestReader, decode_body, error_body, infer_response, model_config, model_metadata
-from flexiq.serving.protocol.datatypes import DATATYPES, datatype_of, numpy_dtype
-from flexiq.serving.protocol.jsontext import parse_json
-from flexiq.serving.protocol.response import answer_parameters, plain_json
-from flexiq.serving.worker.info import ModelInfo, TensorInfo
+from bitdial.errors import ConfigError
+from bitdial.serving.errors import BadRequest, ComputeFailed, ServingError, TooLarge, UnsupportedEncoding
+from bitdial.serving.protocol import (
+    RequestReader,
+    decode_body,
+    error_body,
+    infer_response,
+    model_config,
+    model_metadata,
+)
+from bitdial.serving.protocol.datatypes import DATATYPES, datatype_of, numpy_dtype
+from bitdial.serving.protocol.jsontext import parse_json
+from bitdial.serving.protocol.response import answer_parameters, plain_json
+from bitdial.serving.worker.info import ModelInfo, TensorInfo
 
 IMAGE = TensorInfo("x", "float32", (-1, 3, 4))
 WORDS = TensorInfo("words", "int64", (-1, 5))
@@ -262,7 +269,7 @@ def test_a_request_with_one_part_replaced_by_anything_is_read_or_refused(
 
 
 def test_compressed_bodies() -> None:
-    data = b"flexiq " * 1000
+    data = b"bitdial " * 1000
     for name, packed in (
         ("gzip", gzip.compress(data)),
         ("deflate", zlib.compress(data)),

@@ -26,16 +26,16 @@ import numpy as np
 import pytest
 import typer
 
-import flexiq
-from flexiq.artifact import load_program
-from flexiq.cli import deploy
-from flexiq.engines.base import create_engine
-from flexiq.errors import ConfigError
-from flexiq.serving.ray import deployment
-from flexiq.serving.ray.config import BUILDER, DEPLOYMENT, make_deploy_config, serve_document, serve_options
-from flexiq.serving.ray.errors import DeployError, RayMissing
-from flexiq.serving.ray.scaling import ScalingSettings
-from flexiq.serving.ray.store import MemoryFile
+import bitdial
+from bitdial.artifact import load_program
+from bitdial.cli import deploy
+from bitdial.engines.base import create_engine
+from bitdial.errors import ConfigError
+from bitdial.serving.ray import deployment
+from bitdial.serving.ray.config import BUILDER, DEPLOYMENT, make_deploy_config, serve_document, serve_options
+from bitdial.serving.ray.errors import DeployError, RayMissing
+from bitdial.serving.ray.scaling import ScalingSettings
+from bitdial.serving.ray.store import MemoryFile
 
 RATIOS = (0.0, 0.5, 1.0)
 SHAPE = (3, 8, 8)
@@ -47,7 +47,7 @@ PATIENCE = 60.0  # seconds for anything the cluster is waited for
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    return {"models": [{"name": "m", "path": "/models/m.flexiq", "slo_ms": 50, "max_queue": 100}], **changes}
+    return {"models": [{"name": "m", "path": "/models/m.bitdial", "slo_ms": 50, "max_queue": 100}], **changes}
 
 
 def test_the_replicas_own_queue_is_the_one_that_refuses() -> None:
@@ -96,7 +96,7 @@ def test_the_document_makes_the_same_deployment_again() -> None:
 
 @pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
 def test_the_document_is_one_that_ray_takes() -> None:
-    schema = pytest.importorskip("ray.serve.schema", reason="RAY IS NOT INSTALLED: pip install flexiq[ray]")
+    schema = pytest.importorskip("ray.serve.schema", reason="RAY IS NOT INSTALLED: pip install bitdial[ray]")
     parsed = schema.ServeDeploySchema.model_validate(serve_document(make_deploy_config(content(max_replicas=4))))
     (found,) = parsed.applications[0].deployments
     assert found.autoscaling_config["max_replicas"] == 4
@@ -110,7 +110,7 @@ def test_the_command_prints_the_document_and_names_what_is_wrong(capsys: pytest.
     app.command()(deploy.deploy)
 
     def run(*arguments: str) -> None:
-        app(args=["m.flexiq", *arguments], standalone_mode=False)
+        app(args=["m.bitdial", *arguments], standalone_mode=False)
 
     run(
         "--slo-ms",
@@ -128,7 +128,7 @@ def test_the_command_prints_the_document_and_names_what_is_wrong(capsys: pytest.
     (application,) = json.loads(capsys.readouterr().out)["applications"]
     config = make_deploy_config(application["args"])
     assert (config.max_replicas, config.threads, config.utilization, config.name) == (8, 2, 0.6, "m")
-    assert config.model.path == Path("m.flexiq").absolute()
+    assert config.model.path == Path("m.bitdial").absolute()
     for arguments, named in ((["--detach"], "--address"), (["--max-ratio", "x"], "--max-ratio")):
         with pytest.raises(ConfigError, match=named):
             run(*arguments)
@@ -138,12 +138,12 @@ def test_the_command_prints_the_document_and_names_what_is_wrong(capsys: pytest.
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RayMissing, match=r"pip install 'flexiq\[ray\]'"):
+    with pytest.raises(RayMissing, match=r"pip install 'bitdial\[ray\]'"):
         deployment.deploy(make_deploy_config(content()))
 
 
-def test_importing_flexiqs_part_loads_no_ray() -> None:
-    code = "import sys, flexiq.serving.ray.deployment, flexiq.cli.deploy; print('ray' in sys.modules, 'torch' in sys.modules)"
+def test_importing_bitdials_part_loads_no_ray() -> None:
+    code = "import sys, bitdial.serving.ray.deployment, bitdial.cli.deploy; print('ray' in sys.modules, 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
 
@@ -162,8 +162,8 @@ def test_bytes_can_be_opened_and_leave_nothing(model_file: Path) -> None:
 
 
 def test_a_replica_answers_below_its_prefix_and_says_who_it_is(model_file: Path) -> None:
-    from flexiq.serving.metrics.exposition import make_registry
-    from flexiq.serving.ray.replica import make_app, start_model
+    from bitdial.serving.metrics.exposition import make_registry
+    from bitdial.serving.ray.replica import make_app, start_model
 
     config = make_deploy_config(
         content(models=[{"name": DIGITS, "path": str(model_file), "slo_ms": 2000, "max_batch": 2}])
@@ -198,13 +198,13 @@ def test_a_replica_answers_below_its_prefix_and_says_who_it_is(model_file: Path)
 
         for prefix in ("", "/cats"):
             status, headers, found = await call("GET", "/v2/models", prefix)
-            assert (status, headers[b"flexiq-replica"], found) == (200, b"r-1", {"models": [DIGITS]})
+            assert (status, headers[b"bitdial-replica"], found) == (200, b"r-1", {"models": [DIGITS]})
             status, headers, found = await call(
                 "POST", f"/v2/models/{DIGITS}/infer", prefix, json_request(images(1), 1.0)
             )
-            assert status == 200 and headers[b"flexiq-replica"] == b"r-1"
+            assert status == 200 and headers[b"bitdial-replica"] == b"r-1"
         status, headers, found = await call("POST", "/v2/models/none/infer")
-        assert status == 404 and headers[b"flexiq-replica"] == b"r-1"
+        assert status == 404 and headers[b"bitdial-replica"] == b"r-1"
         status, _, found = await call("POST", f"/v2/repository/models/{DIGITS}/load")
         assert status == 400 and "deploy" in found["error"]
         assert model.metrics is not None and model.metrics.arrived_images == 2
@@ -228,8 +228,8 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     ).eval()  # fmt: skip
-    model = flexiq.quantize(network, torch.randn(16, *SHAPE), flexiq.QuantizeConfig(selector="greedy", ratios=RATIOS))
-    path = tmp_path_factory.mktemp("model") / f"{DIGITS}.flexiq"
+    model = bitdial.quantize(network, torch.randn(16, *SHAPE), bitdial.QuantizeConfig(selector="greedy", ratios=RATIOS))
+    path = tmp_path_factory.mktemp("model") / f"{DIGITS}.bitdial"
     model.save(path)
     return path
 
@@ -247,16 +247,16 @@ def json_request(batch: np.ndarray[Any, Any], max_ratio: float) -> bytes:
 
 
 class Running:
-    """`flexiq deploy` in a process of its own; every process that it starts carries a mark in its environment."""
+    """`bitdial deploy` in a process of its own; every process that it starts carries a mark in its environment."""
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
         self.mark, self.folder = uuid.uuid4().hex, folder
         keep = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment = {
-            **keep, "FLEXIQ_TEST_MARK": self.mark, "HOME": str(folder), "FLEXIQ_CACHE_DIR": str(folder / "cache"),
+            **keep, "BITDIAL_TEST_MARK": self.mark, "HOME": str(folder), "BITDIAL_CACHE_DIR": str(folder / "cache"),
             "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_AUTO_CONNECT": "0",
         }  # fmt: skip
-        code = "import sys; from flexiq.cli import app, main; from flexiq.cli.deploy import deploy; "
+        code = "import sys; from bitdial.cli import app, main; from bitdial.cli.deploy import deploy; "
         code += "any(c.callback is deploy for c in app.registered_commands) or app.command()(deploy); sys.exit(main())"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, "deploy", *arguments],
@@ -332,7 +332,7 @@ def infer(url: str, batch: np.ndarray[Any, Any], max_ratio: float) -> tuple[str,
         length = int(answer.headers["Inference-Header-Content-Length"])
         said = json.loads(body[:length])
         output = np.frombuffer(body[length:], np.float32).reshape(said["outputs"][0]["shape"])
-        return answer.headers["flexiq-replica"], said["parameters"]["ratio"], output
+        return answer.headers["bitdial-replica"], said["parameters"]["ratio"], output
 
 
 class Clients:
@@ -377,7 +377,7 @@ class Clients:
 def test_two_replicas_for_real(model_file: Path, folder: Path) -> None:
     """One replica, shipped to the cluster; work brings the second; both answer as the engine does; one is killed and requests go
     on; SIGTERM drains, and no process is left."""
-    pytest.importorskip("ray.serve", reason="RAY IS NOT INSTALLED: pip install flexiq[ray]")
+    pytest.importorskip("ray.serve", reason="RAY IS NOT INSTALLED: pip install bitdial[ray]")
     batch = images(2, 3)
     engine = create_engine(load_program(model_file))
     expected = {ratio: np.asarray(engine.run(batch, ratio)) for ratio in (0.0, 1.0)}
@@ -409,7 +409,7 @@ def test_two_replicas_for_real(model_file: Path, folder: Path) -> None:
             assert not clients.failures
             assert clients.ratios == {0.0, 1.0}
             metrics = urllib.request.urlopen(f"{document['url']}/metrics", timeout=PATIENCE).read().decode()
-            assert "flexiq" in metrics
+            assert "bitdial" in metrics
 
             replicas = running.processes("ray::ServeReplica")
             assert len(replicas) == 2
@@ -433,13 +433,13 @@ def test_two_replicas_for_real(model_file: Path, folder: Path) -> None:
 
 
 def test_a_bad_file_and_a_taken_port_are_told_of_before_a_cluster_starts(model_file: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray.serve", reason="RAY IS NOT INSTALLED: pip install flexiq[ray]")
-    bad = tmp_path / "bad.flexiq"
+    pytest.importorskip("ray.serve", reason="RAY IS NOT INSTALLED: pip install bitdial[ray]")
+    bad = tmp_path / "bad.bitdial"
     bad.write_bytes(model_file.read_bytes()[:1000])
-    with pytest.raises(flexiq.errors.ArtifactError):
+    with pytest.raises(bitdial.errors.ArtifactError):
         deployment.deploy(make_deploy_config(content(models=[{"name": "bad", "path": str(bad)}])))
-    with pytest.raises(DeployError, match="none.flexiq cannot be read"):
-        deployment.deploy(make_deploy_config(content(models=[{"name": "m", "path": str(tmp_path / "none.flexiq")}])))
+    with pytest.raises(DeployError, match="none.bitdial cannot be read"):
+        deployment.deploy(make_deploy_config(content(models=[{"name": "m", "path": str(tmp_path / "none.bitdial")}])))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

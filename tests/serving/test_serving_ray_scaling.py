@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.serving.control import Batch, Request, Scheduler, ServiceTable, Settings, make_policy
-from flexiq.serving.ray.scaling import METRIC, ScalingSettings, WorkMeter, WorkPolicy, decide, policy_arguments
+from bitdial.serving.control import Batch, Request, Scheduler, ServiceTable, Settings, make_policy
+from bitdial.serving.ray.scaling import METRIC, ScalingSettings, WorkMeter, WorkPolicy, decide, policy_arguments
 
 EIGHT_BIT, FOUR_BIT = 0.020, 0.013  # seconds per image
 TABLE = ServiceTable(

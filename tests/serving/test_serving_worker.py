@@ -20,13 +20,13 @@ import pytest
 import torch
 from torch import nn
 
-import flexiq
-from flexiq.artifact import load_program
-from flexiq.engines.base import create_engine
-from flexiq.engines.cpu import native
-from flexiq.errors import ArtifactError, ConfigError, EngineError, FlexiqError, InputError
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.serving.worker import (
+import bitdial
+from bitdial.artifact import load_program
+from bitdial.engines.base import create_engine
+from bitdial.engines.cpu import native
+from bitdial.errors import ArtifactError, BitdialError, ConfigError, EngineError, InputError
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.serving.worker import (
     Candidate,
     ProcessWorker,
     SignatureError,
@@ -37,7 +37,7 @@ from flexiq.serving.worker import (
     WorkerPool,
     measure_table,
 )
-from flexiq.serving.worker.thread import ThreadWorker
+from bitdial.serving.worker.thread import ThreadWorker
 
 ENGINE = "reference" if native.missing() else "cpu"
 COMPILED = pytest.mark.skipif(ENGINE != "cpu", reason=f"CPU ENGINE MISSING: {native.missing()}")
@@ -84,8 +84,8 @@ class Interleaved(nn.Module):
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is remembered in the user's folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLEXIQ_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("FLEXIQ_TEST_FAULT", raising=False)
+        patch.setenv("BITDIAL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("BITDIAL_TEST_FAULT", raising=False)
         yield
 
 
@@ -96,10 +96,10 @@ def models(helpers: Any, tmp_path_factory: pytest.TempPathFactory) -> SimpleName
     images = helpers.images(12)
 
     def save(name: str, model: nn.Module, calibration: Any, **config: Any) -> Path:
-        quantized = flexiq.quantize(model, calibration, QuantizeConfig(**{**QUICK, **config}), engine="reference")
+        quantized = bitdial.quantize(model, calibration, QuantizeConfig(**{**QUICK, **config}), engine="reference")
         quantized.program.curve = [{"ratio": r, "accuracy": 0.9 - 0.1 * r} for r in quantized.ratios]
-        quantized.save(folder / f"{name}.flexiq")
-        return folder / f"{name}.flexiq"
+        quantized.save(folder / f"{name}.bitdial")
+        return folder / f"{name}.bitdial"
 
     found = {}
     for name, classes, ratios in (("a", 10, (0.0, 0.5, 1.0)), ("b", 10, (0.0, 1.0)), ("c", 7, (0.0, 1.0))):
@@ -112,7 +112,7 @@ def models(helpers: Any, tmp_path_factory: pytest.TempPathFactory) -> SimpleName
     found["interleaved"] = save("interleaved", Interleaved().eval(), torch.randn(12, 16), ratios=(0.0, 1.0))
     damaged = bytearray(found["a"].read_bytes())
     damaged[-100] ^= 1
-    found["corrupt"] = folder / "corrupt.flexiq"
+    found["corrupt"] = folder / "corrupt.bitdial"
     found["corrupt"].write_bytes(damaged)
     return SimpleNamespace(**found)
 
@@ -130,7 +130,7 @@ def go(job: Coroutine[Any, Any, None]) -> None:
 
 def held() -> tuple[list[str], int, list[str]]:
     """Open descriptors, mapped shared memories, children (zombies too) of this process."""
-    mapped = Path("/proc/self/maps").read_text().count("memfd:flexiq")
+    mapped = Path("/proc/self/maps").read_text().count("memfd:bitdial")
     children = []
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
@@ -262,10 +262,10 @@ def test_whole_numbers_out_of_range_blame_their_request_only(models: SimpleNames
 
 def test_files_that_cannot_be_served_give_typed_errors(models: SimpleNamespace, tmp_path: Path) -> None:
     async def job() -> None:
-        cases: list[tuple[Path, WorkerOptions, type[FlexiqError], str]] = [
-            (tmp_path / "none.flexiq", OPTIONS, ArtifactError, "none.flexiq"),
+        cases: list[tuple[Path, WorkerOptions, type[BitdialError], str]] = [
+            (tmp_path / "none.bitdial", OPTIONS, ArtifactError, "none.bitdial"),
             (tmp_path, OPTIONS, ArtifactError, "no regular file"),
-            (models.corrupt, OPTIONS, ArtifactError, "corrupt.flexiq.*get a sound copy"),
+            (models.corrupt, OPTIONS, ArtifactError, "corrupt.bitdial.*get a sound copy"),
             (models.a, WorkerOptions("abacus"), EngineError, "unknown engine 'abacus'"),
             (models.a, WorkerOptions(ENGINE, {"speed": 3}), EngineError, "no option"),
         ]
@@ -301,7 +301,7 @@ def test_overlapping_and_abandoned_calls_do_not_mix(models: SimpleNamespace, mon
                     assert result.outputs[0][0].tobytes() == alone[n]
             await worker.stop()
 
-    monkeypatch.setenv("FLEXIQ_TEST_FAULT", "slow:0.005")
+    monkeypatch.setenv("BITDIAL_TEST_FAULT", "slow:0.005")
     go(job())
 
 
@@ -331,11 +331,11 @@ def test_a_crash_loses_the_batch_and_says_so(models: SimpleNamespace, monkeypatc
         with pytest.raises(WorkerCrash, match="SIGKILL"):
             await worker.run([request(1)], 0)
         await worker.stop()
-        monkeypatch.setenv("FLEXIQ_TEST_FAULT", "crash-at-load")
+        monkeypatch.setenv("BITDIAL_TEST_FAULT", "crash-at-load")
         with pytest.raises(WorkerCrash, match="while loading: killed by SIGSEGV"):
             await ProcessWorker(models.a, OPTIONS).start()
 
-    monkeypatch.setenv("FLEXIQ_TEST_FAULT", "crash-after:3")
+    monkeypatch.setenv("BITDIAL_TEST_FAULT", "crash-after:3")
     go(job())
 
 
@@ -355,7 +355,7 @@ def test_a_hung_worker_is_killed(models: SimpleNamespace, monkeypatch: pytest.Mo
         assert len(lost) == 1
         await worker.stop()
 
-    monkeypatch.setenv("FLEXIQ_TEST_FAULT", "hang-after:2")
+    monkeypatch.setenv("BITDIAL_TEST_FAULT", "hang-after:2")
     go(job())
 
 
@@ -370,7 +370,7 @@ def test_stopping_waits_for_the_batch_but_not_for_ever(
         await worker.stop()
         assert (await call).checked == [""]
         for fault in ("stuck-at-end", "hang-after:0"):
-            monkeypatch.setenv("FLEXIQ_TEST_FAULT", fault)
+            monkeypatch.setenv("BITDIAL_TEST_FAULT", fault)
             worker = ProcessWorker(models.a, options(grace=0.2))
             await worker.start()
             call = asyncio.create_task(worker.run([request(2)], 0))
@@ -385,7 +385,7 @@ def test_stopping_waits_for_the_batch_but_not_for_ever(
             else:
                 await call
 
-    monkeypatch.setenv("FLEXIQ_TEST_FAULT", "slow:0.2")
+    monkeypatch.setenv("BITDIAL_TEST_FAULT", "slow:0.2")
     go(job())
 
 
@@ -466,14 +466,14 @@ def test_signals_to_the_group_leave_the_child_to_its_parent(models: SimpleNamesp
 
 PARENT = """
     import asyncio, sys
-    from flexiq.serving.worker import ProcessWorker, WorkerOptions
+    from bitdial.serving.worker import ProcessWorker, WorkerOptions
 
     async def main():
         worker = ProcessWorker(sys.argv[1], WorkerOptions(sys.argv[2], max_batch=2))
         info = await worker.start()
         asyncio.create_task(worker.run([[__import__("numpy").zeros((1, 3, 8, 8), "float32")]], 0))
         await asyncio.sleep(0.05)
-        print(worker.pid, "torch" in sys.modules, "flexiq.engines.cpu._native" in sys.modules, flush=True)
+        print(worker.pid, "torch" in sys.modules, "bitdial.engines.cpu._native" in sys.modules, flush=True)
         await asyncio.sleep(60)
 
     asyncio.run(main())
@@ -481,8 +481,8 @@ PARENT = """
 
 
 def test_a_child_dies_with_its_parent_and_neither_needs_torch(models: SimpleNamespace) -> None:
-    path = [str(Path(flexiq.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "FLEXIQ_TEST_FAULT": "hang-after:0", "PYTHONPATH": os.pathsep.join(path)}
+    path = [str(Path(bitdial.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "BITDIAL_TEST_FAULT": "hang-after:0", "PYTHONPATH": os.pathsep.join(path)}
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PARENT), str(models.a), ENGINE],
         env=environment,
@@ -534,7 +534,7 @@ def test_a_pool_shares_work_and_hands_over_in_order(models: SimpleNamespace, mon
         with pytest.raises(WorkerCrash, match="stopped"):
             await pool.run([request(1)], 0)
 
-    monkeypatch.setenv("FLEXIQ_TEST_FAULT", "slow:0.1")
+    monkeypatch.setenv("BITDIAL_TEST_FAULT", "slow:0.1")
     go(job())
 
 
@@ -557,11 +557,11 @@ def test_a_pool_replaces_workers_that_crash_or_hang(models: SimpleNamespace, mon
         assert pool.alive == 1
         await until(lambda: "free" in events)
         assert events == ["crash", "restart", "free"] and pool.alive == pool.idle == 2
-        monkeypatch.setenv("FLEXIQ_TEST_FAULT", "hang-after:0")  # of those started from now on
+        monkeypatch.setenv("BITDIAL_TEST_FAULT", "hang-after:0")  # of those started from now on
         with pytest.raises(WorkerCrash):
             await asyncio.gather(pool.run([request(1)], 0), pool.run([request(1)], 0))
         await until(lambda: events.count("restart") == 2)
-        monkeypatch.delenv("FLEXIQ_TEST_FAULT")
+        monkeypatch.delenv("BITDIAL_TEST_FAULT")
         ends = await asyncio.gather(*(pool.run([request(1)], 0) for _ in range(2)), return_exceptions=True)
         assert sorted(str(e).partition(":")[0] for e in ends) == [
             "the worker did not answer for 0.3 s and was killed",
@@ -572,7 +572,7 @@ def test_a_pool_replaces_workers_that_crash_or_hang(models: SimpleNamespace, mon
             assert len(await asyncio.gather(pool.run([request(1)], 0), pool.run([request(2)], 1))) == 2
         await pool.stop()
 
-    monkeypatch.setenv("FLEXIQ_TEST_FAULT", "crash-after:1")
+    monkeypatch.setenv("BITDIAL_TEST_FAULT", "crash-after:1")
     go(job())
 
 
@@ -584,7 +584,7 @@ def test_attempts_to_replace_a_worker_become_rarer(models: SimpleNamespace, monk
             models.a, OPTIONS, on_crash=lambda e: crashes.append(loop.time()), first_delay=0.2, longest_delay=0.4
         )
         await pool.start()
-        monkeypatch.setenv("FLEXIQ_TEST_FAULT", "crash-at-load")
+        monkeypatch.setenv("BITDIAL_TEST_FAULT", "crash-at-load")
         (worker,) = pool.workers
         assert isinstance(worker, ProcessWorker) and worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
@@ -592,7 +592,7 @@ def test_attempts_to_replace_a_worker_become_rarer(models: SimpleNamespace, monk
         between = np.diff(crashes)
         assert between[1] > 0.2 and between[2] > 0.4
         waiting = asyncio.create_task(pool.run([request(1)], 0))
-        monkeypatch.delenv("FLEXIQ_TEST_FAULT")
+        monkeypatch.delenv("BITDIAL_TEST_FAULT")
         assert (await waiting).checked == [""]  # as soon as there is a worker again
         await pool.stop()
 
@@ -601,8 +601,8 @@ def test_attempts_to_replace_a_worker_become_rarer(models: SimpleNamespace, monk
 
 def test_a_file_changed_in_place_is_not_mixed_in(models: SimpleNamespace, tmp_path: Path) -> None:
     async def job() -> None:
-        errors: list[FlexiqError] = []
-        path = tmp_path / "m.flexiq"
+        errors: list[BitdialError] = []
+        path = tmp_path / "m.bitdial"
         path.write_bytes(models.a.read_bytes())
         pool = WorkerPool(path, OPTIONS, on_crash=errors.append, first_delay=0.05, longest_delay=0.05)
         await pool.start()
@@ -627,12 +627,12 @@ def test_a_new_version_takes_over_without_losing_a_batch(
     models: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def job() -> None:
-        path = tmp_path / "m.flexiq"
+        path = tmp_path / "m.bitdial"
         path.write_bytes(models.a.read_bytes())
         freed: list[bool] = []
         pool = WorkerPool(path, OPTIONS, workers=2, on_free=lambda: freed.append(True))
         await pool.start()
-        monkeypatch.setenv("FLEXIQ_TEST_FAULT", "slow:0.001")
+        monkeypatch.setenv("BITDIAL_TEST_FAULT", "slow:0.001")
         x = request(2)
         old, new = (
             create_engine(load_program(p), OPTIONS.engine, **OPTIONS.engine_options).run(x[0], 1.0).tobytes()
@@ -681,7 +681,7 @@ def test_a_bad_new_version_leaves_the_old_one_in_place(models: SimpleNamespace) 
         async def refuse(candidate: Candidate) -> None:
             raise ConfigError("not this one")
 
-        cases: list[tuple[Path, type[FlexiqError], str, Callable[[Candidate], Awaitable[None]] | None]] = [
+        cases: list[tuple[Path, type[BitdialError], str, Callable[[Candidate], Awaitable[None]] | None]] = [
             (models.corrupt, ArtifactError, "sound copy", None),
             (models.a.with_name("none"), ArtifactError, "none", None),
             (models.c, SignatureError, r"outputs were .* float32\[N, 10\] and are .* float32\[N, 7\]", None),
@@ -714,7 +714,7 @@ def test_pools_of_threads_work_alike(models: SimpleNamespace) -> None:
 
 
 def test_a_real_worker_is_measured(models: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexiq.serving.worker.calibration.TRUSTED", 1e9)  # other tests share the cores
+    monkeypatch.setattr("bitdial.serving.worker.calibration.TRUSTED", 1e9)  # other tests share the cores
 
     async def job() -> None:
         worker = ProcessWorker(models.a, options(max_batch=64))

@@ -17,16 +17,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq import errors
-from flexiq.errors import ArtifactError, ConfigError, EngineError, FlexiqError, InputError
-from flexiq.serving.worker import ModelInfo, Result, SignatureError, TensorInfo, WorkerCrash, WorkerOptions, calibration
-from flexiq.serving.worker.batching import count_images, fill, join, split
-from flexiq.serving.worker.calibration import batch_sizes, make_table, measure_table, random_request
-from flexiq.serving.worker.errors import error_from_json, error_to_json
-from flexiq.serving.worker.faults import Fault
-from flexiq.serving.worker.file import ModelFile, read_descriptor
-from flexiq.serving.worker.frames import AsyncFrames, BlockingFrames, Decoder, FrameError, encode
-from flexiq.serving.worker.memory import BatchMemory, create_memory
+from bitdial import errors
+from bitdial.errors import ArtifactError, BitdialError, ConfigError, EngineError, InputError
+from bitdial.serving.worker import (
+    ModelInfo,
+    Result,
+    SignatureError,
+    TensorInfo,
+    WorkerCrash,
+    WorkerOptions,
+    calibration,
+)
+from bitdial.serving.worker.batching import count_images, fill, join, split
+from bitdial.serving.worker.calibration import batch_sizes, make_table, measure_table, random_request
+from bitdial.serving.worker.errors import error_from_json, error_to_json
+from bitdial.serving.worker.faults import Fault
+from bitdial.serving.worker.file import ModelFile, read_descriptor
+from bitdial.serving.worker.frames import AsyncFrames, BlockingFrames, Decoder, FrameError, encode
+from bitdial.serving.worker.memory import BatchMemory, create_memory
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -207,7 +215,7 @@ def test_model_info_crosses_as_json() -> None:
 
 
 def test_errors_keep_their_class() -> None:
-    kinds = [v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, FlexiqError)]
+    kinds = [v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, BitdialError)]
     for kind in [*kinds, WorkerCrash, SignatureError]:
         back = error_from_json(json.loads(json.dumps(error_to_json(kind("what is wrong")))))
         assert type(back) is kind and str(back) == "what is wrong"
@@ -229,14 +237,14 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_no_fault_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FLEXIQ_TEST_FAULT", raising=False)
+    monkeypatch.delenv("BITDIAL_TEST_FAULT", raising=False)
     fault = Fault()
     for _ in range(100):
         fault.at_load(), fault.at_batch(), fault.at_end()
 
 
 def test_a_model_file_stays_what_it_was_when_another_takes_its_place(tmp_path: Path) -> None:
-    path = tmp_path / "m.flexiq"
+    path = tmp_path / "m.bitdial"
     path.write_bytes(b"old")
     file = ModelFile(path)
     (tmp_path / "new").write_bytes(b"newer")
@@ -364,7 +372,7 @@ def test_cells_between_lie_as_at_the_nearest_size() -> None:
 
 
 def test_measured_tables_are_remembered(clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLEXIQ_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", str(tmp_path))
     worker = PacedWorker(clock, lambda i, n: 1e-4 * n)
     first = asyncio.run(measure_table(worker, 2, None, 0.05))
     ran = len(worker.ran)
@@ -379,7 +387,7 @@ def test_measured_tables_are_remembered(clock: list[float], tmp_path: Path, monk
         file.write_text("{")
     asyncio.run(measure_table(worker, 2, None, 0.05))  # damaged: measured again
     assert len(worker.ran) > ran
-    monkeypatch.setenv("FLEXIQ_CACHE_DIR", "/proc/none")
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", "/proc/none")
     asyncio.run(measure_table(worker, 2, None, 0.05))  # nowhere to write: no matter
 
 

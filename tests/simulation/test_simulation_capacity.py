@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import typer
 
-from flexiq.cli.simulate import simulate as command
-from flexiq.errors import ConfigError, DataError
-from flexiq.serving.control import ServiceTable, Settings
-from flexiq.serving.control.policies import Scripted
-from flexiq.serving.loadtest import arrivals
-from flexiq.simulation import Fleet, Load, Noise, Sizing, machines_saved, simulate, smallest_fleet, summarize
-from flexiq.simulation.shaping import overload
+from bitdial.cli.simulate import simulate as command
+from bitdial.errors import ConfigError, DataError
+from bitdial.serving.control import ServiceTable, Settings
+from bitdial.serving.control.policies import Scripted
+from bitdial.serving.loadtest import arrivals
+from bitdial.simulation import Fleet, Load, Noise, Sizing, machines_saved, simulate, smallest_fleet, summarize
+from bitdial.simulation.shaping import overload
 
 TABLE = ServiceTable((0.0, 0.5, 1.0), (1,), ((0.010,), (0.008,), (0.005,)), (0.90, 0.895, 0.87))
 WANTED = Settings(slo=0.06, max_batch=1)

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError
-from flexiq.serving.control import Recorder, ServiceTable, Settings, replay
-from flexiq.simulation import Fleet, Load, Noise, Outcome, simulate, summarize, time_series
-from flexiq.simulation.balancers import BALANCERS, LeastLoaded
-from flexiq.simulation.outcome import ANSWERED, EXPIRED, SHED
+from bitdial.errors import ConfigError
+from bitdial.serving.control import Recorder, ServiceTable, Settings, replay
+from bitdial.simulation import Fleet, Load, Noise, Outcome, simulate, summarize, time_series
+from bitdial.simulation.balancers import BALANCERS, LeastLoaded
+from bitdial.simulation.outcome import ANSWERED, EXPIRED, SHED
 
 TABLE = ServiceTable((0.0, 0.5, 1.0), (1, 4), ((0.010, 0.036), (0.008, 0.028), (0.005, 0.018)), (0.90, 0.895, 0.87))
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError
-from flexiq.serving.control import ServiceTable, Settings
-from flexiq.serving.control.table import DOUBT
-from flexiq.simulation import Fleet, Load, Noise, best_schedule, compare, run_policy
-from flexiq.simulation.comparison import oracle_reason
-from flexiq.simulation.oracle import DROPPED
+from bitdial.errors import ConfigError
+from bitdial.serving.control import ServiceTable, Settings
+from bitdial.serving.control.table import DOUBT
+from bitdial.simulation import Fleet, Load, Noise, best_schedule, compare, run_policy
+from bitdial.simulation.comparison import oracle_reason
+from bitdial.simulation.oracle import DROPPED
 
 
 def brute_force(arrivals, seconds, losses, slo):

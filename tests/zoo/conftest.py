@@ -11,9 +11,9 @@ import torch
 def data_folder() -> Path:
     """The folder with trained weights and CIFAR-10; tests that need it are skipped, loudly, where it is absent."""
     default = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-    folder = Path(os.environ.get("FLEXIQ_DATA", default))
+    folder = Path(os.environ.get("BITDIAL_DATA", default))
     if not (folder / "weights").is_dir():
-        pytest.skip(f"NO DATA: {folder} holds no weights/; set FLEXIQ_DATA to the data folder to run this test")
+        pytest.skip(f"NO DATA: {folder} holds no weights/; set BITDIAL_DATA to the data folder to run this test")
     return folder
 
 

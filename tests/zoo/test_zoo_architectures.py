@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from flexiq.errors import ConfigError
-from flexiq.zoo.architectures import ARCHITECTURES, INPUT_SHAPES, CifarResNet, DigitsNet
-from flexiq.zoo.datasets import load_dataset
-from flexiq.zoo.registry import build_model
-from flexiq.zoo.resnet import PaddedShortcut
+from bitdial.errors import ConfigError
+from bitdial.zoo.architectures import ARCHITECTURES, INPUT_SHAPES, CifarResNet, DigitsNet
+from bitdial.zoo.datasets import load_dataset
+from bitdial.zoo.registry import build_model
+from bitdial.zoo.resnet import PaddedShortcut
 
 TRAINED = [
     ("resnet20", "resnet20_cifar10_published"),

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import flexiq
-from flexiq.benchmarking.perplexity import token_loss
-from flexiq.errors import ConfigError
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.zoo.char_transformer import CharTransformer, char_transformer
+import bitdial
+from bitdial.benchmarking.perplexity import token_loss
+from bitdial.errors import ConfigError
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.zoo.char_transformer import CharTransformer, char_transformer
 
 VOCABULARY, CONTEXT = 12, 16
 CONFIG = QuantizeConfig(group_size=8, ratios=(0.0, 0.5, 1.0), selector="greedy", smooth=0.5, search_images=8)
@@ -36,8 +36,8 @@ def model() -> CharTransformer:
 
 
 @pytest.fixture(scope="module")
-def quantized(model: CharTransformer) -> flexiq.api.QuantizedModel:
-    return flexiq.quantize(model, tokens(32, 1), CONFIG, engine="reference")
+def quantized(model: CharTransformer) -> bitdial.api.QuantizedModel:
+    return bitdial.quantize(model, tokens(32, 1), CONFIG, engine="reference")
 
 
 def test_the_float_model_is_causal_and_checks_its_context(model: CharTransformer) -> None:
@@ -96,9 +96,9 @@ def test_quantized_answers_depend_on_nothing_later_and_on_no_other_sample(quanti
 
 
 def test_saved_and_loaded_it_is_the_same(quantized, tmp_path: Path) -> None:
-    path = tmp_path / "language.flexiq"
+    path = tmp_path / "language.bitdial"
     quantized.save(path)
-    loaded = flexiq.load(path, engine="reference")
+    loaded = bitdial.load(path, engine="reference")
     x = tokens(4, 5)
     for ratio in quantized.ratios:
         assert torch.equal(torch.as_tensor(loaded(x, ratio)), torch.as_tensor(quantized(x, ratio)))
@@ -114,8 +114,8 @@ def test_evaluate_takes_the_loss_as_metric(quantized) -> None:
 
 
 def test_channels_are_sorted_through_the_embedding(model: CharTransformer) -> None:
-    from flexiq.api import prepare_model
-    from flexiq.graph.interpreter import run_graph
+    from bitdial.api import prepare_model
+    from bitdial.graph.interpreter import run_graph
 
     x = tokens(8, 3)
     prepared = prepare_model(model, x, CONFIG.updated(smooth=None))

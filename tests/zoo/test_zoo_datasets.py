@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flexiq.errors import ConfigError, DataError
-from flexiq.zoo import image_files
-from flexiq.zoo.datasets import load_dataset, split_positions
-from flexiq.zoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from bitdial.errors import ConfigError, DataError
+from bitdial.zoo import image_files
+from bitdial.zoo.datasets import load_dataset, split_positions
+from bitdial.zoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 CLASSES = ["ant", "bee", "cat"]
 Files = dict[str, bytes]
@@ -198,7 +198,7 @@ def test_cache_is_used_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     first = load()
     assert decoded == [15]
     assert np.array_equal(load(), first) and decoded == [15]
-    cached = list((tmp_path / "cache" / "flexiq").glob("*.npy"))
+    cached = list((tmp_path / "cache" / "bitdial").glob("*.npy"))
     assert len(cached) == 1
     cached[0].write_bytes(cached[0].read_bytes()[:-5])  # a truncated cache is decoded again
     assert np.array_equal(load(), first) and decoded == [15, 15]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flexiq.errors import ConfigError
-from flexiq.zoo.datasets import load_dataset
-from flexiq.zoo.digits import Network, train_digits
-from flexiq.zoo.digits import test_accuracy as accuracy_of
-from flexiq.zoo.digits_data import enlarge, load_digits_split
+from bitdial.errors import ConfigError
+from bitdial.zoo.datasets import load_dataset
+from bitdial.zoo.digits import Network, train_digits
+from bitdial.zoo.digits import test_accuracy as accuracy_of
+from bitdial.zoo.digits_data import enlarge, load_digits_split
 
 
 def test_split_is_stratified_and_seeded() -> None:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from flexiq.errors import ConfigError, DataError
-from flexiq.zoo.registry import build_model
+from bitdial.errors import ConfigError, DataError
+from bitdial.zoo.registry import build_model
 
 needs_torchvision = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="NO TORCHVISION: pip install --no-deps torchvision"
@@ -68,7 +68,7 @@ def test_user_file(user_file: Path) -> None:
 
 
 def test_module_of_the_user() -> None:
-    assert type(build_model("flexiq.zoo.vgg:CifarVGG", num_classes=3)).__name__ == "CifarVGG"
+    assert type(build_model("bitdial.zoo.vgg:CifarVGG", num_classes=3)).__name__ == "CifarVGG"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_timm_model() -> None:
 @needs_torchvision
 def test_torchvision_imports_after_the_schemas_are_defined() -> None:
     code = (
-        "from flexiq.zoo.registry import torchvision_compat as c\n"
+        "from bitdial.zoo.registry import torchvision_compat as c\n"
         "c(); c()\n"
         "import torchvision, torch\n"
         "assert hasattr(torch.ops.torchvision, 'nms')\n"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.errors import ConfigError, DataError
-from flexiq.zoo.text import TextData, Vocabulary, load_text
+from bitdial.errors import ConfigError, DataError
+from bitdial.zoo.text import TextData, Vocabulary, load_text
 
 
 def numbered(n: int) -> TextData:

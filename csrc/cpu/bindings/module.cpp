@@ -1,4 +1,4 @@
-// The Python border of the CPU engine: the extension module flexiq.engines.cpu._native.
+// The Python border of the CPU engine: the extension module bitdial.engines.cpu._native.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -19,7 +19,7 @@
 
 namespace nb = nanobind;
 using namespace nb::literals;
-using namespace flexiq;
+using namespace bitdial;
 
 namespace {
 
@@ -79,8 +79,8 @@ std::vector<std::pair<int, void*>> addresses(const std::vector<std::pair<int, An
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "Compiled kernels of flexiq's CPU engine.";
-    m.def("version", [] { return FLEXIQ_VERSION; }, "Version of flexiq that this extension was built from.");
+    m.doc() = "Compiled kernels of bitdial's CPU engine.";
+    m.def("version", [] { return BITDIAL_VERSION; }, "Version of bitdial that this extension was built from.");
     m.def("supported_isas", &supported_isas, "Instruction sets that this processor runs, best first.");
     m.def("cpu_name", &cpu_name);
     m.attr("METHODS") = nb::make_tuple("direct", "fip", "winograd", "winograd_fip", "narrow");

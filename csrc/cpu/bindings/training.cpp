@@ -12,11 +12,11 @@
 
 namespace nb = nanobind;
 using namespace nb::literals;
-using namespace flexiq;
+using namespace bitdial;
 
 namespace {
 
-// Tensors come as addresses, since Python knows no bfloat16 arrays; flexiq.finetuning.kernels checks types, sizes and layout,
+// Tensors come as addresses, since Python knows no bfloat16 arrays; bitdial.finetuning.kernels checks types, sizes and layout,
 // and is the only caller. 0 is no tensor.
 template <typename T>
 T* pointer(uintptr_t address) {

@@ -11,7 +11,7 @@
 #pragma once
 #include "../tensor.h"
 
-namespace flexiq {
+namespace bitdial {
 
 struct Group {
     int64_t weights;   // byte offset of the group inside a packed block
@@ -137,4 +137,4 @@ struct ConvKernels {
     int64_t (*burn)(int64_t rounds, int32_t* sink);
 };
 
-}  // namespace flexiq
+}  // namespace bitdial

@@ -1,11 +1,11 @@
 #include "../simd/avx2.h"
 #include "conv_args.h"
 
-#define FLEXIQ_FOR_ROWS(X) X(1) X(2) X(3) X(4)
-#define FLEXIQ_FOR_FIP_ROWS(X) X(1) X(2) X(3) X(4)
-#define FLEXIQ_NARROW
+#define BITDIAL_FOR_ROWS(X) X(1) X(2) X(3) X(4)
+#define BITDIAL_FOR_FIP_ROWS(X) X(1) X(2) X(3) X(4)
+#define BITDIAL_NARROW
 
-namespace flexiq {
+namespace bitdial {
 namespace avx2 {
 #include "epilogue_body.h"
 #include "lower_body.h"
@@ -14,4 +14,4 @@ extern const ConvKernels conv_kernels;
 const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, DOT_BIAS, ROWS, false, true, true, scratch_bytes, units, chunks, run_conv,
                                   lower_rows, burn};
 }  // namespace avx2
-}  // namespace flexiq
+}  // namespace bitdial

@@ -1,10 +1,10 @@
 #include "../simd/avx512vnni.h"
 #include "conv_args.h"
 
-#define FLEXIQ_FOR_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6)
-#define FLEXIQ_FOR_FIP_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#define BITDIAL_FOR_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#define BITDIAL_FOR_FIP_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 
-namespace flexiq {
+namespace bitdial {
 namespace avx512vnni {
 #include "epilogue_body.h"
 #include "lower_body.h"
@@ -13,4 +13,4 @@ extern const ConvKernels conv_kernels;
 const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, DOT_BIAS, ROWS, true, true, false, scratch_bytes, units, chunks, run_conv,
                                   lower_rows, burn};
 }  // namespace avx512vnni
-}  // namespace flexiq
+}  // namespace bitdial

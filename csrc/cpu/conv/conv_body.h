@@ -47,7 +47,7 @@ static inline __attribute__((always_inline)) void dot_groups(vi (&a)[R][NC], con
     shift_tile(a, list.final_shift);
 }
 
-#ifdef FLEXIQ_NARROW
+#ifdef BITDIAL_NARROW
 // As dot_groups, for operands so narrow that eight products fit 16 bits (the caller proves it).
 template <int R, int NC>
 static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][NC], const uint8_t* const* in,
@@ -123,7 +123,7 @@ static __attribute__((noinline)) void dot_tile(const ConvArgs& c, const GroupLis
     vi a[R][NC];
     _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
         _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = zero();
-#ifdef FLEXIQ_NARROW
+#ifdef BITDIAL_NARROW
     if (LOW)
         narrow_groups<R, NC>(a, in, list, packed, taps, tap_offset, ahead);
     else
@@ -170,10 +170,10 @@ static inline void dot_rows_of(int rows, const ConvArgs& c, const GroupList& lis
                                const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in, const int32_t* init,
                                int32_t* sums, int32_t k, const Pixel* pixels) {
     switch (rows) {
-#define FLEXIQ_ROWS(R) \
+#define BITDIAL_ROWS(R) \
     case R: dot_tile<R, LOW, NC>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels); break;
-        FLEXIQ_FOR_ROWS(FLEXIQ_ROWS)
-#undef FLEXIQ_ROWS
+        BITDIAL_FOR_ROWS(BITDIAL_ROWS)
+#undef BITDIAL_ROWS
     }
 }
 
@@ -194,10 +194,10 @@ static inline void fip_rows(int rows, const ConvArgs& c, const GroupList& list, 
                             const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in, const int32_t* row, int32_t* sums,
                             int64_t sums_stride, int32_t k, const Pixel* pixels) {
     switch (rows) {
-#define FLEXIQ_ROWS(R) \
+#define BITDIAL_ROWS(R) \
     case R: fip_tile<R>(c, list, packed, taps, tap_offset, ahead, in, row, sums, sums_stride, k, pixels); break;
-        FLEXIQ_FOR_FIP_ROWS(FLEXIQ_ROWS)
-#undef FLEXIQ_ROWS
+        BITDIAL_FOR_FIP_ROWS(BITDIAL_ROWS)
+#undef BITDIAL_ROWS
     }
 }
 

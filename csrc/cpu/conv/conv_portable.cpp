@@ -1,10 +1,10 @@
 #include "../simd/portable.h"
 #include "conv_args.h"
 
-#define FLEXIQ_FOR_ROWS(X) X(1) X(2)
-#define FLEXIQ_FOR_FIP_ROWS(X) X(1) X(2)
+#define BITDIAL_FOR_ROWS(X) X(1) X(2)
+#define BITDIAL_FOR_FIP_ROWS(X) X(1) X(2)
 
-namespace flexiq {
+namespace bitdial {
 namespace portable {
 #include "epilogue_body.h"
 #include "lower_body.h"
@@ -13,4 +13,4 @@ extern const ConvKernels conv_kernels;
 const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, DOT_BIAS, ROWS, true, true, false, scratch_bytes, units, chunks, run_conv,
                                   lower_rows, burn};
 }  // namespace portable
-}  // namespace flexiq
+}  // namespace bitdial

@@ -2,7 +2,7 @@
 
 // w pixels, one pitch apart.
 static void lower_run(const LowerArgs& a, const uint8_t* from, int64_t from_pitch, uint8_t* to, int64_t to_pitch, int32_t w) {
-#ifdef FLEXIQ_LOWER_BYTES
+#ifdef BITDIAL_LOWER_BYTES
     if (a.src.c < BYTES && BYTES % a.src.c == 0 && from_pitch == a.src.c && to_pitch == a.src.c) {
         // Adjacent pixels of few channels: whole vectors of several pixels, for which the parameters are repeated.
         const uint8_t* b = a.bytes;

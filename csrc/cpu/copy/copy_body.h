@@ -4,8 +4,8 @@
 #include "../simple_ops.h"
 #include "transpose.h"
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 struct CopyAxis {
     int64_t extent, from, to;  // strides
@@ -118,5 +118,5 @@ void copy(const CopyArgs& a, int32_t row0, int32_t row1) {
     copy_nested(plan_copy(a, row0, row1), 0, a.src + a.src_offset + first, a.dst + a.dst_offset + row0 * a.dst_stride[0]);
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

@@ -1,4 +1,4 @@
-#define FLEXIQ_ISA portable
+#define BITDIAL_ISA portable
 #include "copy.h"
 
 #include "copy_body.h"

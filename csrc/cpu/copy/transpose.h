@@ -1,7 +1,7 @@
 // Transposing a matrix of bytes: to[j * to_stride + i] = from[i * from_stride + j], i < rows, j < columns. Tiles of 16 x 16
 // in 64 unpack instructions on x86, which every instruction set here has; the last tile of an axis overlaps the one before
 // it, or, where the axis is shorter than 16, goes through a small buffer. Source and destination must not overlap.
-// Include it with FLEXIQ_ISA defined.
+// Include it with BITDIAL_ISA defined.
 #pragma once
 #include <cstdint>
 
@@ -9,8 +9,8 @@
 #include <emmintrin.h>
 #endif
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 static inline void transpose_tile(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride) {
 #if defined(__SSE2__)
@@ -76,5 +76,5 @@ static inline void transpose(const uint8_t* from, int64_t from_stride, int64_t r
     }
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

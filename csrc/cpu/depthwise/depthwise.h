@@ -16,11 +16,11 @@
 #include "../isa.h"
 #include "../simple_ops.h"
 
-namespace flexiq {
-#define FLEXIQ_DECLARE(isa)                                                    \
+namespace bitdial {
+#define BITDIAL_DECLARE(isa)                                                    \
     namespace isa {                                                            \
     void depthwise(const DepthwiseArgs& args, int32_t row0, int32_t row1);     \
     }
-FLEXIQ_ISA_LIST(FLEXIQ_DECLARE)
-#undef FLEXIQ_DECLARE
-}  // namespace flexiq
+BITDIAL_ISA_LIST(BITDIAL_DECLARE)
+#undef BITDIAL_DECLARE
+}  // namespace bitdial

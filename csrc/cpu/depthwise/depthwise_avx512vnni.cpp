@@ -1,4 +1,4 @@
-#define FLEXIQ_ISA avx512vnni
+#define BITDIAL_ISA avx512vnni
 #include "depthwise.h"
 
 #include "depthwise_body.h"

@@ -4,8 +4,8 @@
 #include "../elementwise/rows.h"
 #include "../simple_ops.h"
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 static constexpr int32_t kMaxTaps = 128;
 
@@ -67,7 +67,7 @@ static inline void point_taps(TapPointers& p, const DepthwiseBlock& block, const
 
 // acc + bias of one pixel. `moves` is how many pixels the pointers are behind. Groups > 0: known at compile time.
 template <bool Full, int32_t Groups>
-static inline FLEXIQ_ALWAYS_INLINE Ints depthwise_sums(const DepthwiseBlock& block, const TapPointers& p, int64_t moves) {
+static inline BITDIAL_ALWAYS_INLINE Ints depthwise_sums(const DepthwiseBlock& block, const TapPointers& p, int64_t moves) {
     Ints sums = fill(int32_t{0});
     for (int32_t g = 0; g < (Groups > 0 ? Groups : block.groups); ++g) {
         Bytes tap[kTapGroup];
@@ -81,7 +81,7 @@ static inline FLEXIQ_ALWAYS_INLINE Ints depthwise_sums(const DepthwiseBlock& blo
 }
 
 template <bool Full>
-static inline FLEXIQ_ALWAYS_INLINE void finish_pixel(const DepthwiseArgs& a, const Ints& sums, int32_t n, int32_t y, int32_t x,
+static inline BITDIAL_ALWAYS_INLINE void finish_pixel(const DepthwiseArgs& a, const Ints& sums, int32_t n, int32_t y, int32_t x,
                                 int32_t channel, int32_t partial) {
     const int32_t count = Full ? kBlock : partial;
     if (a.dst_acc != nullptr) {
@@ -170,5 +170,5 @@ void depthwise(const DepthwiseArgs& a, int32_t row0, int32_t row1) {
     }
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

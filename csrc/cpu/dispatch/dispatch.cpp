@@ -9,14 +9,14 @@
 #include <cpuid.h>
 #endif
 
-namespace flexiq {
+namespace bitdial {
 
-#define FLEXIQ_DECLARE(isa) \
+#define BITDIAL_DECLARE(isa) \
     namespace isa {         \
     extern const ConvKernels conv_kernels; \
     }
-FLEXIQ_ISA_LIST(FLEXIQ_DECLARE)
-#undef FLEXIQ_DECLARE
+BITDIAL_ISA_LIST(BITDIAL_DECLARE)
+#undef BITDIAL_DECLARE
 
 namespace {
 
@@ -39,20 +39,20 @@ bool supports(const char* isa) { return !std::strcmp(isa, "portable"); }
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
-#define FLEXIQ_NAME(isa) \
+#define BITDIAL_NAME(isa) \
     if (supports(#isa)) names.push_back(#isa);
-    FLEXIQ_ISA_LIST(FLEXIQ_NAME)
-#undef FLEXIQ_NAME
+    BITDIAL_ISA_LIST(BITDIAL_NAME)
+#undef BITDIAL_NAME
     return names;
 }
 
 const ConvKernels* conv_kernels(const std::string& isa) {
     const auto names = supported_isas();
     if (std::find(names.begin(), names.end(), isa) == names.end()) return nullptr;
-#define FLEXIQ_FIND(name) \
+#define BITDIAL_FIND(name) \
     if (isa == #name) return &name::conv_kernels;
-    FLEXIQ_ISA_LIST(FLEXIQ_FIND)
-#undef FLEXIQ_FIND
+    BITDIAL_ISA_LIST(BITDIAL_FIND)
+#undef BITDIAL_FIND
     return nullptr;
 }
 
@@ -72,4 +72,4 @@ std::string cpu_name() {
 #endif
 }
 
-}  // namespace flexiq
+}  // namespace bitdial

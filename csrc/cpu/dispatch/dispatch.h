@@ -6,7 +6,7 @@
 #include "../conv/conv_args.h"
 #include "../simple_ops.h"
 
-namespace flexiq {
+namespace bitdial {
 
 // Names of the sets that the processor and the operating system support, best first; "portable" is always last.
 std::vector<std::string> supported_isas();
@@ -15,4 +15,4 @@ const ConvKernels* conv_kernels(const std::string& isa);
 // Product name of the processor, or "" where it cannot be told.
 std::string cpu_name();
 
-}  // namespace flexiq
+}  // namespace bitdial

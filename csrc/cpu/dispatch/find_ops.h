@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstring>
 
-namespace flexiq {
+namespace bitdial {
 
 template <typename Ops>
 struct OpsOfIsa {
@@ -20,4 +20,4 @@ const Ops* find_ops(const OpsOfIsa<Ops> (&table)[kCount], const char* isa) {
     return nullptr;
 }
 
-}  // namespace flexiq
+}  // namespace bitdial

@@ -1,13 +1,13 @@
 #include "../training/training.h"
 #include "find_ops.h"
 
-namespace flexiq {
+namespace bitdial {
 
 const TrainingOps* training_ops(const char* isa) {
-#define FLEXIQ_ENTRY(isa) {#isa, {isa::requantize, isa::requantize_grad, isa::lower, isa::look_up, isa::pass}},
-    static const OpsOfIsa<TrainingOps> table[] = {FLEXIQ_ISA_LIST(FLEXIQ_ENTRY)};
-#undef FLEXIQ_ENTRY
+#define BITDIAL_ENTRY(isa) {#isa, {isa::requantize, isa::requantize_grad, isa::lower, isa::look_up, isa::pass}},
+    static const OpsOfIsa<TrainingOps> table[] = {BITDIAL_ISA_LIST(BITDIAL_ENTRY)};
+#undef BITDIAL_ENTRY
     return find_ops(table, isa);
 }
 
-}  // namespace flexiq
+}  // namespace bitdial

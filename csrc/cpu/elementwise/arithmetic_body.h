@@ -4,8 +4,8 @@
 #include "lanes.h"
 #include "rows.h"
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 // to[i] = op(from[i]) over a run. The loop works on a copy of op, whose constants then stay in registers: stores of bytes
 // may alias anything in memory.
@@ -41,7 +41,7 @@ static inline void map_rows(const ConstByteView& src, const ByteView& dst, int32
 void table(const TableArgs& a, int32_t row0, int32_t row1) {
     const Table entries = load_table(a.table);
     map_rows(a.src, a.dst, row0, row1,
-             [entries](const Bytes& index) FLEXIQ_ALWAYS_INLINE { return look_up(entries, index); });
+             [entries](const Bytes& index) BITDIAL_ALWAYS_INLINE { return look_up(entries, index); });
 }
 
 void rescale(const RescaleArgs& a, int32_t row0, int32_t row1) {
@@ -52,12 +52,12 @@ void rescale(const RescaleArgs& a, int32_t row0, int32_t row1) {
     if (factor == 1.0f && least >= 0.0f && least <= 255.0f && most >= 0.0f && most <= 255.0f) {
         // Bytes keep the order of values, so the clamp can be one of bytes. lo and hi are integers.
         const uint8_t least_byte = static_cast<uint8_t>(least), most_byte = static_cast<uint8_t>(most);
-        map_rows(a.src, a.dst, row0, row1, [=](const Bytes& stored) FLEXIQ_ALWAYS_INLINE {
+        map_rows(a.src, a.dst, row0, row1, [=](const Bytes& stored) BITDIAL_ALWAYS_INLINE {
             return add_wrapping(minimum(maximum(stored, fill(least_byte)), fill(most_byte)), fill(shift));
         });
         return;
     }
-    map_rows(a.src, a.dst, row0, row1, [=](const Bytes& stored) FLEXIQ_ALWAYS_INLINE {
+    map_rows(a.src, a.dst, row0, row1, [=](const Bytes& stored) BITDIAL_ALWAYS_INLINE {
         return narrow(clamp(multiply(values(stored, zero_src), fill(factor)), fill(lo), fill(hi)), fill(zero));
     });
 }
@@ -77,7 +77,7 @@ template <typename Op>
 struct WithSame {
     Op op;
     uint8_t same;
-    inline FLEXIQ_ALWAYS_INLINE Bytes operator()(const Bytes& x) const { return op(x, fill(same)); }
+    inline BITDIAL_ALWAYS_INLINE Bytes operator()(const Bytes& x) const { return op(x, fill(same)); }
 };
 
 // Rows [row0, row1) of dst = op(a, b), where b may stand still along any axis.
@@ -117,7 +117,7 @@ void add(const AddArgs& a, int32_t row0, int32_t row1) {
     const float ra = a.ra, rb = a.rb, lo = a.lo, hi = a.hi;
     const int32_t zero_a = a.zero_a, zero_b = a.zero_b;
     const uint8_t zero = static_cast<uint8_t>(a.zero_out);
-    join_rows(a.a, a.b, a.b_channel, a.dst, row0, row1, [=](const Bytes& x, const Bytes& y) FLEXIQ_ALWAYS_INLINE {
+    join_rows(a.a, a.b, a.b_channel, a.dst, row0, row1, [=](const Bytes& x, const Bytes& y) BITDIAL_ALWAYS_INLINE {
         const Floats t = add(multiply(values(x, zero_a), fill(ra)), multiply(values(y, zero_b), fill(rb)));
         return narrow(clamp(t, fill(lo), fill(hi)), fill(zero));
     });
@@ -128,11 +128,11 @@ void mul(const MulArgs& a, int32_t row0, int32_t row1) {
     const float m = a.m, lo = a.lo, hi = a.hi;
     const int32_t zero_a = a.zero_a, zero_b = a.zero_b;
     const uint8_t zero = static_cast<uint8_t>(a.zero_out);
-    join_rows(a.a, a.b, a.b_channel, a.dst, row0, row1, [=](const Bytes& x, const Bytes& y) FLEXIQ_ALWAYS_INLINE {
+    join_rows(a.a, a.b, a.b_channel, a.dst, row0, row1, [=](const Bytes& x, const Bytes& y) BITDIAL_ALWAYS_INLINE {
         const Floats t = multiply(multiply(values(x, zero_a), values(y, zero_b)), fill(m));
         return narrow(clamp(t, fill(lo), fill(hi)), fill(zero));
     });
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

@@ -23,8 +23,8 @@
 #include "../isa.h"
 #include "../simple_ops.h"
 
-namespace flexiq {
-#define FLEXIQ_DECLARE(isa)                                                          \
+namespace bitdial {
+#define BITDIAL_DECLARE(isa)                                                          \
     namespace isa {                                                                  \
     int64_t quantize(const QuantizeArgs& args, int32_t row0, int32_t row1);          \
     void dequantize(const DequantizeArgs& args, int32_t row0, int32_t row1);         \
@@ -33,6 +33,6 @@ namespace flexiq {
     void mul(const MulArgs& args, int32_t row0, int32_t row1);                       \
     void rescale(const RescaleArgs& args, int32_t row0, int32_t row1);               \
     }
-FLEXIQ_ISA_LIST(FLEXIQ_DECLARE)
-#undef FLEXIQ_DECLARE
-}  // namespace flexiq
+BITDIAL_ISA_LIST(BITDIAL_DECLARE)
+#undef BITDIAL_DECLARE
+}  // namespace bitdial

@@ -1,4 +1,4 @@
-#define FLEXIQ_ISA avx512vnni
+#define BITDIAL_ISA avx512vnni
 #include "elementwise.h"
 
 #include "arithmetic_body.h"

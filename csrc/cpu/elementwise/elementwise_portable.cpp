@@ -1,4 +1,4 @@
-#define FLEXIQ_ISA portable
+#define BITDIAL_ISA portable
 #include "elementwise.h"
 
 #include "arithmetic_body.h"

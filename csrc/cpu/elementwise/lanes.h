@@ -1,5 +1,5 @@
 // Vectors of bytes, floats and integers for one instruction set: what the operators without multiply-accumulates are
-// written in. Include it with FLEXIQ_ISA defined; everything is static in that set's namespace.
+// written in. Include it with BITDIAL_ISA defined; everything is static in that set's namespace.
 //
 //   kBlock                    bytes handled at once; a block of bytes is a block of as many floats or integers, in order
 //   load, store               a whole block, or its first `count` elements (0 <= count <= kBlock). A partial load touches
@@ -22,18 +22,18 @@
 #include "lanes_portable.h"
 #endif
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 // Whole block or part of one, chosen at compile time.
 template <bool Full>
-static inline FLEXIQ_ALWAYS_INLINE Bytes load_bytes(const uint8_t* from, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE Bytes load_bytes(const uint8_t* from, int32_t count) {
     if (Full) return load(from);
     return load(from, count);
 }
 
 template <bool Full>
-static inline FLEXIQ_ALWAYS_INLINE void store_bytes(uint8_t* to, const Bytes& bytes, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE void store_bytes(uint8_t* to, const Bytes& bytes, int32_t count) {
     if (Full) {
         store(to, bytes);
     } else {
@@ -41,8 +41,8 @@ static inline FLEXIQ_ALWAYS_INLINE void store_bytes(uint8_t* to, const Bytes& by
     }
 }
 
-static inline FLEXIQ_ALWAYS_INLINE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
-static inline FLEXIQ_ALWAYS_INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+static inline BITDIAL_ALWAYS_INLINE int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline BITDIAL_ALWAYS_INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

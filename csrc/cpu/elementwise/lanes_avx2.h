@@ -5,8 +5,8 @@
 #include "always_inline.h"
 #include "intrinsics.h"
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 static constexpr int32_t kBlock = 32;
 
@@ -20,15 +20,15 @@ struct Ints {
     __m256i v[4];
 };
 
-static inline FLEXIQ_ALWAYS_INLINE Bytes load(const uint8_t* from) {
+static inline BITDIAL_ALWAYS_INLINE Bytes load(const uint8_t* from) {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))};
 }
-static inline FLEXIQ_ALWAYS_INLINE void store(uint8_t* to, const Bytes& bytes) {
+static inline BITDIAL_ALWAYS_INLINE void store(uint8_t* to, const Bytes& bytes) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes.v);
 }
 
 // The first `count` < 8 bytes as the low bytes of an integer.
-static inline FLEXIQ_ALWAYS_INLINE uint64_t load_few(const uint8_t* from, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE uint64_t load_few(const uint8_t* from, int32_t count) {
     uint64_t r = 0;
     if (count >= 4) {
         uint32_t low, high;
@@ -42,7 +42,7 @@ static inline FLEXIQ_ALWAYS_INLINE uint64_t load_few(const uint8_t* from, int32_
     return r;
 }
 
-static inline FLEXIQ_ALWAYS_INLINE __m128i load_half(const uint8_t* from, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE __m128i load_half(const uint8_t* from, int32_t count) {
     if (count >= 16) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     if (count < 8) return _mm_set_epi64x(0, static_cast<int64_t>(load_few(from, count)));
     uint64_t low;
@@ -50,14 +50,14 @@ static inline FLEXIQ_ALWAYS_INLINE __m128i load_half(const uint8_t* from, int32_
     return _mm_set_epi64x(static_cast<int64_t>(load_few(from + 8, count - 8)), static_cast<int64_t>(low));
 }
 
-static inline FLEXIQ_ALWAYS_INLINE Bytes load(const uint8_t* from, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE Bytes load(const uint8_t* from, int32_t count) {
     if (count >= 32) return load(from);
     const __m128i low = load_half(from, count);
     const __m128i high = count > 16 ? load_half(from + 16, count - 16) : _mm_setzero_si128();
     return {_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1)};
 }
 
-static inline FLEXIQ_ALWAYS_INLINE void store_half(uint8_t* to, __m128i half, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE void store_half(uint8_t* to, __m128i half, int32_t count) {
     if (count >= 16) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), half);
         return;
@@ -78,58 +78,58 @@ static inline FLEXIQ_ALWAYS_INLINE void store_half(uint8_t* to, __m128i half, in
     for (; count > 0; --count, word >>= 8) *to++ = static_cast<uint8_t>(word);
 }
 
-static inline FLEXIQ_ALWAYS_INLINE void store(uint8_t* to, const Bytes& bytes, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE void store(uint8_t* to, const Bytes& bytes, int32_t count) {
     store_half(to, _mm256_castsi256_si128(bytes.v), count);
     if (count > 16) store_half(to + 16, _mm256_extracti128_si256(bytes.v, 1), count - 16);
 }
 
-static inline FLEXIQ_ALWAYS_INLINE Bytes fill(uint8_t value) { return {_mm256_set1_epi8(static_cast<char>(value))}; }
-static inline FLEXIQ_ALWAYS_INLINE Bytes maximum(const Bytes& a, const Bytes& b) { return {_mm256_max_epu8(a.v, b.v)}; }
-static inline FLEXIQ_ALWAYS_INLINE Bytes minimum(const Bytes& a, const Bytes& b) { return {_mm256_min_epu8(a.v, b.v)}; }
-static inline FLEXIQ_ALWAYS_INLINE Bytes add_wrapping(const Bytes& a, const Bytes& b) { return {_mm256_add_epi8(a.v, b.v)}; }
+static inline BITDIAL_ALWAYS_INLINE Bytes fill(uint8_t value) { return {_mm256_set1_epi8(static_cast<char>(value))}; }
+static inline BITDIAL_ALWAYS_INLINE Bytes maximum(const Bytes& a, const Bytes& b) { return {_mm256_max_epu8(a.v, b.v)}; }
+static inline BITDIAL_ALWAYS_INLINE Bytes minimum(const Bytes& a, const Bytes& b) { return {_mm256_min_epu8(a.v, b.v)}; }
+static inline BITDIAL_ALWAYS_INLINE Bytes add_wrapping(const Bytes& a, const Bytes& b) { return {_mm256_add_epi8(a.v, b.v)}; }
 
 // Mask of the 32-bit elements of part k (8 elements each) when the block holds `count`.
-static inline FLEXIQ_ALWAYS_INLINE __m256i part_mask(int32_t count, int32_t k) {
+static inline BITDIAL_ALWAYS_INLINE __m256i part_mask(int32_t count, int32_t k) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count - 8 * k), _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
 }
-static inline FLEXIQ_ALWAYS_INLINE Floats load(const float* from) {
+static inline BITDIAL_ALWAYS_INLINE Floats load(const float* from) {
     return {{_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8), _mm256_loadu_ps(from + 16), _mm256_loadu_ps(from + 24)}};
 }
-static inline FLEXIQ_ALWAYS_INLINE Floats load(const float* from, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE Floats load(const float* from, int32_t count) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_maskload_ps(from + 8 * k, part_mask(count, k));
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE void store(float* to, const Floats& x) {
+static inline BITDIAL_ALWAYS_INLINE void store(float* to, const Floats& x) {
     for (int32_t k = 0; k < 4; ++k) _mm256_storeu_ps(to + 8 * k, x.v[k]);
 }
-static inline FLEXIQ_ALWAYS_INLINE void store(float* to, const Floats& x, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE void store(float* to, const Floats& x, int32_t count) {
     for (int32_t k = 0; k < 4; ++k) _mm256_maskstore_ps(to + 8 * k, part_mask(count, k), x.v[k]);
 }
-static inline FLEXIQ_ALWAYS_INLINE Ints load(const int32_t* from, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE Ints load(const int32_t* from, int32_t count) {
     Ints r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_maskload_epi32(from + 8 * k, part_mask(count, k));
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE void store(int32_t* to, const Ints& x, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE void store(int32_t* to, const Ints& x, int32_t count) {
     for (int32_t k = 0; k < 4; ++k) _mm256_maskstore_epi32(to + 8 * k, part_mask(count, k), x.v[k]);
 }
 
-static inline FLEXIQ_ALWAYS_INLINE Floats fill(float value) {
+static inline BITDIAL_ALWAYS_INLINE Floats fill(float value) {
     const __m256 v = _mm256_set1_ps(value);
     return {{v, v, v, v}};
 }
-static inline FLEXIQ_ALWAYS_INLINE Floats multiply(const Floats& a, const Floats& b) {
+static inline BITDIAL_ALWAYS_INLINE Floats multiply(const Floats& a, const Floats& b) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_mul_ps(a.v[k], b.v[k]);
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE Floats add(const Floats& a, const Floats& b) {
+static inline BITDIAL_ALWAYS_INLINE Floats add(const Floats& a, const Floats& b) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_add_ps(a.v[k], b.v[k]);
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE Floats clamp(const Floats& t, const Floats& lo, const Floats& hi) {
+static inline BITDIAL_ALWAYS_INLINE Floats clamp(const Floats& t, const Floats& lo, const Floats& hi) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_min_ps(_mm256_max_ps(t.v[k], lo.v[k]), hi.v[k]);
     return r;
@@ -137,7 +137,7 @@ static inline FLEXIQ_ALWAYS_INLINE Floats clamp(const Floats& t, const Floats& l
 
 // Even dwords to the low lane, odd ones to the high lane: shuffles within lanes then yield elements in order. The float
 // 2^23 + stored is built from bits.
-static inline FLEXIQ_ALWAYS_INLINE Floats values(const Bytes& bytes, int32_t zero) {
+static inline BITDIAL_ALWAYS_INLINE Floats values(const Bytes& bytes, int32_t zero) {
     const __m256i paired = _mm256_permutevar8x32_epi32(bytes.v, _mm256_set_epi32(7, 5, 3, 1, 6, 4, 2, 0));
     const __m256i spread = _mm256_set_epi32(-253, -254, -255, -256, -253, -254, -255, -256);  // ffffff00 + element
     const __m256 offset = _mm256_set1_ps(8388608.0f + static_cast<float>(zero));
@@ -150,7 +150,7 @@ static inline FLEXIQ_ALWAYS_INLINE Floats values(const Bytes& bytes, int32_t zer
     return r;
 }
 
-static inline FLEXIQ_ALWAYS_INLINE Bytes narrow(const Floats& t, const Bytes& zero) {
+static inline BITDIAL_ALWAYS_INLINE Bytes narrow(const Floats& t, const Bytes& zero) {
     const __m256i low = _mm256_packs_epi32(_mm256_cvtps_epi32(t.v[0]), _mm256_cvtps_epi32(t.v[1]));
     const __m256i high = _mm256_packs_epi32(_mm256_cvtps_epi32(t.v[2]), _mm256_cvtps_epi32(t.v[3]));
     const __m256i byte = _mm256_set1_epi16(0xff);  // the low byte of the value; adding zero wraps to the stored byte
@@ -159,16 +159,16 @@ static inline FLEXIQ_ALWAYS_INLINE Bytes narrow(const Floats& t, const Bytes& ze
     return {_mm256_add_epi8(ordered, zero.v)};
 }
 
-static inline FLEXIQ_ALWAYS_INLINE Floats to_floats(const Ints& x) {
+static inline BITDIAL_ALWAYS_INLINE Floats to_floats(const Ints& x) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_cvtepi32_ps(x.v[k]);
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE Ints fill(int32_t value) {
+static inline BITDIAL_ALWAYS_INLINE Ints fill(int32_t value) {
     const __m256i v = _mm256_set1_epi32(value);
     return {{v, v, v, v}};
 }
-static inline FLEXIQ_ALWAYS_INLINE Ints add(const Ints& a, const Ints& b) {
+static inline BITDIAL_ALWAYS_INLINE Ints add(const Ints& a, const Ints& b) {
     Ints r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_add_epi32(a.v[k], b.v[k]);
     return r;
@@ -177,14 +177,14 @@ static inline FLEXIQ_ALWAYS_INLINE Ints add(const Ints& a, const Ints& b) {
 struct Watch {
     __m256i largest;
 };
-static inline FLEXIQ_ALWAYS_INLINE Watch start_watch() { return {_mm256_setzero_si256()}; }
-static inline FLEXIQ_ALWAYS_INLINE void watch(Watch& state, const Floats& x) {
+static inline BITDIAL_ALWAYS_INLINE Watch start_watch() { return {_mm256_setzero_si256()}; }
+static inline BITDIAL_ALWAYS_INLINE void watch(Watch& state, const Floats& x) {
     for (int32_t k = 0; k < 4; ++k) {
         const __m256i bits = _mm256_and_si256(_mm256_castps_si256(x.v[k]), _mm256_set1_epi32(0x7fffffff));
         state.largest = _mm256_max_epi32(state.largest, bits);
     }
 }
-static inline FLEXIQ_ALWAYS_INLINE bool any_nonfinite(const Watch& state) {
+static inline BITDIAL_ALWAYS_INLINE bool any_nonfinite(const Watch& state) {
     return _mm256_movemask_epi8(_mm256_cmpgt_epi32(state.largest, _mm256_set1_epi32(0x7f7fffff))) != 0;
 }
 
@@ -192,12 +192,12 @@ static inline FLEXIQ_ALWAYS_INLINE bool any_nonfinite(const Watch& state) {
 struct Words {
     __m256i even, odd;
 };
-static inline FLEXIQ_ALWAYS_INLINE Words zero_words() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-static inline FLEXIQ_ALWAYS_INLINE void accumulate(Words& words, const Bytes& bytes) {
+static inline BITDIAL_ALWAYS_INLINE Words zero_words() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+static inline BITDIAL_ALWAYS_INLINE void accumulate(Words& words, const Bytes& bytes) {
     words.even = _mm256_add_epi16(words.even, _mm256_and_si256(bytes.v, _mm256_set1_epi16(0xff)));
     words.odd = _mm256_add_epi16(words.odd, _mm256_srli_epi16(bytes.v, 8));
 }
-static inline FLEXIQ_ALWAYS_INLINE void gather_words(Ints& sums, const Words& words) {
+static inline BITDIAL_ALWAYS_INLINE void gather_words(Ints& sums, const Words& words) {
     const __m256i a = _mm256_unpacklo_epi16(words.even, words.odd);  // elements 16 l + 0..7 of 128-bit lane l
     const __m256i b = _mm256_unpackhi_epi16(words.even, words.odd);  // 16 l + 8..15
     const __m128i part[4] = {_mm256_castsi256_si128(a), _mm256_castsi256_si128(b), _mm256_extracti128_si256(a, 1),
@@ -211,18 +211,18 @@ static constexpr int32_t kTapGroup = 2;
 struct Taps {
     __m256i v[4];
 };
-static inline FLEXIQ_ALWAYS_INLINE Taps interleave_words(__m256i low0, __m256i low1, __m256i high0, __m256i high1) {
+static inline BITDIAL_ALWAYS_INLINE Taps interleave_words(__m256i low0, __m256i low1, __m256i high0, __m256i high1) {
     return {{_mm256_unpacklo_epi16(low0, low1), _mm256_unpackhi_epi16(low0, low1), _mm256_unpacklo_epi16(high0, high1),
              _mm256_unpackhi_epi16(high0, high1)}};
 }
-static inline FLEXIQ_ALWAYS_INLINE __m128i half_of(const Bytes& bytes, int32_t k) {
+static inline BITDIAL_ALWAYS_INLINE __m128i half_of(const Bytes& bytes, int32_t k) {
     return k == 0 ? _mm256_castsi256_si128(bytes.v) : _mm256_extracti128_si256(bytes.v, 1);
 }
-static inline FLEXIQ_ALWAYS_INLINE Taps pack_weights(const Bytes tap[2]) {
+static inline BITDIAL_ALWAYS_INLINE Taps pack_weights(const Bytes tap[2]) {
     return interleave_words(_mm256_cvtepi8_epi16(half_of(tap[0], 0)), _mm256_cvtepi8_epi16(half_of(tap[1], 0)),
                             _mm256_cvtepi8_epi16(half_of(tap[0], 1)), _mm256_cvtepi8_epi16(half_of(tap[1], 1)));
 }
-static inline FLEXIQ_ALWAYS_INLINE void multiply_taps(Ints& sums, const Bytes tap[2], const Taps& weights) {
+static inline BITDIAL_ALWAYS_INLINE void multiply_taps(Ints& sums, const Bytes tap[2], const Taps& weights) {
     const Taps words =
         interleave_words(_mm256_cvtepu8_epi16(half_of(tap[0], 0)), _mm256_cvtepu8_epi16(half_of(tap[1], 0)),
                          _mm256_cvtepu8_epi16(half_of(tap[0], 1)), _mm256_cvtepu8_epi16(half_of(tap[1], 1)));
@@ -230,7 +230,7 @@ static inline FLEXIQ_ALWAYS_INLINE void multiply_taps(Ints& sums, const Bytes ta
         sums.v[k] = _mm256_add_epi32(sums.v[k], _mm256_madd_epi16(words.v[k], weights.v[k]));
     }
 }
-static inline FLEXIQ_ALWAYS_INLINE Ints in_order(const Ints& x) {
+static inline BITDIAL_ALWAYS_INLINE Ints in_order(const Ints& x) {
     return {{_mm256_permute2x128_si256(x.v[0], x.v[1], 0x20), _mm256_permute2x128_si256(x.v[0], x.v[1], 0x31),
              _mm256_permute2x128_si256(x.v[2], x.v[3], 0x20), _mm256_permute2x128_si256(x.v[2], x.v[3], 0x31)}};
 }
@@ -239,14 +239,14 @@ static inline FLEXIQ_ALWAYS_INLINE Ints in_order(const Ints& x) {
 struct Table {
     __m256i v[16];
 };
-static inline FLEXIQ_ALWAYS_INLINE Table load_table(const uint8_t* table) {
+static inline BITDIAL_ALWAYS_INLINE Table load_table(const uint8_t* table) {
     Table t;
     for (int32_t k = 0; k < 16; ++k) {
         t.v[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * k)));
     }
     return t;
 }
-static inline FLEXIQ_ALWAYS_INLINE Bytes look_up(const Table& table, const Bytes& index) {
+static inline BITDIAL_ALWAYS_INLINE Bytes look_up(const Table& table, const Bytes& index) {
     const __m256i place = _mm256_and_si256(index.v, _mm256_set1_epi8(15));
     const __m256i bit4 = _mm256_slli_epi16(index.v, 3), bit5 = _mm256_slli_epi16(index.v, 2);
     const __m256i bit6 = _mm256_slli_epi16(index.v, 1), bit7 = index.v;  // each at the top of its byte
@@ -277,7 +277,7 @@ struct Interleave3 {
     }
 };
 static constexpr Interleave3 kInterleave3;
-static inline FLEXIQ_ALWAYS_INLINE void store_interleaved3(uint8_t* to, const Bytes& r, const Bytes& g, const Bytes& b) {
+static inline BITDIAL_ALWAYS_INLINE void store_interleaved3(uint8_t* to, const Bytes& r, const Bytes& g, const Bytes& b) {
     for (int32_t half = 0; half < 2; ++half) {
         const __m128i source[3] = {half_of(r, half), half_of(g, half), half_of(b, half)};
         for (int32_t k = 0; k < 3; ++k) {
@@ -291,5 +291,5 @@ static inline FLEXIQ_ALWAYS_INLINE void store_interleaved3(uint8_t* to, const By
     }
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

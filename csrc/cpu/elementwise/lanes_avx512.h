@@ -5,8 +5,8 @@
 #include "always_inline.h"
 #include "intrinsics.h"
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 static constexpr int32_t kBlock = 64;
 
@@ -20,74 +20,74 @@ struct Ints {
     __m512i v[4];
 };
 
-static inline FLEXIQ_ALWAYS_INLINE __mmask64 byte_mask(int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE __mmask64 byte_mask(int32_t count) {
     return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
 }
 
 // Mask of the 32-bit elements of part k (16 elements each) when the block holds `count`.
-static inline FLEXIQ_ALWAYS_INLINE __mmask16 part_mask(int32_t count, int32_t k) {
+static inline BITDIAL_ALWAYS_INLINE __mmask16 part_mask(int32_t count, int32_t k) {
     return static_cast<__mmask16>((byte_mask(count) >> (16 * k)) & 0xffff);
 }
 
-static inline FLEXIQ_ALWAYS_INLINE Bytes load(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
-static inline FLEXIQ_ALWAYS_INLINE Bytes load(const uint8_t* from, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE Bytes load(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
+static inline BITDIAL_ALWAYS_INLINE Bytes load(const uint8_t* from, int32_t count) {
     return {_mm512_maskz_loadu_epi8(byte_mask(count), from)};
 }
-static inline FLEXIQ_ALWAYS_INLINE void store(uint8_t* to, const Bytes& bytes) { _mm512_storeu_si512(to, bytes.v); }
-static inline FLEXIQ_ALWAYS_INLINE void store(uint8_t* to, const Bytes& bytes, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE void store(uint8_t* to, const Bytes& bytes) { _mm512_storeu_si512(to, bytes.v); }
+static inline BITDIAL_ALWAYS_INLINE void store(uint8_t* to, const Bytes& bytes, int32_t count) {
     _mm512_mask_storeu_epi8(to, byte_mask(count), bytes.v);
 }
-static inline FLEXIQ_ALWAYS_INLINE Bytes fill(uint8_t value) { return {_mm512_set1_epi8(static_cast<char>(value))}; }
-static inline FLEXIQ_ALWAYS_INLINE Bytes maximum(const Bytes& a, const Bytes& b) { return {_mm512_max_epu8(a.v, b.v)}; }
-static inline FLEXIQ_ALWAYS_INLINE Bytes minimum(const Bytes& a, const Bytes& b) { return {_mm512_min_epu8(a.v, b.v)}; }
-static inline FLEXIQ_ALWAYS_INLINE Bytes add_wrapping(const Bytes& a, const Bytes& b) { return {_mm512_add_epi8(a.v, b.v)}; }
+static inline BITDIAL_ALWAYS_INLINE Bytes fill(uint8_t value) { return {_mm512_set1_epi8(static_cast<char>(value))}; }
+static inline BITDIAL_ALWAYS_INLINE Bytes maximum(const Bytes& a, const Bytes& b) { return {_mm512_max_epu8(a.v, b.v)}; }
+static inline BITDIAL_ALWAYS_INLINE Bytes minimum(const Bytes& a, const Bytes& b) { return {_mm512_min_epu8(a.v, b.v)}; }
+static inline BITDIAL_ALWAYS_INLINE Bytes add_wrapping(const Bytes& a, const Bytes& b) { return {_mm512_add_epi8(a.v, b.v)}; }
 
-static inline FLEXIQ_ALWAYS_INLINE Floats load(const float* from) {
+static inline BITDIAL_ALWAYS_INLINE Floats load(const float* from) {
     return {{_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16), _mm512_loadu_ps(from + 32), _mm512_loadu_ps(from + 48)}};
 }
-static inline FLEXIQ_ALWAYS_INLINE Floats load(const float* from, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE Floats load(const float* from, int32_t count) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_maskz_loadu_ps(part_mask(count, k), from + 16 * k);
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE void store(float* to, const Floats& x) {
+static inline BITDIAL_ALWAYS_INLINE void store(float* to, const Floats& x) {
     for (int32_t k = 0; k < 4; ++k) _mm512_storeu_ps(to + 16 * k, x.v[k]);
 }
-static inline FLEXIQ_ALWAYS_INLINE void store(float* to, const Floats& x, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE void store(float* to, const Floats& x, int32_t count) {
     for (int32_t k = 0; k < 4; ++k) _mm512_mask_storeu_ps(to + 16 * k, part_mask(count, k), x.v[k]);
 }
 
-static inline FLEXIQ_ALWAYS_INLINE Ints load(const int32_t* from, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE Ints load(const int32_t* from, int32_t count) {
     Ints r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_maskz_loadu_epi32(part_mask(count, k), from + 16 * k);
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE void store(int32_t* to, const Ints& x, int32_t count) {
+static inline BITDIAL_ALWAYS_INLINE void store(int32_t* to, const Ints& x, int32_t count) {
     for (int32_t k = 0; k < 4; ++k) _mm512_mask_storeu_epi32(to + 16 * k, part_mask(count, k), x.v[k]);
 }
 
-static inline FLEXIQ_ALWAYS_INLINE Floats fill(float value) {
+static inline BITDIAL_ALWAYS_INLINE Floats fill(float value) {
     const __m512 v = _mm512_set1_ps(value);
     return {{v, v, v, v}};
 }
-static inline FLEXIQ_ALWAYS_INLINE Floats multiply(const Floats& a, const Floats& b) {
+static inline BITDIAL_ALWAYS_INLINE Floats multiply(const Floats& a, const Floats& b) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_mul_ps(a.v[k], b.v[k]);
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE Floats add(const Floats& a, const Floats& b) {
+static inline BITDIAL_ALWAYS_INLINE Floats add(const Floats& a, const Floats& b) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_add_ps(a.v[k], b.v[k]);
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE Floats clamp(const Floats& t, const Floats& lo, const Floats& hi) {
+static inline BITDIAL_ALWAYS_INLINE Floats clamp(const Floats& t, const Floats& lo, const Floats& hi) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_min_ps(_mm512_max_ps(t.v[k], lo.v[k]), hi.v[k]);
     return r;
 }
 
 // One permutation builds the float 2^23 + stored: the byte in the lowest place, 0x4B000000 around it.
-static inline FLEXIQ_ALWAYS_INLINE Floats values(const Bytes& bytes, int32_t zero) {
+static inline BITDIAL_ALWAYS_INLINE Floats values(const Bytes& bytes, int32_t zero) {
     const __m512i frame = _mm512_set1_epi32(0x4B000000);
     const __m512i index = _mm512_add_epi32(
         _mm512_set1_epi32(0x43404000), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
@@ -101,7 +101,7 @@ static inline FLEXIQ_ALWAYS_INLINE Floats values(const Bytes& bytes, int32_t zer
 }
 
 // Adding 1.5 * 2^23 rounds to an integer and leaves its low byte in the lowest place.
-static inline FLEXIQ_ALWAYS_INLINE Bytes narrow(const Floats& t, const Bytes& zero) {
+static inline BITDIAL_ALWAYS_INLINE Bytes narrow(const Floats& t, const Bytes& zero) {
     const __m512 magic = _mm512_set1_ps(12582912.0f);
     const __m512i index = _mm512_set_epi32(
         0, 0, 0, 0, 0, 0, 0, 0, 0x7c787470, 0x6c686460, 0x5c585450, 0x4c484440, 0x3c383430, 0x2c282420, 0x1c181410,
@@ -113,16 +113,16 @@ static inline FLEXIQ_ALWAYS_INLINE Bytes narrow(const Floats& t, const Bytes& ze
     return {_mm512_add_epi8(_mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1), zero.v)};
 }
 
-static inline FLEXIQ_ALWAYS_INLINE Floats to_floats(const Ints& x) {
+static inline BITDIAL_ALWAYS_INLINE Floats to_floats(const Ints& x) {
     Floats r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_cvtepi32_ps(x.v[k]);
     return r;
 }
-static inline FLEXIQ_ALWAYS_INLINE Ints fill(int32_t value) {
+static inline BITDIAL_ALWAYS_INLINE Ints fill(int32_t value) {
     const __m512i v = _mm512_set1_epi32(value);
     return {{v, v, v, v}};
 }
-static inline FLEXIQ_ALWAYS_INLINE Ints add(const Ints& a, const Ints& b) {
+static inline BITDIAL_ALWAYS_INLINE Ints add(const Ints& a, const Ints& b) {
     Ints r;
     for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_add_epi32(a.v[k], b.v[k]);
     return r;
@@ -131,14 +131,14 @@ static inline FLEXIQ_ALWAYS_INLINE Ints add(const Ints& a, const Ints& b) {
 struct Watch {
     __m512i largest;
 };
-static inline FLEXIQ_ALWAYS_INLINE Watch start_watch() { return {_mm512_setzero_si512()}; }
-static inline FLEXIQ_ALWAYS_INLINE void watch(Watch& state, const Floats& x) {
+static inline BITDIAL_ALWAYS_INLINE Watch start_watch() { return {_mm512_setzero_si512()}; }
+static inline BITDIAL_ALWAYS_INLINE void watch(Watch& state, const Floats& x) {
     for (int32_t k = 0; k < 4; ++k) {
         const __m512i bits = _mm512_and_si512(_mm512_castps_si512(x.v[k]), _mm512_set1_epi32(0x7fffffff));
         state.largest = _mm512_max_epi32(state.largest, bits);
     }
 }
-static inline FLEXIQ_ALWAYS_INLINE bool any_nonfinite(const Watch& state) {
+static inline BITDIAL_ALWAYS_INLINE bool any_nonfinite(const Watch& state) {
     return _mm512_cmpge_epi32_mask(state.largest, _mm512_set1_epi32(0x7f800000)) != 0;
 }
 
@@ -146,12 +146,12 @@ static inline FLEXIQ_ALWAYS_INLINE bool any_nonfinite(const Watch& state) {
 struct Words {
     __m512i even, odd;
 };
-static inline FLEXIQ_ALWAYS_INLINE Words zero_words() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
-static inline FLEXIQ_ALWAYS_INLINE void accumulate(Words& words, const Bytes& bytes) {
+static inline BITDIAL_ALWAYS_INLINE Words zero_words() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+static inline BITDIAL_ALWAYS_INLINE void accumulate(Words& words, const Bytes& bytes) {
     words.even = _mm512_add_epi16(words.even, _mm512_and_si512(bytes.v, _mm512_set1_epi16(0xff)));
     words.odd = _mm512_add_epi16(words.odd, _mm512_srli_epi16(bytes.v, 8));
 }
-static inline FLEXIQ_ALWAYS_INLINE void gather_words(Ints& sums, const Words& words) {
+static inline BITDIAL_ALWAYS_INLINE void gather_words(Ints& sums, const Words& words) {
     const __m512i a = _mm512_unpacklo_epi16(words.even, words.odd);  // elements 16 l + 0..7 of 128-bit lane l
     const __m512i b = _mm512_unpackhi_epi16(words.even, words.odd);  // 16 l + 8..15
     const __m512i front = _mm512_permutex2var_epi64(a, _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), b);
@@ -167,18 +167,18 @@ static constexpr int32_t kTapGroup = 4;
 struct Taps {
     __m512i v[4];
 };
-static inline FLEXIQ_ALWAYS_INLINE Taps interleave_taps(const Bytes tap[4]) {
+static inline BITDIAL_ALWAYS_INLINE Taps interleave_taps(const Bytes tap[4]) {
     const __m512i low01 = _mm512_unpacklo_epi8(tap[0].v, tap[1].v), high01 = _mm512_unpackhi_epi8(tap[0].v, tap[1].v);
     const __m512i low23 = _mm512_unpacklo_epi8(tap[2].v, tap[3].v), high23 = _mm512_unpackhi_epi8(tap[2].v, tap[3].v);
     return {{_mm512_unpacklo_epi16(low01, low23), _mm512_unpackhi_epi16(low01, low23),
              _mm512_unpacklo_epi16(high01, high23), _mm512_unpackhi_epi16(high01, high23)}};
 }
-static inline FLEXIQ_ALWAYS_INLINE Taps pack_weights(const Bytes tap[4]) { return interleave_taps(tap); }
-static inline FLEXIQ_ALWAYS_INLINE void multiply_taps(Ints& sums, const Bytes tap[4], const Taps& weights) {
+static inline BITDIAL_ALWAYS_INLINE Taps pack_weights(const Bytes tap[4]) { return interleave_taps(tap); }
+static inline BITDIAL_ALWAYS_INLINE void multiply_taps(Ints& sums, const Bytes tap[4], const Taps& weights) {
     const Taps bytes = interleave_taps(tap);
     for (int32_t k = 0; k < 4; ++k) sums.v[k] = _mm512_dpbusd_epi32(sums.v[k], bytes.v[k], weights.v[k]);
 }
-static inline FLEXIQ_ALWAYS_INLINE Ints in_order(const Ints& x) {
+static inline BITDIAL_ALWAYS_INLINE Ints in_order(const Ints& x) {
     const __m512i a = _mm512_shuffle_i32x4(x.v[0], x.v[1], 0x44), b = _mm512_shuffle_i32x4(x.v[2], x.v[3], 0x44);
     const __m512i c = _mm512_shuffle_i32x4(x.v[0], x.v[1], 0xee), d = _mm512_shuffle_i32x4(x.v[2], x.v[3], 0xee);
     return {{_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd), _mm512_shuffle_i32x4(c, d, 0x88),
@@ -189,12 +189,12 @@ static inline FLEXIQ_ALWAYS_INLINE Ints in_order(const Ints& x) {
 struct Table {
     __m512i v[4];
 };
-static inline FLEXIQ_ALWAYS_INLINE Table load_table(const uint8_t* table) {
+static inline BITDIAL_ALWAYS_INLINE Table load_table(const uint8_t* table) {
     Table t;
     for (int32_t k = 0; k < 4; ++k) t.v[k] = _mm512_loadu_si512(table + 64 * k);
     return t;
 }
-static inline FLEXIQ_ALWAYS_INLINE Bytes look_up(const Table& table, const Bytes& index) {
+static inline BITDIAL_ALWAYS_INLINE Bytes look_up(const Table& table, const Bytes& index) {
     const __m512i low = _mm512_permutex2var_epi8(table.v[0], index.v, table.v[1]);
     const __m512i high = _mm512_permutex2var_epi8(table.v[2], index.v, table.v[3]);
     return {_mm512_mask_blend_epi8(_mm512_movepi8_mask(index.v), low, high)};
@@ -214,12 +214,12 @@ struct Interleave3 {
     }
 };
 static constexpr Interleave3 kInterleave3;
-static inline FLEXIQ_ALWAYS_INLINE void store_interleaved3(uint8_t* to, const Bytes& r, const Bytes& g, const Bytes& b) {
+static inline BITDIAL_ALWAYS_INLINE void store_interleaved3(uint8_t* to, const Bytes& r, const Bytes& g, const Bytes& b) {
     for (int32_t k = 0; k < 3; ++k) {
         const __m512i rg = _mm512_permutex2var_epi8(r.v, _mm512_loadu_si512(kInterleave3.pair[k]), g.v);
         _mm512_storeu_si512(to + 64 * k, _mm512_permutex2var_epi8(rg, _mm512_loadu_si512(kInterleave3.third[k]), b.v));
     }
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

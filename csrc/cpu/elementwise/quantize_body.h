@@ -5,8 +5,8 @@
 #include "lanes.h"
 #include "rows.h"
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 // float -> bytes with the constants at hand. Loops work on a copy, which lives in registers: stores of bytes may alias
 // anything in memory.
@@ -16,7 +16,7 @@ struct Quantizer {
     Watch seen;
 
     template <bool Full>
-    inline FLEXIQ_ALWAYS_INLINE Bytes block(const float* from, int32_t count) {
+    inline BITDIAL_ALWAYS_INLINE Bytes block(const float* from, int32_t count) {
         const Floats x = Full ? load(from) : load(from, count);
         watch(seen, x);
         return narrow(clamp(multiply(x, fill(inverse)), fill(lo), fill(hi)), fill(zero));
@@ -163,5 +163,5 @@ void dequantize(const DequantizeArgs& a, int32_t row0, int32_t row1) {
     });
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

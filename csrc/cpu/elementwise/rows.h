@@ -1,9 +1,9 @@
-// Walking rows of a batch. Include it with FLEXIQ_ISA defined.
+// Walking rows of a batch. Include it with BITDIAL_ISA defined.
 #pragma once
 #include "../tensor.h"
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 // Calls body(sample, y, rows) for rows [row0, row1) = sample * h + y: image by image where `whole` says that the rows of an
 // image are one run, else row by row.
@@ -33,5 +33,5 @@ static inline T* at(const View<T>& v, int32_t n, int32_t y, int64_t x) {
     return v.data + n * v.pitch_n + y * v.pitch_y + x * v.pitch_x;
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

@@ -13,12 +13,12 @@
 #include "../isa.h"
 #include "../simple_ops.h"
 
-namespace flexiq {
-#define FLEXIQ_DECLARE(isa)                                                 \
+namespace bitdial {
+#define BITDIAL_DECLARE(isa)                                                 \
     namespace isa {                                                         \
     void max_pool(const MaxPoolArgs& args, int32_t row0, int32_t row1);     \
     void sum_pool(const SumPoolArgs& args, int32_t row0, int32_t row1);     \
     }
-FLEXIQ_ISA_LIST(FLEXIQ_DECLARE)
-#undef FLEXIQ_DECLARE
-}  // namespace flexiq
+BITDIAL_ISA_LIST(BITDIAL_DECLARE)
+#undef BITDIAL_DECLARE
+}  // namespace bitdial

@@ -4,8 +4,8 @@
 #include "../elementwise/rows.h"
 #include "../simple_ops.h"
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 // Taps of one axis that lie inside: first, first + 1, ..., first + count - 1.
 struct Inside {
@@ -20,7 +20,7 @@ static inline Inside taps_inside(int32_t start, int32_t kernel, int32_t dilation
 // Rows x columns of taps, each `step` apart, for `count` channels (at most kBlock). Sizes above 0 are known at compile
 // time; otherwise they are read.
 template <bool Full, int32_t Rows, int32_t Columns>
-static inline FLEXIQ_ALWAYS_INLINE Bytes window_maximum(const uint8_t* from, int64_t step_y, int64_t step_x, int32_t rows, int32_t columns,
+static inline BITDIAL_ALWAYS_INLINE Bytes window_maximum(const uint8_t* from, int64_t step_y, int64_t step_x, int32_t rows, int32_t columns,
                                    int32_t count) {
     Bytes best = fill(uint8_t{0});
     for (int32_t i = 0; i < (Rows > 0 ? Rows : rows); ++i) {
@@ -99,7 +99,7 @@ void max_pool(const MaxPoolArgs& a, int32_t row0, int32_t row1) {
 
 // Sums of stored bytes over rows x columns of taps.
 template <bool Full>
-static inline FLEXIQ_ALWAYS_INLINE Ints window_sum(const uint8_t* from, int64_t step_y, int64_t step_x, int32_t rows, int32_t columns,
+static inline BITDIAL_ALWAYS_INLINE Ints window_sum(const uint8_t* from, int64_t step_y, int64_t step_x, int32_t rows, int32_t columns,
                               int32_t count) {
     Ints sums = fill(int32_t{0});
     Words words = zero_words();
@@ -147,5 +147,5 @@ void sum_pool(const SumPoolArgs& a, int32_t row0, int32_t row1) {
     });
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <stdexcept>
 
-namespace flexiq {
+namespace bitdial {
 
 const char* const kMethodNames[kMethods] = {"direct", "fip", "winograd", "winograd_fip", "narrow"};
 
@@ -603,4 +603,4 @@ void ConvLayer::fill(ConvArgs& a, int ratio, Method m, int c) {
     a.epilogue.multiplier = multiplier(c);
 }
 
-}  // namespace flexiq
+}  // namespace bitdial

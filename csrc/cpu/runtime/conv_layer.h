@@ -8,7 +8,7 @@
 #include "../conv/conv_args.h"
 #include "memory.h"
 
-namespace flexiq {
+namespace bitdial {
 
 constexpr int kMethods = 5;
 extern const char* const kMethodNames[kMethods];
@@ -119,4 +119,4 @@ class ConvLayer {
     const float* multiplier(int conv_group) const { return multiplier_padded_.data() + size_t(conv_group) * blocks_ * kernels_.block; }
 };
 
-}  // namespace flexiq
+}  // namespace bitdial

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace flexiq {
+namespace bitdial {
 
 class Buffer {
    public:
@@ -48,4 +48,4 @@ class Buffer {
     int64_t bytes_ = 0;
 };
 
-}  // namespace flexiq
+}  // namespace bitdial

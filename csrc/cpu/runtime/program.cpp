@@ -10,7 +10,7 @@
 
 #include "../dispatch/simple_ops_table.h"
 
-namespace flexiq {
+namespace bitdial {
 
 namespace {
 
@@ -81,7 +81,7 @@ class Program::Guard {
 };
 
 Program::Program(const std::string& isa, int threads, bool small)
-    : small_(small), conv_kernels_(flexiq::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), pool_(threads) {
+    : small_(small), conv_kernels_(bitdial::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), pool_(threads) {
     if (!conv_kernels_ || !ops_) throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
     if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024");
 }
@@ -440,4 +440,4 @@ void ConvStep::run(Run& run) {
     totals[choice.method].runs++;
 }
 
-}  // namespace flexiq
+}  // namespace bitdial

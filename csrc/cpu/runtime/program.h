@@ -15,7 +15,7 @@
 #include "memory.h"
 #include "thread_pool.h"
 
-namespace flexiq {
+namespace bitdial {
 
 struct TensorSpec {
     int factor = 1;  // samples per sample of the batch
@@ -179,4 +179,4 @@ class ConvStep : public Step {
     std::vector<int32_t> src_taps_, low_taps_;
 };
 
-}  // namespace flexiq
+}  // namespace bitdial

@@ -2,7 +2,7 @@
 
 #include <mutex>
 
-namespace flexiq {
+namespace bitdial {
 
 namespace {
 
@@ -296,4 +296,4 @@ std::unique_ptr<Step> depthwise_step(const std::string& n, int src, int dst, int
     return step;
 }
 
-}  // namespace flexiq
+}  // namespace bitdial

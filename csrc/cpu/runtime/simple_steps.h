@@ -2,9 +2,9 @@
 #pragma once
 #include "program.h"
 
-namespace flexiq {
+namespace bitdial {
 
-struct Scaling {  // factors and limits of an 8-bit operator, see flexiq/quantization/program.py
+struct Scaling {  // factors and limits of an 8-bit operator, see bitdial/quantization/program.py
     float a = 1, b = 1, lo = 0, hi = 255;
 };
 struct Window {
@@ -38,4 +38,4 @@ class CountedStep : public Step {
     std::atomic<int64_t> macs{0}, runs{0};
 };
 
-}  // namespace flexiq
+}  // namespace bitdial

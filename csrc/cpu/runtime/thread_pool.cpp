@@ -5,7 +5,7 @@
 #include <chrono>
 #include <new>
 
-namespace flexiq {
+namespace bitdial {
 
 namespace {
 // How long a worker looks for the next piece of work before it sleeps. Steps of a network follow each other within
@@ -145,4 +145,4 @@ ThreadPool::Lease::~Lease() {
     if (held_) pool_.taken_by_.store(0);
 }
 
-}  // namespace flexiq
+}  // namespace bitdial

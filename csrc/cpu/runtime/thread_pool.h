@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-namespace flexiq {
+namespace bitdial {
 
 class ThreadPool {
    public:
@@ -52,4 +52,4 @@ class ThreadPool {
     std::vector<std::thread> workers_;
 };
 
-}  // namespace flexiq
+}  // namespace bitdial

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace flexiq {
+namespace bitdial {
 namespace avx2 {
 
 typedef __m256i vi;
@@ -129,4 +129,4 @@ static inline vi low_weights(vi w, int s, int limit_) {
 }
 
 }  // namespace avx2
-}  // namespace flexiq
+}  // namespace bitdial

@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-namespace flexiq {
+namespace bitdial {
 namespace avx512vnni {
 
 typedef __m512i vi;  // 16 x int32, or 64 bytes
@@ -108,7 +108,7 @@ static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
 // The same for 64 bytes at once. u = value + zero; for signed values the quotient of u is 128 / 2^s too large, and parity is
 // the same, so that rounding to even is. An overflow of u + half saturates, which the limit then hides: limits are below
 // 2^(8 - s) for unsigned and 2^(7 - s) for signed values.
-#define FLEXIQ_LOWER_BYTES 1
+#define BITDIAL_LOWER_BYTES 1
 struct ByteLowering {
     vi right, half, odd, mask, less, lo, hi, left, keep, offset;
 };
@@ -141,4 +141,4 @@ static inline vi load_bytes64(const uint8_t* p, int n) {
 }
 
 }  // namespace avx512vnni
-}  // namespace flexiq
+}  // namespace bitdial

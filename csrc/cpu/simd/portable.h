@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-namespace flexiq {
+namespace bitdial {
 namespace portable {
 
 enum { LANES = 4, BYTES = 16, ROWS = 2, COLS = 2, FIP_ROWS = 2, FIP_COLS = 1, DOT_BIAS = 0 };
@@ -14,13 +14,13 @@ struct vf {
     float v[LANES];
 };
 
-#define FLEXIQ_EACH for (int i = 0; i < LANES; i++)
+#define BITDIAL_EACH for (int i = 0; i < LANES; i++)
 static inline int32_t wrapped(uint32_t v) { return static_cast<int32_t>(v); }
 static inline uint32_t bits(int32_t v) { return static_cast<uint32_t>(v); }
 
 static inline vi set(int32_t v) {
     vi r;
-    FLEXIQ_EACH r.v[i] = v;
+    BITDIAL_EACH r.v[i] = v;
     return r;
 }
 static inline vi zero() { return set(0); }
@@ -37,11 +37,11 @@ static inline vi broadcast4(const uint8_t* p) {
 }
 static inline vi set_bytes(int v) { return set(wrapped(0x01010101u * static_cast<uint8_t>(v))); }
 static inline vi add(vi a, vi b) {
-    FLEXIQ_EACH a.v[i] = wrapped(bits(a.v[i]) + bits(b.v[i]));
+    BITDIAL_EACH a.v[i] = wrapped(bits(a.v[i]) + bits(b.v[i]));
     return a;
 }
 static inline vi sub(vi a, vi b) {
-    FLEXIQ_EACH a.v[i] = wrapped(bits(a.v[i]) - bits(b.v[i]));
+    BITDIAL_EACH a.v[i] = wrapped(bits(a.v[i]) - bits(b.v[i]));
     return a;
 }
 static inline vi add_bytes(vi a, vi b) {
@@ -59,19 +59,19 @@ static inline vi sub_bytes(vi a, vi b) {
     return load(x);
 }
 static inline vi shift_left(vi a, int s) {
-    FLEXIQ_EACH a.v[i] = wrapped(bits(a.v[i]) << s);
+    BITDIAL_EACH a.v[i] = wrapped(bits(a.v[i]) << s);
     return a;
 }
 static inline vi shift_left_each(vi a, vi s) {
-    FLEXIQ_EACH a.v[i] = wrapped(bits(a.v[i]) << s.v[i]);
+    BITDIAL_EACH a.v[i] = wrapped(bits(a.v[i]) << s.v[i]);
     return a;
 }
 static inline vi shift_right_2(vi a) {
-    FLEXIQ_EACH a.v[i] >>= 2;
+    BITDIAL_EACH a.v[i] >>= 2;
     return a;
 }
 static inline vi both(vi a, vi b) {
-    FLEXIQ_EACH a.v[i] &= b.v[i];
+    BITDIAL_EACH a.v[i] &= b.v[i];
     return a;
 }
 static inline vi swap_fours(vi a) { return vi{{a.v[1], a.v[0], a.v[3], a.v[2]}}; }
@@ -86,7 +86,7 @@ static inline vi dot(vi acc, vi u, vi s) {
     int8_t w[BYTES];
     __builtin_memcpy(x, &u, BYTES);
     __builtin_memcpy(w, &s, BYTES);
-    FLEXIQ_EACH {
+    BITDIAL_EACH {
         const int32_t d = x[4 * i] * w[4 * i] + x[4 * i + 1] * w[4 * i + 1] + x[4 * i + 2] * w[4 * i + 2] + x[4 * i + 3] * w[4 * i + 3];
         acc.v[i] = wrapped(bits(acc.v[i]) + bits(d));
     }
@@ -95,13 +95,13 @@ static inline vi dot(vi acc, vi u, vi s) {
 
 static inline vf to_float(vi a) {
     vf r;
-    FLEXIQ_EACH r.v[i] = static_cast<float>(a.v[i]);
+    BITDIAL_EACH r.v[i] = static_cast<float>(a.v[i]);
     return r;
 }
 // The values are within +-255: adding and taking away 1.5 * 2^23 rounds to nearest even.
 static inline vi round_even(vf a) {
     vi r;
-    FLEXIQ_EACH {
+    BITDIAL_EACH {
         volatile float shifted = a.v[i] + 12582912.0f;
         r.v[i] = static_cast<int32_t>(shifted - 12582912.0f);
     }
@@ -109,7 +109,7 @@ static inline vi round_even(vf a) {
 }
 static inline vf set_float(float v) {
     vf r;
-    FLEXIQ_EACH r.v[i] = v;
+    BITDIAL_EACH r.v[i] = v;
     return r;
 }
 static inline vf load_float(const float* p) {
@@ -118,15 +118,15 @@ static inline vf load_float(const float* p) {
     return r;
 }
 static inline vf mul(vf a, vf b) {
-    FLEXIQ_EACH a.v[i] *= b.v[i];
+    BITDIAL_EACH a.v[i] *= b.v[i];
     return a;
 }
 static inline vf add_float(vf a, vf b) {
-    FLEXIQ_EACH a.v[i] += b.v[i];
+    BITDIAL_EACH a.v[i] += b.v[i];
     return a;
 }
 static inline vf limit(vf a, vf lo, vf hi) {
-    FLEXIQ_EACH {
+    BITDIAL_EACH {
         a.v[i] = a.v[i] > lo.v[i] ? a.v[i] : lo.v[i];
         a.v[i] = a.v[i] < hi.v[i] ? a.v[i] : hi.v[i];
     }
@@ -155,7 +155,7 @@ static inline void store_packed(uint8_t* p, const vi* q) {
 // clamp(rne(v / 2^s), lo, hi); shift = s + 1 and half = 2^s - 1. Right shifts of negative values are arithmetic in every
 // compiler that C++17 has (and by C++20's letter).
 static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
-    FLEXIQ_EACH {
+    BITDIAL_EACH {
         const int32_t twice = 2 * v.v[i];
         const int32_t q = (twice + half.v[i] + ((twice >> shift.v[i]) & 1)) >> shift.v[i];
         v.v[i] = q < lo.v[i] ? lo.v[i] : q > hi.v[i] ? hi.v[i] : q;
@@ -174,7 +174,7 @@ static inline vi low_weights(vi w, int s, int limit_) {
     return load(out);
 }
 
-#undef FLEXIQ_EACH
+#undef BITDIAL_EACH
 
 }  // namespace portable
-}  // namespace flexiq
+}  // namespace bitdial

@@ -9,7 +9,7 @@
 
 #include "../isa.h"
 
-namespace flexiq {
+namespace bitdial {
 
 // t = acc * multiplier[c] + bias[c], + residual * factor if there is one; out = rne(clamp(t, lo, hi)), inside = lo < t < hi.
 struct RequantizeArgs {
@@ -72,7 +72,7 @@ struct TrainingOps {
     void (*pass)(const PassArgs&, Types, int64_t row0, int64_t row1);
 };
 
-#define FLEXIQ_DECLARE(isa)                                                                       \
+#define BITDIAL_DECLARE(isa)                                                                       \
     namespace isa {                                                                               \
     void requantize(const RequantizeArgs& args, Types types, int64_t row0, int64_t row1);         \
     void requantize_grad(const RequantizeGradArgs& args, Types types, int64_t row0, int64_t row1); \
@@ -80,10 +80,10 @@ struct TrainingOps {
     void look_up(const LookUpArgs& args, Types types, int64_t row0, int64_t row1);                \
     void pass(const PassArgs& args, Types types, int64_t row0, int64_t row1);                     \
     }
-FLEXIQ_ISA_LIST(FLEXIQ_DECLARE)
-#undef FLEXIQ_DECLARE
+BITDIAL_ISA_LIST(BITDIAL_DECLARE)
+#undef BITDIAL_DECLARE
 
 // Table of one instruction set by its name in isa.h; null if this build has none of that name.
 const TrainingOps* training_ops(const char* isa);
 
-}  // namespace flexiq
+}  // namespace bitdial

@@ -1,2 +1,2 @@
-#define FLEXIQ_ISA avx2
+#define BITDIAL_ISA avx2
 #include "training_body.h"

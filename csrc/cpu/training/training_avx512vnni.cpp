@@ -1,2 +1,2 @@
-#define FLEXIQ_ISA avx512vnni
+#define BITDIAL_ISA avx512vnni
 #include "training_body.h"

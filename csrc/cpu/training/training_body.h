@@ -6,13 +6,13 @@
 
 // The arrays of a loop do not overlap; GCC gives up on more than a few pointers, whatever __restrict says.
 #if defined(__clang__)
-#define FLEXIQ_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define BITDIAL_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
-#define FLEXIQ_INDEPENDENT _Pragma("GCC ivdep")
+#define BITDIAL_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
-namespace flexiq {
-namespace FLEXIQ_ISA {
+namespace bitdial {
+namespace BITDIAL_ISA {
 namespace {
 
 inline uint32_t bits(float value) {
@@ -72,7 +72,7 @@ void requantize_rows(const RequantizeArgs& a, int64_t row0, int64_t row1) {
         const To* __restrict residual = kResidual ? static_cast<const To*>(a.residual) + row * channels : nullptr;
         To* __restrict out = static_cast<To*>(a.out) + row * channels;
         uint8_t* __restrict inside = a.inside + row * channels;
-        FLEXIQ_INDEPENDENT
+        BITDIAL_INDEPENDENT
         for (int64_t c = 0; c < channels; ++c) {
             float t = In::load(acc[c]) * multiplier[c] + bias[c];
             if (kResidual) t = t + Out::load(residual[c]) * factor;
@@ -95,7 +95,7 @@ void requantize_grad_rows(const RequantizeGradArgs& a, int64_t row0, int64_t row
         const uint8_t* __restrict inside = a.inside + row * channels;
         From* __restrict grad_acc = static_cast<From*>(a.grad_acc) + row * channels;
         To* __restrict grad_residual = kResidual ? static_cast<To*>(a.grad_residual) + row * channels : nullptr;
-        FLEXIQ_INDEPENDENT
+        BITDIAL_INDEPENDENT
         for (int64_t c = 0; c < channels; ++c) {
             const float whole = Out::load(grad[c]);
             const float g = inside[c] ? whole : 0.f;
@@ -118,7 +118,7 @@ void lower_rows(const LowerArgs& a, int64_t row0, int64_t row1) {
         const Element* __restrict x = static_cast<const Element*>(a.x) + row * channels;
         Element* __restrict out = static_cast<Element*>(a.out) + row * channels;
         uint8_t* __restrict inside = a.inside + row * channels;
-        FLEXIQ_INDEPENDENT
+        BITDIAL_INDEPENDENT
         for (int64_t c = 0; c < channels; ++c) {
             const float t = rne(T::load(x[c]) * inverse[c]);
             const float y = clamp(t, lo[c], hi[c]);
@@ -137,7 +137,7 @@ void look_up_rows(const LookUpArgs& a, int64_t row0, int64_t row1) {
     const float* __restrict slopes = a.slopes;
     Element* __restrict out = static_cast<Element*>(a.out);
     Element* __restrict slope = static_cast<Element*>(a.slope);
-    FLEXIQ_INDEPENDENT
+    BITDIAL_INDEPENDENT
     for (int64_t i = begin; i < end; ++i) {
         // Adding 1.5 * 2^23 leaves an integer in the lowest bits; conversion of NaN would be undefined.
         const uint32_t at = bits(T::load(x[i]) + 12582912.f) & 255u;
@@ -153,7 +153,7 @@ void pass_rows(const PassArgs& a, int64_t row0, int64_t row1) {
     const Element* __restrict grad = static_cast<const Element*>(a.grad);
     const uint8_t* __restrict inside = a.inside;
     Element* __restrict out = static_cast<Element*>(a.out);
-    FLEXIQ_INDEPENDENT
+    BITDIAL_INDEPENDENT
     for (int64_t i = begin; i < end; ++i) {
         const Element whole = grad[i];
         out[i] = inside[i] ? whole : Element(0);
@@ -203,7 +203,7 @@ void pass(const PassArgs& a, Types types, int64_t row0, int64_t row1) {
     pass_rows<F32>(a, row0, row1);
 }
 
-}  // namespace FLEXIQ_ISA
-}  // namespace flexiq
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial
 
-#undef FLEXIQ_INDEPENDENT
+#undef BITDIAL_INDEPENDENT

@@ -1,2 +1,2 @@
-#define FLEXIQ_ISA portable
+#define BITDIAL_ISA portable
 #include "training_body.h"

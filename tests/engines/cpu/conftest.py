@@ -18,10 +18,10 @@ COMPILED = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without the compiled extension these tests are skipped, unless FLEXIQ_REQUIRE_NATIVE says that it must be there."""
-    from flexiq.engines.cpu import native
+    """Without the compiled extension these tests are skipped, unless BITDIAL_REQUIRE_NATIVE says that it must be there."""
+    from bitdial.engines.cpu import native
 
-    if not native.missing() or os.environ.get("FLEXIQ_REQUIRE_NATIVE", "0").lower() not in {"", "0", "false", "off"}:
+    if not native.missing() or os.environ.get("BITDIAL_REQUIRE_NATIVE", "0").lower() not in {"", "0", "false", "off"}:
         return
     skip = pytest.mark.skip(reason=f"CPU ENGINE MISSING: {native.missing()}")
     for item in items:
@@ -32,17 +32,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Kernel choices are remembered in a temporary folder, never in the user's."""
-    folder = tmp_path_factory.mktemp("flexiq_cache")
-    before = os.environ.get("FLEXIQ_CACHE_DIR")
-    os.environ["FLEXIQ_CACHE_DIR"] = str(folder)
+    folder = tmp_path_factory.mktemp("bitdial_cache")
+    before = os.environ.get("BITDIAL_CACHE_DIR")
+    os.environ["BITDIAL_CACHE_DIR"] = str(folder)
     yield folder
     if before is None:
-        del os.environ["FLEXIQ_CACHE_DIR"]
+        del os.environ["BITDIAL_CACHE_DIR"]
     else:
-        os.environ["FLEXIQ_CACHE_DIR"] = before
+        os.environ["BITDIAL_CACHE_DIR"] = before
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """An instruction set forced from outside must not hide the others from these tests."""
-    monkeypatch.delenv("FLEXIQ_CPU_ISA", raising=False)
+    monkeypatch.delenv("BITDIAL_CPU_ISA", raising=False)

@@ -1,7 +1,7 @@
 """Single layers for the kernels of the CPU engine: random ones, the exact oracle, and the layer as a compiled program.
 
 The oracle is written from the design notes, section 1, in NumPy (int64, and float64 where every number is a small integer);
-it shares no code with flexiq.
+it shares no code with bitdial.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from flexiq.engines.cpu import native
+from bitdial.engines.cpu import native
 
 Ints = npt.NDArray[np.int64]
 METHODS = ("direct", "fip", "winograd", "winograd_fip", "narrow")

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from hypothesis import strategies as st
 
-from flexiq.engines.cpu.engine import CpuEngine
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.graph.ir import MOVEMENT_OPS, BatchDim, Graph, Node, TensorType
-from flexiq.graph.verify import infer_shape, verify
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.quantization.config import QuantizeConfig
-from flexiq.quantization.program import Program
+from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.graph.ir import MOVEMENT_OPS, BatchDim, Graph, Node, TensorType
+from bitdial.graph.verify import infer_shape, verify
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program
 
 Floats = npt.NDArray[np.float32]
 RELU = {"kind": "relu"}

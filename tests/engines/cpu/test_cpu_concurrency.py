@@ -28,12 +28,12 @@ from cpu_networks import (
     samples,
 )
 
-import flexiq
-from flexiq.artifact import save_program
-from flexiq.engines.cpu import native
-from flexiq.engines.cpu.engine import CpuEngine
-from flexiq.graph.ir import Graph
-from flexiq.quantization.program import Program
+import bitdial
+from bitdial.artifact import save_program
+from bitdial.engines.cpu import native
+from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.graph.ir import Graph
+from bitdial.quantization.program import Program
 
 ISAS = native.isas() if not native.missing() else []
 EVERY_ISA = pytest.mark.parametrize("isa", ISAS)
@@ -173,10 +173,10 @@ def test_runs_with_operators_elsewhere_are_safe_too() -> None:
 FORKS = """
     import os, sys, threading, time, warnings
     import numpy as np
-    import flexiq
+    import bitdial
 
     warnings.simplefilter("ignore")  # newer Pythons warn of every fork in a process with threads
-    model = flexiq.load(sys.argv[1], engine="cpu", kernels="fixed", threads=2)
+    model = bitdial.load(sys.argv[1], engine="cpu", kernels="fixed", threads=2)
     x, expected = np.load(sys.argv[2]), np.load(sys.argv[3])
     busy, rounds = sys.argv[4] == "busy", int(sys.argv[5])
 
@@ -241,17 +241,17 @@ FORKS = """
 
 def run_forks(residual: Quantized, folder: Path, mode: str, rounds: int) -> None:
     program, x, expected = residual
-    save_program(program, folder / "net.flexiq")
+    save_program(program, folder / "net.bitdial")
     np.save(folder / "x.npy", x)
     np.save(folder / "y.npy", np.stack([e[0] for e in expected]))
     script = folder / "forks.py"
     script.write_text(textwrap.dedent(FORKS))
     paths = [
         *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
-        str(Path(flexiq.__file__).parent.parent),
+        str(Path(bitdial.__file__).parent.parent),
     ]
     done = subprocess.run(
-        [sys.executable, str(script), *(str(folder / n) for n in ("net.flexiq", "x.npy", "y.npy")), mode, str(rounds)],
+        [sys.executable, str(script), *(str(folder / n) for n in ("net.bitdial", "x.npy", "y.npy")), mode, str(rounds)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip

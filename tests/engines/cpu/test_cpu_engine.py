@@ -28,15 +28,15 @@ from cpu_networks import (
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-import flexiq
-from flexiq.artifact import load_program, save_program
-from flexiq.engines.cpu import native
-from flexiq.engines.cpu.engine import CpuEngine
-from flexiq.engines.reference.engine import ReferenceEngine
-from flexiq.errors import CalibrationError
-from flexiq.graph.ir import Graph
-from flexiq.pipeline import prepare, quantize_prepared
-from flexiq.quantization.program import Program
+import bitdial
+from bitdial.artifact import load_program, save_program
+from bitdial.engines.cpu import native
+from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.errors import CalibrationError
+from bitdial.graph.ir import Graph
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.program import Program
 
 ISAS = native.isas() if not native.missing() else []
 EVERY_ISA = pytest.mark.parametrize("isa", ISAS)
@@ -178,10 +178,10 @@ def test_outputs_are_the_callers_own(known: dict[str, Quantized]) -> None:
 
 def test_a_saved_model_runs_the_same(known: dict[str, Quantized], tmp_path: Path) -> None:
     program, x, expected = network(known, "mobile")
-    path = tmp_path / "mobile.flexiq"
+    path = tmp_path / "mobile.bitdial"
     save_program(program, path)
     check_engine(CpuEngine(load_program(path), kernels="fixed"), expected, x)
-    model = flexiq.load(path, engine="cpu", kernels="fixed")
+    model = bitdial.load(path, engine="cpu", kernels="fixed")
     assert same_bits(np.asarray(model(x, ratio=1.0)), expected[-1][0])
 
 
@@ -218,13 +218,13 @@ def test_the_small_network_of_the_other_tests(conv_net: Any, helpers: Any) -> No
 def test_trained_networks_are_bit_identical_on_real_images(
     data_folder: Path, name: str, file: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from flexiq.zoo.datasets import load_dataset
-    from flexiq.zoo.registry import build_model
+    from bitdial.zoo.datasets import load_dataset
+    from bitdial.zoo.registry import build_model
 
     weights = data_folder / "weights" / f"{file}.safetensors"
     if not weights.exists():
         pytest.skip(f"DATA MISSING: {weights} does not exist")
-    cache = Path(os.environ["FLEXIQ_CACHE_DIR"]) / "images"
+    cache = Path(os.environ["BITDIAL_CACHE_DIR"]) / "images"
     images = torch.from_numpy(
         load_dataset(data_folder / "cifar10", "test", cache_dir=cache).shuffled(0).head(64).array()
     )
@@ -357,17 +357,17 @@ WITHOUT_TORCH = """
 
     sys.modules["torch"] = None  # as if it were not installed: imports fail, and it cannot be found
     import numpy as np
-    import flexiq
-    from flexiq.errors import EngineError
+    import bitdial
+    from bitdial.errors import EngineError
 
-    model = flexiq.load(sys.argv[1], engine="cpu", kernels="fixed", threads=2)
+    model = bitdial.load(sys.argv[1], engine="cpu", kernels="fixed", threads=2)
     x, expected = np.load(sys.argv[2]), np.load(sys.argv[3])
     for ratio, want in zip(model.ratios, expected, strict=True):
         model.set_ratio(ratio)
         assert (model(x) == want).all()
     assert sys.modules["torch"] is None
     try:
-        flexiq.load(sys.argv[4], engine="cpu")
+        bitdial.load(sys.argv[4], engine="cpu")
     except EngineError as error:
         print(error)
     else:
@@ -379,11 +379,11 @@ WITHOUT_TORCH = """
 def test_without_torch(known: dict[str, Quantized], transformer_program: Program, tmp_path: Path) -> None:
     """A conv net runs; a transformer is refused with an error that names the operators and the remedy."""
     program, x, expected = network(known, "mobile")
-    save_program(program, tmp_path / "conv.flexiq")
-    save_program(transformer_program, tmp_path / "transformer.flexiq")
+    save_program(program, tmp_path / "conv.bitdial")
+    save_program(transformer_program, tmp_path / "transformer.bitdial")
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", np.stack([e[0] for e in expected]))
-    files = [str(tmp_path / n) for n in ("conv.flexiq", "x.npy", "y.npy", "transformer.flexiq")]
+    files = [str(tmp_path / n) for n in ("conv.bitdial", "x.npy", "y.npy", "transformer.bitdial")]
     script = tmp_path / "without_torch.py"
     script.write_text(textwrap.dedent(WITHOUT_TORCH))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(package_paths())}
@@ -392,12 +392,12 @@ def test_without_torch(known: dict[str, Quantized], transformer_program: Program
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no compiled form of" in done.stdout and "needs torch" in done.stdout
-    assert "reshape (" in done.stdout and "pip install flexiq[quantize]" in done.stdout
+    assert "reshape (" in done.stdout and "pip install bitdial[quantize]" in done.stdout
 
 
 def package_paths() -> list[str]:
-    """Where a child process finds this very flexiq, behind whatever PYTHONPATH says already."""
-    return [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(Path(flexiq.__file__).parent.parent)]
+    """Where a child process finds this very bitdial, behind whatever PYTHONPATH says already."""
+    return [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(Path(bitdial.__file__).parent.parent)]
 
 
 def test_results_are_lists_of_arrays(known: dict[str, Quantized]) -> None:

@@ -15,12 +15,12 @@ import pytest
 import torch
 from cpu_networks import QUICK, Floats, Network, quantized, samples
 
-import flexiq
-from flexiq.engines.base import available_engines, create_engine
-from flexiq.engines.cpu import native
-from flexiq.engines.cpu.engine import CpuEngine
-from flexiq.errors import EngineError, InputError, RatioError
-from flexiq.quantization.program import Program
+import bitdial
+from bitdial.engines.base import available_engines, create_engine
+from bitdial.engines.cpu import native
+from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.errors import EngineError, InputError, RatioError
+from bitdial.quantization.program import Program
 
 CHEAP = QUICK.updated(bias_correction=False, rounding_slack=0.0)
 
@@ -62,13 +62,13 @@ def test_instruction_sets(program: Program, monkeypatch: pytest.MonkeyPatch) -> 
     known = native.isas()
     with pytest.raises(EngineError, match=r"instruction set 'avx9' does not run here: choose one of \[.*'portable'"):
         CpuEngine(program, isa="avx9")
-    monkeypatch.setenv("FLEXIQ_CPU_ISA", "neon9")
-    with pytest.raises(EngineError, match=r"'neon9' \(from FLEXIQ_CPU_ISA\) does not run here"):
+    monkeypatch.setenv("BITDIAL_CPU_ISA", "neon9")
+    with pytest.raises(EngineError, match=r"'neon9' \(from BITDIAL_CPU_ISA\) does not run here"):
         CpuEngine(program)
     assert CpuEngine(program, isa=known[-1]).isa == known[-1]  # an argument goes before the environment
-    monkeypatch.setenv("FLEXIQ_CPU_ISA", "portable")
+    monkeypatch.setenv("BITDIAL_CPU_ISA", "portable")
     assert CpuEngine(program).isa == "portable"
-    monkeypatch.setenv("FLEXIQ_CPU_ISA", "")
+    monkeypatch.setenv("BITDIAL_CPU_ISA", "")
     assert CpuEngine(program).isa == known[0]
     with pytest.raises(ValueError, match="'avx9' is not supported here"):
         native.extension().Program("avx9", 1, [0.0])
@@ -128,9 +128,9 @@ def test_importing_without_the_extension(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent("""
             import sys
-            sys.modules["flexiq.engines.cpu._native"] = None
-            import flexiq
-            from flexiq.engines.base import available_engines
+            sys.modules["bitdial.engines.cpu._native"] = None
+            import bitdial
+            from bitdial.engines.base import available_engines
             engines = available_engines()
             assert engines["reference"] == "", engines
             print(engines["cpu"])
@@ -138,7 +138,7 @@ def test_importing_without_the_extension(tmp_path: Path) -> None:
     )
     paths = [
         *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
-        str(Path(flexiq.__file__).parent.parent),
+        str(Path(bitdial.__file__).parent.parent),
     ]
     done = subprocess.run(
         [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True,
@@ -233,7 +233,7 @@ def test_several_inputs() -> None:
     b.graph.inputs.append("z")
     b.graph.types["z"] = b.graph.types["x"]
     graph = b.done(b.head(b.node("add", [b.conv("x", 8), b.conv("z", 8)])))
-    from flexiq.pipeline import prepare, quantize_prepared
+    from bitdial.pipeline import prepare, quantize_prepared
 
     data = [torch.from_numpy(samples(graph, 12, s)) for s in (0, 1)]
     program = quantize_prepared(prepare(graph, data, CHEAP), CHEAP)

@@ -26,7 +26,7 @@ from cpu_layers import (
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from flexiq.engines.cpu import native
+from bitdial.engines.cpu import native
 
 ISAS = native.isas() if not native.missing() else []
 EVERY_ISA = pytest.mark.parametrize("isa", ISAS)
@@ -298,9 +298,9 @@ def test_claims_agree_with_the_rules_of_quantization(
 ) -> None:
     """The quantizer predicts which kernels will be exact (for low_bits="auto"); the engine must offer just those."""
     try:
-        exactness = importlib.import_module("flexiq.quantization.exactness")
+        exactness = importlib.import_module("bitdial.quantization.exactness")
     except ModuleNotFoundError:
-        pytest.skip("flexiq.quantization.exactness is not there")
+        pytest.skip("bitdial.quantization.exactness is not there")
     case = make_case(
         np.random.default_rng(seed), per=16, rows=5, size=(4, 4), kernel=kernel, conv_groups=groups, limits=low, group=8,
         x_kind=x_kind, w_kind=w_kind, pad=(kernel[0] // 2,) * 2,

@@ -11,10 +11,10 @@ from cpu_networks import NETWORKS, quantized
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexiq.engines.cpu import native
-from flexiq.engines.cpu.compiler import COPY_AXES, Place, copy_loops, moved, offsets_of
-from flexiq.engines.cpu.engine import CpuEngine
-from flexiq.graph.ir import Node
+from bitdial.engines.cpu import native
+from bitdial.engines.cpu.compiler import COPY_AXES, Place, copy_loops, moved, offsets_of
+from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.graph.ir import Node
 
 Shape = list[int]
 

@@ -9,29 +9,29 @@ from types import ModuleType
 
 import pytest
 
-import flexiq
+import bitdial
 
 
 def native() -> ModuleType:
-    """The extension; skips where the package was built without a compiler, unless FLEXIQ_REQUIRE_NATIVE is set."""
+    """The extension; skips where the package was built without a compiler, unless BITDIAL_REQUIRE_NATIVE is set."""
     try:
-        return importlib.import_module("flexiq.engines.cpu._native")
+        return importlib.import_module("bitdial.engines.cpu._native")
     except ModuleNotFoundError:
-        required = os.environ.get("FLEXIQ_REQUIRE_NATIVE", "").lower() in {"1", "true", "on", "yes", "y", "t"}
-        if required or "FLEXIQ_SANITIZED_NATIVE" in os.environ:
+        required = os.environ.get("BITDIAL_REQUIRE_NATIVE", "").lower() in {"1", "true", "on", "yes", "y", "t"}
+        if required or "BITDIAL_SANITIZED_NATIVE" in os.environ:
             raise
-        pytest.skip("CPU ENGINE NOT COMPILED: install a C++ compiler and flexiq again to run this test")
+        pytest.skip("CPU ENGINE NOT COMPILED: install a C++ compiler and bitdial again to run this test")
 
 
 @pytest.mark.sanitize
 def test_the_extension_is_of_this_version() -> None:
     """A mismatch means a stale build: the extension was compiled from other sources than these."""
-    assert native().version() == flexiq.__version__
+    assert native().version() == bitdial.__version__
 
 
 @pytest.mark.sanitize
 def test_the_sanitized_extension_is_used_where_asked_for() -> None:
-    wanted = os.environ.get("FLEXIQ_SANITIZED_NATIVE")
+    wanted = os.environ.get("BITDIAL_SANITIZED_NATIVE")
     loaded = native().__file__
     assert loaded is not None
     code = Path(loaded).read_bytes()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexiq.engines.cpu import native
+from bitdial.engines.cpu import native
 
 Array = npt.NDArray[Any]
 TYPES = {"f32": 0, "bf16": 1, "f32_bf16": 2}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from cpu_networks import NETWORKS, QUICK, Floats, Network, check_engine, quantized, reference_outputs, samples
 
-from flexiq.engines.cpu import native, tuning
-from flexiq.engines.cpu.engine import CpuEngine
-from flexiq.quantization.program import Program
+from bitdial.engines.cpu import native, tuning
+from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.quantization.program import Program
 
 Quantized = tuple[Program, Floats, list[list[Floats]]]
 METHODS = ["direct", "fip", "winograd", "winograd_fip", "narrow"]
@@ -29,7 +29,7 @@ def plain() -> Quantized:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FLEXIQ_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -144,14 +144,14 @@ def test_folders_that_cannot_be_written_are_harmless(
     program, x, expected = plain
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    monkeypatch.setenv("FLEXIQ_CACHE_DIR", str(blocked))
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", str(blocked))
     engine = CpuEngine(program)
     assert engine.choice_source == "timing" and blocked.read_text() == "not a folder"
     check_engine(engine, expected, x, (1,))
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    monkeypatch.setenv("FLEXIQ_CACHE_DIR", str(locked))
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", str(locked))
     try:
         for _ in range(2):
             engine = CpuEngine(program)
@@ -174,14 +174,14 @@ def test_a_full_disk_is_harmless(plain: Quantized, cache: Path, monkeypatch: pyt
 
 
 def test_where_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLEXIQ_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", str(tmp_path / "own"))
     assert tuning.cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("FLEXIQ_CACHE_DIR")
+    monkeypatch.delenv("BITDIAL_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert tuning.cache_folder() == tmp_path / "xdg" / "flexiq"
+    assert tuning.cache_folder() == tmp_path / "xdg" / "bitdial"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert tuning.cache_folder() == tmp_path / "home" / ".cache" / "flexiq"
+    assert tuning.cache_folder() == tmp_path / "home" / ".cache" / "bitdial"
 
 
 def test_fixed_choices_are_the_same_every_time(plain: Quantized, cache: Path) -> None:

@@ -15,7 +15,7 @@ def simple_ops_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scripts/sanitize.sh has put their runtime under Python."""
     if simple_support.compiler() is None:
         pytest.skip("NO C++ COMPILER: the operators of the CPU engine are not tested here")
-    sanitize = "FLEXIQ_SANITIZED_NATIVE" in os.environ
+    sanitize = "BITDIAL_SANITIZED_NATIVE" in os.environ
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if base.name.startswith("popen-") else base) / "simple_ops"
     folder.mkdir(exist_ok=True)

@@ -4,15 +4,15 @@
 
 #include <cstring>
 
-using namespace flexiq;
+using namespace bitdial;
 
 extern "C" {
 
 // Names of the instruction sets of this build, each followed by a space.
 const char* shim_isas() {
-#define FLEXIQ_NAME(isa) #isa " "
-    return FLEXIQ_ISA_LIST(FLEXIQ_NAME);
-#undef FLEXIQ_NAME
+#define BITDIAL_NAME(isa) #isa " "
+    return BITDIAL_ISA_LIST(BITDIAL_NAME);
+#undef BITDIAL_NAME
 }
 
 // Whether this processor runs an instruction set of the build.
@@ -30,7 +30,7 @@ int shim_supported(const char* isa) {
     return std::strcmp(isa, "portable") == 0;
 }
 
-#define FLEXIQ_EXPORT(op, Args)                                                                     \
+#define BITDIAL_EXPORT(op, Args)                                                                     \
     void shim_##op(const char* isa, const Args* args, int32_t row0, int32_t row1, int64_t* result) { \
         call(simple_ops(isa)->op, *args, row0, row1, result);                                        \
     }                                                                                                \
@@ -54,14 +54,14 @@ void call(int64_t (*op)(const Args&, int32_t, int32_t), const Args& args, int32_
 }  // namespace
 
 extern "C" {
-FLEXIQ_EXPORT(quantize, QuantizeArgs)
-FLEXIQ_EXPORT(dequantize, DequantizeArgs)
-FLEXIQ_EXPORT(table, TableArgs)
-FLEXIQ_EXPORT(add, AddArgs)
-FLEXIQ_EXPORT(mul, MulArgs)
-FLEXIQ_EXPORT(rescale, RescaleArgs)
-FLEXIQ_EXPORT(max_pool, MaxPoolArgs)
-FLEXIQ_EXPORT(sum_pool, SumPoolArgs)
-FLEXIQ_EXPORT(copy, CopyArgs)
-FLEXIQ_EXPORT(depthwise, DepthwiseArgs)
+BITDIAL_EXPORT(quantize, QuantizeArgs)
+BITDIAL_EXPORT(dequantize, DequantizeArgs)
+BITDIAL_EXPORT(table, TableArgs)
+BITDIAL_EXPORT(add, AddArgs)
+BITDIAL_EXPORT(mul, MulArgs)
+BITDIAL_EXPORT(rescale, RescaleArgs)
+BITDIAL_EXPORT(max_pool, MaxPoolArgs)
+BITDIAL_EXPORT(sum_pool, SumPoolArgs)
+BITDIAL_EXPORT(copy, CopyArgs)
+BITDIAL_EXPORT(depthwise, DepthwiseArgs)
 }

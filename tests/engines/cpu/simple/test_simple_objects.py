@@ -27,7 +27,7 @@ def test_objects_offer_nothing_outside_their_own_namespace(simple_ops_library: P
                 symbol = line.split(maxsplit=2)[2]
                 if "asan" in symbol or symbol.startswith("__odr"):  # a build with sanitizers
                     continue
-                assert re.match(rf"(\w+ )*flexiq::{isa}::\w+\(flexiq::\w+Args const&, int, int\)", symbol), (
+                assert re.match(rf"(\w+ )*bitdial::{isa}::\w+\(bitdial::\w+Args const&, int, int\)", symbol), (
                     f"{target}: {symbol}"
                 )
                 seen += 1

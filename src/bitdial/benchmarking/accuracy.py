@@ -1,0 +1,97 @@
+"""The accuracy curve: one pass over the data per ratio, and the baselines beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitdial.errors import DataError
+
+Run = Callable[[Any], Any]
+Metric = Callable[[Tensor, Any], float]
+Batch = tuple[Any, Any]  # (inputs, targets or None)
+
+
+def top1(outputs: Tensor, targets: Any) -> float:
+    """Share of samples whose largest output is the target class."""
+    labels = torch.as_tensor(targets, device=outputs.device)
+    return float((outputs.argmax(dim=-1) == labels).double().mean())
+
+
+def _tensor(outputs: Any) -> Tensor:
+    first = outputs[0] if isinstance(outputs, tuple) else outputs
+    return torch.as_tensor(first)
+
+
+def evaluate_curve(
+    run: Callable[[Any, float], Any],
+    ratios: Sequence[float],
+    batches: Iterable[Batch],
+    metric: Metric | None = None,
+    progress: Callable[[float], None] | None = None,
+    total: int | None = None,
+) -> list[dict[str, Any]]:
+    """Accuracy, agreement with the first ratio, and soft-label distance to it, per ratio, in one pass over the data.
+
+    run: (inputs, ratio) -> outputs; ratios[0] is what agreement is measured against (0: the 8-bit model). batches:
+    (inputs, targets); targets None leaves the accuracy out. metric: (outputs, targets) -> mean over the batch; default
+    top-1. Returns one row per ratio: ratio, accuracy, standard_error, agreement, distance, samples. Raises DataError on
+    empty data.
+    """
+    metric = metric or top1
+    scores = [0.0] * len(ratios)
+    agree = [0.0] * len(ratios)
+    squares = [0.0] * len(ratios)
+    samples, labelled = 0, False
+    with torch.no_grad():
+        for number, (inputs, targets) in enumerate(batches):
+            base: Tensor | None = None
+            for i, ratio in enumerate(ratios):
+                outputs = _tensor(run(inputs, ratio))
+                base = outputs if base is None else base
+                n = outputs.shape[0]
+                agree[i] += float((outputs.argmax(-1) == base.argmax(-1)).double().mean()) * n
+                difference = torch.softmax(outputs.double(), -1) - torch.softmax(base.double(), -1)
+                squares[i] += float(difference.pow(2).sum())
+                if targets is not None:
+                    labelled = True
+                    scores[i] += float(metric(outputs, targets)) * n
+            assert base is not None
+            samples += base.shape[0]
+            if progress is not None and total:
+                progress((number + 1) / total)
+    if samples == 0:
+        raise DataError("there are no samples to evaluate on")
+    rows = []
+    for i, ratio in enumerate(ratios):
+        accuracy = scores[i] / samples if labelled else None
+        bounded = accuracy is not None and 0.0 <= accuracy <= 1.0
+        rows.append(
+            {
+                "ratio": ratio,
+                "accuracy": accuracy,
+                "standard_error": math.sqrt(accuracy * (1 - accuracy) / samples)
+                if bounded and accuracy is not None
+                else None,
+                "agreement": agree[i] / samples,
+                "distance": math.sqrt(squares[i] / samples),
+                "samples": samples,
+            }
+        )
+    return rows
+
+
+def evaluate_float(
+    model: Run, run_eight_bit: Run | None, batches: Iterable[Batch], metric: Metric | None = None
+) -> dict[str, Any]:
+    """Accuracy of a float model, and its agreement with the 8-bit model if that is given."""
+
+    def run(inputs: Any, ratio: float) -> Any:
+        return model(inputs) if ratio < 0 else (run_eight_bit or model)(inputs)
+
+    rows = evaluate_curve(run, [0.0, -1.0] if run_eight_bit else [-1.0], batches, metric)
+    return rows[-1]

@@ -1,0 +1,147 @@
+"""Data sets for commands: the user's options over what the model was quantized with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitdial.cli.options import parse_numbers, parse_size
+from bitdial.errors import ConfigError, DataError
+from bitdial.quantization.program import Program
+
+if TYPE_CHECKING:
+    import torch
+
+    from bitdial.zoo.datasets import ImageSet, Split
+    from bitdial.zoo.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The data options of a command as given; None where left out."""
+
+    spec: str
+    mean: str | None = None
+    std: str | None = None
+    resize: str | None = None
+    crop: float | None = None
+    split_seed: int | None = None
+    root: Path | None = None
+    download: bool = False
+
+    def preprocessing(self, stored: Mapping[str, Any]) -> Preprocessing | None:
+        """Options first, then what the model was quantized with, then ImageNet's mean and std; None for 'digits'."""
+        from bitdial.zoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+        given = (self.mean, self.std, self.resize, self.crop)
+        if self.spec == "digits":
+            if any(option is not None for option in given):
+                raise ConfigError("--data digits comes ready made: leave --mean, --std, --resize and --crop out")
+            return None
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("--mean and --std belong together: give both or none")
+        known = stored.get("preprocessing") or {}
+        mean = parse_numbers(self.mean, "--mean") if self.mean is not None else known.get("mean", IMAGENET_MEAN)
+        std = parse_numbers(self.std, "--std") if self.std is not None else known.get("std", IMAGENET_STD)
+        size = parse_size(self.resize) if self.resize is not None else known.get("size")
+        crop = self.crop if self.crop is not None else known.get("crop_fraction")
+        return Preprocessing(tuple(mean), tuple(std), None if size is None else (size[0], size[1]), crop)
+
+    def seed_of_split(self, stored: Mapping[str, Any]) -> int:
+        """The split must be that of quantization: another would hand calibration images to the evaluation."""
+        return self.split_seed if self.split_seed is not None else int(stored.get("split_seed", 0))
+
+    def load(self, split: Split, stored: Mapping[str, Any] | None = None) -> ImageSet:
+        """The images of a split. `stored`: provenance["source"] of the model, if any. Raises DataError, ConfigError."""
+        from bitdial.zoo.datasets import load_dataset
+
+        known = stored or {}
+        return load_dataset(
+            self.spec,
+            split,
+            self.preprocessing(known),
+            seed=self.seed_of_split(known),
+            root=self.root,
+            download=self.download,
+        )
+
+    def describe(self, stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """JSON-able: what a later evaluation needs to read the same data in the same way (no folder names)."""
+        known = stored or {}
+        settings = self.preprocessing(known)
+        return {
+            "data": short_name(self.spec),
+            "split_seed": self.seed_of_split(known),
+            "preprocessing": None
+            if settings is None
+            else {
+                "mean": list(settings.mean),
+                "std": list(settings.std),
+                "size": None if settings.size is None else list(settings.size),
+                "crop_fraction": settings.crop_fraction,
+            },
+        }
+
+
+def describe_source(spec: str, weights: Path | None, given: DataOptions) -> dict[str, Any]:
+    """JSON-able: what a model is made from (no folder names), for its provenance."""
+    return {
+        "model": spec if ".py:" not in spec else spec.replace("\\", "/").rpartition("/")[2],
+        "weights": None if weights is None else weights.name,
+        **given.describe(),
+    }
+
+
+def short_name(spec: str) -> str:
+    """The last part of a path; other specs as they are. Artifacts travel, and need not tell about folders."""
+    return spec if spec == "digits" or spec.startswith("torchvision:") else Path(spec).absolute().name
+
+
+@dataclass(frozen=True)
+class Batches:
+    """(images, labels) as torch tensors, read anew on every pass, so that large sets need not fit into memory."""
+
+    images: ImageSet
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
+        for pixels, labels in self.images.batches(self.size):
+            yield torch.from_numpy(pixels), torch.from_numpy(labels)
+
+
+def draw(images: ImageSet, n: int | None, seed: int) -> ImageSet:
+    """`n` images drawn by the seed; the whole set in its order if None or as many."""
+    return images if n is None or n >= len(images) else images.shuffled(seed).head(n)
+
+
+def check_fit(program: Program, images: ImageSet) -> None:
+    """Raise DataError if the images have another shape, or more classes, than the program takes and tells apart."""
+    graph = program.graph
+    if len(graph.inputs) != 1:
+        raise DataError(
+            f"the model takes {len(graph.inputs)} inputs; measure it from Python with QuantizedModel.evaluate"
+        )
+    wanted = graph.types[graph.inputs[0]].shape[1:]
+    if (
+        any(isinstance(w, int) and w != got for w, got in zip(wanted, images.image_shape, strict=False))
+        or len(wanted) != 3
+    ):
+        got_text, wanted_text = "x".join(map(str, images.image_shape)), "x".join(map(str, wanted))
+        raise DataError(
+            f"the images of {images.name} are {got_text} (channels x height x width), the model takes {wanted_text}; "
+            "use --resize, or one --mean and --std per channel"
+        )
+    outputs = graph.types[graph.outputs[0]].shape
+    classes = outputs[-1] if len(outputs) == 2 else None
+    if isinstance(classes, int) and int(images.labels.max()) >= classes:
+        raise DataError(
+            f"{images.name} has labels up to {int(images.labels.max())}, the model tells {classes} classes apart; "
+            "give the data set that the model was trained for"
+        )

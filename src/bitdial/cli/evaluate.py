@@ -1,0 +1,103 @@
+"""`bitdial evaluate`: the accuracy curve of a .bitdial file on data."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+import typer
+
+from bitdial.cli import machine, options
+from bitdial.cli.terminal import Terminal, duration
+from bitdial.errors import ConfigError
+
+
+def evaluate(
+    model: options.Model,
+    data: options.Data = None,
+    ratios: Annotated[
+        str | None,
+        typer.Option(
+            "--ratios",
+            metavar="LIST",
+            help="Settings of the dial, e.g. 0,50,100 or 0,0.5,1 (above 1: percent). Default: all the model has.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["train", "test", "all"], typer.Option("--split", metavar="train|test|all", help="Part of the data.")
+    ] = "test",
+    images: options.Images = None,
+    engine: options.EngineName = "reference",
+    batch_size: options.BatchSize = 100,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
+    split_seed: options.SplitSeed = None,
+    data_root: options.DataRoot = None,
+    download: options.Download = False,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure accuracy, and agreement with the 8-bit model, at each setting of the dial."""
+    terminal = Terminal(json, quiet)
+    with terminal.running():
+        wanted = options.parse_ratios(ratios) if ratios is not None else None
+        if data is None:
+            raise ConfigError("evaluate needs --data: the images to measure on")
+        from bitdial.api import load
+        from bitdial.cli.data import Batches, DataOptions, check_fit, draw
+        from bitdial.cli.measure import measure_curve, print_curve, table_ratios
+
+        machine.set_threads(threads)
+        quantized = load(model, engine, **engine_options(engine, threads))
+        program = quantized.program
+        chosen = table_ratios(program, wanted)
+        if wanted is not None and list(wanted) != chosen:
+            have = ", ".join(f"{100 * r:.4g}" for r in program.ratios)
+            terminal.note(f"note: the model has the ratios {have} %; the nearest at or below those asked for are used")
+        given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download)
+        stored = program.provenance.get("source") or {}
+        everything = given.load(split, stored)
+        check_fit(program, everything)
+        used = draw(everything, images, seed)
+        started = time.perf_counter()
+        with terminal.progress() as progress:
+            rows = measure_curve(quantized, Batches(used, batch_size), chosen, progress)
+        seconds = time.perf_counter() - started
+        print_curve(
+            terminal,
+            rows,
+            [],
+            program.ratios[0],
+            f"{model.name} on {len(used)} images of {given.describe(stored)['data']}",
+        )
+        terminal.say(f"{len(used)} of {len(everything)} {split} images, engine {engine}, {duration(seconds)}")
+        terminal.emit(
+            {
+                "command": "evaluate",
+                "model": str(model),
+                "engine": engine,
+                "data": {
+                    **given.describe(stored),
+                    "split": split,
+                    "images": len(used),
+                    "of": len(everything),
+                    "seed": seed,
+                },
+                "agreement_against": program.ratios[0],
+                "curve": rows,
+                "seconds": seconds,
+            }
+        )
+
+
+def engine_options(engine: str, threads: int | None) -> dict[str, Any]:
+    """Options of an engine that is to measure accuracy: all cores, and no time spent on choosing kernels."""
+    if engine != "cpu":
+        return {}
+    return {"threads": threads or machine.usable_cores(), "kernels": "fixed"}

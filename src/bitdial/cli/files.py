@@ -1,0 +1,43 @@
+"""Checks of output places before long work begins."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from bitdial.errors import OutputError
+
+
+def check_output(path: Path, force: bool, option: str = "-o") -> None:
+    """Raise OutputError, naming the remedy, if a file cannot be put at `path` or is there already (unless `force`)."""
+    if path.is_dir():
+        raise OutputError(f"{option} {path} is a folder; give the name of a file")
+    if os.path.lexists(path) and not force:
+        raise OutputError(f"{path} exists already; give another name, or --force to replace it")
+    check_folder(path.absolute().parent, option)
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Raise OutputError if files cannot be created in `folder`."""
+    if not folder.is_dir():
+        raise OutputError(f"{option}: folder {folder} does not exist; create it first")
+    probe = folder / f".bitdial-{secrets.token_hex(8)}.tmp"  # permission bits do not tell of read-only file systems
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{option}: cannot write to {folder} ({error.strerror or error}); choose another folder"
+        ) from error
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Create `folder` if need be and check that files can be put there. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{option}: cannot create folder {folder} ({error.strerror or error}); choose another place"
+        ) from error
+    check_folder(folder, option)

@@ -1,0 +1,252 @@
+"""`bitdial inspect`: what is in a .bitdial file, and what the CPU engine makes of it. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from bitdial.cli import options
+from bitdial.cli.inspect_engine import EngineOptions, examine_engine, print_engine
+from bitdial.cli.terminal import Terminal, count_name, ratio_name, size_name
+from bitdial.errors import ArtifactError
+
+
+def inspect(
+    model: options.Model,
+    layers: Annotated[bool, typer.Option("--layers", help="A table of all layers: precision, groups, shifts.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="The network's graph as text.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Compare every tensor with its hash and check every rule; exit code 2 if broken."
+        ),
+    ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="cpu",
+            help="Load the model into this engine too and show its layers there: kernel by ratio, milliseconds, GMAC/s and "
+            "share of the measured peak, what hinders a faster kernel, bytes of weights.",
+            rich_help_panel=options.ENGINE_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    isa: options.Isa = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            metavar="N",
+            min=1,
+            help="Threads of the engine. Default: 1.",
+            rich_help_panel=options.ENGINE_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            metavar="N",
+            min=1,
+            help="Samples per run that kernels are chosen for and timed with. Default: 1.",
+            rich_help_panel=options.ENGINE_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            "--kernels",
+            metavar="auto|fixed|NAME",
+            help="auto (default): by timing, remembered on this machine; fixed: by rule; or one of direct, fip, winograd, "
+            "winograd_fip, narrow wherever it is exact.",
+            rich_help_panel=options.ENGINE_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    memory: options.Memory = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what a .bitdial file holds: sizes, settings, layers, what runs in float and why, the stored curve.
+
+    With --engine cpu also how it runs on this machine: which kernel computes each layer at each ratio, and how fast.
+    """
+    terminal = Terminal(json, quiet)
+    with terminal.running():
+        asked = EngineOptions(engine, isa, threads, batch, kernels, memory)
+        asked.check()
+        from bitdial.artifact import inspect_file, load_program, verify_file
+
+        if verify:
+            findings = verify_file(model)
+            for finding in findings:
+                terminal.note(f"damaged: {finding}")
+            if findings:
+                raise ArtifactError(f"{model} is not sound: {findings[0]}")
+        file = inspect_file(model)
+        if file["damaged"]:
+            raise ArtifactError(file["damaged"][0])
+        from bitdial.engines.describe import describe_program
+
+        program = load_program(model)
+        described = describe_program(program)
+        _print_file(terminal, file, described, verify)
+        if program.curve:
+            from bitdial.cli.measure import print_curve, report_rows
+
+            evaluation = program.provenance.get("evaluation")
+            terminal.say()
+            print_curve(terminal, program.curve, report_rows(evaluation), program.ratios[0], _measured_on(evaluation))
+        else:
+            terminal.say("no curve is stored; bitdial evaluate measures one")
+        _print_float(terminal, described)
+        if (plan := program.provenance.get("layerwise")) is not None:
+            print_plan(terminal, plan)
+        if layers:
+            _print_layers(terminal, described)
+        if graph:
+            terminal.say()
+            terminal.say(str(program.graph))
+        content: dict[str, Any] = {"command": "inspect", "file": file, "description": described, "verified": verify}
+        if graph:
+            content["graph"] = str(program.graph)
+        if asked.name is not None:
+            content["engine"] = examine_engine(program, asked)
+            print_engine(terminal, content["engine"])
+        terminal.emit(content)
+
+
+def _measured_on(evaluation: dict[str, Any] | None) -> str:
+    if not evaluation:
+        return "stored curve"
+    images, split, data = (evaluation.get(key, "?") for key in ("images", "split", "data"))
+    return f"stored curve, {images} {split} images of {data}"
+
+
+def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, Any], verified: bool) -> None:
+    provenance = file["provenance"] or {}
+    config, source = provenance.get("config") or {}, provenance.get("source") or {}
+    sizes = file["sizes"]
+    terminal.say(f"{file['path']}: format version {file['version']}, {size_name(sizes['total'])}")
+    terminal.say("  hashes of all tensors match" + ("; every rule of the format holds" if verified else ""))
+    parts = {"weights": "weights", "tables": "tables", "float_leftovers": "float constants", "manifest": "manifest"}
+    terminal.say("  " + ", ".join(f"{name} {size_name(sizes[key])}" for key, name in parts.items()))
+    if file["packed_layers"]:
+        terminal.say(f"  {file['packed_layers']} layers hold weights packed at the low width")
+    if file["band"]:
+        low, high = file["band"]
+        terminal.say(f"  saved for the band {ratio_name(low)} to {ratio_name(high)}")
+    made = [
+        source.get("model"),
+        f"bitdial {provenance['bitdial']}" if "bitdial" in provenance else None,
+        f"torch {provenance['torch']}" if "torch" in provenance else None,
+    ]
+    if any(made):
+        terminal.say(f"made from {', '.join(str(m) for m in made if m)}")
+    if config:
+        low_bits = "widths per layer" if config.get("low_bits") == "auto" else f"{config.get('low_bits')} low bits"
+        terminal.say(
+            f"  {config.get('selector')} selection, seed {config.get('seed')}, groups of {config.get('group_size')}, "
+            f"{low_bits}, weight shifts per {config.get('weight_granularity')}"
+        )
+    if provenance.get("finetuning"):
+        terminal.say(_finetuned(provenance["finetuning"]))
+    ratios = ", ".join(ratio_name(r) for r in described["ratios"])
+    terminal.say(
+        f"ratios: {ratios}; extraction {described['extraction']}; {'nested' if described['nested'] else 'not nested'}"
+    )
+    eligible = [layer for layer in described["layers"] if not layer["reason"]]
+    groups = [layer["groups"] for layer in eligible]
+    spread = f" with {min(groups)} to {max(groups)} groups" if groups else ""
+    terminal.say(f"layers: {len(described['layers'])} in integers, {len(eligible)} of them may run low{spread}")
+    if described["reorders"]:
+        terminal.say(f"reorders at run time: {len(described['reorders'])}")
+
+
+def _finetuned(record: Any) -> str:
+    """A line about the training that followed quantization (a file may say anything there)."""
+    if not isinstance(record, dict):
+        return "finetuned"
+    settings = record.get("config")
+    asked = settings if isinstance(settings, dict) else {}
+    parts = [f"{asked[name]} {told}" for name, told in (("epochs", "epochs"), ("passes", "passes")) if name in asked]
+    kept = f"after update {record.get('best_update')} of {record.get('updates')}"
+    parts += [kept] if "updates" in record else []
+    parts += [f"ended early: {record['stopped']}"] if record.get("stopped") else []
+    return f"finetuned: {', '.join(parts)}"
+
+
+def _print_float(terminal: Terminal, described: dict[str, Any]) -> None:
+    operators = described["float_operators"]
+    if not operators:
+        terminal.say("nothing runs in float")
+        return
+    rows = [[op["name"], op["op"], op["source"], op["reason"]] for op in operators]
+    terminal.table(["in float", "operator", "module", "why"], rows, left=4)
+
+
+def print_plan(terminal: Terminal, plan: dict[str, Any]) -> None:
+    """Precision per layer of a layer-wise plan, and its conversions between 8 bits and float."""
+    names = [m for m in ("weight", "activation", "sqnr", "mse") if any(m in row.get("metrics", {}) for row in plan["layers"])]
+    rows = [
+        [
+            row["source"] or row["name"], row["precision"], size_name(row["bytes"]), f"{row['score']:.3g}",
+            *(f"{row['metrics'].get(m, 0.0):.2e}" for m in names),
+        ]
+        for row in plan["layers"]
+    ]  # fmt: skip
+    terminal.table(["layer", "precision", "weights", "score", *names], rows, f"layer-wise plan by {plan['metric']}", left=2)
+    borders = plan.get("borders") or {}
+    shown = [f"{borders[k]['pairs']} {text}" for k, text in _FUSIONS.items() if k in borders]
+    if shown:
+        terminal.say(f"quantize/dequantize pairs: {', '.join(shown)}; this file: fusion {plan.get('fusion')}")
+
+
+_FUSIONS = {
+    "isolated": "with one around every layer",
+    "unfused": "unfused",
+    "default": "fused by default",
+    "best": "by the best fusion",
+}
+
+
+def _print_layers(terminal: Terminal, described: dict[str, Any]) -> None:
+    rows = []
+    for layer in described["layers"]:
+        shape = "x".join(map(str, layer["weight_shape"] or [])) or "-"
+        shifts = layer["activation_shift"]
+        low = layer["low_range"]
+        rows.append(
+            [
+                layer["source"] or layer["name"],
+                layer["kind"],
+                shape,
+                layer["reason"] or f"8-bit, low to {low['activations']} and {low['weights']}",
+                count_name(layer["macs"]),
+                str(layer["groups"] or "-"),
+                "/".join(map(str, layer["low_groups"])) if not layer["reason"] else "-",
+                (f"{min(shifts)}..{max(shifts)}" if shifts else "-") if not layer["reason"] else "-",
+                _range(layer["weight_shift_histogram"]) if not layer["reason"] else "-",
+            ]
+        )
+    columns = [
+        "layer",
+        "kind",
+        "weight",
+        "precision",
+        "multiplies",
+        "groups",
+        "low groups per ratio",
+        "act. shifts",
+        "w. shifts",
+    ]
+    terminal.table(columns, rows, "8-bit layers; shifts are the low bits dropped", left=4)
+
+
+def _range(histogram: dict[int, int]) -> str:
+    return f"{min(histogram)}..{max(histogram)}" if histogram else "-"

@@ -1,0 +1,466 @@
+"""`bitdial quantize`: from a trained PyTorch network and pictures to one .bitdial file."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitdial.cli import files, machine, options
+from bitdial.cli.terminal import Terminal, duration, percent, ratio_name, size_name
+from bitdial.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bitdial.api import QuantizedModel
+    from bitdial.cli.data import DataOptions
+    from bitdial.quantization.config import QuantizeConfig
+    from bitdial.zoo.datasets import ImageSet
+
+_SEARCH, _PRECISION, _EVALUATION = "Search", "Precision", options.EVALUATION_PANEL
+
+
+def parse_low_bits(text: str) -> int | str:
+    """The word auto, or the number; its range is the config's to check. Raises ConfigError."""
+    if text.strip() == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--low-bits {text} is neither a number of bits, 2 to 7, nor auto") from None
+
+
+def quantize(
+    model: options.NetworkSpec,
+    output: options.ModelOutput,
+    weights: options.Weights = None,
+    num_classes: options.NumClasses = None,
+    data: options.Data = None,
+    images: options.CalibrationImages = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
+    split_seed: options.SplitSeed = None,
+    data_root: options.DataRoot = None,
+    download: options.Download = False,
+    ratios: Annotated[
+        str,
+        typer.Option(
+            "--ratios",
+            metavar="LIST",
+            help="Settings of the dial: shares of the eligible multiplies that run low. Above 1 they are percent; 0 is "
+            "always among them.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = "0,25,50,75,100",
+    low_bits: Annotated[
+        Any,  # int or "auto"
+        typer.Option(
+            "--low-bits",
+            parser=lambda text: parse_low_bits(str(text)),
+            metavar="2..7|auto",
+            help="Width of low values; auto: per layer the widest that is about as fast as 4 bits on the target of "
+            "--latency-table.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = 4,
+    low_bits_weights: Annotated[
+        int | None,
+        typer.Option(
+            "--low-bits-weights",
+            metavar="2..7",
+            help="Width of low weights, if different.",
+            rich_help_panel=_PRECISION,
+            show_default=False,
+        ),
+    ] = None,
+    group_size: Annotated[
+        int,
+        typer.Option(
+            "--group-size", metavar="N", help="Feature channels that share a shift.", rich_help_panel=_PRECISION
+        ),
+    ] = 16,
+    weight_granularity: Annotated[
+        str,
+        typer.Option(
+            "--weight-granularity",
+            metavar="output|block|group",
+            help="What shares a weight shift.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = "group",
+    shift_choice: Annotated[
+        str,
+        typer.Option(
+            "--shift-choice",
+            metavar="least_squares|value_error|plain",
+            help="Shifts of least output error, of least error of the activations, or from the largest magnitudes.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = "least_squares",
+    rounding_slack: Annotated[
+        float,
+        typer.Option(
+            "--rounding-slack",
+            metavar="0..1",
+            help="How far 8-bit weights may move, in low steps, to round better at low precision; 0: not at all.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = 0.2,
+    smooth: Annotated[
+        float | None,
+        typer.Option(
+            "--smooth",
+            metavar="0..1",
+            help="For transformers: move range differences behind LayerNorms into the weights first (SmoothQuant's "
+            "alpha; 1: all of them).",
+            rich_help_panel=_PRECISION,
+            show_default=False,
+        ),
+    ] = None,
+    extraction: Annotated[
+        str,
+        typer.Option(
+            "--extraction",
+            metavar="static|dynamic|naive",
+            help="Activation shifts from calibration, from each sample at run time, or always the top bits.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = "static",
+    calibration_method: Annotated[
+        str,
+        typer.Option(
+            "--calibration-method",
+            metavar="mse|percentile|minmax",
+            help="How ranges are chosen.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = "mse",
+    keep_8bit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep-8bit",
+            metavar="PATTERN",
+            help="Layers that never run low, e.g. 'head*' (repeatable).",
+            rich_help_panel=_PRECISION,
+            show_default=False,
+        ),
+    ] = None,
+    ignored: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignored",
+            metavar="PATTERN",
+            help="Layers left in float (repeatable).",
+            rich_help_panel=_PRECISION,
+            show_default=False,
+        ),
+    ] = None,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--latency-table",
+            metavar="FILE",
+            help="Times of layers measured on a target, for --low-bits auto, --latency-gain and predicted times.",
+            rich_help_panel=_PRECISION,
+            show_default=False,
+        ),
+    ] = None,
+    auto_tolerance: Annotated[
+        float,
+        typer.Option(
+            "--auto-tolerance",
+            metavar="1..10",
+            help="With --low-bits auto: most time of a layer, as a multiple of its 4-bit time.",
+            rich_help_panel=_PRECISION,
+        ),
+    ] = 1.15,
+    band: Annotated[
+        str | None,
+        typer.Option(
+            "--band",
+            metavar="LOW..HIGH",
+            help="Keep only these ratios in the file; what is low at all of them is stored packed.",
+            rich_help_panel=_PRECISION,
+            show_default=False,
+        ),
+    ] = None,
+    selector: Annotated[
+        str, typer.Option("--selector", metavar="NAME", help="evolutionary, greedy or random.", rich_help_panel=_SEARCH)
+    ] = "evolutionary",
+    search_images: Annotated[
+        int,
+        typer.Option(
+            "--search-images",
+            metavar="N",
+            help="Calibration images that candidates are scored on.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = 256,
+    population: Annotated[
+        int, typer.Option("--population", metavar="N", help="Candidates per generation.", rich_help_panel=_SEARCH)
+    ] = 50,
+    generations: Annotated[
+        int, typer.Option("--generations", metavar="N", help="Generations per ratio.", rich_help_panel=_SEARCH)
+    ] = 50,
+    latency_gain: Annotated[
+        float,
+        typer.Option(
+            "--latency-gain",
+            metavar="0..1",
+            help="Let every ratio r have at least this times r of the predicted gain of 100 % in time (needs "
+            "--latency-table); 0: accuracy alone decides.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = 0.0,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Choose each ratio alone, without nesting.", rich_help_panel=_SEARCH)
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on with an interrupted search of the same settings; OUT.bitdial.search.json keeps it.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = True,
+    evaluate: Annotated[
+        bool | None,
+        typer.Option(
+            "--evaluate/--no-evaluate",
+            help="Measure the curve and its baselines on the test part, and keep them. Default: if there is one.",
+            rich_help_panel=_EVALUATION,
+            show_default=False,
+        ),
+    ] = None,
+    eval_images: options.EvalImages = 1000,
+    naive: Annotated[
+        bool,
+        typer.Option(
+            "--naive/--no-naive", help="Also measure naive extraction, the baseline.", rich_help_panel=_EVALUATION
+        ),
+    ] = True,
+    report: options.Report = None,
+    batch_size: options.BatchSize = 64,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Quantize a trained network once; the file it writes runs at any setting of its dial.
+
+    Calibration and search use the train part of the data, evaluation the test part. Ctrl-C during the search loses
+    nothing: the same command goes on where it stopped.
+    """
+    terminal = Terminal(json, quiet)
+    started = time.perf_counter()
+    with terminal.running():
+        if data is None:
+            raise ConfigError(
+                "quantize needs --data: pictures like those the network will see. Random numbers would give a model "
+                "that looks quantized and is not accurate"
+            )
+        files.check_output(output, force)
+        if report is not None:
+            from bitdial.cli.report import check_report
+
+            check_report(report)
+        from bitdial.quantization.config import QuantizeConfig
+
+        config = QuantizeConfig(
+            ratios=options.parse_ratios(ratios), selector=selector, group_size=group_size,
+            low_bits=low_bits, low_bits_weights=low_bits_weights, latency_table=latency_table,
+            auto_tolerance=auto_tolerance, latency_gain=latency_gain,
+            extraction=extraction, weight_granularity=weight_granularity,
+            shift_choice=shift_choice, rounding_slack=rounding_slack, smooth=smooth,
+            calibration=calibration_method, nested=not independent, calibration_images=images or options.DEFAULT_IMAGES,
+            search_images=search_images, population=population, generations=generations,
+            keep_8bit=tuple(keep_8bit or ()), ignored=tuple(ignored or ()), seed=seed, batch_size=batch_size,
+        )  # fmt: skip
+        kept = check_band(band, config)
+        machine.set_threads(threads)
+        from bitdial.cli.data import DataOptions
+
+        given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download)
+        task = Task(terminal, config, given, model, weights)
+        network, calibration, test = task.load(num_classes, images, evaluate, eval_images)
+        checkpoint = output.with_name(output.name + ".search.json")
+        if not resume:
+            checkpoint.unlink(missing_ok=True)
+        elif checkpoint.exists():
+            terminal.note(f"note: going on with the search in {checkpoint}")
+        terminal.interrupted = lambda: (
+            f"stopped; the search is kept in {checkpoint}: the same command goes on from there, --no-resume starts anew"
+            if checkpoint.exists()
+            else "stopped before the search had anything to keep; nothing was written"
+        )
+        quantized = task.quantize(network, calibration, checkpoint)
+        baselines = task.measure(quantized, network, calibration, test, naive) if test is not None else []
+        summary = quantized.save(output, band=kept)
+        checkpoint.unlink(missing_ok=True)
+        terminal.interrupted = lambda: f"stopped; {output} is written"
+        task.print_result(quantized, baselines, output, summary, kept)
+        written = _write_report(output, report, task, test) if report is not None else []
+        for path in written:
+            terminal.say(f"wrote {path}")
+        seconds = time.perf_counter() - started
+        terminal.say(f"took {duration(seconds)}")
+        terminal.emit(
+            {
+                "command": "quantize",
+                "output": str(output),
+                "sizes": {k: v for k, v in vars(summary).items() if k != "path"},
+                "band": kept,
+                "curve": quantized.program.curve,
+                "baselines": baselines,
+                "low_share": {ratio_name(r): task.share(quantized, i) for i, r in enumerate(quantized.ratios)},
+                "evaluation": {k: v for k, v in task.evaluation.items() if k != "baselines"},
+                "search": quantized.program.provenance["search"],
+                "report": [str(path) for path in written],
+                "seconds": seconds,
+            }
+        )
+
+
+def check_band(text: str | None, config: QuantizeConfig) -> tuple[float, float] | None:
+    """The band, if it holds a ratio of the config; found out now, not after the search."""
+    if text is None:
+        return None
+    low, high = options.parse_band(text)
+    if not any(low - 1e-9 <= ratio <= high + 1e-9 for ratio in config.ratios):
+        have = ", ".join(f"{100 * r:.4g}" for r in config.ratios)
+        raise ConfigError(f"--band {text} contains none of the ratios {have} %: widen it, or add one to --ratios")
+    return low, high
+
+
+@dataclass
+class Task:
+    """The steps of one `bitdial quantize`."""
+
+    terminal: Terminal
+    config: QuantizeConfig
+    given: DataOptions
+    spec: str
+    weights: Path | None
+
+    def __post_init__(self) -> None:
+        self.evaluation: dict[str, Any] = {}
+
+    def load(
+        self, num_classes: int | None, images: int | None, evaluate: bool | None, eval_images: int
+    ) -> tuple[torch.nn.Module, torch.Tensor, ImageSet | None]:
+        """The network, calibration images [n, C, H, W] of the train part, and test images (None: no evaluation)."""
+        import torch
+
+        from bitdial.cli.data import draw
+        from bitdial.zoo.registry import build_model
+
+        network = build_model(self.spec, self.weights, num_classes)
+        if self.weights is None and self.spec.startswith(("zoo:", "torchvision:", "timm:")):
+            self.terminal.note(f"note: {self.spec} without --weights has random weights; accuracies will say nothing")
+        train = self.given.load("train")
+        if images is None and len(train) < options.DEFAULT_IMAGES:
+            self.terminal.note(f"note: {train.name} has {len(train)} train images; all are used for calibration")
+        n = images if images is not None else min(options.DEFAULT_IMAGES, len(train))
+        chosen = train.calibration_subset(n, self.config.seed)
+        test = None
+        if evaluate is not False:
+            try:
+                everything = self.given.load("test")
+            except DataError as error:
+                if evaluate:
+                    raise
+                self.terminal.note(f"note: no evaluation ({error})")
+            else:
+                test = draw(everything, eval_images, self.config.seed)
+                self.evaluation = {
+                    **self.given.describe(), "split": "test", "images": len(test), "of": len(everything),
+                    "seed": self.config.seed,
+                }  # fmt: skip
+        return network, torch.from_numpy(chosen.array()), test
+
+    def quantize(self, network: torch.nn.Module, calibration: torch.Tensor, checkpoint: Path) -> QuantizedModel:
+        """Calibrate, search, correct; the model's provenance then names its sources."""
+        from bitdial.api import quantize as run
+        from bitdial.cli.data import describe_source
+
+        with self.terminal.progress() as progress:
+            quantized = run(network, calibration, self.config, progress=progress, checkpoint=checkpoint)
+        quantized.program.provenance["cpu"] = machine.cpu_model()
+        quantized.program.provenance["source"] = describe_source(self.spec, self.weights, self.given)
+        return quantized
+
+    def measure(
+        self,
+        quantized: QuantizedModel,
+        network: torch.nn.Module,
+        calibration: torch.Tensor,
+        test: ImageSet,
+        naive: bool,
+    ) -> list[dict[str, Any]]:
+        """The curve into the program, the baselines into its provenance; returns the baselines."""
+        from bitdial.cli.data import Batches, check_fit
+        from bitdial.cli.measure import measure_baselines, measure_curve, naive_program
+
+        check_fit(quantized.program, test)
+        batches = Batches(test, 100)
+        with self.terminal.progress() as progress:
+            quantized.program.curve = measure_curve(quantized, batches, None, progress)
+            wanted = naive and self.config.extraction != "naive"
+            baseline = naive_program(network, calibration, self.config, progress) if wanted else None
+            rows = measure_baselines(network, baseline, lambda x: quantized(x, 0.0), batches, progress)
+        self.evaluation["baselines"] = rows
+        quantized.program.provenance["evaluation"] = self.evaluation
+        return rows
+
+    def share(self, quantized: QuantizedModel, index: int) -> float:
+        """Share of all multiplies that run low at a ratio."""
+        from bitdial.report.collect import low_share_of_all
+
+        return low_share_of_all(quantized.program, index)
+
+    def print_result(
+        self, quantized: QuantizedModel, baselines: list[dict[str, Any]], output: Path, summary: Any,
+        kept: tuple[float, float] | None,
+    ) -> None:  # fmt: skip
+        """The table, and what was written."""
+        from bitdial.cli.measure import print_curve
+
+        if quantized.program.curve:
+            title = f"{self.spec} on {self.evaluation['images']} test images of {self.evaluation['data']}"
+            print_curve(self.terminal, quantized.program.curve, baselines, title=title)
+        else:
+            rows = [[ratio_name(r), percent(self.share(quantized, i), 1)] for i, r in enumerate(quantized.ratios)]
+            self.terminal.table(["ratio", "low-precision multiplies"], rows, "not evaluated")
+        floats = len(quantized.program.float_reasons)
+        self.terminal.say(
+            f"wrote {output}, {size_name(summary.total)} ({size_name(summary.int8_weights)} of weights at 8 bits)"
+        )
+        if kept is not None:
+            self.terminal.say(f"  it holds the ratios from {ratio_name(kept[0])} to {ratio_name(kept[1])} only")
+        if floats:
+            self.terminal.say(f"  {floats} operators run in float; bitdial inspect lists them with the reasons")
+
+
+def _write_report(output: Path, report: Path, task: Task, test: ImageSet | None) -> list[Path]:
+    """The report of the file as written (with a band it holds fewer ratios than were measured)."""
+    from bitdial.artifact import load_program
+    from bitdial.cli.data import Batches, draw
+    from bitdial.cli.measure import report_rows
+    from bitdial.cli.report import SATURATION_IMAGES, build_report, count_saturated, write_report
+
+    program = load_program(output)
+    saturation: list[dict[str, Any]] = []
+    if test is not None:
+        with task.terminal.progress() as progress:
+            few = Batches(draw(test, SATURATION_IMAGES, task.config.seed), 100)
+            saturation = count_saturated(program, few, progress)
+    rows = report_rows(program.provenance.get("evaluation"))
+    return write_report(build_report(program, output.stem, baselines=rows, saturation=saturation), report)

@@ -1,0 +1,380 @@
+"""`bitdial serve`: models behind the Open Inference Protocol, holding a latency bound with the dial."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_text
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitdial.cli import options
+from bitdial.cli.terminal import Terminal, percent, plain, ratio_name, safe
+from bitdial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bitdial.serving.control import ServiceTable
+    from bitdial.serving.server.config import ServerConfig
+    from bitdial.serving.server.run import Server
+
+WORTHWHILE = 1.2  # below this factor between the ends of the dial it cannot help a network (measured, see the README)
+_BATCH, _DIAL, _ENGINE = options.BATCHING_PANEL, options.DIAL_PANEL, options.ENGINE_PANEL
+_WEB = "Network and security"
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=]MODEL.bitdial...", help="Models to serve.", show_default=False),
+    ] = None,
+    slo_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--slo-ms", metavar="MS", help="An answer should be ready so soon. Default: 100.", rich_help_panel=_DIAL,
+            show_default=False,
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy", metavar="NAME", help="What turns the dial: planned (default), lookahead, slackfit, ladder, fixed:RATIO.",
+            rich_help_panel=_DIAL, show_default=False,
+        ),
+    ] = None,
+    max_ratio: options.MaxRatio = None,
+    min_accuracy: Annotated[
+        str | None,
+        typer.Option(
+            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose accuracy, stored in the model, is lower.",
+            rich_help_panel=_DIAL, show_default=False,
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--table", metavar="FILE", help="Use these service times instead of measuring (of one model).",
+            rich_help_panel=_DIAL, show_default=False,
+        ),
+    ] = None,
+    save_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-table", metavar="FILE", help="Write the service times there (of one model).",
+            rich_help_panel=_DIAL, show_default=False,
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record", metavar="FILE", help="Record every decision there, to replay or study.", rich_help_panel=_DIAL,
+            show_default=False,
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--max-batch", metavar="N", help="Images of the largest batch, and of the largest request. Default: 32.",
+            rich_help_panel=_BATCH, show_default=False,
+        ),
+    ] = None,
+    max_wait_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--max-wait-ms", metavar="MS", help="How long a batch that is not full waits for more. Default: 0.",
+            rich_help_panel=_BATCH, show_default=False,
+        ),
+    ] = None,
+    max_queue: Annotated[
+        int | None,
+        typer.Option(
+            "--max-queue", metavar="N", help="Requests that may wait; more get 503. Default: 1024.",
+            rich_help_panel=_BATCH, show_default=False,
+        ),
+    ] = None,
+    timeout_ms: options.TimeoutMs = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", metavar="N", help="Processes per model. Default: 1.", rich_help_panel=_ENGINE, show_default=False
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", metavar="N", help="CPU threads of each. Default: the usable cores, shared out.",
+            rich_help_panel=_ENGINE, show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine", metavar="NAME", help="What runs the models; see bitdial doctor. Default: cpu where it can.",
+            rich_help_panel=_ENGINE, show_default=False,
+        ),
+    ] = None,
+    isa: options.Isa = None,
+    memory: options.Memory = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Where to listen. Default: 127.0.0.1, this machine only.",
+            rich_help_panel=_WEB, show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", metavar="N", help="Default: 8000. 0: any free one, which is printed.", rich_help_panel=_WEB,
+            show_default=False,
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key", metavar="KEY", envvar="BITDIAL_API_KEY", show_envvar=True, rich_help_panel=_WEB, show_default=False,
+            help="Ask callers for this key. Other users of the machine see it here; better use the variable or a file.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file", metavar="FILE", help="Ask callers for the key in this file.", rich_help_panel=_WEB,
+            show_default=False,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert", metavar="FILE.pem", help="Certificate (chain), for HTTPS.", rich_help_panel=_WEB, show_default=False
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option("--tls-key", metavar="FILE.pem", help="Its key.", rich_help_panel=_WEB, show_default=False),
+    ] = None,
+    max_body_mb: Annotated[
+        float | None,
+        typer.Option(
+            "--max-body-mb", metavar="MIB", help="Largest request body. Default: what --max-batch images need as JSON.",
+            rich_help_panel=_WEB, show_default=False,
+        ),
+    ] = None,
+    max_connections: Annotated[
+        int | None,
+        typer.Option(
+            "--max-connections", metavar="N", help="Connections at once. Default: 1024.", rich_help_panel=_WEB,
+            show_default=False,
+        ),
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--drain-seconds", metavar="S", help="How long a stopping server answers what it took in. Default: 30.",
+            rich_help_panel=_WEB, show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE.toml|.json", help="Read settings there; options given here win.", show_default=False
+        ),
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Print a Grafana dashboard of the metrics, to import, and stop.")
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:  # fmt: skip
+    """Serve models over HTTP and hold a latency bound: the dial goes up when load does, and back as soon as it can.
+
+    Open Inference Protocol v2, a live page at /, Prometheus metrics at /metrics. SIGTERM and Ctrl-C stop after the requests taken
+    in are answered; SIGHUP reads the model files again.
+    """
+    if dashboard:
+        from bitdial.serving.page import file_bytes
+
+        print(file_bytes("grafana.json").decode(), end="")
+        return
+    terminal = Terminal(json, quiet)
+    with terminal.running():
+        from bitdial.serving.server.config import KEY_VARIABLE, make_config, read_config_file, read_key_file
+
+        if api_key_file is not None:
+            if api_key is not None and os.environ.get(KEY_VARIABLE) != api_key:
+                raise ConfigError("--api-key and --api-key-file are both given; use one")
+            api_key = read_key_file(api_key_file)
+        given = make_config(
+            list(models or []),
+            None if config is None else read_config_file(config),
+            {
+                "host": host, "port": port, "api_key": api_key, "tls_cert": tls_cert, "tls_key": tls_key,
+                "max_body_mb": max_body_mb, "max_connections": max_connections, "drain_timeout": drain_seconds,
+                "record": record,
+            },
+            {
+                "slo_ms": slo_ms, "policy": policy, "max_batch": max_batch, "max_wait_ms": max_wait_ms,
+                "max_queue": max_queue, "timeout_ms": timeout_ms, "workers": workers, "threads": threads, "isa": isa,
+                "engine": engine, "memory": memory, "table": table, "save_table": save_table,
+                "max_ratio": None if max_ratio is None else options.parse_share(max_ratio, "--max-ratio"),
+                "min_accuracy": None if min_accuracy is None else options.parse_share(min_accuracy, "--min-accuracy"),
+            },
+            None if config is None else config.parent,
+        )  # fmt: skip
+        _warn(terminal, given, api_key_file)
+        check_tables(given)
+        _log(quiet)
+        status = _run(terminal, given)
+    if status:
+        raise typer.Exit(status)
+
+
+def _run(terminal: Terminal, config: ServerConfig) -> int:
+    try:
+        from bitdial.serving.server.run import run, run_with_uvloop
+    except ImportError as error:
+        raise ConfigError(f"serving needs more packages ({error.name} is missing): pip install bitdial[serve]") from None
+
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(terminal.progress())
+
+        def ready(server: Server) -> None:
+            stack.close()  # the bar goes before the tables come
+            save_tables(server)
+            announce(terminal, server)
+
+        def progress(name: str, share: float, text: str) -> None:
+            bar(f"{name}: {text.partition(':')[0]}", share)
+
+        return run_with_uvloop(lambda: run(config, ready, progress if terminal.shows_progress else None))
+
+
+def check_tables(config: ServerConfig) -> None:
+    """Raises ConfigError if one file is to hold the tables of several models."""
+    for what in ("table", "save_table"):
+        files = [getattr(m, what) for m in config.models if getattr(m, what) is not None]
+        if len(set(files)) < len(files):
+            option = "--" + what.replace("_", "-")
+            raise ConfigError(f"{option} names one file for several models; give each its own in --config")
+
+
+def save_tables(server: Server) -> None:
+    """Write the service tables that are to be saved. Raises OutputError."""
+    from bitdial.files import write_atomically
+
+    for config in server.config.models:
+        if config.save_table is not None:
+            table = server.models[config.name].scheduler.table.table
+            text = json_text.dumps(table.as_json(), indent=1) + "\n"
+            write_atomically(config.save_table, text.encode(), "the service table")
+
+
+def gain(table: ServiceTable, index: int, images: int) -> float:
+    """How many times more images per second the ratio at `index` gives than the smallest one, in batches of `images`."""
+    return table.latency(0, images) / table.latency(index, images)
+
+
+def _warn(terminal: Terminal, config: ServerConfig, key_file: Path | None) -> None:
+    from bitdial.serving.server.config import key_file_is_open
+
+    if not config.is_loopback():
+        if config.api_key is None:
+            terminal.note(
+                f"warning: {config.host} can be reached from other machines, and no API key is asked for; set BITDIAL_API_KEY or "
+                "--api-key-file"
+            )
+        if config.tls_cert is None:
+            terminal.note("warning: requests, answers and the key travel unencrypted; give --tls-cert and --tls-key")
+    if key_file is not None and key_file_is_open(key_file):
+        terminal.note(f"warning: other users of this machine can read {key_file}; chmod 600 it")
+
+
+def _log(quiet: bool) -> None:
+    """Remarks of the running server go to standard error, one line each, with the time; uvicorn's own only if serious."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    ours = logging.getLogger("bitdial.serving")
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(logging.ERROR if quiet else logging.INFO)
+    web = logging.getLogger("uvicorn.error")
+    web.handlers, web.propagate = [handler], False
+    web.setLevel(logging.ERROR)
+
+
+def announce(terminal: Terminal, server: Server) -> None:
+    """What is served, at what cost, and where; with --json one line, so that a program can wait for it."""
+    from bitdial.processor import processor_name
+
+    processor = processor_name()
+    content: dict[str, Any] = {
+        "event": "ready",
+        "address": server.address,
+        "port": server.port,
+        "processor": processor,
+        "models": [],
+    }
+    for name, model in server.models.items():
+        table, allowed = model.scheduler.table.table, model.scheduler.allowed
+        batch, top = model.scheduler.full_batch, allowed[-1]
+        content["models"].append(
+            {
+                "name": name,
+                "path": model.path,
+                "ratios": [table.ratios[i] for i in allowed],
+                "slo_ms": 1000 * model.settings.slo,
+                "full_batch": batch,
+                "gain": gain(table, top, batch),
+                "table": table.as_json(),
+                "engine": model.info.engine,
+            }
+        )
+        shown = [b for b in dict.fromkeys((1, batch, table.batches[-1])) if b <= table.batches[-1]]
+        terminal.table(
+            ["ratio", *(f"{b} image{'s' if b > 1 else ''}, ms" for b in shown), "images/s", "speed", "accuracy"],
+            [
+                [
+                    ratio_name(table.ratios[i]), *(f"{1000 * table.latency(i, b):.2f}" for b in shown),
+                    f"{model.pool.size * table.throughput(i, batch):.0f}", f"{gain(table, i, batch):.2f}x",
+                    percent(table.accuracy[i]),
+                ]
+                for i in allowed
+            ],
+            f"{name}: {model.path}",
+        )  # fmt: skip
+        terminal.say(_engine_line(model))
+        terminal.say(_gain_line(gain(table, top, batch), len(allowed)))
+        terminal.say()
+    terminal.say(f"{processor}")
+    terminal.say(f"ready at {server.address} (live page, /metrics, /v2/...); bound: {_bounds(server)}; Ctrl-C to stop")
+    sys.stdout.flush()
+    if terminal.as_json:
+        print(json_text.dumps(plain(content), allow_nan=False), file=terminal._out, flush=True)
+
+
+def _bounds(server: Server) -> str:
+    bounds = {f"{1000 * m.settings.slo:g} ms" for m in server.models.values()}
+    return ", ".join(sorted(bounds))
+
+
+def _engine_line(model: Any) -> str:
+    engine = model.info.engine
+    facts = [f"engine {engine.get('name', '?')}"]
+    facts += [str(engine[key]) for key in ("isa",) if engine.get(key)]
+    if engine.get("threads"):
+        facts.append(f"{engine['threads']} thread{'' if engine['threads'] == 1 else 's'}")
+    facts.append(f"{model.pool.size} worker{'' if model.pool.size == 1 else 's'}")
+    facts.append(f"policy {model.policy}")
+    return safe(", ".join(facts))
+
+
+def _gain_line(factor: float, ratios: int) -> str:
+    if ratios == 1:
+        return "the dial has one setting here: it cannot help"
+    line = f"the dial buys {factor:.2f}x on this machine"
+    if factor < WORTHWHILE:
+        line += f": below {WORTHWHILE:g}x, it cannot help this network here; more workers or a smaller network can"
+    return line

@@ -1,0 +1,82 @@
+"""What the CPU engine runs where: kernels per layer and ratio, why others are not used, bytes of weights and arenas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bitdial.engines.cpu import native
+from bitdial.engines.describe import describe_program
+
+if TYPE_CHECKING:
+    from bitdial.engines.cpu.engine import CpuEngine
+
+WEIGHT_FORMS = ("8-bit", "read back", "fip", "winograd", "winograd_fip", "narrow")
+
+
+def describe(engine: CpuEngine) -> dict[str, Any]:
+    """JSON-able; see `CpuEngine.describe`."""
+    result = describe_program(engine.program)
+    methods = list(native.extension().METHODS)
+    compiled = set(engine.compiled_layers())
+    kinds = dict(engine.native.steps())
+    totals = dict.fromkeys(WEIGHT_FORMS, 0)
+    for layer in result["layers"]:
+        name = layer["name"]
+        if name not in compiled:
+            layer["kernel"] = "depthwise" if kinds.get(name) == "depthwise" else "reference engine"
+            continue
+        layer["kernels"] = [methods[engine.native.choice(name, i)[0]] for i in range(len(engine.program.ratios))]
+        layer["chunks"] = [engine.native.choice(name, i)[1] for i in range(len(engine.program.ratios))]
+        layer["obstacles"] = {m: why for m, why in zip(methods, engine.native.methods(name), strict=True) if why}
+        layer["weight_bytes"] = dict(zip(WEIGHT_FORMS, engine.native.weight_bytes(name), strict=True))
+        for form, size in layer["weight_bytes"].items():
+            totals[form] += size
+    result["engine"] = {
+        "name": "cpu",
+        "cpu": native.cpu_name(),
+        "isa": engine.isa,
+        "threads": engine.threads,
+        "kernels": engine.kernels,
+        "kernel_choice": engine.choice_source,
+        "memory": engine.memory,
+        "arithmetic": "int32 accumulators, bit for bit those of the reference engine",
+        "weight_bytes": totals,
+        "arena_bytes": {str(n): int(engine.native.arena_bytes(n)) for n in sorted({1, engine.batch_hint})},
+        "reference_engine": dict(engine.compiled.reasons),
+    }
+    return result
+
+
+def layer_table(engine: CpuEngine, batch: int = 1, repeats: int = 15) -> list[dict[str, Any]]:
+    """Per conv and linear layer and ratio: kernel, milliseconds of the layer in place, GMAC/s, share of the measured peak.
+
+    GMAC/s counts the network's multiply-accumulates, so that a fast algorithm may exceed the peak. Empty where the program
+    has steps outside the compiled ones.
+    """
+    if not engine.can_profile:
+        return []
+    methods = list(native.extension().METHODS)
+    peak = native.peak(engine.isa, engine.threads)["gmacs_per_s"]
+    arrays = engine.profile_arrays(batch)
+    place = {name: i for i, (name, _) in enumerate(engine.native.steps())}
+    times = [engine.native.profile(arrays, batch, i, repeats) for i in range(len(engine.program.ratios))]
+    compiled, rows = set(engine.compiled_layers()), []
+    for name, layer in engine.program.layers.items():
+        if name not in place:
+            continue
+        seconds = [t[place[name]] for t in times]
+        speeds = [layer.macs * batch / s / 1e9 if s > 0 else 0.0 for s in seconds]
+        kernels = ["depthwise"] * len(times)
+        if name in compiled:
+            kernels = [methods[engine.native.choice(name, i)[0]] for i in range(len(times))]
+        rows.append(
+            {
+                "layer": name,
+                "source": engine.program.graph.node(name).source,
+                "kernels": kernels,
+                "milliseconds": [1e3 * s for s in seconds],
+                "gmacs_per_s": speeds,
+                "of_peak": [s / peak for s in speeds],
+            }
+        )
+    return rows

@@ -1,0 +1,206 @@
+"""The CPU engine: a program compiled to C++ steps, its dial one atomic store. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitdial.engines.base import ratio_index
+from bitdial.engines.cpu import description, native, tuning
+from bitdial.engines.cpu.compiler import Compiled, Compiler
+from bitdial.engines.cpu.fallback import Fallback
+from bitdial.errors import EngineError, InputError
+from bitdial.graph.inputs import check_inputs, split_batch
+from bitdial.graph.ir import BatchDim
+from bitdial.quantization.program import Program
+
+Array = npt.NDArray[Any]
+KERNELS = ("auto", "fixed")
+MEMORY = ("fast", "small")
+
+
+class CpuEngine:
+    """Runs a program in compiled kernels, bit for bit as the reference engine. Safe to use from several threads at once.
+
+    isa           instruction set; None: BITDIAL_CPU_ISA, else the best that this processor has
+    threads       threads of the engine's own pool, the caller among them
+    kernels       "auto": pick kernels by timing at load (remembered per machine); "fixed": the same choice every time, by
+                  rule, without timing; or a kernel's name ("direct", "fip", "winograd", "winograd_fip", "narrow") to use
+                  wherever it is exact. All give the same outputs
+    memory        "fast", or "small": one 8-bit copy of the weights, from which the kernels derive low ones block by block while
+                  they run (no Winograd forms; layers whose weight shifts differ between outputs keep a second copy)
+    batch_hint    batch size that kernels are timed at
+    check_finite  refuse NaN and infinite inputs (checked while they are quantized, at no measurable cost)
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        isa: str | None = None,
+        threads: int = 1,
+        kernels: str = "auto",
+        memory: str = "fast",
+        batch_hint: int = 1,
+        check_finite: bool = True,
+    ) -> None:
+        module = native.extension()
+        if program.extraction == "dynamic":
+            raise EngineError(
+                "engine 'cpu' does not run dynamic extraction yet: use the reference engine, or quantize again with "
+                "extraction='static'"
+            )
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+            raise EngineError(f"threads must be a whole number in 1..1024, got {threads!r}")
+        if memory not in MEMORY:
+            raise EngineError(f"memory '{memory}' is unknown: choose one of {list(MEMORY)}")
+        names = list(module.METHODS)
+        if kernels not in (*KERNELS, *names):
+            raise EngineError(f"kernels '{kernels}' is unknown: choose one of {[*KERNELS, *names]}")
+        if isinstance(batch_hint, bool) or not isinstance(batch_hint, int) or batch_hint < 1:
+            raise EngineError(f"batch_hint must be a positive whole number, got {batch_hint!r}")
+        self.program, self.check_finite = program, check_finite
+        self.isa, self.threads, self.kernels, self.memory = native.choose_isa(isa), threads, kernels, memory
+        self.batch_hint = batch_hint
+        self.native = module.Program(self.isa, threads, [float(r) for r in program.ratios], memory == "small")
+        self.compiled: Compiled = Compiler(program, self.native).run()
+        self._set, self._dial = self.native.set_ratio, self.native.dial
+        self._fallback: Fallback | None = None if self._runs_whole() else Fallback(self)
+        if self._fallback is None:
+            for name in program.graph.outputs:
+                self.native.set_external(self.compiled.places[name].tensor, True)
+        self.choice_source = tuning.choose_kernels(self)
+        self.native.seal()
+
+    def _runs_whole(self) -> bool:
+        """Whether every node is compiled, and every output a tensor of its own that the steps can write to directly."""
+        graph, compiled = self.program.graph, self.compiled
+        own = all(v in compiled.places and v not in graph.inputs for v in graph.outputs)
+        return not compiled.reasons and own and len(set(graph.outputs)) == len(graph.outputs)
+
+    # ---- the dial --------------------------------------------------------------------------------------------------------
+
+    @property
+    def ratios(self) -> list[float]:
+        return list(self.program.ratios)
+
+    @property
+    def ratio(self) -> float:
+        return self.program.ratios[int(self._dial())]
+
+    def set_ratio(self, ratio: float) -> float:
+        """Turn the dial: one atomic store. Returns the table's ratio that is now in force. Raises RatioError."""
+        try:
+            now: float = float("nan") if ratio is True or ratio is False else self._set(ratio)
+        except TypeError:
+            now = float("nan")
+        if now != now:  # the store refused: say why, or understand a number of another kind
+            now = self._set(self.program.ratios[ratio_index(self.program.ratios, ratio)])
+        return now
+
+    # ---- running ---------------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Any, ratio: float | None = None) -> Any:
+        """Outputs for a batch (float32 [N, ...]); NumPy in, NumPy out, torch in, torch out. Raises InputError, RatioError."""
+        return self.run_with_ratio(batch, ratio)[0]
+
+    def run_with_ratio(self, batch: Any, ratio: float | None = None) -> tuple[Any, float]:
+        """Outputs, and the ratio they were computed at."""
+        index = self._dial() if ratio is None else ratio_index(self.program.ratios, ratio)
+        arrays, kind = self._inputs(batch)
+        n = check_inputs(self.program.graph, arrays)
+        if self._fallback is None:
+            outputs = self._run_whole(arrays, n, index)
+        else:
+            outputs = self._fallback.run(arrays, n, index)
+        if kind is not None:  # the caller has torch, then
+            torch = importlib.import_module("torch")
+            results: tuple[Any, ...] = tuple(torch.from_numpy(o).to(kind) for o in outputs)
+        else:
+            results = tuple(outputs)
+        return (results[0] if len(results) == 1 else results), self.program.ratios[index]
+
+    def _run_whole(self, arrays: list[Array], n: int, index: int) -> list[Array]:
+        graph, places = self.program.graph, self.compiled.places
+        outputs = [np.empty(self.shape(v, n), dtype=np.float32) for v in graph.outputs]
+        bound = [(places[v].tensor, a) for v, a in zip(graph.inputs, arrays, strict=True) if v in places]
+        bound += [(places[v].tensor, a) for v, a in zip(graph.outputs, outputs, strict=True)]
+        bad = self.native.run(bound, n, index)
+        if bad and self.check_finite:
+            raise InputError(f"the batch holds {bad} NaN or infinite values")
+        return outputs
+
+    def shape(self, value: str, n: int) -> tuple[int, ...]:
+        """Shape of a value at batch size n."""
+        dims = self.program.graph.types[value].shape
+        return tuple(d.factor * n if isinstance(d, BatchDim) else int(d) for d in dims)
+
+    def _inputs(self, batch: Any) -> tuple[list[Array], Any]:
+        """Contiguous arrays of the graph's inputs, and the torch device to answer on (None: NumPy)."""
+        arrays, device = [], None
+        for part in split_batch(self.program.graph, batch):
+            if not isinstance(part, np.ndarray):
+                device = part.device
+                part = part.detach().cpu().numpy()
+            arrays.append(np.ascontiguousarray(part))
+        return arrays, device
+
+    # ---- what was executed -----------------------------------------------------------------------------------------------
+
+    def counters(self) -> list[dict[str, Any]]:
+        """Multiply-accumulates really executed since the last reset, per layer and kernel, counted inside the kernels.
+
+        low, high: those of the network, by the precision of their values. multiplications: byte products that the
+        processor issued for them (fewer than low + high where a fast kernel ran). runs: batches.
+        """
+        return [
+            {
+                "layer": layer,
+                "kernel": kernel,
+                "low_macs": low,
+                "high_macs": high,
+                "multiplications": issued,
+                "runs": runs,
+            }
+            for layer, kernel, low, high, issued, runs in self.native.counters()
+        ]
+
+    def reset_counters(self) -> None:
+        """Set all counters to zero."""
+        self.native.reset_counters()
+
+    def compiled_layers(self) -> list[str]:
+        """Conv and linear layers with a choice of kernels, in order."""
+        return [name for name, kind in self.native.steps() if kind == "conv"]
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: the program, and which kernel runs every layer at every ratio."""
+        return description.describe(self)
+
+    def layer_table(self, batch: int = 1, repeats: int = 15) -> list[dict[str, Any]]:
+        """Per layer and ratio: kernel, milliseconds in place, GMAC/s and share of the measured peak (may exceed 1)."""
+        return description.layer_table(self, batch, repeats)
+
+    @property
+    def can_profile(self) -> bool:
+        """Whether all of the program is compiled, so that steps can be timed one by one."""
+        return self._fallback is None
+
+    def profile_arrays(self, batch: int) -> list[tuple[int, Array]]:
+        """Inputs (normal, seeded) and outputs for `native.profile`."""
+        graph, places = self.program.graph, self.compiled.places
+        rng = np.random.default_rng(0)
+        inputs = [rng.standard_normal(self.shape(v, batch), dtype=np.float32) for v in graph.inputs if v in places]
+        bound = [(places[v].tensor, a) for v, a in zip([v for v in graph.inputs if v in places], inputs, strict=True)]
+        return bound + [(places[v].tensor, np.empty(self.shape(v, batch), np.float32)) for v in graph.outputs]
+
+
+def create(program: Program, **options: Any) -> CpuEngine:
+    """Entry point for `bitdial.engines.create_engine`; options as CpuEngine's."""
+    known = {"isa", "threads", "kernels", "memory", "batch_hint", "check_finite"}
+    unknown = set(options) - known
+    if unknown:
+        raise EngineError(f"the cpu engine has no option {sorted(unknown)}; it takes {sorted(known)}")
+    return CpuEngine(program, **options)

@@ -1,0 +1,141 @@
+"""Programs with operators that have no compiled form: compiled steps with the reference engine in between."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitdial.engines.cpu.compiler import Elsewhere
+from bitdial.errors import EngineError, InputError
+
+if TYPE_CHECKING:
+    from bitdial.engines.cpu.engine import CpuEngine
+
+Array = npt.NDArray[Any]
+
+
+class Fallback:
+    """Evaluates the items of a compiled program in order. Imports torch when made. Raises EngineError without torch."""
+
+    def __init__(self, engine: CpuEngine) -> None:
+        try:
+            # At this moment and no earlier: engines that need no fallback need no torch.
+            torch = importlib.import_module("torch")
+            executor = importlib.import_module("bitdial.engines.reference.executor")
+        except ImportError as error:
+            named = [i.node for i in engine.compiled.items if isinstance(i, Elsewhere)]
+            ops = ", ".join(f"{n.op} ('{n.source or n.name}')" for n in named[:5]) + (", ..." if len(named) > 5 else "")
+            raise EngineError(
+                f"engine 'cpu' has no compiled form of {ops}; it runs them in the reference engine, which needs torch "
+                f"({error}): pip install bitdial[quantize]"
+            ) from None
+        self.engine, self.torch = engine, torch
+        self.executor = executor.Executor(engine.program)
+        self._settings: dict[int, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        graph = engine.program.graph
+        self.last_elsewhere: dict[str, int] = {}  # value -> last item that reads it outside the compiled steps
+        for index, item in enumerate(engine.compiled.items):
+            if isinstance(item, Elsewhere):
+                for value in item.node.operands():
+                    self.last_elsewhere[value] = index
+        for value in graph.outputs:
+            self.last_elsewhere[value] = len(engine.compiled.items)
+        self.written = self._reserve()
+
+    def _reserve(self) -> set[str]:
+        """Keep the memory of values that cross between compiled steps and others, from where they are made to where they are
+        read. Returns the values made elsewhere that compiled steps read."""
+        engine = self.engine
+        graph, places, reasons = engine.program.graph, engine.compiled.places, engine.compiled.reasons
+        compiled = [n for n in graph.nodes if n.name not in reasons]
+        made = {n.name for n in compiled}
+        written = {v for n in compiled for v in n.data_operands() if v in reasons}
+        done = 0
+        for item in engine.compiled.items:
+            if not isinstance(item, Elsewhere):
+                done = item[1]
+                continue
+            for value in item.node.operands():
+                if value in made:
+                    engine.native.touch(places[value].tensor, done)
+            if item.node.name in written:
+                engine.native.touch(places[item.node.name].tensor, done)
+        for value in graph.outputs:
+            if value in made:
+                engine.native.touch(places[value].tensor, done)
+        return written
+
+    def settings(self, index: int) -> dict[str, Any]:
+        """Settings of the layers that run elsewhere."""
+        with self._lock:
+            if index not in self._settings:
+                program = self.engine.program
+                own = {}
+                for name in self.engine.compiled.reasons:
+                    state = self.executor.layers.get(name)
+                    if state is not None:
+                        low = self.torch.from_numpy(program.layers[name].low[index])
+                        bias = self.torch.from_numpy(program.layers[name].bias[index].astype(np.float64))
+                        own[name] = state.setting(low, bias)
+                self._settings[index] = own
+            return self._settings[index]
+
+    def run(self, arrays: list[Array], n: int, index: int) -> list[Array]:
+        """Outputs for checked inputs."""
+        engine, torch = self.engine, self.torch
+        graph, places = engine.program.graph, engine.compiled.places
+        native = engine.native
+        settings = self.settings(index)
+        if engine.check_finite and any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays):
+            raise InputError("the batch holds NaN or infinite values")
+        context = native.acquire(n)
+        own = dict(zip(graph.inputs, arrays, strict=True))
+        values: dict[str, Any] = {}
+        try:
+            for name, array in own.items():
+                if name in places:
+                    native.bind(context, places[name].tensor, array)
+
+            def value(name: str) -> Any:
+                if name in values:
+                    return values[name]
+                if name in self.executor.constants:
+                    return self.executor.constants[name]
+                if name in own:
+                    array = own[name] if own[name].flags.writeable else own[name].copy()
+                else:
+                    place = places[name]
+                    array = np.empty(engine.shape(name, n), dtype=np.float32)
+                    native.read(context, place.tensor, array, place.channels_first)
+                values[name] = torch.from_numpy(array)
+                return values[name]
+
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                for position, item in enumerate(engine.compiled.items):
+                    if not isinstance(item, Elsewhere):
+                        native.run_in(context, index, *item)
+                        continue
+                    node = item.node
+                    mine = {v: value(v) for v in node.operands() if v not in self.executor.constants}
+                    result = self.executor.step(node, mine, settings, n)
+                    values[node.name] = result
+                    if node.name in self.written:
+                        place = places[node.name]
+                        array = np.ascontiguousarray(result.numpy(), dtype=np.float32)
+                        native.write(context, place.tensor, array, place.channels_first)
+                    for name in [v for v in values if self.last_elsewhere.get(v, -1) <= position]:
+                        del values[name]
+                outputs = [np.ascontiguousarray(value(v).numpy()) for v in graph.outputs]
+                # an output may be an input, or given twice
+                taken = [(*arrays, *outputs[:i]) for i in range(len(outputs))]
+                return [
+                    o.copy() if any(np.may_share_memory(o, p) for p in before) else o
+                    for o, before in zip(outputs, taken, strict=True)
+                ]
+        finally:
+            native.release(context)

@@ -1,0 +1,71 @@
+"""Engine-independent description of a program: what runs how, and why. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bitdial.quantization.program import Program, QuantizedLayer
+
+
+def describe_program(program: Program) -> dict[str, Any]:
+    """JSON-able: ratios, totals, one entry per integer layer, and the float operators with their reasons."""
+    nodes = program.graph.producers()
+    return {
+        "ratios": list(program.ratios),
+        "extraction": program.extraction,
+        "nested": program.nested,
+        "low_share": [program.low_share(i) for i in range(len(program.ratios))],
+        "eligible_share": [program.eligible_share(i) for i in range(len(program.ratios))],
+        "layers": [
+            {**_layer(program, layer), "source": nodes[name].source, "op": nodes[name].op}
+            for name, layer in program.layers.items()
+        ],
+        "float_operators": [
+            {
+                "name": name,
+                "op": nodes[name].op,
+                "source": nodes[name].source,
+                "reason": reason,
+                "precision": nodes[name].attrs.get("precision", "float32"),
+            }
+            for name, reason in program.float_reasons.items()
+            if name in nodes
+        ],
+        "reorders": [n.name for n in program.graph.nodes if n.op == "gather"],
+    }
+
+
+def _layer(program: Program, layer: QuantizedLayer) -> dict[str, Any]:
+    activation = program.qparams[nodes_input(program, layer.name)]
+    output = program.qparams.get(layer.name)
+    shifts, counts = np.unique(layer.weight_shift, return_counts=True)
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "precision": _precision(layer),
+        "reason": layer.reason,
+        "input": f"{'signed' if activation.signed else 'unsigned'} 8-bit, scale {activation.scale:.6g}",
+        "output": "float32" if output is None else f"{'signed' if output.signed else 'unsigned'} 8-bit",
+        "weight_shape": None if layer.weight is None else list(layer.weight.shape),
+        "macs": int(layer.macs),
+        "groups": layer.n_groups,
+        "group_bounds": layer.group_bounds.tolist(),
+        "low_range": {"activations": layer.amax, "weights": layer.wmax},
+        "low_groups": [int(row.sum()) for row in layer.low],
+        "activation_shift": layer.activation_shift.tolist(),
+        "weight_shift_histogram": {int(s): int(c) for s, c in zip(shifts, counts, strict=True)},
+        "weight_shift_granularity": layer.weight_granularity,
+    }
+
+
+def _precision(layer: QuantizedLayer) -> str:
+    if layer.n_groups and bool(layer.low.all()):
+        return f"low at every ratio, to {layer.amax} and {layer.wmax}"
+    return "8-bit, low channels by ratio" if layer.eligible else "8-bit"
+
+
+def nodes_input(program: Program, name: str) -> str:
+    """The value that a layer reads first."""
+    return program.graph.node(name).inputs[0]

@@ -1,0 +1,128 @@
+"""Exact integer arithmetic carried in floating point, and the epilogue (design notes, section 1).
+
+8-bit values are held as float32 tensors of integers: a float32 sum of integer products is exact, in any order, as long as
+every partial sum stays below 2^24 in magnitude. Where the bound of a layer (from its weights at hand) is larger, the
+activations are split into high and low nibbles, or float64 is used (exact below 2^53).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitdial.graph.batch_axis import BatchAxis
+from bitdial.graph.ir import Node
+
+EXACT_FLOAT32 = 1 << 24
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _product(node: Node, x: Tensor, weight: Tensor) -> Tensor:
+    if node.op == "linear":
+        return F.linear(x, weight)
+    a = node.attrs
+    return _CONV[weight.dim() - 2](x, weight, None, a["stride"], a["padding"], a["dilation"], a["groups"])
+
+
+def float32_is_exact(device: torch.device) -> bool:
+    """Whether float32 products of integers below 2^24 are exact. Accelerators may round them (TF32) or choose Winograd;
+    so does NNPACK, which torch takes for 3x3 convolutions on processors and settings without oneDNN."""
+    onednn = torch.backends.mkldnn
+    return device.type == "cpu" and bool(onednn.is_available()) and bool(onednn.enabled)  # type: ignore[no-untyped-call]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The memory format that convolutions on the CPU are fastest in; x itself where it is in it or on another device."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and x.device.type == "cpu" else x
+
+
+def accumulate(node: Node, x: Tensor, weight: Tensor, bound: int) -> Tensor:
+    """Exact accumulators of conv or linear as float32 (bound < 2^24) or float64 integers.
+
+    x: float32 integers, |x| <= 255. weight: float32 integers. bound: largest possible |accumulator|.
+    """
+    if not float32_is_exact(x.device):
+        return _product(node, x.double(), weight.double())
+    if bound < EXACT_FLOAT32:
+        return _product(node, x, weight)
+    if (
+        bound < 8 * EXACT_FLOAT32
+    ):  # nibbles: |high| <= 15 and low <= 15, so either sum is below bound / 15 plus rounding
+        high = torch.floor(x / 16.0)
+        low = x - high * 16.0
+        return _product(node, high, weight).double() * 16.0 + _product(node, low, weight).double()
+    return _product(node, x.double(), weight.double())
+
+
+def channel_sums(node: Node, acc: Tensor) -> tuple[Tensor, int]:
+    """(float64 [O]: sums of a layer's accumulators per output channel, exact in any order; how many each is of)."""
+    axis = 1 if node.op == "conv" else acc.dim() - 1
+    others = [i for i in range(acc.dim()) if i != axis]
+    return acc.double().sum(dim=others), acc.numel() // acc.shape[axis]
+
+
+def accumulate_matmul(node: Node, a: Tensor, b: Tensor, bound: int) -> Tensor:
+    """Exact accumulators of a product of two activations."""
+    if node.attrs.get("transpose_b"):
+        b = b.transpose(-1, -2)
+    if bound < EXACT_FLOAT32 and float32_is_exact(a.device):
+        return torch.matmul(a, b)
+    return torch.matmul(a.double(), b.double())
+
+
+def scaled(accumulators: Tensor, bias: Tensor | None, multiplier: Tensor) -> Tensor:
+    """fl(float(acc + bias) * M): one rounding to float32 of the exact integer, one of the product.
+
+    bias: float64 integers, broadcastable; multiplier: float32, broadcastable.
+    """
+    if bias is None:
+        exact = accumulators
+    elif accumulators.dtype == torch.float32:
+        exact = accumulators.double() + bias
+    else:
+        exact = accumulators + bias
+    return exact.float() * multiplier
+
+
+def scaled_small(accumulators: Tensor, bias: Tensor, multiplier: Tensor) -> Tensor:
+    """As `scaled`, in place, where |acc| + |bias| < 2^24 so that float32 addition is exact already."""
+    return accumulators.add_(bias).mul_(multiplier)
+
+
+def to_eight_bit(t: Tensor, lo: int, hi: int) -> Tensor:
+    """Clamp in float, then round half to even (in place)."""
+    return t.clamp_(lo, hi).round_()
+
+
+def lower(x: Tensor, inverse: Tensor, limit_low: Tensor, limit_high: Tensor, power: Tensor) -> Tensor:
+    """Read activations back from low precision where their channel is low, leave the others.
+
+    inverse = 2^-shift, power = 2^shift (1 where the channel stays at 8 bits); limits are the low range or the 8-bit one.
+    All multiplications by powers of two are exact in float32.
+    """
+    return torch.maximum(torch.minimum((x * inverse).round_(), limit_high), limit_low).mul_(power)
+
+
+def dynamic_shift(
+    x: Tensor, axis: int, place: BatchAxis, batch: int, group_of_channel: Tensor, n_groups: int, limit: int
+) -> Tensor:
+    """Shift per (sample, channel) from the data at hand: an OR over the magnitudes of a group has the bit length of
+    their maximum.
+
+    x: channels along `axis`, samples along `place`. Returns float32 shifts that broadcast against x (every axis but these
+    two has size 1), so that a sample's shifts depend on its own values only.
+    """
+    axis %= x.dim()
+    split = x.abs().reshape(*x.shape[: place.axis], place.outer, batch, place.inner, *x.shape[place.axis + 1 :])
+    channel = axis if axis < place.axis else axis + 2
+    per_channel = split.movedim((place.axis + 1, channel), (0, 1)).reshape(batch, x.shape[axis], -1).amax(dim=2)
+    index = group_of_channel.expand(batch, -1)
+    groups = torch.zeros(batch, n_groups, dtype=x.dtype, device=x.device)
+    groups.scatter_reduce_(1, index, per_channel, "amax")
+    _, exponent = torch.frexp(groups)
+    shift = (exponent - limit.bit_length()).clamp_min(0).to(x.dtype).gather(1, index)
+    rows = shift[None, :, None].expand(place.outer, batch, place.inner, -1).reshape(-1, x.shape[axis])
+    shape = [1] * x.dim()
+    shape[place.axis], shape[axis] = rows.shape
+    return (rows if place.axis < axis else rows.T).reshape(shape)

@@ -1,0 +1,95 @@
+"""The bias table: restores the mean of every layer's outputs at every ratio (design notes, section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bitdial.engines.reference.arithmetic import channel_sums
+from bitdial.engines.reference.executor import Executor, Setting
+from bitdial.quantization.program import Program
+from bitdial.quantization.weights import INT32_LIMIT
+
+
+def correct_bias(
+    program: Program,
+    batches: Sequence[Sequence[Tensor]],
+    float_means: Mapping[str, npt.NDArray[np.float64]],
+    ratio_indices: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Fill `layer.bias[r]` of every conv and linear layer, layer by layer in order, so that its mean output over the
+    batches equals the float model's mean: each layer sees inputs that are corrected already.
+
+    float_means: [O] per layer, from `float_output_means` on the same batches. Writes into the program.
+    """
+    executor = Executor(program, device)
+    indices = range(len(program.ratios)) if ratio_indices is None else ratio_indices
+    for done, index in enumerate(indices):
+        _correct_one(executor, program, batches, float_means, index)
+        if progress is not None:
+            progress(done + 1)
+
+
+def _correct_one(
+    executor: Executor,
+    program: Program,
+    batches: Sequence[Sequence[Tensor]],
+    float_means: Mapping[str, npt.NDArray[np.float64]],
+    index: int,
+) -> None:
+    graph = program.graph
+    settings: dict[str, Setting] = executor.settings(index)
+    values = [dict(zip(graph.inputs, batch, strict=True)) for batch in batches]
+    sizes = [batch[0].shape[0] for batch in batches]
+    for position, node in enumerate(graph.nodes):
+        layer = program.layers.get(node.name)
+        if layer is None or layer.weight is None or node.name not in float_means:
+            for own, n in zip(values, sizes, strict=True):
+                own[node.name] = executor.step(node, own, settings, n)
+        else:
+            setting = settings[node.name]
+            parts = [executor.accumulators(node, own, setting, n) for own, n in zip(values, sizes, strict=True)]
+            sums, counts = zip(*(channel_sums(node, part) for part in parts), strict=True)
+            mean = torch.stack(sums).sum(dim=0).cpu().numpy() / sum(counts)
+            activation = program.qparams[node.inputs[0]]
+            unit = layer.weight_scale.astype(np.float64) * activation.scale
+            bias = np.rint(float_means[node.name] / unit - mean)
+            room = INT32_LIMIT - layer.accumulator_bound
+            layer.bias[index] = np.clip(bias, -room, room).astype(np.int32)
+            setting.bias = torch.from_numpy(layer.bias[index].astype(np.float64)).to(executor.device)
+            executor.layers[node.name]._finish(setting)
+            for own, part in zip(values, parts, strict=True):
+                own[node.name] = executor.epilogue(node, part, own, setting)
+        for operand in node.operands():
+            if executor.last_use.get(operand) == position:
+                for own in values:
+                    own.pop(operand, None)
+
+
+def live_bytes_per_sample(program: Program) -> int:
+    """Peak of float32 bytes alive at once per sample while running layer by layer (a bound on calibration memory)."""
+    import math
+
+    from bitdial.graph.interpreter import last_uses
+    from bitdial.graph.ir import BatchDim
+
+    def size(name: str) -> int:
+        shape = program.graph.types[name].shape
+        return 4 * math.prod(d.factor if isinstance(d, BatchDim) else d for d in shape)
+
+    last = last_uses(program.graph)
+    alive = {v: size(v) for v in program.graph.inputs}
+    peak = 0
+    for index, node in enumerate(program.graph.nodes):
+        alive[node.name] = size(node.name)
+        peak = max(peak, sum(alive.values()) + size(node.name))  # accumulators beside the result
+        for operand in node.operands():
+            if last.get(operand) == index:
+                alive.pop(operand, None)
+    return peak

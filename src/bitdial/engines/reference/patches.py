@@ -1,0 +1,78 @@
+"""Samples of what each layer multiplies its weights with: rows of the im2col matrix, in 8-bit integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitdial.engines.reference.executor import Executor
+from bitdial.graph.ir import Node
+from bitdial.quantization.program import QuantizedLayer
+
+Patches = npt.NDArray[np.int16]
+IMAGES_PER_BATCH = 16  # unfolded at once: bounds memory at large resolutions
+
+
+class PatchSampler:
+    """Collects up to `count` rows [C, taps] per layer while the 8-bit model runs; deterministic for a seed."""
+
+    def __init__(self, executor: Executor, layers: Sequence[str], n_batches: int, count: int, seed: int) -> None:
+        self.per_batch = max(1, -(-count // max(1, n_batches)))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.readers: dict[str, list[tuple[Node, QuantizedLayer]]] = {}
+        for name in layers:
+            node = executor.graph.node(name)
+            self.readers.setdefault(node.inputs[0], []).append((node, executor.program.layers[name]))
+        self.parts: dict[str, list[Tensor]] = {}
+
+    def __call__(self, value: str, x: Tensor) -> None:
+        for node, layer in self.readers.get(value, []):
+            self.parts.setdefault(node.name, []).append(self._rows(node, layer, x.cpu()).to(torch.int16))
+
+    def _rows(self, node: Node, layer: QuantizedLayer, x: Tensor) -> Tensor:
+        """int [rows, C, taps]."""
+        assert layer.weight is not None
+        return patch_rows(node, layer.weight.shape, x, self.generator, self.per_batch)
+
+    def patches(self) -> dict[str, Patches]:
+        """Layer name -> int16 [rows, C, taps]."""
+        return {name: torch.cat(parts).numpy() for name, parts in self.parts.items()}
+
+
+def patch_rows(
+    node: Node, weight_shape: Sequence[int], x: Tensor, generator: torch.Generator, count: int
+) -> Tensor:
+    """[rows, C, taps], dtype of x (float32 for convolutions over two axes): at most `count` rows of what the layer multiplies
+    its weights with, at random positions of at most IMAGES_PER_BATCH samples of x."""
+
+    def pick(available: int) -> Tensor:
+        return torch.randperm(available, generator=generator)[:count]
+
+    if node.op == "linear":
+        flat = x.reshape(-1, x.shape[-1])
+        return flat[pick(flat.shape[0])][:, :, None]
+    taps = math.prod(weight_shape[2:])
+    images = x[torch.randperm(x.shape[0], generator=generator)[:IMAGES_PER_BATCH]]
+    if x.dim() != 4:  # 1-D and 3-D convolutions: every tap sees the value at its own position
+        flat = images.movedim(1, -1).reshape(-1, x.shape[1])
+        return flat[pick(flat.shape[0])][:, :, None].expand(-1, -1, taps)
+    return _windows(images, node, tuple(weight_shape[2:]), pick).float()
+
+
+def _windows(images: Tensor, node: Node, kernel: tuple[int, ...], pick: Callable[[int], Tensor]) -> Tensor:
+    """[rows, C, taps]: the chosen ones of all windows of [n, C, H, W]; the others are never made (`unfold` makes all)."""
+    stride, padding, dilation = (node.attrs[name] for name in ("stride", "padding", "dilation"))
+    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0]))
+    sizes = [(padded.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    chosen = pick(len(images) * sizes[0] * sizes[1])
+    image, place = chosen // (sizes[0] * sizes[1]), chosen % (sizes[0] * sizes[1])
+    rows = (place // sizes[1] * stride[0])[:, None] + dilation[0] * torch.arange(kernel[0])
+    columns = (place % sizes[1] * stride[1])[:, None] + dilation[1] * torch.arange(kernel[1])
+    windows = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [rows, kh, kw, C]
+    return windows.movedim(3, 1).reshape(len(chosen), images.shape[1], -1)

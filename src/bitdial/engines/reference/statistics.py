@@ -1,0 +1,201 @@
+"""What the 8-bit model's own values look like on calibration data: the basis of shifts, scores and bias corrections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitdial.engines.reference.executor import Executor
+from bitdial.graph.interpreter import run_graph
+from bitdial.graph.ir import Graph, Node
+from bitdial.quantization.effective_bits import read_back
+from bitdial.quantization.program import Program, QuantizedLayer
+from bitdial.quantization.weights import low_weights
+
+Batches = Sequence[Sequence[Tensor]]
+
+
+@dataclass
+class ValueStatistics:
+    """Integers of one 8-bit value that feeds a low-eligible layer.
+
+    histogram   float64 [C, 256]: counts of q (unsigned) or q + 128 (signed) per feature channel
+    mean        float64: mean over samples, [C, *space] for conv inputs, [C] for linear inputs
+    """
+
+    histogram: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    signed: bool
+
+    def integers(self) -> npt.NDArray[np.int64]:
+        return np.arange(-128, 128) if self.signed else np.arange(256)
+
+    def magnitudes(self) -> npt.NDArray[np.float64]:
+        """float64 [C, 256]: counts per magnitude."""
+        if not self.signed:
+            return self.histogram
+        folded = np.zeros_like(self.histogram)
+        folded[:, :129] = self.histogram[:, 128::-1]
+        folded[:, 1:128] += self.histogram[:, 129:]
+        return folded
+
+    def mean_square(self) -> npt.NDArray[np.float64]:
+        """float64 [C]: mean of q^2."""
+        total = np.maximum(self.histogram.sum(axis=1), 1.0)
+        result: npt.NDArray[np.float64] = self.histogram @ (self.integers().astype(np.float64) ** 2) / total
+        return result
+
+    def channel_max(self) -> npt.NDArray[np.int64]:
+        """int64 [C]: largest magnitude seen."""
+        seen = self.magnitudes() > 0
+        result: npt.NDArray[np.int64] = np.where(seen, np.arange(256), 0).max(axis=1)
+        return result
+
+
+class _Collector:
+    def __init__(self, program: Program) -> None:
+        self.axes: dict[str, int] = {}
+        for name, layer in program.layers.items():
+            if layer.weight is not None:
+                self.axes[program.graph.node(name).inputs[0]] = 1 if layer.kind == "conv" else -1
+        self.program = program
+        self.histograms: dict[str, npt.NDArray[np.float64]] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        axis = self.axes.get(name)
+        if axis is None:
+            return
+        axis %= x.dim()
+        channels = x.shape[axis]
+        offset = 128 if self.program.qparams[name].signed else 0
+        flat = x.movedim(axis, 0).reshape(channels, -1).to(torch.int32) + offset
+        index = flat + 256 * torch.arange(channels, dtype=torch.int32, device=x.device)[:, None]
+        counts = torch.bincount(index.reshape(-1), minlength=256 * channels).reshape(channels, 256).cpu().numpy()
+        total = x.double().sum(dim=0) if axis == 1 and x.dim() > 2 else x.double().reshape(-1, channels).sum(dim=0)
+        if name in self.histograms:
+            self.histograms[name] += counts
+            self.sums[name] += total
+        else:
+            self.histograms[name] = counts.astype(np.float64)
+            self.sums[name] = total
+            self.counts[name] = 0
+        self.counts[name] += x.shape[0] if total.dim() > 1 else x.numel() // channels
+
+
+def collect(
+    executor: Executor, batches: Batches, also: Callable[[str, Tensor], None] | None = None
+) -> dict[str, ValueStatistics]:
+    """Run the 8-bit model (ratio index 0) over the batches.
+
+    Returns statistics of every value that feeds a conv or linear layer. also: a further observer of all values.
+    """
+    collector = _Collector(executor.program)
+
+    def observe(name: str, x: Tensor) -> None:
+        collector(name, x)
+        if also is not None:
+            also(name, x)
+
+    settings = executor.settings(0)
+    for batch in batches:
+        executor.run(batch, settings, observe=observe)
+    statistics = {
+        name: ValueStatistics(
+            histogram,
+            (collector.sums[name] / collector.counts[name]).cpu().numpy(),
+            executor.program.qparams[name].signed,
+        )
+        for name, histogram in collector.histograms.items()
+    }
+    return statistics
+
+
+def tap_means(node: Node, layer: QuantizedLayer, mean: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    """Mean over output positions of what each tap of the layer sees: ([C, taps] means, [taps] share inside the input)."""
+    assert layer.weight is not None
+    taps = layer.weight[0, 0].size if layer.kind == "conv" else 1
+    image = torch.from_numpy(np.ascontiguousarray(mean))
+    if layer.kind == "linear":
+        return image.reshape(-1, 1), torch.ones(1, dtype=torch.float64)
+    if image.dim() != 3:  # 1-D and 3-D convolutions: borders ignored
+        return image.flatten(1).mean(dim=1, keepdim=True).expand(-1, taps), torch.ones(taps, dtype=torch.float64)
+    a = node.attrs
+    kernel = layer.weight.shape[2:]
+
+    def unfold(x: Tensor) -> Tensor:
+        columns = F.unfold(x[None], kernel, a["dilation"], a["padding"], a["stride"])[0]
+        return columns.reshape(x.shape[0], taps, -1).mean(dim=2)
+
+    return unfold(image), unfold(torch.ones(1, *image.shape[1:], dtype=torch.float64))[0]
+
+
+def group_mean_shifts(node: Node, layer: QuantizedLayer, statistics: ValueStatistics) -> npt.NDArray[np.float64]:
+    """float64 [n_groups, O]: how much lowering one group lowers each output's mean accumulator, to first order.
+
+    Adding the rows of the low groups to the 8-bit bias restores the means (design notes, section 1, "bias per ratio").
+    """
+    assert layer.weight is not None
+    means, inside = tap_means(node, layer, statistics.mean)
+    q = statistics.integers()
+    shift = layer.activation_shift[layer.channel_groups()]
+    levels = np.stack([read_back(q, s, layer.amax, statistics.signed) for s in range(8)]).astype(np.float64)
+    total = np.maximum(statistics.histogram.sum(axis=1), 1.0)
+    change = ((statistics.histogram * (levels[shift] - q)).sum(axis=1)) / total  # mean of (low - eight) per channel
+    lowered = means + torch.from_numpy(change)[:, None] * inside[None]
+    n_local = layer.weight_shift.shape[1]
+    low = low_weights(layer.weight, layer.group_bounds[: n_local + 1], layer.weight_shift, layer.wmax)
+    outputs, per_group = layer.weight.shape[:2]
+    w8 = layer.weight.reshape(outputs, per_group, -1).astype(np.float64)
+    w4 = low.reshape(outputs, per_group, -1).astype(np.float64)
+    rows = outputs // layer.conv_groups
+    result = np.zeros((layer.n_groups, outputs))
+    for g in range(layer.conv_groups):
+        own = slice(g * per_group, (g + 1) * per_group)
+        out = slice(g * rows, (g + 1) * rows)
+        gain = (w8[out] * means[own].numpy() - w4[out] * lowered[own].numpy()).sum(axis=2)  # [rows, per_group]
+        local = layer.group_bounds[g * n_local : (g + 1) * n_local].astype(np.int64) - g * per_group
+        result[g * n_local : (g + 1) * n_local, out] = np.add.reduceat(gain, local, axis=1).T
+    return result
+
+
+def float_output_means(graph: Graph, layers: Sequence[str], batches: Batches) -> dict[str, npt.NDArray[np.float64]]:
+    """float64 [O] per conv/linear layer: mean of op(x) + bias of the float model, before residual and activation."""
+    nodes = {name: graph.node(name) for name in layers}
+    wanted = {node.inputs[0]: node.op for node in nodes.values() if node.weight is not None}
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def observe(name: str, x: Tensor) -> None:
+        if name not in wanted:
+            return
+        total = x.double().sum(dim=0) if wanted[name] == "conv" else x.double().reshape(-1, x.shape[-1]).sum(dim=0)
+        sums[name] = sums[name] + total if name in sums else total
+        counts[name] = counts.get(name, 0) + (x.shape[0] if wanted[name] == "conv" else x.numel() // x.shape[-1])
+
+    with torch.no_grad():
+        for batch in batches:
+            run_graph(graph, batch, observe=observe)
+    result = {}
+    for name, node in nodes.items():
+        if node.weight is None:
+            continue
+        mean = sums[node.inputs[0]] / counts[node.inputs[0]]
+        weight = torch.from_numpy(graph.constants[node.weight]).double().to(mean.device)
+        bias = graph.constants[node.bias].astype(np.float64) if node.bias is not None else 0.0
+        if node.op == "linear":
+            out = weight @ mean
+        else:  # the mean of a convolution is the convolution of the mean
+            a = node.attrs
+            conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.dim() - 2]
+            out = conv(mean[None], weight, None, a["stride"], a["padding"], a["dilation"], a["groups"])[0]
+            out = out.flatten(1).mean(dim=1)
+        result[name] = out.cpu().numpy() + bias
+    return result

@@ -1,0 +1,171 @@
+"""The steps before any quantization: a model captured, calibrated and laid out. All pipelines begin with these.
+
+model -> graph -> statistics of its values -> channels sorted into groups
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bitdial.errors import CalibrationError
+from bitdial.graph.capture import capture
+from bitdial.graph.interpreter import constant_tensors, run_graph
+from bitdial.graph.ir import Graph
+from bitdial.graph.passes import optimize
+from bitdial.graph.verify import verify
+from bitdial.layout import LayoutPlan, LayoutReport, apply_layout, plan_layout
+from bitdial.quantization.build import check_patterns, eligibility, statistics_plan
+from bitdial.quantization.calibration import TensorStatistics, choose_range
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.domains import non_negative_values
+from bitdial.quantization.equalize import equalize
+from bitdial.quantization.smooth import smooth
+
+Progress = Callable[[str, float], None]  # (what is being done, share done 0..1)
+
+
+def silent(stage: str, share: float) -> None:
+    """The default progress callback."""
+
+
+@dataclass
+class Prepared:
+    """A captured, calibrated and laid-out network: everything that does not depend on which groups are low."""
+
+    graph: Graph
+    statistics: dict[str, TensorStatistics]
+    inputs: list[Tensor]
+    layout: LayoutReport | None
+    samples: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    output_means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+    def batches(self, size: int, limit: int | None = None) -> list[list[Tensor]]:
+        n = self.samples if limit is None else min(limit, self.samples)
+        return [[x[a : min(a + size, n)] for x in self.inputs] for a in range(0, n, size)]
+
+
+def prepare(
+    model: nn.Module | Graph,
+    inputs: Sequence[Tensor],
+    config: QuantizeConfig,
+    *,
+    names: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> Prepared:
+    """Capture, optimize, calibrate and lay out.
+
+    inputs: calibration samples, one tensor per model input, batch first. names: keyword names of the inputs (dicts).
+    """
+    inputs = calibration_inputs(inputs)
+    started = time.perf_counter()
+    progress("capture", 0.0)
+    graph = optimize(captured(model, inputs, names))
+    check_patterns(graph, config)
+    seconds = {"capture": time.perf_counter() - started}
+    started = time.perf_counter()
+    prepared = Prepared(graph, {}, inputs, None, inputs[0].shape[0], seconds)
+    prepared.statistics = calibrate(prepared, config, progress)
+    if config.equalize is not None:
+        prepared.graph, _ = equalize(graph, prepared.statistics, config.equalize)
+        verify(prepared.graph)
+        prepared.statistics = calibrate(prepared, config, progress)
+    if config.smooth is not None:
+        prepared.graph, _ = smooth(graph, prepared.statistics, config.smooth)
+        verify(prepared.graph)
+        prepared.statistics = calibrate(prepared, config, progress)
+    seconds["calibrate"] = time.perf_counter() - started
+    started = time.perf_counter()
+    if config.sort_channels:
+        lay_out(prepared, config)
+    seconds["layout"] = time.perf_counter() - started
+    return prepared
+
+
+def calibration_inputs(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The calibration samples, one tensor per model input, on the CPU. Raises CalibrationError if they are empty or hold
+    numbers that are not finite."""
+    inputs = [x.detach().cpu() for x in inputs]
+    if not inputs or inputs[0].dim() == 0 or inputs[0].shape[0] == 0:
+        raise CalibrationError("the calibration data are empty: pass at least one sample (256 are usual)")
+    for i, x in enumerate(inputs):
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(dim=1).nonzero()[0])
+            raise CalibrationError(
+                f"calibration input {i} holds NaN or infinity (first in sample {bad}): clean the data"
+            )
+    return inputs
+
+
+def captured(model: nn.Module | Graph, inputs: Sequence[Tensor], names: Sequence[str] | None = None) -> Graph:
+    """The graph of a model, as it is if it is one already. inputs: of `calibration_inputs`; names: their keyword names.
+
+    Raises CaptureError.
+    """
+    if isinstance(model, Graph):
+        return model
+    example = [x[:2] for x in inputs]
+    return capture(model, (), dict(zip(names, example, strict=True))) if names else capture(model, example)
+
+
+def calibrate(prepared: Prepared, config: QuantizeConfig, progress: Progress = silent) -> dict[str, TensorStatistics]:
+    """One pass of the float network over the calibration samples."""
+    statistics = statistics_plan(prepared.graph, config)
+
+    def observe(name: str, x: Tensor) -> None:
+        if name in statistics:
+            statistics[name].update(x, name)
+
+    constants = constant_tensors(prepared.graph)
+    batches = prepared.batches(config.batch_size)
+    with torch.no_grad():
+        for i, batch in enumerate(batches):
+            run_graph(prepared.graph, batch, observe=observe, constants=constants)
+            progress("calibrate", (i + 1) / len(batches))
+    return statistics
+
+
+def layout_plan(graph: Graph, statistics: Mapping[str, TensorStatistics], config: QuantizeConfig) -> LayoutPlan:
+    """The order of channels that sorts them by range into groups, for a float graph and its statistics."""
+    reasons = eligibility(graph, config)
+    non_negative = non_negative_values(graph)
+    ranges = {}
+    for node in graph.nodes:
+        if node.name not in reasons or node.op == "matmul":
+            continue
+        own = statistics[node.inputs[0]]
+        assert own.channel_max is not None
+        levels = 255 if node.inputs[0] in non_negative else 127
+        top = choose_range(own, levels, config.calibration, config.percentile)
+        ranges[node.inputs[0]] = own.channel_max / max(top, 1e-30) * levels
+    return plan_layout(graph, ranges, config.group_size, {name for name, reason in reasons.items() if not reason})
+
+
+def lay_out(prepared: Prepared, config: QuantizeConfig) -> None:
+    """Sort channels by range into groups and fold the permutation into the network and its statistics."""
+    plan = layout_plan(prepared.graph, prepared.statistics, config)
+    prepared.graph, prepared.layout = apply_layout(prepared.graph, plan)
+    for name, statistics in prepared.statistics.items():
+        permutation = plan.permutation(name)
+        if permutation is not None and statistics.channel_max is not None:
+            prepared.statistics[name] = statistics.permuted(permutation)
+
+
+__all__ = [
+    "Prepared",
+    "Progress",
+    "calibrate",
+    "calibration_inputs",
+    "captured",
+    "lay_out",
+    "layout_plan",
+    "prepare",
+    "silent",
+]

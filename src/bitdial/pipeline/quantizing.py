@@ -1,0 +1,380 @@
+"""The steps from a prepared network to a program with its dial, each reusable on its own (ablations repeat only some).
+
+(capture -> calibrate -> lay out) -> 8-bit program -> shifts and scores -> selection -> bias table
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bitdial.engines.reference.bias_table import correct_bias, live_bytes_per_sample
+from bitdial.engines.reference.executor import Executor
+from bitdial.engines.reference.patches import PatchSampler
+from bitdial.engines.reference.search import CandidateEvaluator
+from bitdial.engines.reference.statistics import (
+    ValueStatistics,
+    collect,
+    float_output_means,
+    group_mean_shifts,
+)
+from bitdial.layout import LayoutReport, group_bounds
+from bitdial.pipeline.preparing import Prepared, Progress, silent
+from bitdial.quantization.build import build_program
+from bitdial.quantization.calibration import summarize
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.effective_bits import group_maximum, least_squares_shift, naive_shift, plain_shift
+from bitdial.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
+from bitdial.quantization.predicted_latency import LatencyCurve, latency_curves, layerwise_seconds, predicted_latency
+from bitdial.quantization.program import Program, QuantizedLayer
+from bitdial.quantization.rounding import reconstruct
+from bitdial.quantization.weights import accumulator_bound, check_accumulators, low_weights, plain_weight_shifts
+from bitdial.selection import (
+    LatencyGoal,
+    SearchProgress,
+    SelectionProblem,
+    SelectionResult,
+    get_selector,
+    layer_sensitivity,
+    rescale_scores,
+)
+
+CALIBRATION_MEMORY = 3 << 30  # bytes of activations held at once while the bias table is computed layer by layer
+PATCHES = 4096  # sampled rows of each layer's input, for shifts of least output error
+
+
+def bias_samples(prepared: Prepared, program: Program) -> int:
+    """How many calibration samples the bias table can use within CALIBRATION_MEMORY (at least 8)."""
+    return max(8, min(prepared.samples, CALIBRATION_MEMORY // max(1, live_bytes_per_sample(program))))
+
+
+def restore_means(
+    prepared: Prepared, program: Program, config: QuantizeConfig, indices: Sequence[int], progress: Progress = silent
+) -> None:
+    """Correct the bias rows of some ratios in place."""
+    if not config.bias_correction or not indices:
+        return
+    batches = prepared.batches(config.batch_size, bias_samples(prepared, program))
+    names = [n for n, layer in program.layers.items() if layer.weight is not None]
+    if not prepared.output_means:
+        prepared.output_means = float_output_means(prepared.graph, names, batches)
+    with torch.no_grad():
+        correct_bias(
+            program, batches, prepared.output_means, indices, progress=lambda n: progress("bias", n / len(indices))
+        )
+
+
+def eight_bit_program(prepared: Prepared, config: QuantizeConfig) -> Program:
+    """The 8-bit program with its corrected bias row (copied to all ratios; no group is low yet)."""
+    program = build_program(prepared.graph, prepared.statistics, config, group_bounds)
+    _correct_first_row(prepared, program, config)
+    return program
+
+
+def _correct_first_row(prepared: Prepared, program: Program, config: QuantizeConfig) -> None:
+    """Correct the bias of ratio 0 and start the other ratios from it."""
+    restore_means(prepared, program, config, [0])
+    for layer in program.layers.values():
+        layer.bias = np.repeat(layer.bias[:1], len(program.ratios), axis=0)
+
+
+@dataclass
+class LowTables:
+    """Shifts are in the program; these are what selection needs beside them."""
+
+    values: dict[str, ValueStatistics]
+    scores: dict[str, npt.NDArray[np.float64]]
+    mean_shifts: dict[str, npt.NDArray[np.float64]]
+
+
+def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> LowTables:
+    """Choose every shift of the program in place; return error scores and first-order mean shifts per group."""
+    names = [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
+    batches = prepared.batches(config.batch_size)
+    executor = Executor(program)
+    sampler = PatchSampler(executor, names, len(batches), PATCHES, config.seed)
+    with torch.no_grad():
+        values = collect(executor, batches, sampler)
+    graph = program.graph
+    patches = sampler.patches()
+    samples = {
+        n: LayerSamples(program.layers[n], patches[n], values[graph.node(n).inputs[0]].signed, config.bias_correction)
+        for n in names
+    }
+    scores = choose_shifts(program, samples, config, values)
+    mean_shifts = {}
+    if config.bias_correction:
+        for n in names:
+            mean_shifts[n] = group_mean_shifts(graph.node(n), program.layers[n], values[graph.node(n).inputs[0]])
+    if config.rounding_slack > 0.0:  # the 8-bit weights have moved a little
+        _correct_first_row(prepared, program, config)
+    return LowTables(values, scores, mean_shifts)
+
+
+def choose_shifts(
+    program: Program,
+    samples: Mapping[str, LayerSamples],
+    config: QuantizeConfig,
+    values: Mapping[str, ValueStatistics] | None = None,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Shifts and rounded weights of the layers that samples are given for, in place. Returns the error score of every group.
+
+    values: of the 8-bit model; needed only where config.shift_choice is not "least_squares".
+    """
+    readers: dict[tuple[str, int, bytes], list[str]] = {}  # readers of other widths or groups need other shifts
+    for n in samples:
+        layer = program.layers[n]
+        value = program.graph.node(n).inputs[0]
+        readers.setdefault((value, layer.amax, layer.group_bounds.tobytes()), []).append(n)
+    for (value, _, _), own in readers.items():
+        statistics = None if values is None else values[value]
+        shift = _activation_shift([samples[n] for n in own], config, statistics)
+        for n in own:
+            program.layers[n].activation_shift = shift
+    scores = {}
+    for n in samples:
+        layer = program.layers[n]
+        scores[n] = _weight_shift(layer, samples[n], config)
+        if config.rounding_slack > 0.0 and config.extraction != "naive":
+            layer.weight = reconstruct(samples[n], config.rounding_slack)
+        bound_accumulators(program, layer)
+    return scores
+
+
+def bound_accumulators(program: Program, layer: QuantizedLayer) -> None:
+    """Bound the accumulators for every choice of low groups: a weight read back can exceed its 8-bit value."""
+    assert layer.weight is not None
+    n_local = layer.weight_shift.shape[1]
+    low = low_weights(layer.weight, layer.group_bounds[: n_local + 1], layer.weight_shift, layer.wmax)
+    larger = np.maximum(np.abs(layer.weight), np.abs(low))  # both symmetric, so abs stays in int8
+    layer.accumulator_bound = accumulator_bound(larger, program.qparams[program.graph.node(layer.name).inputs[0]])
+    check_accumulators(layer.name, layer.accumulator_bound, layer.bias[0])
+
+
+def _activation_shift(
+    readers: Sequence[LayerSamples], config: QuantizeConfig, statistics: ValueStatistics | None
+) -> npt.NDArray[np.uint8]:
+    """One shift per (tensor, group), shared by all readers of the tensor that have one width."""
+    layer = readers[0].layer
+    if config.extraction == "naive":
+        return np.full(layer.n_groups, naive_shift(readers[0].signed, layer.amax), np.uint8)
+    if config.shift_choice == "least_squares":
+        return activation_shifts(readers)
+    assert statistics is not None
+    if config.shift_choice == "plain":
+        return plain_shift(group_maximum(statistics.channel_max(), layer.group_bounds), layer.amax)
+    importance = np.sum([_weight_energy(own.layer) for own in readers], axis=0)
+    return least_squares_shift(
+        statistics.histogram, importance, layer.group_bounds, layer.amax, statistics.signed, config.bias_correction
+    )
+
+
+def _weight_energy(layer: QuantizedLayer) -> npt.NDArray[np.float64]:
+    """float64 [C]: sum over outputs and taps of the squared real weight of each feature channel."""
+    assert layer.weight is not None
+    w = layer.weight.reshape(layer.weight.shape[0], layer.weight.shape[1], -1).astype(np.float64)
+    energy = (w**2).sum(axis=2) * (layer.weight_scale.astype(np.float64) ** 2)[:, None]
+    per_channel: npt.NDArray[np.float64] = (
+        energy.reshape(layer.conv_groups, -1, energy.shape[1]).sum(axis=1).reshape(-1)
+    )
+    return per_channel
+
+
+def _weight_shift(layer: QuantizedLayer, samples: LayerSamples, config: QuantizeConfig) -> npt.NDArray[np.float64]:
+    """Set the layer's weight shifts; return the error score of each group."""
+    assert layer.weight is not None
+    least, scores = weight_shifts(samples, config.weight_granularity)
+    if config.extraction == "naive":
+        layer.weight_shift[:] = naive_shift(True, layer.wmax)
+    elif config.shift_choice == "plain":
+        n_local = layer.weight_shift.shape[1]
+        bounds = layer.group_bounds[: n_local + 1]
+        layer.weight_shift = plain_weight_shifts(layer.weight, bounds, layer.wmax, config.weight_granularity)
+    else:
+        layer.weight_shift = least
+    return scores
+
+
+@dataclass
+class Chosen:
+    """A selection and what it cost."""
+
+    result: SelectionResult
+    layers: list[str]
+    statistics: dict[str, Any]
+
+
+def choose(
+    prepared: Prepared,
+    program: Program,
+    tables: LowTables,
+    config: QuantizeConfig,
+    *,
+    progress: Progress = silent,
+    checkpoint: Path | None = None,
+    curves: Mapping[str, LatencyCurve] | None = None,
+) -> Chosen:
+    """Select the low groups of every ratio (writes nothing into the program).
+
+    curves: predicted times of the layers; needed for config.latency_gain only.
+    """
+    layers = [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
+    targets = [r for r in program.ratios if r > 0.0]
+    if not layers or not targets:
+        empty = SelectionResult(
+            config.selector, config.seed, tuple(targets), np.zeros((len(targets), 0), np.bool_),
+            np.zeros(len(targets)), np.full(len(targets), np.nan), np.full(len(targets), np.nan),
+        )  # fmt: skip
+        return Chosen(empty, layers, {})
+    problem = SelectionProblem(
+        tuple(layers),
+        tuple(tables.scores[n] for n in layers),
+        tuple(program.layers[n].group_macs for n in layers),
+    )
+    n_images = min(config.search_images, prepared.samples)
+    started = time.perf_counter()
+    evaluator = CandidateEvaluator(program, layers, [x[:n_images] for x in prepared.inputs], tables.mean_shifts)
+    evaluate = evaluator if config.selector != "random" else None
+    settings: dict[str, Any] = {}
+    if config.selector == "evolutionary":
+        survivors = min(config.survivors, config.population - 1)
+        settings = {
+            "population": config.population,
+            "generations": config.generations,
+            "survivors": survivors,
+            "context": search_context(program, prepared.inputs, n_images),
+        }
+    if config.selector != "random":
+        progress("sensitivity", 0.0)
+        problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
+
+    def report(state: SearchProgress) -> None:
+        within = (state.generation + 1) / (state.generations + 1) if state.generations else 1.0
+        progress("search", (state.target_index + within) / state.n_targets)
+
+    result = get_selector(config.selector, **settings).select(
+        problem,
+        targets,
+        evaluate,
+        seed=config.seed,
+        nested=config.nested,
+        n_images=n_images if evaluate else 0,
+        progress=report,
+        checkpoint=checkpoint,
+        latency=latency_goal(config, layers, curves),
+    )
+    statistics: dict[str, Any] = {
+        **evaluator.statistics.summary(),
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "remembered_candidates": result.cache_hits,
+    }
+    middle = result.masks[len(result.masks) // 2 : len(result.masks) // 2 + 1]
+    statistics["deviation"] = evaluator.deviation(middle)
+    return Chosen(result, layers, statistics)
+
+
+def latency_goal(
+    config: QuantizeConfig, layers: Sequence[str], curves: Mapping[str, LatencyCurve] | None
+) -> LatencyGoal | None:
+    """What the selector has to gain in predicted time; None where accuracy alone counts."""
+    if config.latency_gain == 0.0 or config.latency_table is None or curves is None:
+        return None
+    own = [curves[name] for name in layers]
+    digest = hashlib.sha256(config.latency_table.digest.encode())
+    for curve in own:  # the widths of the layers are in these
+        digest.update(curve.shares.tobytes() + curve.seconds.tobytes())
+    return LatencyGoal(layerwise_seconds(own), config.latency_gain, digest.hexdigest())
+
+
+def search_context(program: Program, inputs: Sequence[Tensor], n_images: int) -> str:
+    """Fingerprint of everything a candidate's score depends on, so that a checkpoint of another search is refused."""
+    digest = hashlib.sha256(f"{program.extraction} {torch.__version__}".encode())
+    for layer in program.layers.values():
+        for array in (layer.weight, layer.multiplier, layer.activation_shift, layer.weight_shift, layer.bias):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(f"{layer.name} {layer.amax} {layer.wmax} {layer.eligible}".encode())
+    for x in inputs:
+        digest.update(x[:n_images].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def apply_choice(program: Program, chosen: Chosen) -> None:
+    """Write the selected sets into the program's low masks."""
+    start = 0
+    rows = {i: j for j, i in enumerate(i for i, r in enumerate(program.ratios) if r > 0.0)}
+    for name in chosen.layers:
+        layer = program.layers[name]
+        for index, row in rows.items():
+            layer.low[index] = chosen.result.masks[row, start : start + layer.n_groups]
+        start += layer.n_groups
+    program.nested = all(
+        bool((layer.low[:-1] <= layer.low[1:]).all()) for layer in program.layers.values() if layer.n_groups
+    )
+
+
+def quantize_prepared(
+    prepared: Prepared,
+    config: QuantizeConfig,
+    *,
+    progress: Progress = silent,
+    checkpoint: Path | None = None,
+) -> Program:
+    """All steps after `prepare`. The config may differ from the one of `prepare` in everything but layout settings."""
+    started = time.perf_counter()
+    progress("8-bit model", 0.0)
+    program = eight_bit_program(prepared, config)
+    progress("shifts", 0.0)
+    tables = low_tables(prepared, program, config)
+    latency = config.latency_table
+    curves = latency_curves(program, latency) if latency is not None else None
+    chosen = choose(prepared, program, tables, config, progress=progress, checkpoint=checkpoint, curves=curves)
+    apply_choice(program, chosen)
+    restore_means(prepared, program, config, [i for i, r in enumerate(program.ratios) if r > 0.0], progress)
+    from bitdial._version import __version__
+
+    program.provenance = {
+        **program.provenance,  # the builder's: widths chosen by low_bits = "auto"
+        "bitdial": __version__,
+        "torch": torch.__version__,
+        "config": config.model_dump(mode="json"),
+        "seed": config.seed,
+        "calibration": {"samples": prepared.samples, "ranges": summarize(prepared.statistics)},
+        "layout": layout_summary(prepared.layout),
+        "search": {**chosen.result.summary(), **chosen.statistics},
+        "search_history": chosen.result.history,
+        "channel_ranges": {
+            name: tables.values[program.graph.node(name).inputs[0]].channel_max().tolist()
+            for name, layer in program.layers.items()
+            if layer.weight is not None
+        },
+        "seconds": {**prepared.seconds, "quantize": time.perf_counter() - started},
+        "threads": torch.get_num_threads(),
+    }
+    if latency is not None and curves is not None:
+        program.provenance["latency"] = predicted_latency(program, latency, curves)
+    progress("done", 1.0)
+    return program
+
+
+def layout_summary(report: LayoutReport | None) -> dict[str, Any]:
+    """JSON-able form of what the layout pass did."""
+    if report is None:
+        return {"sorted": False, "reorders": 0}
+    from dataclasses import asdict
+
+    return {"sorted": True, **asdict(report)}
+
+
+__all__ = ["Chosen", "LowTables", "quantize_prepared"]

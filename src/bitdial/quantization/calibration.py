@@ -1,0 +1,115 @@
+"""Streaming statistics of float tensors over calibration data, and the 8-bit range chosen from them.
+
+Memory does not grow with the data: a tensor keeps one histogram of magnitudes whose range doubles when it is exceeded
+(neighbouring bins then merge exactly), and one maximum per channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bitdial.errors import CalibrationError
+
+BINS = 2048
+Method = Literal["minmax", "percentile", "mse"]
+
+
+@dataclass
+class TensorStatistics:
+    """What calibration keeps of one tensor.
+
+    axis            channel axis (1 for conv inputs, last for linear inputs); None: no channel statistics
+    histogram       float64 [BINS] counts of |x| over [0, limit)
+    channel_max     float64 [C] largest magnitude per channel
+    """
+
+    axis: int | None = None
+    limit: float = 0.0
+    largest: float = 0.0
+    smallest: float = 0.0
+    histogram: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
+    channel_max: npt.NDArray[np.float64] | None = None
+
+    def update(self, x: Tensor, where: str) -> None:
+        """Add a batch. Raises CalibrationError on values that are not finite."""
+        magnitude = x.detach().abs()
+        top = float(magnitude.max())
+        if not np.isfinite(top):
+            raise CalibrationError(
+                f"value '{where}' is not finite on the calibration data: check the data for NaN or infinity, and the model "
+                "for overflow"
+            )
+        self.largest = max(self.largest, top)
+        self.smallest = min(self.smallest, float(x.min()))
+        self._grow(top)
+        if self.limit > 0.0:
+            counts = torch.histc(magnitude.reshape(-1), bins=BINS, min=0.0, max=self.limit)
+            self.histogram += counts.cpu().numpy().astype(np.float64)
+        if self.axis is not None:
+            axis = self.axis % x.dim()
+            others = [i for i in range(x.dim()) if i != axis]
+            top_per_channel = magnitude.amax(dim=others).double().cpu().numpy()
+            self.channel_max = (
+                top_per_channel if self.channel_max is None else np.maximum(self.channel_max, top_per_channel)
+            )
+
+    def _grow(self, top: float) -> None:
+        if top <= 0.0:
+            return
+        if self.limit == 0.0:
+            self.limit = float(2.0 ** np.ceil(np.log2(top)))
+        while top > self.limit:
+            merged = self.histogram.reshape(-1, 2).sum(axis=1)
+            self.histogram = np.concatenate([merged, np.zeros(BINS // 2)])
+            self.limit *= 2.0
+
+    def permuted(self, permutation: npt.NDArray[np.int64]) -> TensorStatistics:
+        """The same statistics after the channels were reordered (new position -> old channel)."""
+        return TensorStatistics(
+            self.axis,
+            self.limit,
+            self.largest,
+            self.smallest,
+            self.histogram,
+            None if self.channel_max is None else self.channel_max[permutation],
+        )
+
+
+def choose_range(statistics: TensorStatistics, levels: int, method: Method, percentile: float = 99.99) -> float:
+    """Largest magnitude to represent with `levels` steps (127 signed, 255 unsigned).
+
+    minmax: the largest seen. percentile: below it lie that many percent of the magnitudes. mse: least squared error of
+    rounding plus clipping over the histogram, searched over 100 candidates.
+    """
+    if statistics.largest == 0.0:
+        return 0.0
+    if method == "minmax":
+        return statistics.largest
+    edges = np.linspace(0.0, statistics.limit, BINS + 1)
+    counts = statistics.histogram
+    if method == "percentile":
+        share = np.cumsum(counts) / counts.sum()
+        return float(min(statistics.largest, edges[1 + int(np.searchsorted(share, percentile / 100.0))]))
+    centres = (edges[:-1] + edges[1:]) / 2
+    candidates = statistics.largest * np.linspace(0.2, 1.0, 81)
+    best, best_error = statistics.largest, np.inf
+    for top in candidates[::-1]:
+        scale = top / levels
+        clipped = np.maximum(centres - top, 0.0)
+        rounding = np.where(centres <= top, scale**2 / 12.0, 0.0)
+        # bins narrower than a step hold values nearer than step/2 to a level only by chance: scale^2/12 is their mean
+        error = float(np.sum(counts * (clipped**2 + rounding)))
+        if error < best_error:
+            best, best_error = float(top), error
+    return best
+
+
+def summarize(statistics: dict[str, TensorStatistics]) -> dict[str, Any]:
+    """JSON-able summary for the provenance of an artifact: samples and range per tensor."""
+    return {name: {"largest": s.largest, "smallest": s.smallest} for name, s in statistics.items()}

@@ -1,0 +1,99 @@
+"""8-bit weights, their shifts at low precision, and the factors of the integer epilogue. Pure NumPy functions.
+
+Source: design notes, section 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitdial.errors import ConfigError
+from bitdial.quantization.effective_bits import plain_shift, read_back
+from bitdial.quantization.program import BLOCK_ROWS, QParams, WeightGranularity
+
+INT32_LIMIT = 2**31 - 1
+
+
+def weight_scales(
+    weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None, activation_scale: float
+) -> npt.NDArray[np.float32]:
+    """float32 [O]: max(max|W[o]|/127, |bias[o]|/(s_a * 2^30), 2^-40); dead filters and large biases are safe."""
+    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64) / 127.0
+    if bias is not None:
+        largest = np.maximum(largest, np.abs(bias.astype(np.float64)) / (activation_scale * 2.0**30))
+    scale: npt.NDArray[np.float32] = np.maximum(largest, 2.0**-40).astype(np.float32)
+    return scale
+
+
+def quantize_weight(weight: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+    """int8, same shape: clamp(rne(W / s_w[o]), -127, 127)."""
+    ratio = weight.astype(np.float64) / scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
+    return np.clip(np.rint(ratio), -127, 127).astype(np.int8)
+
+
+def quantize_bias(
+    bias: npt.NDArray[Any], weight_scale: npt.NDArray[np.float32], activation_scale: float
+) -> npt.NDArray[np.int32]:
+    """int32 [O]: bias in the accumulator's scale s_a * s_w[o]."""
+    units = bias.astype(np.float64) / (weight_scale.astype(np.float64) * activation_scale)
+    return np.clip(np.rint(units), -(2**30), 2**30).astype(np.int32)
+
+
+def multipliers(
+    weight_scale: npt.NDArray[np.float32], activation_scale: float, output: QParams | None
+) -> npt.NDArray[np.float32]:
+    """float32 [O]: M = s_a * s_w[o] / s_y (float output: s_a * s_w[o])."""
+    product = weight_scale.astype(np.float64) * activation_scale
+    return (product / output.scale if output is not None else product).astype(np.float32)
+
+
+def accumulator_bound(weight: npt.NDArray[np.int8], activation: QParams) -> int:
+    """Largest |accumulator| any input can give: activation limit times the largest row sum of |w8|."""
+    rows = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1)
+    return int(rows.max(initial=0)) * activation.qmax
+
+
+def check_accumulators(name: str, bound: int, bias: npt.NDArray[np.int32]) -> None:
+    """Raise ConfigError if accumulator plus bias could leave int32."""
+    if bound + int(np.abs(bias.astype(np.int64)).max(initial=0)) > INT32_LIMIT:
+        raise ConfigError(
+            f"layer '{name}': its accumulators can leave int32 (bound {bound}); keep it in float with ignored=('{name}',)"
+        )
+
+
+def blocked(
+    weight: npt.NDArray[np.int8], local_bounds: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
+    """Weight as [O, I, taps] and the channel borders of its groups inside one convolution group."""
+    return weight.reshape(weight.shape[0], weight.shape[1], -1).astype(np.int16), local_bounds.astype(np.int64)
+
+
+def plain_weight_shifts(
+    weight: npt.NDArray[np.int8],
+    local_bounds: npt.NDArray[np.int32],
+    limit: int,
+    granularity: WeightGranularity,
+) -> npt.NDArray[np.uint8]:
+    """uint8 [O, n_local]: shift of every (output channel, group) from the largest magnitude, tied as the granularity says.
+
+    weight: int8 [O, I, *kernel]. local_bounds: [n_local + 1] group borders over I.
+    """
+    w, bounds = blocked(weight, local_bounds)
+    largest = np.maximum.reduceat(np.abs(w).max(axis=2), bounds[:-1], axis=1)
+    if granularity != "output":
+        starts = np.arange(0, len(largest), BLOCK_ROWS if granularity == "block" else len(largest))
+        tied = np.maximum.reduceat(largest, starts, axis=0)
+        largest = np.repeat(tied, np.diff([*starts, len(largest)]), axis=0)
+    return plain_shift(largest, limit)
+
+
+def low_weights(
+    weight: npt.NDArray[np.int8], local_bounds: npt.NDArray[np.int32], shift: npt.NDArray[np.uint8], limit: int
+) -> npt.NDArray[np.int8]:
+    """int8, same shape as weight: every weight read back from low precision (low << shift)."""
+    w, bounds = blocked(weight, local_bounds)
+    per_channel = np.repeat(shift, np.diff(bounds), axis=1)[:, :, None]
+    return read_back(w, per_channel, limit).astype(np.int8).reshape(weight.shape)

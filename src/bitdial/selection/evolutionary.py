@@ -1,0 +1,415 @@
+"""The evolutionary selector: a search over masks, scored whole, seeded with the greedy one. NumPy only.
+
+Source: design notes, section 2. Generation 0 is the initial population; each of the `generations` that follow keeps the
+best `survivors` candidates, fills up with their children and scores only those. Early generations are scored on fewer
+images (`image_schedule`), survivors again when the number changes. The best few of the last generation and the greedy
+completion are scored on all images and the best of them is the answer, so that it is never worse than greedy there.
+With a latency goal all candidates meet it (see `bitdial.selection.latency`), the greedy one included.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitdial.errors import ConfigError, OutputError, SelectionError
+from bitdial.selection.baselines import target_seed
+from bitdial.selection.checkpoint import Generation, SearchState, load_checkpoint, save_checkpoint
+from bitdial.selection.latency import (
+    LatencyModel,
+    concentrated_repair,
+    latency_completion,
+    latency_population,
+    move_layers,
+)
+from bitdial.selection.problem import (
+    BoolArray,
+    Evaluate,
+    FloatArray,
+    LatencyGoal,
+    SearchProgress,
+    SelectionProblem,
+    SelectionResult,
+    check_request,
+)
+from bitdial.selection.scoring import Scorer
+from bitdial.selection.targets import density_ranks
+from bitdial.selection.variation import SearchSpace, crossover, initial_population, swap_within_layers
+
+PROPOSALS_PER_CHILD = 5  # a child that was scored before is made again this often, before its place stays empty
+MISSES_PER_CHILD = 40  # and so often, where it missed the latency goal: that costs no evaluation
+LAYER_MOVES, CONCENTRATED = 0.3, 0.5  # shares of children, with a latency goal; believed, not tuned
+
+
+@dataclass(frozen=True)
+class EvolutionarySettings:
+    """Settings of the evolutionary selector. Raises ConfigError where one is out of its range.
+
+    Population and generations are the design's. The other defaults were tuned on synthetic problems with correlated
+    errors, where most alternatives differed by a few percent of the fitness; they were not tuned on networks.
+
+    population        candidates per generation, at least 2
+    generations       rounds of children after the initial population, at least 0
+    survivors         candidates kept from one generation to the next, 1 .. population - 1; each round scores at most
+                      population - survivors new ones
+    tournament        survivors drawn per parent, the best of which becomes it; 1 means no selection pressure here
+    crossover_rate    share of children with two parents, 0..1; the others are mutated copies
+    swaps             mean number of swaps per child (Poisson; at least one where there was no crossover), >= 0
+    repair_noise      noise on score ranks (0..1) when a child is brought back to the target, >= 0
+    initial_noise     noise on score ranks of the perturbed greedy completions in the initial population, each > 0
+    random_share      share of uniformly random candidates in the initial population, 0..1
+    image_schedule    pairs (share of the generations, share of the images), in order; the former add up to 1, the
+                      latter rise within 0..1. The final choice is always made on all images
+    final_candidates  how many of the last generation compete with greedy in the final choice, at least 1
+    context           anything else the fitness depends on (a hash of model and settings, say); a checkpoint of another
+                      context is refused
+    """
+
+    population: int = 50
+    generations: int = 50
+    survivors: int = 20
+    tournament: int = 2
+    crossover_rate: float = 0.8
+    swaps: float = 1.0
+    repair_noise: float = 0.2
+    initial_noise: tuple[float, ...] = (0.1, 0.3, 0.8)
+    random_share: float = 0.1
+    image_schedule: tuple[tuple[float, float], ...] = ((0.4, 0.25), (0.4, 0.5), (0.2, 1.0))
+    final_candidates: int = 5
+    context: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "initial_noise", tuple(float(n) for n in self.initial_noise))
+        object.__setattr__(self, "image_schedule", tuple((float(a), float(b)) for a, b in self.image_schedule))
+        _check_count("population", self.population, 2)
+        _check_count("generations", self.generations, 0)
+        _check_count("survivors", self.survivors, 1)
+        _check_count("tournament", self.tournament, 1)
+        _check_count("final_candidates", self.final_candidates, 1)
+        if self.survivors >= self.population:
+            raise ConfigError(
+                f"survivors ({self.survivors}) must be below population ({self.population}), or no children are made"
+            )
+        _check_range("crossover_rate", self.crossover_rate, 1.0)
+        _check_range("random_share", self.random_share, 1.0)
+        _check_range("swaps", self.swaps, math.inf)
+        _check_range("repair_noise", self.repair_noise, math.inf)
+        if not self.initial_noise or not all(0.0 < n < math.inf for n in self.initial_noise):
+            raise ConfigError(f"initial_noise is {list(self.initial_noise)}: give at least one finite number above 0")
+        shares = [share for share, _ in self.image_schedule]
+        images = [share for _, share in self.image_schedule]
+        if not shares or not all(s > 0 for s in shares) or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
+            raise ConfigError(f"image_schedule: the shares of generations {shares} must be above 0 and add up to 1")
+        if not all(0.0 < i <= 1.0 for i in images) or images != sorted(images):
+            raise ConfigError(f"image_schedule: the shares of images {images} must rise within 0 (excluded) .. 1")
+
+    def images(self, generation: int, n_images: int) -> int:
+        """How many of n_images images a generation (0 .. generations) is scored on; at least 1."""
+        done = generation / (self.generations + 1)
+        end = 0.0
+        for generations_share, images_share in self.image_schedule:
+            end += generations_share
+            if done < end - 1e-9:
+                return max(1, math.ceil(images_share * n_images - 1e-9))
+        return n_images
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}: give an integer of at least {least}")
+
+
+def _check_range(name: str, value: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= most or math.isinf(value):
+        limit = "" if math.isinf(most) else f" and at most {most:g}"
+        raise ConfigError(f"{name} is {value!r}: give a finite number of at least 0{limit}")
+
+
+class EvolutionarySelector:
+    """Searches masks for the lowest fitness at each target, in order, each target containing the former (if nested)."""
+
+    name: str = "evolutionary"
+
+    def __init__(self, settings: EvolutionarySettings | None = None) -> None:
+        self.settings = settings if settings is not None else EvolutionarySettings()
+
+    def select(
+        self,
+        problem: SelectionProblem,
+        targets: Sequence[float],
+        evaluate: Evaluate | None,
+        *,
+        seed: int,
+        nested: bool = True,
+        n_images: int = 0,
+        progress: Callable[[SearchProgress], None] | None = None,
+        checkpoint: Path | None = None,
+        latency: LatencyGoal | None = None,
+    ) -> SelectionResult:
+        """See `Selector.select`; `evaluate` is required.
+
+        With `checkpoint`, the state is saved after every generation and every target, and a search that finds its own
+        state there goes on from it; the file of a finished search is left in place and answers a repeated call at once.
+        Raises SelectionError also for a checkpoint of another search, OutputError where it cannot be written.
+        """
+        checked = check_request(targets, evaluate, seed=seed, n_images=n_images)
+        if evaluate is None:
+            raise SelectionError(
+                "the evolutionary selector needs an evaluation of candidates: pass `evaluate`, or use selector 'greedy'"
+            )
+        if checkpoint is not None:
+            checkpoint = Path(checkpoint)
+            if not checkpoint.parent.is_dir():
+                raise OutputError(
+                    f"cannot write the search checkpoint {checkpoint}: its directory does not exist; make it"
+                )
+        search = _Search(
+            self.settings, problem, checked, evaluate, int(seed), nested, int(n_images), progress, checkpoint, latency
+        )
+        return search.run()
+
+
+class _Search:
+    """One call of `EvolutionarySelector.select`."""
+
+    def __init__(
+        self,
+        settings: EvolutionarySettings,
+        problem: SelectionProblem,
+        targets: tuple[float, ...],
+        evaluate: Evaluate,
+        seed: int,
+        nested: bool,
+        n_images: int,
+        progress: Callable[[SearchProgress], None] | None,
+        checkpoint: Path | None,
+        latency: LatencyGoal | None,
+    ) -> None:
+        self.settings = settings
+        self.problem = problem
+        self.targets = targets
+        self.seed = seed
+        self.nested = nested
+        self.n_images = n_images
+        self.progress = progress
+        self.checkpoint = checkpoint
+        self.scorer = Scorer(evaluate)
+        self.ranks = density_ranks(problem)
+        self.identity: dict[str, Any] = {
+            "problem": problem.digest,
+            "targets": list(targets),
+            "nested": nested,
+            "seed": seed,
+            "n_images": n_images,
+            "settings": asdict(settings),
+        }
+        self.latency = LatencyModel(problem, latency) if latency is not None else None
+        if latency is not None:
+            self.identity["latency"] = {"gain": latency.gain, "fingerprint": latency.fingerprint}
+        self.wanted = -math.inf  # seconds that a candidate of the present target has to gain
+        self.greedy = np.zeros(problem.n_groups, dtype=np.bool_)  # greedy completion of the present target
+        self.started = time.perf_counter()
+        self.state = SearchState()
+        if checkpoint is not None:
+            self.state = load_checkpoint(checkpoint, self.identity, problem.n_groups) or self.state
+        self.seconds_before = self.state.seconds
+        self.scorer.evaluations = self.state.evaluations
+        self.scorer.image_evaluations = self.state.image_evaluations
+        self.scorer.cache_hits = self.state.cache_hits
+        if self.state.current is not None:
+            self.scorer.n_images = self.state.current.n_images
+            self.scorer.memory = self.state.memory
+
+    def run(self) -> SelectionResult:
+        state, problem = self.state, self.problem
+        for index in range(len(state.masks), len(self.targets)):
+            fixed = np.zeros(problem.n_groups, dtype=np.bool_)
+            if self.nested and state.masks:
+                fixed = state.masks[-1]
+            space = SearchSpace(problem, self.targets[index], fixed, self.ranks)
+            mask, fitness, greedy_fitness = self._solve(space, index)
+            state.masks.append(mask)
+            state.fitness.append(fitness)
+            state.greedy_fitness.append(greedy_fitness)
+            state.current = None
+            self.scorer.forget()  # so that a resumed search, which starts the next target without memory, is the same
+            self._save()
+            if self.targets[index] in (0.0, 1.0):
+                self._report(index)
+        return SelectionResult(
+            selector=EvolutionarySelector.name,
+            seed=self.seed,
+            targets=self.targets,
+            masks=np.stack(state.masks),
+            shares=np.array([problem.share(mask) for mask in state.masks]),
+            fitness=np.array(state.fitness),
+            greedy_fitness=np.array(state.greedy_fitness),
+            history=state.history,
+            evaluations=self.scorer.evaluations,
+            image_evaluations=self.scorer.image_evaluations,
+            cache_hits=self.scorer.cache_hits,
+            seconds=self._seconds(),
+            nested=self.nested,
+            latency=self.latency.seconds(np.stack(state.masks)) if self.latency is not None else None,
+        )
+
+    def _solve(self, space: SearchSpace, index: int) -> tuple[BoolArray, float, float]:
+        """The mask of one target, its fitness and that of the greedy completion, both on all images."""
+        settings = self.settings
+        if space.target in (0.0, 1.0):  # nothing to choose: none or all
+            fitness = float(self.scorer.score(space.greedy[None], self.n_images)[0])
+            self._record(index, 0, np.array([fitness]), self.n_images)
+            return space.greedy, fitness, fitness
+        self.greedy = space.greedy
+        if self.latency is not None:
+            self.greedy = latency_completion(space, self.latency)
+            self.wanted = min(self.latency.wanted(space.target), float(self.latency.gains(self.greedy[None])[0]))
+        generation = self.state.current
+        if generation is None:
+            generation = self._first_generation(space)
+            self._finish_generation(index, generation)
+        while generation.index < settings.generations:
+            generation = self._next_generation(space, generation)
+            self._finish_generation(index, generation)
+        best = np.argsort(generation.fitness, kind="stable")[: settings.final_candidates]
+        # Greedy comes first and argmin takes the first of equals, so that a search that found nothing better changes
+        # nothing.
+        finalists = np.concatenate([self.greedy[None], generation.population[best]])
+        fitness_of = self.scorer.score(finalists, self.n_images)
+        winner = int(np.argmin(fitness_of))
+        return finalists[winner], float(fitness_of[winner]), float(fitness_of[0])
+
+    def _first_generation(self, space: SearchSpace) -> Generation:
+        settings = self.settings
+        rng = np.random.Generator(np.random.PCG64(target_seed(self.seed, space.target)))
+        noises, random_share = settings.initial_noise, settings.random_share
+        if self.latency is None:
+            population = initial_population(space, settings.population, noises, random_share, rng)
+        else:
+            population = latency_population(
+                space, self.latency, self.greedy, self.wanted, settings.population, noises, random_share, rng
+            )
+        n_images = settings.images(0, self.n_images)
+        return Generation(0, population, self.scorer.score(population, n_images), n_images, rng)
+
+    def _next_generation(self, space: SearchSpace, last: Generation) -> Generation:
+        settings = self.settings
+        n_images = settings.images(last.index + 1, self.n_images)
+        kept = np.argsort(last.fitness, kind="stable")[: settings.survivors]
+        survivors, fitness = last.population[kept], last.fitness[kept]
+        if n_images != last.n_images:
+            fitness = self.scorer.score(survivors, n_images)
+        children = self._children(space, survivors, fitness, n_images, last.rng)
+        if children:
+            made = np.stack(children)
+            fitness = np.concatenate([fitness, self.scorer.score(made, n_images)])
+            survivors = np.concatenate([survivors, made])
+        return Generation(last.index + 1, survivors, fitness, n_images, last.rng)
+
+    def _children(
+        self, space: SearchSpace, parents: BoolArray, fitness: FloatArray, n_images: int, rng: np.random.Generator
+    ) -> list[BoolArray]:
+        """Up to population - survivors children, none scored before on n_images and no two equal."""
+        settings = self.settings
+        known: set[bytes] = set()
+        children: list[BoolArray] = []
+        for _ in range(settings.population - settings.survivors):
+            for _ in range(PROPOSALS_PER_CHILD):
+                child = self._child(space, parents, fitness, rng)
+                if self.latency is not None:
+                    for _ in range(MISSES_PER_CHILD):
+                        if self._meets_goal(child):
+                            break
+                        child = self._child(space, parents, fitness, rng)
+                    else:
+                        break
+                if not self.scorer.seen(child, n_images) and child.tobytes() not in known:
+                    known.add(child.tobytes())
+                    children.append(child)
+                    break
+        return children
+
+    def _child(
+        self, space: SearchSpace, parents: BoolArray, fitness: FloatArray, rng: np.random.Generator
+    ) -> BoolArray:
+        settings = self.settings
+        child = self._parent(parents, fitness, rng)
+        n_swaps = int(rng.poisson(settings.swaps))
+        if rng.random() < settings.crossover_rate:
+            child = crossover(space, child, self._parent(parents, fitness, rng), rng)
+        else:
+            n_swaps = max(1, n_swaps)
+        child = swap_within_layers(space, child, n_swaps, rng)
+        if self.latency is not None:
+            if rng.random() < LAYER_MOVES:
+                child = move_layers(space, child, rng)
+            if rng.random() < CONCENTRATED:
+                return concentrated_repair(space, child, settings.repair_noise, rng)
+        return space.repair(child, settings.repair_noise, rng)
+
+    def _meets_goal(self, mask: BoolArray) -> bool:
+        return self.latency is None or float(self.latency.gains(mask[None])[0]) >= self.wanted
+
+    def _parent(self, parents: BoolArray, fitness: FloatArray, rng: np.random.Generator) -> BoolArray:
+        drawn = rng.integers(len(parents), size=self.settings.tournament)
+        winner: BoolArray = parents[drawn[np.argmin(fitness[drawn])]]
+        return winner
+
+    def _record(self, index: int, generation: int, fitness: FloatArray, n_images: int) -> None:
+        """Note a scored generation of target `index` in the history."""
+        self.state.history.append(
+            {
+                "target": self.targets[index],
+                "generation": generation,
+                "best": float(fitness.min()),
+                "mean": float(fitness.mean()),
+                "n_images": n_images,
+                "evaluations": self.scorer.evaluations,
+            }
+        )
+
+    def _finish_generation(self, index: int, generation: Generation) -> None:
+        """Note a scored generation, save it, report it."""
+        self._record(index, generation.index, generation.fitness, generation.n_images)
+        self.state.current = generation
+        self._save()
+        self._report(index)
+
+    def _report(self, index: int) -> None:
+        """Hand the last row of the history to `progress`."""
+        if self.progress is None:
+            return
+        row = self.state.history[-1]
+        self.progress(
+            SearchProgress(
+                selector=EvolutionarySelector.name,
+                target=self.targets[index],
+                target_index=index,
+                n_targets=len(self.targets),
+                generation=row["generation"],
+                generations=self.settings.generations,
+                best=row["best"],
+                n_images=row["n_images"],
+                evaluations=row["evaluations"],
+                seconds=self._seconds(),
+            )
+        )
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _save(self) -> None:
+        state = self.state
+        state.memory = self.scorer.memory
+        state.evaluations = self.scorer.evaluations
+        state.image_evaluations = self.scorer.image_evaluations
+        state.cache_hits = self.scorer.cache_hits
+        state.seconds = self._seconds()
+        if self.checkpoint is not None:
+            save_checkpoint(self.checkpoint, self.identity, state)

@@ -1,0 +1,190 @@
+"""What one batch costs and what it is worth, by ratio: measured before serving, corrected while serving."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitdial.errors import ConfigError
+
+FORMAT = "bitdial-service-table"
+VERSION = 1
+UNKNOWN_LOSS = 0.01  # of a full dial, where accuracy was not measured
+DOUBT = 0.001  # the same on top of a measured loss
+
+
+@dataclass(frozen=True)
+class ServiceTable:
+    """Seconds of one batch on one worker, and accuracy, for every ratio of a model.
+
+    ratios     ascending, as in the model
+    batches    ascending batch sizes in images, the first is 1
+    seconds    [ratio][batch], median seconds of one batch
+    accuracy   per ratio the share of right answers, 0..1; None where nothing was measured
+    about      JSON-able: model, processor, threads, ...; for people
+
+    Raises ConfigError for tables that contradict themselves.
+    """
+
+    ratios: tuple[float, ...]
+    batches: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+    accuracy: tuple[float | None, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def wrong(what: str) -> ConfigError:
+            return ConfigError(f"the service table is unusable: {what}; measure it again")
+
+        if not self.ratios or list(self.ratios) != sorted(set(self.ratios)):
+            raise wrong("ratios must ascend, without repeats")
+        if not all(math.isfinite(r) and 0 <= r <= 1 for r in self.ratios):
+            raise wrong("ratios must lie in 0..1")
+        if not self.batches or self.batches[0] != 1 or list(self.batches) != sorted(set(self.batches)):
+            raise wrong("batch sizes must ascend from 1")
+        if len(self.seconds) != len(self.ratios) or any(len(row) != len(self.batches) for row in self.seconds):
+            raise wrong("one row of seconds per ratio and one column per batch size are needed")
+        if not all(math.isfinite(s) and s > 0 for row in self.seconds for s in row):
+            raise wrong("seconds must be positive")
+        if len(self.accuracy) != len(self.ratios):
+            raise wrong("one accuracy per ratio is needed (null where unknown)")
+        if not all(a is None or (math.isfinite(a) and 0 <= a <= 1) for a in self.accuracy):
+            raise wrong("accuracies must lie in 0..1")
+
+    def latency(self, index: int, images: int) -> float:
+        """Seconds of a batch of so many images at ratio `index`: linear between measured sizes; beyond the largest, in
+        proportion to it."""
+        batches, row = self.batches, self.seconds[index]
+        if images >= batches[-1]:
+            return row[-1] * images / batches[-1]
+        at = bisect.bisect_right(batches, images)
+        if at == 0:
+            return row[0]
+        low, high = batches[at - 1], batches[at]
+        return row[at - 1] + (row[at] - row[at - 1]) * (images - low) / (high - low)
+
+    def throughput(self, index: int, images: int) -> float:
+        """Images per second of one worker that runs batches of so many images without pause."""
+        return images / self.latency(index, images)
+
+    def at_or_below(self, ratio: float) -> int:
+        """Index of the largest ratio at or below `ratio`; -1 if all are larger."""
+        return bisect.bisect_right(self.ratios, ratio + 1e-9) - 1
+
+    def loss(self, index: int) -> float:
+        """Accuracy given up against the smallest ratio, in 0..1, and a tenth of a point at the full dial besides: accuracies are
+        measured on so many images only, and a ratio that seems to cost nothing must still come down when it is not needed.
+        Where accuracies are unknown a full dial is taken to cost one point."""
+        first, here = self.accuracy[0], self.accuracy[index]
+        if any(a is None for a in self.accuracy) or first is None or here is None:
+            return UNKNOWN_LOSS * self.ratios[index]
+        return max(0.0, first - here) + DOUBT * self.ratios[index]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able; `from_json` reads it back."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "ratios": list(self.ratios),
+            "batches": list(self.batches),
+            "seconds": [list(row) for row in self.seconds],
+            "accuracy": list(self.accuracy),
+            "about": dict(self.about),
+        }
+
+    @staticmethod
+    def from_json(text: str | bytes | Mapping[str, Any], name: str = "service table") -> ServiceTable:
+        """A table from its JSON. Raises ConfigError that names the file and what is wrong."""
+        try:
+            data: Any = json.loads(text) if isinstance(text, (str, bytes)) else text
+            if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+                raise ConfigError(f"{name} is no service table (bitdial serve --save-table writes one)")
+            if data.get("version") != VERSION:
+                raise ConfigError(f"{name} has version {data.get('version')!r}, this bitdial reads {VERSION}")
+            return ServiceTable(
+                tuple(_number(r) for r in data["ratios"]),
+                tuple(_whole(b) for b in data["batches"]),
+                tuple(tuple(_number(s) for s in row) for row in data["seconds"]),
+                tuple(None if a is None else _number(a) for a in data["accuracy"]),
+                dict(data.get("about") or {}),
+            )
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{name} is unreadable: {type(error).__name__}: {error}") from error
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+class CorrectedTable:
+    """A service table and what serving has shown: predictions follow a machine that is slower (or faster) than when it was
+    measured, because it is shared, hot or busy with the requests themselves.
+
+    One factor for all cells moves fast, one per ratio slowly, so that a ratio that has not run lately is corrected by what
+    is common to all. `spread` is the mean absolute relative deviation of the predictions.
+    """
+
+    FAST, SLOW = 0.1, 0.05
+    LIMITS = (0.25, 8.0)
+
+    def __init__(self, table: ServiceTable) -> None:
+        self.table = table
+        self.common = 1.0
+        self.own = [1.0] * len(table.ratios)
+        self.spread = 0.02
+
+    def latency(self, index: int, images: int) -> float:
+        """Expected seconds of a batch, corrected."""
+        return self.table.latency(index, images) * self.common * self.own[index]
+
+    def safe(self, index: int, images: int) -> float:
+        """Seconds that a batch hardly ever exceeds: four mean deviations (about three standard deviations) more than expected."""
+        return self.latency(index, images) * (1.0 + 4.0 * self.spread)
+
+    def observe(self, index: int, images: int, seconds: float) -> None:
+        """Learn from a batch that took `seconds`. Values that are not positive and finite are ignored (clock jumps)."""
+        if not (math.isfinite(seconds) and seconds > 0):
+            return
+        expected = self.latency(index, images)
+        error = min(max(seconds / expected, 0.2), 5.0)  # one stalled batch says little about the next
+        self.spread += self.SLOW * (abs(error - 1.0) - self.spread)
+        low, high = self.LIMITS
+        self.common = min(max(self.common * error**self.FAST, low), high)
+        self.own[index] = min(max(self.own[index] * error**self.SLOW, 0.5), 2.0)
+
+
+def useful_ratios(table: ServiceTable, images: int, allowed: Sequence[int]) -> list[int]:
+    """Of the allowed ratio indices, ascending, those on the lower convex hull of (seconds per image, accuracy lost).
+
+    A ratio above the hull is a bad buy: a mixture of two others gives the same throughput with less loss, and the dial mixes
+    at no cost, batch by batch. Ratios that are no faster than a smaller one are left out too.
+    """
+    points: list[tuple[float, float, int]] = []
+    for index in sorted(allowed):
+        seconds, loss = table.latency(index, images), table.loss(index)
+        while points and loss <= points[-1][1] and seconds <= points[-1][0] and points[-1][1] > 0:
+            points.pop()  # slower and no more accurate than this one
+        if points and seconds >= points[-1][0]:
+            continue
+        while len(points) >= 2:
+            (s0, l0, _), (s1, l1, _) = points[-2], points[-1]
+            # slope of loss per second saved must grow along the hull
+            if (l1 - l0) * (s1 - seconds) <= (loss - l1) * (s0 - s1) + 1e-12:
+                break
+            points.pop()
+        points.append((seconds, loss, index))
+    return [index for _, _, index in points]

@@ -1,0 +1,557 @@
+"""A served model: the scheduler and the workers put together on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from bitdial.errors import BitdialError, ConfigError, InputError
+from bitdial.serving.control import Batch, Request, Scheduler, ServiceTable, Settings, make_policy
+from bitdial.serving.errors import (
+    BadRequest,
+    ComputeFailed,
+    Expired,
+    LoadFailed,
+    NotReady,
+    Overloaded,
+    ServingError,
+)
+from bitdial.serving.metrics import ModelMetrics
+from bitdial.serving.protocol.request import RequestReader
+from bitdial.serving.server.exchange import carry_over, prepare_version
+from bitdial.serving.server.recording import Recording
+from bitdial.serving.worker import ModelInfo, SignatureError, WorkerCrash, WorkerOptions, WorkerPool, measure_table
+from bitdial.serving.worker.pool import MakeWorker
+from bitdial.serving.worker.process import ProcessWorker
+
+Array = npt.NDArray[Any]
+Progress = Callable[[float, str], None]
+
+TICK = 1.0  # seconds between updates of the gauges while nothing happens
+LOOK = 64  # waiting requests looked at for the next deadline
+
+logger = logging.getLogger("bitdial.serving")
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a request gets.
+
+    outputs: one array per output of the model. ratio, index: executed. queue, compute: seconds it waited, and that its batch took
+    in the engine. batch: images of that batch. finished: when the batch was done, on the model's clock.
+    """
+
+    outputs: list[Array]
+    ratio: float
+    index: int
+    queue: float
+    compute: float
+    batch: int
+    finished: float
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A request that waits or is computed."""
+
+    request: Request
+    inputs: list[Array]
+    max_ratio: float | None
+    future: asyncio.Future[Answer]
+
+
+class ServedModel:
+    """One model behind its queue. Belongs to the event loop that `start` is called on.
+
+    name, path      in URLs; the file, fixed for good
+    settings        how it is served
+    policy          what turns the dial, as `make_policy` takes it
+    options         of its workers; `max_batch` and `name` are set from the settings and the name
+    workers         how many
+    table           service times, instead of measuring them
+    registry        Prometheus registry for the metrics, or None
+    record          file that decisions are recorded to, or None
+    make            what makes a worker
+    clock           seconds, monotonic
+
+    state: "starting", "ready", "draining" or "failed"; reason: why it failed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str | Path,
+        settings: Settings,
+        policy: str = "planned",
+        *,
+        options: WorkerOptions | None = None,
+        workers: int = 1,
+        table: ServiceTable | None = None,
+        registry: Any = None,
+        record: Path | None = None,
+        make: MakeWorker = ProcessWorker,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        make_policy(policy)  # an unknown one is told of now
+        self.name, self.path, self.settings, self.policy, self.clock = name, str(path), settings, policy, clock
+        self.state, self.reason = "starting", ""
+        self.metrics: ModelMetrics | None = None
+        self.output_names: list[str] = []
+        self._given_table, self._registry, self._record = table, registry, record
+        self._pool = WorkerPool(
+            path,
+            dataclasses.replace(options or WorkerOptions(), max_batch=settings.max_batch, name=name),
+            workers=workers,
+            make=make,
+            on_free=self._wake,
+            on_crash=self._crashed,
+            on_restart=self._restarted,
+        )
+        self._scheduler: Scheduler | None = None
+        self._reader: RequestReader | None = None
+        self._recording: Recording | None = None
+        self._pending: dict[int, _Pending] = {}
+        self._ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._launching = 0  # batches that were given out and have not reached their worker yet
+        self._woken = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._ticker: asyncio.Task[None] | None = None
+        self._empty = asyncio.Event()
+        self._reloading = asyncio.Lock()
+
+    # ---- to look at ------------------------------------------------------------------------------------------------------
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its file has been read, so that `info` is there."""
+        return self._scheduler is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests and has a worker to run them."""
+        return self.state == "ready" and self._pool.alive > 0
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is about to stop: connections should end with their answers."""
+        return self.state == "draining"
+
+    @property
+    def info(self) -> ModelInfo:
+        """Of the file in use. Raises NotReady before it is loaded."""
+        if self._scheduler is None:
+            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+        return self._pool.info
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The one in use. Raises NotReady before the model is loaded."""
+        if self._scheduler is None:
+            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+        return self._scheduler
+
+    @property
+    def pool(self) -> WorkerPool:
+        """Its workers."""
+        return self._pool
+
+    def reader(self) -> RequestReader:
+        """Of requests to this model. Raises NotReady before it is loaded."""
+        if self._reader is None:
+            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+        return self._reader
+
+    def largest_body(self) -> int:
+        """Bytes of the largest sensible request; 0 before the model is loaded."""
+        return 0 if self._reader is None else self._reader.largest_body
+
+    # ---- start -----------------------------------------------------------------------------------------------------------
+
+    async def start(self, progress: Progress | None = None) -> None:
+        """Load the model, learn what its batches cost, take requests. Raises BitdialError; then nothing is left running."""
+        try:
+            info = await self._pool.start()
+            table = await self._first_table(info, progress)
+            self._install(info, table)
+            if self._record is not None:
+                self._recording = Recording(self._record, self.scheduler, self.policy, self._pool.size)
+        except BaseException as error:
+            self.state, self.reason = "failed", str(error)
+            await self._pool.stop()
+            raise
+        self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        self.state = "ready"
+
+    async def _first_table(self, info: ModelInfo, progress: Progress | None) -> ServiceTable:
+        given = self._given_table
+        if given is None:
+            return await measure_table(self._pool.workers[0], self.settings.max_batch, progress)
+        if given.ratios != info.ratios:
+            raise ConfigError(
+                f"the service table is of ratios {list(given.ratios)}, model '{self.name}' has {list(info.ratios)}: "
+                "leave --table out to measure one"
+            )
+        return dataclasses.replace(given, accuracy=info.accuracy)
+
+    def _install(self, info: ModelInfo, table: ServiceTable) -> None:
+        scheduler = Scheduler(table, self.settings, make_policy(self.policy), self._pool.size)
+        if self.metrics is None:
+            self.metrics = ModelMetrics(
+                self._registry, self.name, info.ratios, info.accuracy, self.settings.slo, self.clock
+            )
+            self.metrics.on_read = self._gauges
+        else:
+            self.metrics.use_model(info.ratios, info.accuracy)
+        self._reader = RequestReader(info.inputs, info.outputs, self.settings.max_batch)
+        self.output_names = [t.name for t in info.outputs]
+        self._scheduler = scheduler
+
+    def _end_recording(self, why: str = "") -> None:
+        if self._recording is not None:
+            self._recording.close(why)
+            self._recording = None
+
+    # ---- requests --------------------------------------------------------------------------------------------------------
+
+    async def infer(
+        self,
+        inputs: list[Array],
+        images: int,
+        *,
+        slo: float | None = None,
+        max_ratio: float | None = None,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> Answer:
+        """Wait for the answer to a request whose arrays fit the model (`RequestReader` sees to that).
+
+        slo: seconds within which the answer should be there; None: the server's. timeout: seconds after which it is of no use.
+        max_ratio: largest ratio accepted. arrived: when it came, on the model's clock.
+        Raises BadRequest, NotReady, Overloaded, Expired, ComputeFailed. If the caller is cancelled, a waiting request is
+        forgotten.
+        """
+        scheduler, metrics, now = self.scheduler, self.metrics, self.clock()
+        assert metrics is not None
+        if self.state != "ready":
+            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0, closes=self.closing)
+        arrived = now if arrived is None else min(arrived, now)
+        metrics.arrived(now, images)
+        if images > self.settings.max_batch:
+            metrics.invalid(now)
+            raise BadRequest(f"the request holds {images} images, this model takes at most {self.settings.max_batch}")
+        request = self._request(scheduler, now, arrived, images, slo, max_ratio, timeout)
+        refusal = scheduler.submit(now, request)
+        if refusal is not None:
+            metrics.shed(now, refusal.reason)
+            what = "the queue is full" if refusal.reason == "queue full" else "it could not be answered in time"
+            raise Overloaded(f"model '{self.name}' is overloaded: {what}; try again later", refusal.retry_after)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._pending[request.id] = _Pending(request, inputs, max_ratio, future)
+        self._wake()
+        try:
+            answer = await future
+        except asyncio.CancelledError:
+            now = self.clock()
+            if self._forget(request.id) is not None:
+                self.scheduler.cancel(now, request.id)
+            metrics.cancelled(now)
+            raise
+        now = self.clock()
+        self.scheduler.answered(now, now - answer.finished)
+        total = now - arrived
+        metrics.answered(
+            now, index=answer.index, queue=answer.queue, compute=answer.compute, total=total, images=images,
+            met=total <= request.deadline - request.arrival,
+        )  # fmt: skip
+        return answer
+
+    def _request(
+        self, scheduler: Scheduler, now: float, arrived: float, images: int,
+        slo: float | None, max_ratio: float | None, timeout: float | None,
+    ) -> Request:  # fmt: skip
+        cap = scheduler.cap(max_ratio)
+        if cap < scheduler.allowed[0]:
+            assert self.metrics is not None
+            self.metrics.invalid(now)
+            raise BadRequest(
+                f"max_ratio {max_ratio:g} is below the smallest ratio of model '{self.name}', "
+                f"{scheduler.table.table.ratios[scheduler.allowed[0]]:g}"
+            )
+        bound = self.settings.slo if slo is None else slo
+        useful = bound if self.settings.timeout is None else max(bound, self.settings.timeout)
+        if timeout is not None:
+            useful = min(useful, timeout)
+        return Request(next(self._ids), arrived, arrived + min(bound, useful), arrived + useful, images, cap)
+
+    def invalid(self) -> None:
+        """Count a request that could not be read."""
+        if self.metrics is not None:
+            self.metrics.invalid(self.clock())
+
+    def _forget(self, id: int) -> _Pending | None:
+        pending = self._pending.pop(id, None)
+        if not self._pending:
+            self._empty.set()
+        return pending
+
+    def _fail(self, id: int, error: Exception) -> bool:
+        """End a request with an error; whether anyone was waiting for it."""
+        pending = self._forget(id)
+        if pending is None or pending.future.done():
+            return False
+        pending.future.set_exception(error)
+        return True
+
+    # ---- batches ---------------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Look for a batch to run once what is going on at this moment has been taken in."""
+        if not self._woken:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._woken = False
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        try:
+            now = self.clock()
+            scheduler.workers = self._pool.alive
+            while self._pool.idle > self._launching:
+                batch = scheduler.next_batch(now)
+                self._expire(scheduler.take_expired(), now)
+                if batch is None:
+                    break
+                self._launch(scheduler, batch, now)
+            else:  # no worker is free: deadlines pass all the same
+                scheduler.expire(now)
+                self._expire(scheduler.take_expired(), now)
+            self._set_timer(scheduler, now)
+        except Exception:  # a bug must not leave anyone waiting for ever
+            logger.exception("model '%s': the scheduler failed", self.name)
+            for request in list(scheduler.queue):
+                scheduler.queue.remove(request.id)
+                self._fail(request.id, ComputeFailed("the scheduler failed unexpectedly; the server's log says how"))
+
+    def _expire(self, gone: Sequence[Request], now: float) -> None:
+        assert self.metrics is not None
+        for request in gone:
+            waited = 1000.0 * (now - request.arrival)
+            if self._fail(request.id, Expired(f"the deadline passed after {waited:.0f} ms in the queue")):
+                self.metrics.expired(now)
+
+    def _set_timer(self, scheduler: Scheduler, now: float) -> None:
+        if self._pool.idle > self._launching:
+            due = scheduler.wake_at()
+        else:
+            due = min((r.drop_at for r in itertools.islice(scheduler.queue, LOOK)), default=None)
+        if due is None:
+            return
+        if self._timer is not None:
+            if now < self._timer_at <= due + 0.001:
+                return  # it goes off in time
+            self._timer.cancel()
+        delay = max(0.001, due - now)
+        self._timer_at = now + delay
+        self._timer = asyncio.get_running_loop().call_later(delay, self._timed)
+
+    def _timed(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _launch(self, scheduler: Scheduler, batch: Batch, now: float) -> None:
+        assert self.metrics is not None
+        self._launching += 1
+        task = asyncio.get_running_loop().create_task(self._run(scheduler, batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self.metrics.batch(now, index=batch.index, images=batch.images, requests=len(batch.requests))
+        self._gauges()
+
+    async def _run(self, scheduler: Scheduler, batch: Batch) -> None:
+        """One batch, from its worker to its answers."""
+        index = batch.index
+        if scheduler is not self._scheduler:  # the model file was exchanged this very moment
+            index = max(0, self.scheduler.table.table.at_or_below(scheduler.table.table.ratios[index]))
+        ratio = self._pool.info.ratios[index]
+        waiting = [self._pending.get(r.id) for r in batch.requests]
+        alive = [p for p in waiting if p is not None]
+        self._launching -= 1
+        if not alive:  # all senders have left
+            scheduler.failed(self.clock(), batch)
+            self._wake()
+            return
+        try:
+            if not self._pool.idle:
+                raise WorkerCrash("the worker died before it could be given the batch")
+            result = await self._pool.run([p.inputs for p in alive], index)
+        except BaseException as error:
+            scheduler.failed(self.clock(), batch)
+            self._lose(batch, error)
+            self._wake()
+            if not isinstance(error, Exception):
+                raise
+            return
+        now = self.clock()
+        scheduler.completed(now, batch, now - batch.begun)
+        self._pump()  # the worker has its next batch before anyone is answered
+        for pending, outputs, problem in zip(alive, result.outputs, result.checked, strict=True):
+            self._forget(pending.request.id)
+            if pending.future.done():
+                continue
+            if problem:
+                assert self.metrics is not None
+                self.metrics.invalid(now)
+                pending.future.set_exception(BadRequest(problem))
+            else:
+                queue = batch.begun - pending.request.arrival
+                pending.future.set_result(Answer(outputs, ratio, index, queue, result.compute, batch.images, now))
+
+    def _lose(self, batch: Batch, error: BaseException) -> None:
+        """Tell the senders of a batch that has no result."""
+        now, word = self.clock(), "unexpected"
+        answer: ServingError = ComputeFailed("the server failed unexpectedly; its log says how")
+        if isinstance(error, WorkerCrash):
+            answer, word = (
+                ComputeFailed(f"{error}; this request was lost with it, others go on: send it again"),
+                "worker crash",
+            )
+        elif isinstance(error, InputError):
+            answer, word = BadRequest(str(error)), ""
+        elif isinstance(error, BitdialError):
+            answer, word = ComputeFailed(str(error)), "engine"
+        elif isinstance(error, Exception):
+            logger.error("model '%s': a batch failed unexpectedly", self.name, exc_info=error)
+        assert self.metrics is not None
+        for request in batch.requests:
+            if self._fail(request.id, answer):
+                if word:
+                    self.metrics.failed(now, word)
+                else:
+                    self.metrics.invalid(now)
+
+    def _crashed(self, error: BitdialError) -> None:
+        logger.warning("model '%s': %s; a new worker is started", self.name, error)
+        self._wake()
+
+    def _restarted(self, seconds: float) -> None:
+        logger.warning("model '%s': a worker is back after %.1f s", self.name, seconds)
+        if self.metrics is not None:
+            self.metrics.restarted(self.clock())
+        self._wake()
+
+    # ---- a new version of the file ---------------------------------------------------------------------------------------
+
+    async def reload(self) -> bool:
+        """Read the file again and, if it has changed, put the new version to use without losing a request. Whether it had.
+
+        Raises LoadFailed and SignatureError, after which the version before is still in use, and NotReady.
+        """
+        async with self._reloading:
+            if self.state != "ready" or self.metrics is None:
+                raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+            try:
+                changed = await self._exchange()
+            except BitdialError as error:
+                self.metrics.reloaded(self.clock(), False)
+                logger.warning("model '%s' was not loaded again: %s", self.name, error)
+                if isinstance(error, SignatureError):
+                    raise
+                raise LoadFailed(f"the version before stays in use: {error}") from error
+            self.metrics.reloaded(self.clock(), True)
+            return changed
+
+    async def _exchange(self) -> bool:
+        version = await prepare_version(
+            self._pool, self.settings, self.scheduler.table.table, remembered=self._given_table is None
+        )
+        if version is None:
+            return False
+        if self.state != "ready":
+            await version.candidate.discard()
+            raise NotReady(f"model '{self.name}' is {self.state}")
+        self._pool.commit(version.candidate)
+        self._adopt(version.candidate.info, version.table)
+        logger.warning("model '%s' was loaded again: %s", self.name, version.candidate.info.digest[:12])
+        return True
+
+    def _adopt(self, info: ModelInfo, table: ServiceTable) -> None:
+        """Go on with another table; requests that wait keep their places."""
+        old = self.scheduler
+        self._end_recording(f"model '{self.name}' was loaded again")
+        self._install(info, table)
+        new = self.scheduler
+        carry_over(old, new)
+        for request in list(old.queue):
+            pending = self._pending.get(request.id)
+            if pending is None:
+                continue
+            cap = new.cap(pending.max_ratio)
+            if cap < new.allowed[0]:
+                self._fail(request.id, BadRequest("max_ratio is below the smallest ratio of the model's new version"))
+                continue
+            pending.request = dataclasses.replace(request, cap=cap)
+            new.queue.add(pending.request)
+        self._expire(old.take_expired(), self.clock())
+        self._wake()
+
+    # ---- the end ---------------------------------------------------------------------------------------------------------
+
+    async def drain(self, timeout: float) -> bool:
+        """Take no more requests and wait until those taken in are answered; whether all were within `timeout` seconds."""
+        if self.state in ("ready", "starting"):
+            self.state = "draining"
+        if self._pending:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout)
+            except asyncio.TimeoutError:
+                return False
+        return True
+
+    async def stop(self) -> None:
+        """End workers; requests that are still there get an error."""
+        if self.state in ("ready", "starting"):
+            self.state = "draining"
+        for id in list(self._pending):
+            self._fail(id, NotReady("the server is stopping", retry_after=1.0, closes=True))
+        if self._scheduler is not None:
+            for request in list(self._scheduler.queue):
+                self._scheduler.queue.remove(request.id)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await self._pool.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+        self._end_recording()
+
+    # ---- figures ---------------------------------------------------------------------------------------------------------
+
+    def _gauges(self) -> None:
+        scheduler = self._scheduler
+        if scheduler is None or self.metrics is None:
+            return
+        now = self.clock()
+        self.metrics.gauges(
+            now, index=scheduler.current, queue_depth=len(scheduler.queue), queue_images=scheduler.queue.images,
+            oldest_wait=scheduler.oldest_wait(now), switches=scheduler.switches, workers=self._pool.alive,
+        )  # fmt: skip
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self._gauges()

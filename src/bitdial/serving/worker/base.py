@@ -1,0 +1,110 @@
+"""What all workers have in common: one model on one engine that computes one batch at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from bitdial.errors import ConfigError
+from bitdial.serving.worker.errors import WorkerCrash
+from bitdial.serving.worker.info import ModelInfo
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a model is loaded and watched. Seconds and images.
+
+    engine         name, None: the compiled one where it runs the model, else the reference engine
+    engine_options as the engine takes them (isa, threads, memory, kernels, batch_hint; device)
+    max_batch      images of the largest batch; shared memory is laid out for it (pages are taken when first used)
+    name           of the model; None: from the file's name
+    patience       a batch that takes longer counts as hung, and its worker is killed
+    start_timeout  the same for loading the model
+    grace          how long `stop` waits for a running batch and for the process to end, before it is killed
+    """
+
+    engine: str | None = None
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    max_batch: int = 32
+    name: str | None = None
+    patience: float = 30.0
+    start_timeout: float = 600.0
+    grace: float = 5.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_batch, bool) or not isinstance(self.max_batch, int) or not 1 <= self.max_batch <= 65536:
+            raise ConfigError(f"max_batch must be a whole number in 1..65536, got {self.max_batch!r}")
+        for what in ("patience", "start_timeout", "grace"):
+            seconds = getattr(self, what)
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise ConfigError(f"{what} must be a positive time, got {seconds!r}")
+
+    @property
+    def threads(self) -> int:
+        """Threads that the worker's engine is to use."""
+        threads = self.engine_options.get("threads", 1)
+        return threads if isinstance(threads, int) and threads > 0 else 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one batch.
+
+    outputs   [request][output], memory of their own; an empty list for a request whose input was bad
+    index     ratio index that the batch ran at
+    compute   seconds inside the engine
+    checked   per request "" or why its input was bad (NaN, infinity); the other requests were computed all the same
+    """
+
+    outputs: list[list[Array]]
+    index: int
+    compute: float
+    checked: list[str]
+
+
+class Worker(Protocol):
+    """One model on one engine, one batch at a time; calls of `run` that overlap wait for each other.
+
+    Belongs to the event loop that it was started on.
+    """
+
+    on_lost: Callable[[WorkerCrash], None] | None  # called once if the worker dies or hangs, running a batch or not
+
+    @property
+    def info(self) -> ModelInfo:
+        """Known once started."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Started, and neither stopped nor lost."""
+        ...
+
+    async def start(self) -> ModelInfo:
+        """Load the model and run it once at every ratio. Raises BitdialError (ArtifactError, EngineError, UnservableError, ...,
+        WorkerCrash if it dies at that); then nothing is left running."""
+        ...
+
+    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
+        """Compute requests, each one array per input, together at ratio index `index`.
+
+        Raises InputError for wrong numbers, dtypes or shapes or too many images (nothing is computed then), EngineError if
+        the engine failed on all requests, WorkerCrash if the worker is lost. A call that is cancelled does not stop the batch.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Let a running batch finish, end the worker and free all it held; may be called more than once."""
+        ...
+
+
+def check_index(index: int, info: ModelInfo) -> None:
+    """Raises ConfigError unless `index` is a ratio index of the model."""
+    if not 0 <= index < len(info.ratios):
+        raise ConfigError(f"ratio index {index} is outside 0..{len(info.ratios) - 1}")

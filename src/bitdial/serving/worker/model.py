@@ -1,0 +1,299 @@
+"""A model on its engine, as a worker runs it: loading, what it says of itself, and batches in which a request may be bad.
+
+Imports no engine before a model asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitdial._version import __version__
+from bitdial.artifact import from_bytes
+from bitdial.engines.base import Engine, create_engine, default_engine
+from bitdial.errors import EngineError, InputError
+from bitdial.graph.batch_axis import batch_axes
+from bitdial.graph.ir import BatchDim
+from bitdial.processor import processor_name
+from bitdial.quantization.program import Program
+from bitdial.serving.worker.batching import part
+from bitdial.serving.worker.errors import UnservableError
+from bitdial.serving.worker.info import ModelInfo, TensorInfo
+
+Array = npt.NDArray[Any]
+
+WARM_UP = 1.0  # seconds that the first run of a full batch may take; where it would take longer it is left out
+WARY = 64  # batches that are looked through beforehand after one with a bad request
+
+
+class LoadedModel:
+    """A model that has been run once at every ratio.
+
+    data: bytes of the file; path: for messages; engine, options: as `WorkerOptions`; max_batch: images of the largest batch.
+    Raises ArtifactError, EngineError, UnservableError.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        path: str,
+        *,
+        engine: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        max_batch: int = 32,
+        name: str | None = None,
+    ) -> None:
+        program = from_bytes(data, path)
+        inputs = _input_infos(program, path)
+        self.engine, chosen = _engine(program, engine, dict(options or {}))
+        self._ratios = list(program.ratios)
+        self._wary = 0
+        outputs = self._warm_up(program, inputs, path, max_batch)
+        self.info = ModelInfo(
+            name or Path(path).stem,
+            inputs,
+            outputs,
+            tuple(float(r) for r in program.ratios),
+            _accuracy(program),
+            _engine_info(self.engine, chosen),
+            _layer_table(program),
+            hashlib.sha256(data).hexdigest(),
+        )
+
+    def _warm_up(
+        self, program: Program, inputs: tuple[TensorInfo, ...], path: str, max_batch: int
+    ) -> tuple[TensorInfo, ...]:
+        """Run all ratios once, and a full batch if that is quick; what the outputs really are."""
+        outputs: tuple[TensorInfo, ...] = ()
+        seconds = 0.0
+        for index in range(len(self._ratios)):
+            begin = time.perf_counter()
+            first = self._engine_run([np.zeros(t.of(1), t.dtype) for t in inputs], index)
+            seconds = time.perf_counter() - begin
+            outputs = outputs or _output_infos(program, first, path)
+        # The second run at the last ratio is without what engines make ready in the first.
+        begin = time.perf_counter()
+        self._engine_run([np.zeros(t.of(1), t.dtype) for t in inputs], len(self._ratios) - 1)
+        seconds = min(seconds, time.perf_counter() - begin)
+        if seconds * max_batch < WARM_UP:
+            found = self._engine_run([np.zeros(t.of(max_batch), t.dtype) for t in inputs], 0)
+            for tensor, array in zip(outputs, found, strict=True):
+                if array.shape != tensor.of(max_batch):
+                    raise UnservableError(
+                        f"{path}: output '{tensor.name}' has shape {list(array.shape)} for {max_batch} images, where {tensor} "
+                        "was expected: its images cannot be told apart"
+                    )
+        return outputs
+
+    def _engine_run(self, inputs: Sequence[Array], index: int) -> list[Array]:
+        batch = inputs[0] if len(inputs) == 1 else list(inputs)
+        outputs = self.engine.run(batch, self._ratios[index])
+        return [np.asarray(o) for o in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+    def run(self, inputs: Sequence[Array], images: Sequence[int], index: int) -> tuple[list[Array], float, list[str]]:
+        """A batch of requests of so many images each, all behind each other in `inputs` (one array per model input).
+
+        Returns the outputs of the good requests (behind each other too; may share memory with the inputs), the seconds inside
+        the engine, and per request "" or why it is bad. Raises EngineError if the engine fails on every request though their
+        values are finite.
+
+        Engines refuse a batch with a NaN, and check for it at no cost; the search for the request to blame is only made
+        then, and for some batches after, so that a sender of NaN does not make everyone compute twice.
+        """
+        checked = [""] * len(images)
+        seconds = 0.0
+        if self._wary:
+            self._wary -= 1
+            checked = self._not_finite(inputs, images)
+        if not any(checked):
+            begin = time.perf_counter()
+            try:
+                outputs = self._engine_run(inputs, index)
+                return outputs, time.perf_counter() - begin, checked
+            except InputError as error:
+                problem: Exception = error
+            except Exception as error:  # of torch, NumPy, ...: see below
+                problem = error
+            seconds += time.perf_counter() - begin
+            checked = self._not_finite(inputs, images)
+            if not any(checked):
+                return self._one_by_one(inputs, images, index, seconds, problem)
+            self._wary = WARY
+        good = [i for i, found in enumerate(checked) if not found]
+        if not good:
+            return [], seconds, checked
+        starts = _starts(images)
+        kept = [
+            np.concatenate([part(t, a, starts[i], images[i]) for i in good], axis=t.axis)
+            for t, a in zip(self.info.inputs, inputs, strict=True)
+        ]
+        begin = time.perf_counter()
+        try:
+            outputs = self._engine_run(kept, index)
+        except Exception as error:
+            more = [images[i] for i in good]
+            outputs, seconds, found = self._one_by_one(kept, more, index, seconds, error)
+            for i, text in zip(good, found, strict=True):
+                checked[i] = text
+            return outputs, seconds, checked
+        return outputs, seconds + time.perf_counter() - begin, checked
+
+    def _not_finite(self, inputs: Sequence[Array], images: Sequence[int]) -> list[str]:
+        """Per request "" or which input holds a NaN or infinity."""
+        checked = [""] * len(images)
+        for tensor, array in zip(self.info.inputs, inputs, strict=True):
+            if array.dtype.kind not in "fc" or np.isfinite(array).all():
+                continue
+            for i, (start, count) in enumerate(zip(_starts(images), images, strict=True)):
+                if not checked[i] and not np.isfinite(part(tensor, array, start, count)).all():
+                    checked[i] = f"input '{tensor.name}' holds NaN or infinite values"
+        return checked
+
+    def _one_by_one(
+        self, inputs: Sequence[Array], images: Sequence[int], index: int, seconds: float, problem: Exception
+    ) -> tuple[list[Array], float, list[str]]:
+        """The batch fails for a reason that is not seen in the values (an index out of an embedding's range, say): find
+        the requests that fail by themselves."""
+        rows: list[list[Array]] = []
+        checked = []
+        for start, count in zip(_starts(images), images, strict=True):
+            own = [part(t, a, start, count) for t, a in zip(self.info.inputs, inputs, strict=True)]
+            begin = time.perf_counter()
+            try:
+                if len(images) == 1:
+                    raise problem
+                rows.append([o.copy() for o in self._engine_run(own, index)])
+                checked.append("")
+            except InputError as error:
+                checked.append(str(error))
+            except Exception as error:
+                checked.append(f"the engine fails on it: {type(error).__name__}: {error!s:.200}")
+            seconds += time.perf_counter() - begin
+        if not rows:
+            if isinstance(problem, InputError):
+                return [], seconds, checked
+            if isinstance(problem, EngineError):
+                raise problem
+            raise EngineError(f"the engine failed: {type(problem).__name__}: {problem!s:.500}") from problem
+        outputs = [
+            np.concatenate([row[i] for row in rows], axis=tensor.axis) for i, tensor in enumerate(self.info.outputs)
+        ]
+        return outputs, seconds, checked
+
+
+def _starts(images: Sequence[int]) -> list[int]:
+    """Where each request begins in the batch, in images."""
+    starts, at = [], 0
+    for count in images:
+        starts.append(at)
+        at += count
+    return starts
+
+
+def _engine(program: Program, name: str | None, options: dict[str, Any]) -> tuple[Engine, str]:
+    """The engine, and its name. What the reference engine does not take but can do in its own way is translated."""
+    name = name or default_engine(program, list(options))
+    if name == "reference":
+        options.pop("batch_hint", None)  # nothing is timed
+        threads = options.pop("threads", 1)
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+            raise EngineError(f"threads must be a whole number in 1..1024, got {threads!r}")
+        engine = create_engine(program, name, **options)
+        importlib.import_module("torch").set_num_threads(threads)
+        return engine, name
+    return create_engine(program, name, **options), name
+
+
+def _input_infos(program: Program, path: str) -> tuple[TensorInfo, ...]:
+    graph = program.graph
+    result = []
+    for name in graph.inputs:
+        kind = graph.types[name]
+        dims = [d for d in kind.shape if isinstance(d, BatchDim)]
+        if len(dims) != 1:
+            raise UnservableError(
+                f"{path}: input '{name}' is {kind}, without exactly one batch axis: requests cannot share a batch; quantize "
+                "the model with the batch axis of every input left open"
+            )
+        shape = tuple(-1 if isinstance(d, BatchDim) else int(d) for d in kind.shape)
+        result.append(TensorInfo(name, kind.dtype, shape, dims[0].factor))
+    return tuple(result)
+
+
+def _output_infos(program: Program, found: Sequence[Array], path: str) -> tuple[TensorInfo, ...]:
+    """From the graph's shapes and what a run on one image gave."""
+    graph, axes = program.graph, batch_axes(program.graph)
+    result = []
+    for name, array in zip(graph.outputs, found, strict=True):
+        kind, axis = graph.types[name], axes.get(name)
+        if axis is None or axis.outer != 1:
+            raise UnservableError(
+                f"{path}: output '{name}' is {kind}, along which the images of a batch do not lie one behind the other: the "
+                "answers of a batch could not be told apart; give the model an output with a batch axis"
+            )
+        shape = tuple(-1 if i == axis.axis else int(d) for i, d in enumerate(array.shape))
+        info = TensorInfo(name, array.dtype.name, shape, axis.inner)
+        if array.shape != info.of(1):
+            raise UnservableError(f"{path}: output '{name}' is {kind} in the file, but comes as {list(array.shape)}")
+        result.append(info)
+    return tuple(result)
+
+
+def _accuracy(program: Program) -> tuple[float | None, ...]:
+    """Share of right answers per ratio, as stored in the file; other metrics, which may exceed 1, are left out."""
+    result: list[float | None] = []
+    for ratio in program.ratios:
+        value = None
+        for row in program.curve:
+            at, found = _number(row.get("ratio")), _number(row.get("accuracy"))
+            if at is not None and abs(at - ratio) < 1e-9 and found is not None and 0 <= found <= 1:
+                value = found
+        result.append(value)
+    return tuple(result)
+
+
+def _number(value: Any) -> float | None:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
+
+
+def _engine_info(engine: Engine, name: str) -> dict[str, Any]:
+    said = engine.describe().get("engine", {})
+    plain = {k: v for k, v in said.items() if isinstance(v, (str, int, float, bool)) and k not in ("cpu", "arithmetic")}
+    hint = getattr(engine, "batch_hint", None)
+    return {
+        **plain,
+        "name": name,
+        "processor": said.get("cpu") or processor_name(),
+        "threads": said.get("threads") or importlib.import_module("torch").get_num_threads(),
+        "version": __version__,
+        **({} if hint is None else {"batch_hint": hint}),
+    }
+
+
+def _layer_table(program: Program) -> list[dict[str, Any]]:
+    nodes = program.graph.producers()
+    rows = []
+    for name, layer in program.layers.items():
+        total = int(layer.group_macs.sum()) if layer.n_groups else 0
+        low = [float(layer.group_macs[row].sum()) / total if total else 0.0 for row in layer.low]
+        rows.append(
+            {
+                "name": name,
+                "source": nodes[name].source,
+                "kind": layer.kind,
+                "macs": int(layer.macs),
+                "eligible": layer.eligible,
+                "reason": layer.reason,
+                "low": [round(share, 4) for share in low],
+            }
+        )
+    return rows

@@ -1,0 +1,284 @@
+"""A worker in a process of its own: what happens to an engine there cannot take the server with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from bitdial.errors import EngineError
+from bitdial.serving.worker.base import Array, Result, WorkerOptions, check_index
+from bitdial.serving.worker.batching import count_images, fill, split
+from bitdial.serving.worker.errors import WorkerCrash, error_from_json
+from bitdial.serving.worker.file import ModelFile
+from bitdial.serving.worker.frames import AsyncFrames, Message
+from bitdial.serving.worker.info import ModelInfo
+from bitdial.serving.worker.memory import BatchMemory, create_memory
+
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # until the child ignores them itself
+
+
+class ProcessWorker:
+    """See `Worker`. The model's file is given by path, or open (then it remains the caller's to close).
+
+    The process ends with this one, or rather with the thread that called `start`. Its standard output goes to standard error.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | ModelFile, options: WorkerOptions | None = None) -> None:
+        self._model, self.options = model, options or WorkerOptions()
+        self.on_lost: Callable[[WorkerCrash], None] | None = None
+        self._info: ModelInfo | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._frames: AsyncFrames | None = None
+        self._memory: BatchMemory | None = None
+        self._reply: asyncio.Future[Message] | None = None
+        self._busy = False  # a batch is with the child, whether or not somebody still waits for it
+        self._idle: list[asyncio.Future[None]] = []  # calls that wait for it
+        self._begun = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._overdue = False
+        self._crash: WorkerCrash | None = None
+        self._stopping = False
+
+    @property
+    def info(self) -> ModelInfo:
+        if self._info is None:
+            raise EngineError("the worker has not been started")
+        return self._info
+
+    @property
+    def alive(self) -> bool:
+        return self._info is not None and self._crash is None and not self._stopping
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child while there is one."""
+        return None if self._process is None else self._process.pid
+
+    # ---- start -----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> ModelInfo:
+        if self._process is not None or self._stopping:
+            raise EngineError("a worker can be started once: make a new one")
+        owned = None if isinstance(self._model, ModelFile) else ModelFile(self._model)
+        file = self._model if isinstance(self._model, ModelFile) else owned
+        assert file is not None
+        loop = asyncio.get_running_loop()
+        memory = create_memory(os.path.basename(file.path))
+        try:
+            self._spawn(file, memory)
+            assert self._frames is not None
+            self._reply = reply = loop.create_future()
+            self._frames.send(
+                {
+                    "path": file.path,
+                    "engine": self.options.engine,
+                    "options": dict(self.options.engine_options),
+                    "max_batch": self.options.max_batch,
+                    "name": self.options.name,
+                }
+            )
+            # Not wait_for: before Python 3.12 it drops a cancellation that comes in the moment of the reply, and the worker
+            # would run on with nobody to stop it.
+            await asyncio.wait({reply}, timeout=self.options.start_timeout)
+            if not reply.done():
+                raise WorkerCrash(
+                    f"{file.path}: loading took longer than {self.options.start_timeout:g} s and was given up"
+                )
+            message = reply.result()
+            if "error" in message:
+                raise error_from_json(message["error"])
+            info = ModelInfo.from_json(message["info"])
+            self._memory = BatchMemory(memory, info, self.options.max_batch)
+            self._info = info
+            return info
+        except BaseException:
+            self._stopping = True  # its end is no loss to tell anyone of
+            if self._reply is not None:
+                self._reply.cancel()  # nobody waits for it any more
+            await self._end(0.0)
+            raise
+        finally:
+            self._reply = None
+            os.close(memory)
+            if owned is not None:
+                owned.close()
+
+    def _spawn(self, file: ModelFile, memory: int) -> None:
+        ours, theirs = socket.socketpair()
+        descriptors = (theirs.fileno(), memory, file.fileno())
+        environment = dict(os.environ)
+        environment.setdefault("OMP_NUM_THREADS", str(self.options.threads))  # torch, where an engine needs it
+        # The child finds the modules that this process has, wherever they came from, and no others.
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(p) for p in sys.path)
+        environment["PYTHONSAFEPATH"] = "1"
+        command = [sys.executable, "-m", "bitdial.serving.worker.child", *map(str, descriptors), str(os.getpid())]
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=_standard_error(), pass_fds=descriptors, env=environment
+            )
+        except OSError as error:
+            ours.close()
+            raise EngineError(f"no process could be started for a worker: {error}") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        self._frames = AsyncFrames(ours, self._message, self._closed)
+
+    # ---- batches ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
+        info = self.info
+        check_index(index, info)
+        images = count_images(info, requests, self.options.max_batch)
+        loop = asyncio.get_running_loop()
+        while self._busy and self.alive:
+            turn = loop.create_future()
+            self._idle.append(turn)
+            await turn
+        if not self.alive:
+            raise self._crash or WorkerCrash("the worker has been stopped")
+        assert self._memory is not None and self._frames is not None
+        fill(info, self._memory.inputs(sum(images)), requests)
+        self._busy = True
+        self._reply = reply = loop.create_future()
+        self._begun = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_at(self._begun + self.options.patience, self._watch)
+        self._frames.send({"images": images, "index": index})
+        try:
+            message = await reply
+            if "error" in message:
+                raise error_from_json(message["error"])
+            checked = message.get("checked") or [""] * len(images)
+            good = sum(n for n, problem in zip(images, checked, strict=True) if not problem)
+            # One copy, of which each request gets its part; before anything else can put a batch into the memory.
+            outputs = [a.copy() for a in self._memory.outputs(good)] if good else []
+        finally:
+            if reply.done() and not reply.cancelled():
+                self._release()
+        return Result(split(info, outputs, images, checked), index, message["compute"], checked)
+
+    def _release(self) -> None:
+        self._busy = False
+        self._overdue = False
+        waiting, self._idle = self._idle, []
+        for turn in waiting:
+            if not turn.done():
+                turn.set_result(None)
+
+    def _message(self, message: Message) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None and not reply.done():
+            reply.set_result(message)
+        else:
+            self._release()  # nobody waits for it any more
+
+    def _watch(self) -> None:
+        """The watchdog: one timer that follows the batches, rather than one for each."""
+        self._timer = None
+        if self._frames is not None:
+            self._frames.read()  # an answer may be there that the loop has had no time for
+        if not (self._busy and self._reply is not None and self.alive):
+            return
+        loop = asyncio.get_running_loop()
+        due = self._begun + self.options.patience
+        if self._overdue and loop.time() >= due:
+            self._crash = WorkerCrash(f"the worker did not answer for {self.options.patience:g} s and was killed")
+            self._kill()
+            return
+        # Time may have passed for this process without passing for the child (both were stopped): it gets a little more.
+        self._overdue = loop.time() >= due
+        self._timer = loop.call_at(max(due, loop.time() + 0.1 * self.options.patience), self._watch)
+
+    # ---- the end ---------------------------------------------------------------------------------------------------------
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def _closed(self, reason: str, tries: int = 0) -> None:
+        """The child's end of the socket is gone: it has died, or is about to have."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            if tries == (0 if reason else 500):  # talking nonsense, or without a connection and alive all the same
+                self._kill()
+            asyncio.get_running_loop().call_later(0.002, self._closed, reason, tries + 1)
+            return
+        while_loading = "" if self._info is not None else " while loading"
+        crash = self._crash or WorkerCrash(
+            f"the worker died{while_loading}: {reason or describe_exit(self._process.returncode)}"
+        )
+        self._crash = crash
+        self._disarm()
+        reply, self._reply = self._reply, None
+        if reply is not None and not reply.done():
+            reply.set_exception(crash)
+        self._release()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        if self._info is not None and not self._stopping and self.on_lost is not None:
+            self.on_lost(crash)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def stop(self) -> None:
+        self._stopping = True
+        until = time.monotonic() + self.options.grace
+        while self._busy and self._crash is None and time.monotonic() < until:
+            await asyncio.sleep(0.002)
+        await self._end(max(0.0, until - time.monotonic()))
+
+    async def _end(self, grace: float) -> None:
+        """End the child, in `grace` seconds by itself, and free everything; at once if this call is cancelled."""
+        self._disarm()
+        if self._frames is not None:
+            self._frames.close()
+        try:
+            if self._process is not None:
+                until = time.monotonic() + grace
+                while self._process.poll() is None and time.monotonic() < until:
+                    await asyncio.sleep(0.002)
+        finally:
+            if self._process is not None and self._process.poll() is None:
+                self._kill()
+                self._process.wait()  # a killed process is gone in a moment
+            reply, self._reply = self._reply, None
+            if reply is not None and not reply.done():
+                reply.set_exception(WorkerCrash("the worker was stopped before it answered"))
+            self._release()
+            if self._memory is not None:
+                self._memory.close()
+                self._memory = None
+
+
+def _standard_error() -> int:
+    """Where the child's standard output goes, so that it does not mix with the server's own."""
+    try:
+        os.fstat(2)
+    except OSError:
+        return subprocess.DEVNULL
+    return 2
+
+
+def describe_exit(code: int) -> str:
+    """In words, how a process ended."""
+    if code >= 0:
+        return f"it ended with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

@@ -1,8 +1,0 @@
-"""`python -m flexiq.cli`: the command line without its installed script."""
-
-import sys
-
-from flexiq.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,0 @@
-"""The network as a small, typed, printable graph: capture from torch.export, verify, fold, fuse."""
-
-from flexiq.graph.ir import BatchDim, Dim, Graph, Node, Shape, TensorType
-from flexiq.graph.verify import verify
-
-__all__ = ["BatchDim", "Dim", "Graph", "Node", "Shape", "TensorType", "verify"]

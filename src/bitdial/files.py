@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,28 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bitdial.errors import OutputError
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space there, or choose a place on another disk",
+    errno.EDQUOT: "your share of the disk is used up: free some space there, or choose a place on another disk",
+    errno.EFBIG: "the file would be larger than the file system or a limit (ulimit -f) allows: raise it, or choose another disk",
+    errno.EROFS: "the file system cannot be written to: choose a place on another one",
+    errno.EACCES: "choose a folder that you may write to, or change its permissions",
+    errno.EPERM: "choose a folder that you may write to, or change its permissions",
+    errno.ENOENT: "create the folder first, or choose one that exists",
+    errno.ENOTDIR: "a part of the path is no folder: choose a folder that exists",
+    errno.EEXIST: "a file of that name is there: choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "too many files are open: close some, or raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine: close some",
+    errno.EIO: "the disk reports a fault: check it, or choose a place on another one",
+}
+
+
+def remedy(error: Exception) -> str:
+    """What to do about an error of writing a file or making a folder."""
+    code = error.errno if isinstance(error, OSError) else None
+    return _REMEDIES.get(code or 0, "choose a folder that exists and that you may write to")
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, what: str = "") -> None:
@@ -48,9 +71,7 @@ def open_atomically(path: str | os.PathLike[str], what: str = "") -> Iterator[Bi
     except OutputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise OutputError(
-            f"cannot write {named}: {error}; choose a folder that exists and that you may write to"
-        ) from error
+        raise OutputError(f"cannot write {named}: {error}; {remedy(error)}") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

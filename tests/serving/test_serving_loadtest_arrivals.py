@@ -151,6 +151,21 @@ def test_fitting_a_trace_in_every_way() -> None:
             fit_trace(times, **wrong)  # type: ignore[arg-type]
 
 
+def test_traces_of_epoch_times_are_refused_with_a_hint_and_play_after_it() -> None:
+    times = 1_769_904_000.25 + np.arange(50) / 10.0
+    with pytest.raises(ConfigError, match=r"Unix time \(2026-02-01 00:00:00 UTC\).*--from 1769904000"):
+        fit_trace(times)
+    with pytest.raises(ConfigError, match="in the first 60 s of the trace; begin .* --from 1000"):
+        fit_trace(times - times[0] + 1e3, duration=60.0)
+    with pytest.raises(ConfigError, match="Unix time in milliseconds; make seconds"):
+        fit_trace(times * 1e3)
+    with pytest.raises(ConfigError, match=r"2e\+06 s after the beginning; begin .* --from 2000000"):
+        fit_trace(times - times[0] + 2e6)
+    played = fit_trace(times, begin=1_769_904_000.0)
+    assert played.times[0] == pytest.approx(0.25) and 5.1 < played.seconds < 5.4  # no silence of 54 years at the end
+    assert len(fit_trace(times - times[0] + 1e5).times) == 50  # a day is waited for
+
+
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.booleans(), st.sampled_from(["\n", "\r\n"]))
 @settings(max_examples=40)
 def test_traces_are_read_back_sorted(

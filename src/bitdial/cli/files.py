@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from bitdial.errors import OutputError
+from bitdial.files import remedy
 
 
 def check_output(path: Path, force: bool, option: str = "-o") -> None:
@@ -27,9 +28,7 @@ def check_folder(folder: Path, option: str) -> None:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise OutputError(
-            f"{option}: cannot write to {folder} ({error.strerror or error}); choose another folder"
-        ) from error
+        raise OutputError(f"{option}: cannot write to {folder} ({error.strerror or error}); {remedy(error)}") from error
 
 
 def make_folder(folder: Path, option: str) -> None:
@@ -38,6 +37,6 @@ def make_folder(folder: Path, option: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{option}: cannot create folder {folder} ({error.strerror or error}); choose another place"
+            f"{option}: cannot create folder {folder} ({error.strerror or error}); {remedy(error)}"
         ) from error
     check_folder(folder, option)

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from bitdial.processor import processor_field, processor_name, usable_cores
+from bitdial.processor import memory_limit, processor_field, processor_name, usable_cores
 
 __all__ = ["cpu_model", "instruction_sets", "memory", "set_threads", "usable_cores", "yield_waiting_cores"]
 
@@ -42,9 +42,7 @@ def memory() -> dict[str, Any]:
         parts = fields.get(name, "").split()
         return int(parts[0]) * 1024 if parts and parts[0].isdigit() else None
 
-    limit = _read("/sys/fs/cgroup/memory.max").strip() or _read("/sys/fs/cgroup/memory/memory.limit_in_bytes").strip()
-    total = kilobytes("MemTotal")
-    bound = int(limit) if limit.isdigit() else None
+    total, bound = kilobytes("MemTotal"), memory_limit()
     if bound is not None and total is not None and bound >= total:
         bound = None
     return {"total_bytes": total, "available_bytes": kilobytes("MemAvailable"), "container_limit_bytes": bound}

@@ -16,6 +16,7 @@ import typer
 from bitdial.cli import options
 from bitdial.cli.terminal import Terminal, count_name, percent, plain, ratio_name
 from bitdial.errors import ConfigError, DataError, OutputError
+from bitdial.files import remedy
 
 if TYPE_CHECKING:
     from bitdial.report.simulation import SimulationReport
@@ -59,6 +60,7 @@ def make_load(
         return arrivals.Schedule(arrivals.steps(levels, seed), sum(s for _, s in levels), f"steps {step}")
     assert trace is not None
     times = read_trace(trace)
+    arrivals.check_beginning(times)
     if overload is not None:
         if speed != 1.0 or rate is not None or automatic:
             raise ConfigError(
@@ -135,7 +137,7 @@ class Work:
                     observer=lambda replica: recorder if replica == 0 else None, progress=progress,
                 )  # fmt: skip
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+            raise OutputError(f"cannot write {path}: {error.strerror or error}; {remedy(error)}") from error
         if recorder.error:
             raise OutputError(f"the recording {path} is not complete: {recorder.error}")
         return ComparisonRow(policy, summarize(outcome, self.table, self.settings.slo), outcome)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bitdial.errors import OutputError
-from bitdial.files import write_atomically
+from bitdial.files import remedy, write_atomically
 from bitdial.report.data import ReportData
 from bitdial.report.page import render_html
 from bitdial.report.plots import render_plots
@@ -69,7 +69,7 @@ def _make_folder(folder: Path, undo: contextlib.ExitStack) -> None:
     except OutputError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise OutputError(f"cannot create folder {folder}: {error}; choose another place") from error
+        raise OutputError(f"cannot create folder {folder}: {error}; {remedy(error)}") from error
 
 
 def _remove_file(path: Path) -> None:

@@ -19,7 +19,7 @@ from bitdial.export.c.lowering import lower_program
 from bitdial.export.c.names import check_name
 from bitdial.export.c.planning import plan_memory
 from bitdial.export.c.selftest import Floats, sample_inputs, write_test
-from bitdial.files import write_atomically
+from bitdial.files import remedy, write_atomically
 from bitdial.quantization.program import Program
 
 
@@ -125,7 +125,7 @@ def write_folder(export: CExport, folder: Path, force: bool = False) -> list[Pat
                 tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", suffix=".part", dir=folder.absolute().parent)
             )
         except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error}; choose another folder") from error
+            raise OutputError(f"cannot write {folder}: {error}; {remedy(error)}") from error
         try:
             temporary.chmod(0o777 & ~_mask())
             for file, text in export.files.items():
@@ -134,7 +134,7 @@ def write_folder(export: CExport, folder: Path, force: bool = False) -> list[Pat
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
-            raise OutputError(f"cannot write {folder}: {error}; choose another folder") from error
+            raise OutputError(f"cannot write {folder}: {error}; {remedy(error)}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     else:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from bitdial.errors import ConfigError
 Times = NDArray[np.float64]
 
 MOST_ARRIVALS = 20_000_000  # 160 MB of float64; a load test of a day at 200 requests/s
+LONGEST_WAIT = 1e6  # seconds before the first request of a trace; nobody waits for 12 days on purpose
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _POISSON, _STEPS, _SCALE = 1, 2, 3  # a stream of random numbers each, so that equal seeds do not couple them
 
@@ -185,13 +187,17 @@ def fit_trace(
     seed: int = 0,
 ) -> Schedule:
     """A recorded trace made to fit, in this order: cut to begin..end, played at `speed`, cut to (or with `again` repeated up
-    to) `duration`, scaled to a mean of `rate` requests/s over what is then played. Raises ConfigError.
+    to) `duration`, scaled to a mean of `rate` requests/s over what is then played. Raises ConfigError; also for a trace whose
+    first request would come days after the beginning, as with Unix times.
     """
     # Without a stated end the trace lasts one mean gap longer than its last arrival; never less than a microsecond.
-    span = float(times[-1]) if len(times) else 0.0
-    natural = max(span * (1 + 1 / max(len(times) - 1, 1)), span + 1e-6)
+    last = float(times[-1]) if len(times) else 0.0
+    gap = (last - begin) / max(int((times >= begin).sum()) - 1, 1)
+    natural = last + max(gap, 1e-6, float(np.spacing(last)))
     stop = natural if end is None else end
-    kept = speed_up(window(times, begin, stop), speed)
+    kept = window(times, begin, stop)
+    check_beginning(kept, begin)
+    kept = speed_up(kept, speed)
     seconds = (min(stop, natural) - begin if end is None else end - begin) / speed
     told = [text]
     if begin or end is not None:
@@ -206,13 +212,37 @@ def fit_trace(
         seconds = duration if again else min(duration, seconds)
         kept = kept[kept < seconds]
         if not len(kept):
-            raise ConfigError(f"no request arrives in the first {duration:g} s of the trace")
+            raise ConfigError(
+                f"no request arrives in the first {duration:g} s of the trace; {_begin_later(float(times[times >= begin][0]))}"
+            )
     if rate is not None:
         kept = scale_rate(kept, seconds, rate, seed, keep_peaks)
         told.append(f"scaled to {rate:g} requests/s" + (", peaks kept" if keep_peaks else ""))
     if not len(kept):
         raise ConfigError("scaled so far down, the trace has no request left; give a higher rate or a longer stretch")
     return Schedule(kept, seconds, ", ".join(told))
+
+
+def check_beginning(times: Times, begin: float = 0.0) -> None:
+    """Raises ConfigError, naming the remedy, for arrivals of which the first comes more than LONGEST_WAIT after the beginning.
+
+    begin: what the times were counted from.
+    """
+    if not len(times) or times[0] <= LONGEST_WAIT:
+        return
+    first = begin + float(times[0])
+    told = f"the first request of the trace comes {times[0]:.6g} s after the beginning"
+    unit = next((u for u, k in (("", 1.0), ("milli", 1e3), ("micro", 1e6), ("nano", 1e9)) if 1e8 <= first / k < 1e10), None)
+    if unit == "":
+        date = datetime.fromtimestamp(first, timezone.utc)
+        raise ConfigError(f"{told}: its times look like Unix time ({date:%Y-%m-%d %H:%M:%S} UTC); {_begin_later(first)}")
+    if unit is not None:
+        raise ConfigError(f"{told}: its times look like Unix time in {unit}seconds; make seconds of them, counted from the first")
+    raise ConfigError(f"{told}; {_begin_later(first)}")
+
+
+def _begin_later(first: float) -> str:
+    return f"begin at the first with --from {math.floor(first)}, or subtract that from all times"
 
 
 def _check_rate(rate: float, what: str = "rate") -> None:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from bitdial.errors import OutputError
+from bitdial.files import remedy
 from bitdial.serving.control import Recorder, Scheduler
 
 logger = logging.getLogger("bitdial.serving")
@@ -18,7 +19,7 @@ class Recording:
         try:
             self._stream = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         except OSError as error:
-            raise OutputError(f"decisions cannot be recorded to {path}: {error.strerror}") from error
+            raise OutputError(f"decisions cannot be recorded to {path}: {error.strerror}; {remedy(error)}") from error
         self.path, self._scheduler = path, scheduler
         self._recorder = Recorder(self._stream, scheduler.table.table, scheduler.settings, policy, workers)
         scheduler.observer = self._recorder

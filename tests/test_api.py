@@ -604,6 +604,15 @@ def test_interrupted_search_resumes(conv_net: nn.Module, images: Tensor, tmp_pat
     resumed = bitdial.quantize(conv_net, images, config, checkpoint=file, progress=watch)
     assert min(seen) >= steps[-2], "the search began anew"
     same(whole, resumed, images)
+    once, twice = (model.program.provenance["search"] for model in (whole, resumed))
+    layers = [layer for layer in whole.program.layers.values() if layer.eligible and layer.n_groups]
+    # each process measures the sensitivity of every layer; the search itself is counted once, whoever did it
+    assert twice["evaluations"] == once["evaluations"] + len(layers)
+    assert twice["candidate_images"] > once["candidate_images"] and twice["seconds"] > 0
+    assert twice["image_evaluations"] == once["image_evaluations"]
+    saved = json.loads(file.read_text())["costs"]
+    assert resumed.program.provenance["seconds"]["quantize"] >= saved["seconds"] > 0
+    assert {type(v) for v in (twice["evaluations"], twice["multiplies"], twice["cache_hits"])} == {int}
     with pytest.raises(BitdialError, match="belongs to another search"):
         bitdial.quantize(conv_net, images, config.updated(seed=9), checkpoint=file)
 

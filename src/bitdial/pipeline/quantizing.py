@@ -207,7 +207,7 @@ def _weight_shift(layer: QuantizedLayer, samples: LayerSamples, config: Quantize
 
 @dataclass
 class Chosen:
-    """A selection and what it cost."""
+    """A selection and what it cost, with the processes that an interrupted search resumed from."""
 
     result: SelectionResult
     layers: list[str]
@@ -262,6 +262,14 @@ def choose(
         within = (state.generation + 1) / (state.generations + 1) if state.generations else 1.0
         progress("search", (state.target_index + within) / state.n_targets)
 
+    def costs(former: Mapping[str, float]) -> dict[str, float]:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            **evaluator.statistics.plus(former).counts(),
+            "seconds": former.get("seconds", 0.0) + time.perf_counter() - started,
+            "peak_memory_bytes": max(peak, int(former.get("peak_memory_bytes", 0))),
+        }
+
     result = get_selector(config.selector, **settings).select(
         problem,
         targets,
@@ -272,11 +280,13 @@ def choose(
         progress=report,
         checkpoint=checkpoint,
         latency=latency_goal(config, layers, curves),
+        costs=costs,
     )
+    spent = costs(result.former)
     statistics: dict[str, Any] = {
-        **evaluator.statistics.summary(),
-        "seconds": time.perf_counter() - started,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **evaluator.statistics.plus(result.former).summary(),
+        "seconds": spent["seconds"],
+        "peak_memory_bytes": spent["peak_memory_bytes"],
         "remembered_candidates": result.cache_hits,
     }
     middle = result.masks[len(result.masks) // 2 : len(result.masks) // 2 + 1]
@@ -359,7 +369,10 @@ def quantize_prepared(
             for name, layer in program.layers.items()
             if layer.weight is not None
         },
-        "seconds": {**prepared.seconds, "quantize": time.perf_counter() - started},
+        "seconds": {
+            **prepared.seconds,
+            "quantize": time.perf_counter() - started + chosen.result.former.get("seconds", 0.0),
+        },
         "threads": torch.get_num_threads(),
     }
     if latency is not None and curves is not None:

@@ -10,6 +10,7 @@ from bitdial.selection.baselines import GreedySelector, RandomSelector
 from bitdial.selection.evolutionary import EvolutionarySelector, EvolutionarySettings
 from bitdial.selection.latency import LatencyModel, latency_completion
 from bitdial.selection.problem import (
+    Costs,
     Evaluate,
     LatencyGoal,
     SearchProgress,
@@ -23,6 +24,7 @@ from bitdial.selection.targets import density_ranks, greedy_completion, meet_tar
 
 __all__ = [
     "DEFAULT_SELECTOR",
+    "Costs",
     "Evaluate",
     "EvolutionarySelector",
     "EvolutionarySettings",

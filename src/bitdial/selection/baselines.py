@@ -12,6 +12,7 @@ import numpy as np
 from bitdial.selection.latency import LatencyModel, latency_completion
 from bitdial.selection.problem import (
     BoolArray,
+    Costs,
     Evaluate,
     FloatArray,
     LatencyGoal,
@@ -60,8 +61,9 @@ class _DirectSelector(ABC):
         progress: Callable[[SearchProgress], None] | None = None,
         checkpoint: Path | None = None,
         latency: LatencyGoal | None = None,
+        costs: Costs | None = None,
     ) -> SelectionResult:
-        """See `Selector.select`. `evaluate` only reports; `checkpoint` is ignored, since this takes milliseconds."""
+        """See `Selector.select`. `evaluate` only reports; `checkpoint` and `costs` are ignored: this takes milliseconds."""
         checked = check_request(targets, evaluate, seed=seed, n_images=n_images)
         start = time.perf_counter()
         ranks = density_ranks(problem)

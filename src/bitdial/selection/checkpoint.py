@@ -47,7 +47,8 @@ class Generation:
 
 @dataclass(eq=False)
 class SearchState:
-    """All that a search needs to go on. `masks` and the two fitness lists hold the targets solved so far."""
+    """All that a search needs to go on. `masks` and the two fitness lists hold the targets solved so far; `costs` is what the
+    caller counts (see `Selector.select`)."""
 
     masks: list[BoolArray] = field(default_factory=list)
     fitness: list[float] = field(default_factory=list)
@@ -59,6 +60,7 @@ class SearchState:
     image_evaluations: int = 0
     cache_hits: int = 0
     seconds: float = 0.0
+    costs: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, identity: dict[str, Any], state: SearchState) -> None:
@@ -91,6 +93,7 @@ def save_checkpoint(path: Path, identity: dict[str, Any], state: SearchState) ->
         "image_evaluations": state.image_evaluations,
         "cache_hits": state.cache_hits,
         "seconds": state.seconds,
+        "costs": state.costs,
     }
     write_atomically(path, json.dumps(data, allow_nan=False).encode(), "the search checkpoint")
 
@@ -143,6 +146,7 @@ def _decode_state(data: dict[str, Any], n_groups: int, n_targets: int) -> Search
         image_evaluations=_count(data["image_evaluations"]),
         cache_hits=_count(data["cache_hits"]),
         seconds=_finite(data["seconds"]),
+        costs={str(key): _finite(value) for key, value in data.get("costs", {}).items()},  # absent in older files
     )
     if not len(state.masks) == len(state.fitness) == len(state.greedy_fitness) <= n_targets:
         raise ValueError("masks, fitness and targets do not agree in number")

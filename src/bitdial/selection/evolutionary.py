@@ -30,6 +30,7 @@ from bitdial.selection.latency import (
 )
 from bitdial.selection.problem import (
     BoolArray,
+    Costs,
     Evaluate,
     FloatArray,
     LatencyGoal,
@@ -151,6 +152,7 @@ class EvolutionarySelector:
         progress: Callable[[SearchProgress], None] | None = None,
         checkpoint: Path | None = None,
         latency: LatencyGoal | None = None,
+        costs: Costs | None = None,
     ) -> SelectionResult:
         """See `Selector.select`; `evaluate` is required.
 
@@ -170,7 +172,7 @@ class EvolutionarySelector:
                     f"cannot write the search checkpoint {checkpoint}: its directory does not exist; make it"
                 )
         search = _Search(
-            self.settings, problem, checked, evaluate, int(seed), nested, int(n_images), progress, checkpoint, latency
+            self.settings, problem, checked, evaluate, int(seed), nested, int(n_images), progress, checkpoint, latency, costs
         )
         return search.run()
 
@@ -190,6 +192,7 @@ class _Search:
         progress: Callable[[SearchProgress], None] | None,
         checkpoint: Path | None,
         latency: LatencyGoal | None,
+        costs: Costs | None,
     ) -> None:
         self.settings = settings
         self.problem = problem
@@ -219,6 +222,7 @@ class _Search:
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, self.identity, problem.n_groups) or self.state
         self.seconds_before = self.state.seconds
+        self.costs, self.former = costs, self.state.costs
         self.scorer.evaluations = self.state.evaluations
         self.scorer.image_evaluations = self.state.image_evaluations
         self.scorer.cache_hits = self.state.cache_hits
@@ -257,6 +261,7 @@ class _Search:
             seconds=self._seconds(),
             nested=self.nested,
             latency=self.latency.seconds(np.stack(state.masks)) if self.latency is not None else None,
+            former=self.former,
         )
 
     def _solve(self, space: SearchSpace, index: int) -> tuple[BoolArray, float, float]:
@@ -411,5 +416,6 @@ class _Search:
         state.image_evaluations = self.scorer.image_evaluations
         state.cache_hits = self.scorer.cache_hits
         state.seconds = self._seconds()
+        state.costs = self.costs(self.former) if self.costs is not None else self.former
         if self.checkpoint is not None:
             save_checkpoint(self.checkpoint, self.identity, state)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,6 +163,10 @@ class Evaluate(Protocol):
     def __call__(self, masks: BoolArray, n_images: int) -> FloatArray: ...
 
 
+# What the processes before this one spent (empty in the first) -> what has been spent in all, finite numbers by name.
+Costs = Callable[[Mapping[str, float]], dict[str, float]]
+
+
 @dataclass(frozen=True)
 class LatencyGoal:
     """What a plan has to gain in time. (What selectors do with it: `bitdial.selection.latency`.)
@@ -220,6 +224,7 @@ class SelectionResult:
     seconds            wall clock
     nested             each set contains the former
     latency            float64 [n_targets]: predicted seconds per sample of the problem's layers; None without a goal
+    former             the caller's costs of the interrupted processes before this one (see Costs)
     """
 
     selector: str
@@ -236,6 +241,7 @@ class SelectionResult:
     seconds: float = 0.0
     nested: bool = True
     latency: FloatArray | None = None
+    former: dict[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """JSON-able statistics without masks and history (None where nothing was evaluated)."""
@@ -277,6 +283,7 @@ class Selector(Protocol):
         progress: Callable[[SearchProgress], None] | None = None,
         checkpoint: Path | None = None,
         latency: LatencyGoal | None = None,
+        costs: Costs | None = None,
     ) -> SelectionResult:
         """Choose the low groups for every target share.
 
@@ -288,6 +295,7 @@ class Selector(Protocol):
         checkpoint  file from which an interrupted search resumes and to which it is saved; selectors that take no time
                     ignore it
         latency     what every target has to gain in predicted time, where that is possible; "random" only reports it
+        costs       what the caller counts (see Costs), so that the counts of an interrupted search are in its checkpoint
 
         Raises RatioError for a target outside 0..1, SelectionError for everything else that is impossible.
         """

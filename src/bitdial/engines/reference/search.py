@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 
 import numpy as np
@@ -36,6 +36,14 @@ class SearchStatistics:
     cache_hits: int = 0
     cache_lookups: int = 0
     cache_bytes: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """What adds up over the processes of an interrupted search."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cache_bytes"}
+
+    def plus(self, former: Mapping[str, float]) -> SearchStatistics:
+        """With the counts of the processes before this one (see `bitdial.selection.Costs`)."""
+        return SearchStatistics(**{name: value + int(former.get(name, 0)) for name, value in self.counts().items()})
 
     def summary(self) -> dict[str, float]:
         total = self.multiplies + self.saved

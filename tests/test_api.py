@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bitdial
-import bitdial.api
 from bitdial import QuantizeConfig, QuantizedModel
 from bitdial.errors import (
     BitdialError,
@@ -26,6 +25,7 @@ from bitdial.errors import (
     InputError,
     RatioError,
 )
+from bitdial.pipeline.samples import gather
 
 GREEDY = QuantizeConfig(selector="greedy", calibration_images=32, search_images=8, group_size=8)
 
@@ -105,7 +105,7 @@ def test_forms_of_calibration_agree(tiny: nn.Module) -> None:
         torch.cat([x, torch.full((5, 6), 1e6)]),  # only the first calibration_images samples count
     ]
     for form in forms:
-        (taken,), _ = bitdial.api.gather(form, tiny, 20)
+        (taken,) = gather(form, tiny, 20).inputs
         assert torch.equal(taken, x)
     made = [bitdial.quantize(tiny, form, config) for form in (x, Loader(pieces), {"x": x})]
     same(made[0], made[1], x)

@@ -3,13 +3,12 @@ mostly does."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitdial.engines.base import Engine, create_engine, default_engine
-from bitdial.errors import CalibrationError, ConfigError, DataError
+from bitdial.errors import ConfigError, DataError
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.program import Program
 
@@ -29,13 +28,23 @@ class QuantizedModel:
     """A quantized network with its dial: call it like the network it came from.
 
     qm(x) runs at the dial's ratio, qm(x, ratio=0.5) at another for this call only. `set_ratio` takes the table's entry
-    nearest at or below what is asked for and returns it.
+    nearest at or below what is asked for and returns it. Copies (`copy.deepcopy`, `copy.copy`) and pickles have a program, an
+    engine and a dial of their own; they are made through the bytes of the .bitdial file, and read back by its checked loader.
     """
 
     def __init__(self, program: Program, engine: str | None = None, **options: Any) -> None:
         self.program = program
         self.engine_name = engine or default_engine(program, list(options))
         self.engine: Engine = create_engine(program, self.engine_name, **options)
+        self._options = options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copy and pickle: the file's bytes, how the engine was made, the dial. Raises ArtifactError."""
+        from bitdial.artifact import to_bytes
+
+        made = {"program", "engine_name", "engine", "_options"}
+        own = {name: value for name, value in vars(self).items() if name not in made}  # what the user put there
+        return _restored, (type(self), to_bytes(self.program), self.engine_name, self._options, self.ratio), own or None
 
     def __call__(self, batch: Any, ratio: float | None = None) -> Any:
         """Outputs for a batch; see `Engine.run`. Raises InputError and RatioError."""
@@ -92,6 +101,19 @@ class QuantizedModel:
         return [by_index[i] for i in indices]
 
 
+def _restored(
+    kind: type[QuantizedModel], data: bytes, engine: str, options: dict[str, Any], ratio: float
+) -> QuantizedModel:
+    """A copied or unpickled model. Raises ArtifactError for bytes that are no sound file, EngineError where the engine that the
+    model ran on is missing."""
+    from bitdial.artifact import from_bytes
+
+    model = kind.__new__(kind)
+    QuantizedModel.__init__(model, from_bytes(data, "the copied model"), engine, **options)
+    model.set_ratio(ratio)
+    return model
+
+
 def quantize(
     model: torch.nn.Module,
     calibration: Any,
@@ -106,8 +128,8 @@ def quantize(
     """Quantize a trained PyTorch network. The caller's model is not changed.
 
     model: any network torch.export can capture, float32. calibration: a tensor (batch first), or any iterable or
-    DataLoader of tensors, tuples (leading elements are the model's inputs) or dicts (by parameter name); at most
-    `config.calibration_images` samples are used. evaluation: (inputs, targets) batches; fills the model's accuracy curve.
+    DataLoader of tensors, tuples (the inputs that forward() requires, then labels) or dicts (by parameter name); at most
+    `config.calibration_images` samples are used. Doubtful data are warned of (UserWarning, kept in `provenance["warnings"]`). evaluation: (inputs, targets) batches; fills the model's accuracy curve.
     metric: see `QuantizedModel.evaluate`. engine: see `load`. checkpoint: file from which an interrupted search resumes.
     Raises CaptureError, CalibrationError, ConfigError.
     """
@@ -258,19 +280,23 @@ def compile(
     import torch
 
     from bitdial.pipeline import silent
+    from bitdial.pipeline.causes import causes_named
     from bitdial.pipeline.layerwise import compile_layerwise
+    from bitdial.pipeline.samples import gather, plain_module
 
-    inputs, names = gather(calibration, model, config.calibration_images)
+    network = plain_module(model)
+    samples = gather(calibration, network, config.calibration_images)
 
     def accuracy(program: Program) -> float:
         assert validation is not None
         own = QuantizedModel(program)
         return float(own.evaluate(validation, ratios=[program.ratios[-1]], metric=metric)[-1]["accuracy"])
 
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast("cpu", enabled=False), causes_named(network, samples):
         compiled = compile_layerwise(
-            model, inputs, config, names=names, accuracy=None if validation is None else accuracy, progress=progress or silent
-        )
+            network, samples.inputs, config, names=samples.names, accuracy=None if validation is None else accuracy,
+            progress=progress or silent,
+        )  # fmt: skip
     result = QuantizedModel(compiled.program, engine)
     result.set_ratio(compiled.program.ratios[-1])
     if evaluation is not None:
@@ -283,9 +309,13 @@ def prepare_model(
 ) -> Prepared:
     """Capture, calibrate and lay out; several configs can then be tried with `bitdial.pipeline.quantize_prepared`."""
     from bitdial.pipeline import prepare, silent
+    from bitdial.pipeline.causes import causes_named
+    from bitdial.pipeline.samples import gather, plain_module
 
-    inputs, names = gather(calibration, model, config.calibration_images)
-    return prepare(model, inputs, config, names=names, progress=progress or silent)
+    network = plain_module(model)
+    samples = gather(calibration, network, config.calibration_images)
+    with causes_named(network, samples):
+        return prepare(network, samples.inputs, config, names=samples.names, progress=progress or silent)
 
 
 def load(path: str | Path, engine: str | None = None, **options: Any) -> QuantizedModel:
@@ -298,70 +328,3 @@ def load(path: str | Path, engine: str | None = None, **options: Any) -> Quantiz
     from bitdial.artifact import load_program
 
     return QuantizedModel(load_program(Path(path)), engine, **options)
-
-
-def gather(calibration: Any, model: torch.nn.Module, limit: int) -> tuple[list[torch.Tensor], list[str] | None]:
-    """Calibration data of any accepted form -> (one tensor per model input, keyword names if they came as dicts).
-
-    Raises CalibrationError naming what is wrong with which batch.
-    """
-    import torch
-
-    parameters = inspect.signature(model.forward).parameters
-    required = sum(
-        p.default is inspect.Parameter.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        for p in parameters.values()
-    )
-    batches = [calibration] if isinstance(calibration, torch.Tensor) else calibration
-    if isinstance(batches, Mapping):
-        batches = [batches]
-    if not isinstance(batches, Iterable):
-        raise CalibrationError(
-            f"calibration is a {type(calibration).__name__}: pass a tensor, an iterable or a DataLoader"
-        )
-    columns: list[list[torch.Tensor]] = []
-    names: list[str] | None = None
-    count = 0
-    for number, batch in enumerate(batches):
-        if count >= limit:
-            break
-        if isinstance(batch, Mapping):
-            keys = [k for k in parameters if isinstance(batch.get(k), torch.Tensor) and k not in _TARGETS]
-            if not keys:
-                raise CalibrationError(
-                    f"calibration batch {number} is a dict with {sorted(map(str, batch))}, none of which is a tensor "
-                    f"parameter of forward({', '.join(parameters)})"
-                )
-            names = names or keys
-            missing = [k for k in names if k not in keys]
-            if missing:
-                raise CalibrationError(f"calibration batch {number} lacks {missing}, which the first batch had")
-            parts = [batch[k] for k in names]
-        elif isinstance(batch, (tuple, list)):
-            parts = list(batch[: max(1, required)])
-        else:
-            parts = [batch]
-        for part in parts:
-            if not isinstance(part, torch.Tensor) or part.dim() == 0:
-                raise CalibrationError(
-                    f"calibration batch {number} holds a {type(part).__name__}: pass tensors whose first dimension is the batch"
-                )
-        if columns and [tuple(p.shape[1:]) for p in parts] != [tuple(c[0].shape[1:]) for c in columns]:
-            raise CalibrationError(
-                f"calibration batch {number} has shape {[list(p.shape) for p in parts]}, the first had "
-                f"{[list(c[0].shape) for c in columns]}: all samples must have one shape"
-            )
-        if len({p.shape[0] for p in parts}) > 1:
-            raise CalibrationError(
-                f"calibration batch {number} has inputs of {[p.shape[0] for p in parts]} samples: all must have the same"
-            )
-        columns = columns or [[] for _ in parts]
-        for column, part in zip(columns, parts, strict=True):
-            column.append(part[: limit - count].detach().cpu())
-        count += len(columns[0][-1])
-    if count == 0:
-        raise CalibrationError("the calibration data are empty: pass at least one sample (256 are usual)")
-    return [torch.cat(column) for column in columns], names
-
-
-_TARGETS = frozenset({"label", "labels", "target", "targets"})

@@ -4,6 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bitdial.artifact import load_program
@@ -33,6 +34,17 @@ def test_json_is_one_object_and_shares_are_those_of_the_file(bitdial, settings: 
     assert program.ratios == [0.0, 0.5, 1.0] and content["curve"] == [] and content["baselines"] == []
     assert content["sizes"]["total"] == out.stat().st_size
     assert content["low_share"]["50 %"] == pytest.approx(program.low_share(1))
+
+
+def test_images_without_content_are_told_and_kept_in_the_file(bitdial, weights: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "black.npz", tmp_path / "a.bitdial"
+    np.savez(data, images=np.zeros((16, 1, 8, 8), np.float32), labels=np.arange(16) % 10)
+    options = ["--model", "zoo:digits", "--weights", weights, "--data", data, "--threads", "1", "--ratios", "100"]
+    result = bitdial("quantize", *options, *GREEDY, "-o", out, "--json")
+    assert result.code == 0, result.err
+    (told,) = result.json["warnings"]
+    assert "'x' is all zero" in told and f"note: {told}" in result.err
+    assert f"warning: {told}" in bitdial("inspect", out).out
 
 
 def test_options_reach_the_program(bitdial, settings: list[str], tmp_path: Path) -> None:

@@ -261,6 +261,7 @@ def compile(
                 "output": str(output),
                 "sizes": {k: v for k, v in vars(summary).items() if k != "path"},
                 "plan": compiled.program.provenance["layerwise"],
+                "warnings": compiled.program.provenance.get("warnings", []),
                 "curve": compiled.program.curve,
                 "baselines": baselines,
                 "evaluation": {k: v for k, v in task.evaluation.items() if k != "baselines"},

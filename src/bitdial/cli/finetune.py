@@ -198,7 +198,7 @@ def finetune(
                 "differences": provenance.get("differences", []),
                 "evaluation": after.provenance.get("evaluation") if test is not None else None,
                 "training": {k: v for k, v in provenance.items() if k not in ("before", "differences")},
-                "warnings": warnings_of(after, len(parts.validation)),
+                "warnings": [*after.provenance.get("warnings", ()), *warnings_of(after, len(parts.validation))],
                 "report": [str(path) for path in written],
                 "seconds": seconds,
             }

@@ -154,6 +154,9 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
             f"  {config.get('selector')} selection, seed {config.get('seed')}, groups of {config.get('group_size')}, "
             f"{low_bits}, weight shifts per {config.get('weight_granularity')}"
         )
+    if isinstance(told := provenance.get("warnings"), list):
+        for text in told:
+            terminal.say(f"warning: {text}")
     if provenance.get("finetuning"):
         terminal.say(_finetuned(provenance["finetuning"]))
     ratios = ", ".join(ratio_name(r) for r in described["ratios"])

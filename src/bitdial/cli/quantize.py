@@ -323,6 +323,7 @@ def quantize(
                 "low_share": {ratio_name(r): task.share(quantized, i) for i, r in enumerate(quantized.ratios)},
                 "evaluation": {k: v for k, v in task.evaluation.items() if k != "baselines"},
                 "search": quantized.program.provenance["search"],
+                "warnings": quantized.program.provenance.get("warnings", []),
                 "report": [str(path) for path in written],
                 "seconds": seconds,
             }

@@ -33,13 +33,14 @@ def capture(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any
     args = tuple(_map_leaves(_two_samples, a) for a in args)
     kwargs = {k: _map_leaves(_two_samples, v) for k, v in named}
     _check_parameters(model, {x.device for x in _leaves([args, kwargs]) if isinstance(x, Tensor)})
-    with _evaluation_mode(model), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with evaluation_mode(model), torch.no_grad(), torch.autocast("cpu", enabled=False):
         program = _export(model, args, kwargs)
     return _Importer(program).run()
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module's training flag is as it was."""
     flags = [(m, m.training) for m in model.modules()]
     model.eval()
     try:

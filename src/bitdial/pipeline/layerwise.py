@@ -228,6 +228,7 @@ class Compilation:
             "layout": layout_summary(analysis.variant.layout),
             "seconds": dict(analysis.seconds),
             "threads": torch.get_num_threads(),
+            **({"warnings": list(analysis.warnings)} if analysis.warnings else {}),
             "layerwise": {
                 "metric": self.metric,
                 "order": config.order,

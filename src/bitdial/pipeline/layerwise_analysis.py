@@ -24,6 +24,7 @@ from bitdial.graph.ir import Graph, Node
 from bitdial.graph.passes import Choice, fold, fused
 from bitdial.graph.passes.edit import drop_unused, fresh_constant
 from bitdial.layout import LayoutReport, apply_layout, group_bounds
+from bitdial.pipeline.doubts import doubtful_inputs
 from bitdial.pipeline.noise_flow import gains_to_output, numbers_per_sample, passing_share, samples_of
 from bitdial.pipeline.preparing import Prepared, Progress, calibration_inputs, captured, layout_plan, silent
 from bitdial.pipeline.quantizing import choose_shifts, restore_means
@@ -85,7 +86,7 @@ class Analysis:
     """A network with its two runs. `program(precisions)` makes programs from them.
 
     base: folded, unfused. evidence: per planned layer (conv and linear; products of activations stay at 8 bits). inferences:
-    runs of the network so far, by name. seconds: of the steps.
+    runs of the network so far, by name. seconds: of the steps. warnings: given to the user.
     """
 
     def __init__(self, base: Graph, inputs: Sequence[Tensor], config: LayerwiseConfig, progress: Progress = silent) -> None:
@@ -94,6 +95,7 @@ class Analysis:
         self.samples = int(inputs[0].shape[0])
         self.inferences = {"float": 0, "quantized": 0, "finishing": 0}
         self.seconds: dict[str, float] = {}
+        self.warnings = doubtful_inputs(base.inputs, self.inputs)
         self._variants: dict[tuple[tuple[str, str], ...] | None, Variant] = {}
         self._fusions: dict[frozenset[str], BestFusion] = {}
         check_patterns(base, self.settings)

@@ -21,6 +21,7 @@ from bitdial.graph.ir import Graph
 from bitdial.graph.passes import optimize
 from bitdial.graph.verify import verify
 from bitdial.layout import LayoutPlan, LayoutReport, apply_layout, plan_layout
+from bitdial.pipeline.doubts import doubtful_inputs
 from bitdial.quantization.build import check_patterns, eligibility, statistics_plan
 from bitdial.quantization.calibration import TensorStatistics, choose_range
 from bitdial.quantization.config import QuantizeConfig
@@ -46,6 +47,7 @@ class Prepared:
     samples: int
     seconds: dict[str, float] = field(default_factory=dict)
     output_means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)  # given to the user, and kept for the program's provenance
 
     def batches(self, size: int, limit: int | None = None) -> list[list[Tensor]]:
         n = self.samples if limit is None else min(limit, self.samples)
@@ -70,8 +72,9 @@ def prepare(
     graph = optimize(captured(model, inputs, names))
     check_patterns(graph, config)
     seconds = {"capture": time.perf_counter() - started}
+    doubts = doubtful_inputs(graph.inputs, inputs)
     started = time.perf_counter()
-    prepared = Prepared(graph, {}, inputs, None, inputs[0].shape[0], seconds)
+    prepared = Prepared(graph, {}, inputs, None, inputs[0].shape[0], seconds, warnings=doubts)
     prepared.statistics = calibrate(prepared, config, progress)
     if config.equalize is not None:
         prepared.graph, _ = equalize(graph, prepared.statistics, config.equalize)

@@ -374,6 +374,7 @@ def quantize_prepared(
             "quantize": time.perf_counter() - started + chosen.result.former.get("seconds", 0.0),
         },
         "threads": torch.get_num_threads(),
+        **({"warnings": list(prepared.warnings)} if prepared.warnings else {}),
     }
     if latency is not None and curves is not None:
         program.provenance["latency"] = predicted_latency(program, latency, curves)

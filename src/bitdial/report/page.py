@@ -16,6 +16,7 @@ from bitdial.report.style import style_sheet
 
 # identifier, heading, short name for the navigation, lead, content
 SECTIONS: tuple[tuple[str, str, str, str, Callable[[ReportData], Markup | None]], ...] = (
+    ("warnings", "Read with care", "Warnings", "", sections.warnings_section),
     ("curve", "What each setting of the dial costs", "Curve", "", sections.curve_section),
     (
         "executed",

@@ -224,7 +224,14 @@ def layout_section(data: ReportData) -> Markup | None:
 
 
 def provenance_section(data: ReportData) -> Markup | None:
-    return facts(dict(data.provenance)) if data.provenance else None
+    return facts({k: v for k, v in data.provenance.items() if k != "warnings"}) if data.provenance else None
+
+
+def warnings_section(data: ReportData) -> Markup | None:
+    """What the model's maker was warned of (a file may say anything there)."""
+    told = data.provenance.get("warnings")
+    texts = [text for text in told if isinstance(text, str) and text] if isinstance(told, list) else []
+    return join([element("p", {"class": "warn"}, text[:1].upper() + text[1:]) for text in texts]) if texts else None
 
 
 def facts(content: dict[str, object]) -> Markup:

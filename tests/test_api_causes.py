@@ -19,6 +19,7 @@ from bitdial.pipeline.causes import causes_named
 from bitdial.pipeline.samples import gather, plain_module
 from bitdial.report.collect import collect_report
 from bitdial.report.page import render_html
+from bitdial.selection.layerwise import LayerwiseConfig
 
 GREEDY = QuantizeConfig(selector="greedy", calibration_images=16, search_images=4, group_size=8, ratios=(1.0,))
 
@@ -253,6 +254,15 @@ def test_calibration_data_without_content_are_warned_of(name: str) -> None:
     assert program.provenance["warnings"] == [str(w.message) for w in seen]
     page = render_html(collect_report(program, title="a"))
     assert "Read with care" in page and "pass samples like those" in page
+
+
+def test_layerwise_plans_warn_alike() -> None:
+    config = LayerwiseConfig(budget_latency="100%", calibration_images=16)
+    with pytest.warns(UserWarning, match="'x' is all zero"):
+        compiled = bitdial.compile(nn.DataParallel(Net()), torch.zeros(16, 3, 8, 8), config)
+    assert len(compiled.program.provenance["warnings"]) == 1
+    with pytest.raises(CalibrationError, match="float64"):
+        bitdial.compile(Net(), IMAGES.double(), config)
 
 
 def test_ordinary_data_are_not_warned_of() -> None:

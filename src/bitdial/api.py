@@ -129,7 +129,8 @@ def quantize(
 
     model: any network torch.export can capture, float32. calibration: a tensor (batch first), or any iterable or
     DataLoader of tensors, tuples (the inputs that forward() requires, then labels) or dicts (by parameter name); at most
-    `config.calibration_images` samples are used. Doubtful data are warned of (UserWarning, kept in `provenance["warnings"]`). evaluation: (inputs, targets) batches; fills the model's accuracy curve.
+    `config.calibration_images` samples are used. Doubtful data are warned of (UserWarning, kept in `provenance["warnings"]`).
+    evaluation: (inputs, targets) batches; fills the model's accuracy curve.
     metric: see `QuantizedModel.evaluate`. engine: see `load`. checkpoint: file from which an interrupted search resumes.
     Raises CaptureError, CalibrationError, ConfigError.
     """

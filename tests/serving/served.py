@@ -21,7 +21,7 @@ from bitdial.serving.control import ServiceTable
 from bitdial.serving.server.config import make_config
 from bitdial.serving.server.run import Server, start
 from bitdial.serving.worker import ModelInfo, Result, TensorInfo, WorkerCrash, WorkerOptions
-from bitdial.serving.worker.file import ModelFile
+from bitdial.serving.worker.file import ModelFile, read_descriptor
 
 T = TypeVar("T")
 RATIOS = (0.0, 0.5, 1.0)
@@ -30,10 +30,11 @@ SHAPE = (3, 8, 8)
 
 class FakeWorker:
     """Answers with the mean of every image and the ratio index. Its "model file" is JSON: ratios, accuracy, and the seconds of a
-    batch at every ratio; anything else is corrupt. `crash` in the file: batches that run before it dies."""
+    batch at every ratio; anything else is corrupt. `crash` in the file: batches that run before it dies. fault: called when it
+    starts, to raise what it is to fail with."""
 
-    def __init__(self, file: ModelFile, options: WorkerOptions) -> None:
-        self.file, self.options = file, options
+    def __init__(self, file: ModelFile, options: WorkerOptions, fault: Callable[[], None] | None = None) -> None:
+        self.file, self.options, self.fault = file, options, fault
         self.on_lost: Callable[[WorkerCrash], None] | None = None
         self.alive = False
         self._info: ModelInfo | None = None
@@ -46,7 +47,9 @@ class FakeWorker:
         return self._info
 
     async def start(self) -> ModelInfo:
-        text = Path(self.file.path).read_text()
+        if self.fault is not None:
+            self.fault()
+        text = read_descriptor(self.file.fileno(), self.file.path).decode()
         try:
             self.content = json.loads(text)
         except ValueError as error:
@@ -86,6 +89,12 @@ class FakeWorker:
             outputs.append([mean, np.full((len(x), 2), index, np.float32)] if good else [])
         return Result(outputs, index, time.monotonic() - begin, checked)
 
+    def die(self, tell: bool = True) -> None:
+        """As if killed between two batches; tell: and the pool learns of it."""
+        self.alive = False
+        if tell and self.on_lost is not None:
+            self.on_lost(WorkerCrash("the worker died: killed by SIGKILL"))
+
     async def stop(self) -> None:
         self.alive = False
 
@@ -118,6 +127,10 @@ class Running:
         """Run a coroutine on the server's loop."""
         return asyncio.run_coroutine_threadsafe(job, self.loop).result(30)
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function on the server's loop."""
+        self.loop.call_soon_threadsafe(function, *arguments)
+
     def model(self, name: str = "m") -> Any:
         return self.server.models[name]
 
@@ -128,13 +141,14 @@ def serving(
     tables: dict[str, Path],
     make: Any = None,
     server: dict[str, Any] | None = None,
+    fault: Callable[[], None] | None = None,
     **options: Any,
 ) -> Iterator[Running]:
-    """A server of these models; options as in ServerConfig (`server`) and ModelOptions."""
+    """A server of these models; options as in ServerConfig (`server`) and ModelOptions. fault: of all workers, see FakeWorker."""
     made: list[FakeWorker] = []
 
     def make_fake(file: ModelFile, chosen: WorkerOptions) -> FakeWorker:
-        made.append(FakeWorker(file, chosen))
+        made.append(FakeWorker(file, chosen, fault))
         return made[-1]
 
     file = {

@@ -41,6 +41,7 @@ from served import (
 import bitdial
 from bitdial.engines.cpu import native
 from bitdial.quantization.config import QuantizeConfig
+from bitdial.serving.worker import WorkerCrash
 
 HEADER_TIME, BODY_TIME = 0.4, 0.5
 
@@ -303,6 +304,19 @@ def test_tenfold_overload_for_thirty_seconds_then_recovery(tmp_path: Path) -> No
 # ---- workers that die ------------------------------------------------------------------------------------------------------
 
 
+class Faults:
+    """Raises an error whenever it is called, as long as there is one; `count` calls did."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.count = 0
+
+    def __call__(self, *arguments: Any, **more: Any) -> None:
+        if self.error is not None:
+            self.count += 1
+            raise self.error
+
+
 def test_every_request_is_answered_while_workers_die(tmp_path: Path) -> None:
     seconds = (0.004, 0.003, 0.002)
     models = {"m": write_model(tmp_path / "m", seconds=seconds, crash=15)}
@@ -319,9 +333,9 @@ def test_every_request_is_answered_while_workers_die(tmp_path: Path) -> None:
 
 def test_requests_expire_while_no_worker_is_there(tmp_path: Path) -> None:
     models = {"m": write_model(tmp_path / "m", crash=0, load=0.0)}
-    with serving(models, {"m": write_table(tmp_path / "t")}, slo_ms=150) as running:
-        path = Path(running.model().path)
-        path.write_text("{")  # no worker will start again
+    faults = Faults()
+    with serving(models, {"m": write_table(tmp_path / "t")}, fault=faults, slo_ms=150) as running:
+        faults.error = WorkerCrash("the worker died while loading")
         assert status(http(running.port, infer_bytes())) == 500
         begin = time.monotonic()
         answers = [http(running.port, infer_bytes()) for _ in range(2)]

@@ -364,7 +364,7 @@ def test_the_key_guards_everything_but_health_and_the_pages_shell(tmp_path: Path
     models, tables = {"m": write_model(tmp_path / "m")}, {"m": write_table(tmp_path / "t")}
     with serving(models, tables, server={"api_key": KEY}, slo_ms=500) as running:
         base = f"http://{running.address}"
-        for path in ("/v2/health/live", "/v2/health/ready", "/", "/static/app.js"):
+        for path in ("/v2/health/live", "/v2/health/ready", "/v2/health/live/", "/", "/static/app.js"):
             assert httpx.get(base + path).status_code == 200, path
         closed = [
             "/v2",
@@ -374,7 +374,9 @@ def test_the_key_guards_everything_but_health_and_the_pages_shell(tmp_path: Path
             "/live/state",
             "/openapi.json",
             "/nothing",
-            "/v2/health/live/",
+            "/v2/models/",
+            "/v2/health/live//",
+            "/v2/health/",
         ]
         for path in closed:
             answer = httpx.get(base + path)

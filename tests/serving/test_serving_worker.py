@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -26,6 +28,7 @@ from bitdial.engines.base import create_engine
 from bitdial.engines.cpu import native
 from bitdial.errors import ArtifactError, BitdialError, ConfigError, EngineError, InputError
 from bitdial.quantization.config import QuantizeConfig
+from bitdial.serving.supervision import Supervisor
 from bitdial.serving.worker import (
     Candidate,
     ProcessWorker,
@@ -37,6 +40,8 @@ from bitdial.serving.worker import (
     WorkerPool,
     measure_table,
 )
+from bitdial.serving.worker import process as process_module
+from bitdial.serving.worker.frames import AsyncFrames
 from bitdial.serving.worker.thread import ThreadWorker
 
 ENGINE = "reference" if native.missing() else "cpu"
@@ -548,7 +553,7 @@ def test_a_pool_replaces_workers_that_crash_or_hang(models: SimpleNamespace, mon
             on_free=lambda: events.append("free"),
             on_crash=lambda error: events.append("crash"),
             on_restart=lambda seconds: events.append("restart"),
-            first_delay=0.05,
+            supervisor=Supervisor(first_delay=0.05),
         )
         await pool.start()
         await asyncio.gather(*(pool.run([request(1)], 0) for _ in range(2)))
@@ -581,7 +586,10 @@ def test_attempts_to_replace_a_worker_become_rarer(models: SimpleNamespace, monk
         loop = asyncio.get_running_loop()
         crashes: list[float] = []
         pool = WorkerPool(
-            models.a, OPTIONS, on_crash=lambda e: crashes.append(loop.time()), first_delay=0.2, longest_delay=0.4
+            models.a,
+            OPTIONS,
+            on_crash=lambda e: crashes.append(loop.time()),
+            supervisor=Supervisor(first_delay=0.2, longest_delay=0.4),
         )
         await pool.start()
         monkeypatch.setenv("BITDIAL_TEST_FAULT", "crash-at-load")
@@ -599,25 +607,109 @@ def test_attempts_to_replace_a_worker_become_rarer(models: SimpleNamespace, monk
     go(job())
 
 
-def test_a_file_changed_in_place_is_not_mixed_in(models: SimpleNamespace, tmp_path: Path) -> None:
+def fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: BaseException) -> None:
+    """Have the next call of a function fail."""
+    real, left = getattr(owner, name), [error]
+
+    def call(*arguments: Any, **more: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def test_a_worker_is_replaced_whatever_its_restart_meets(
+    models: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = OSError(24, "Too many open files")
+
     async def job() -> None:
-        errors: list[BitdialError] = []
-        path = tmp_path / "m.bitdial"
-        path.write_bytes(models.a.read_bytes())
-        pool = WorkerPool(path, OPTIONS, on_crash=errors.append, first_delay=0.05, longest_delay=0.05)
+        told: list[BitdialError] = []
+        supervisor = Supervisor("model 'a'", first_delay=0.01, longest_delay=0.02, tries=2, patience=0.0)
+        pool = WorkerPool(models.a, OPTIONS, on_crash=told.append, supervisor=supervisor)
         await pool.start()
-        path.write_bytes(models.b.read_bytes())
-        (worker,) = pool.workers
-        assert isinstance(worker, ProcessWorker) and worker.pid is not None
-        os.kill(worker.pid, signal.SIGKILL)
-        await until(lambda: len(errors) == 2)
-        assert isinstance(errors[1], ArtifactError) and "changed in place" in str(errors[1])
-        info = await pool.swap()  # asked for, it is taken, and the attempts to bring back the old one end
-        assert info.ratios == (0.0, 1.0) and pool.alive == 1
-        await pool.run([request(1)], 1)
+
+        async def lose() -> None:
+            (worker,) = pool.workers
+            assert isinstance(worker, ProcessWorker) and worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            await until(lambda: not worker.alive)
+
+        # Descriptors are used up for a moment.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            await lose()
+            await until(lambda: len(told) >= 4)
+            assert pool.alive == 0 and "replacing a worker has failed" in supervisor.problems()[0]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await until(lambda: pool.whole)
+        assert (
+            supervisor.problems() == [] and isinstance(told[1], EngineError) and "Too many open files" in str(told[1])
+        )
+        # The same, or what nobody has foreseen, at one step of a start after the other.
+        told.clear()
+        fail_once(monkeypatch, socket, "socketpair", full)
+        fail_once(monkeypatch, process_module.subprocess, "Popen", full)
+        fail_once(monkeypatch, AsyncFrames, "__init__", full)
+        fail_once(monkeypatch, process_module, "BatchMemory", ZeroDivisionError("unforeseen"))
+        await lose()
+        await until(lambda: pool.whole)
+        assert [type(e) for e in told] == [WorkerCrash] + [EngineError] * 4 and "unforeseen" in str(told[-1])
+        assert (await pool.run([request(1)], 0)).checked == [""]
         await pool.stop()
 
     go(job())
+    logged = [r for r in caplog.records if r.exc_info]
+    assert len(logged) == 1 and "model 'a': replacing a worker failed unexpectedly" in logged[0].getMessage()
+
+
+def test_a_worker_that_dies_without_a_word_is_found(models: SimpleNamespace) -> None:
+    async def job() -> None:
+        pool = WorkerPool(models.a, OPTIONS)
+        await pool.start()
+        (worker,) = pool.workers
+        worker.on_lost = None
+        assert isinstance(worker, ProcessWorker) and worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        await until(lambda: not worker.alive)
+        assert pool.alive == 0
+        pool.look()
+        pool.look()
+        await until(lambda: pool.whole)
+        await pool.stop()
+
+    go(job())
+
+
+def test_workers_restart_from_the_bytes_they_had(models: SimpleNamespace, tmp_path: Path) -> None:
+    """Whatever is written over the file meanwhile; a new version is read when it is asked for."""
+
+    async def job(make: Callable[..., Worker], end: Callable[[Any], None], damage: bytes) -> None:
+        path = tmp_path / "m.bitdial"
+        path.write_bytes(models.a.read_bytes())
+        pool = WorkerPool(path, OPTIONS, make=make)
+        info = await pool.start()
+        before = (await pool.run([request(1)], 1)).outputs[0][0].tobytes()
+        path.write_bytes(damage)  # in place
+        (worker,) = pool.workers
+        end(worker)
+        await until(lambda: not worker.alive)
+        await until(lambda: pool.whole)
+        assert pool.workers[0].info.digest == info.digest
+        assert (await pool.run([request(1)], 1)).outputs[0][0].tobytes() == before
+        path.write_bytes(models.b.read_bytes())
+        assert (await pool.swap()).ratios == (0.0, 1.0)
+        await pool.run([request(1)], 1)
+        await pool.stop()
+
+    def give_up(worker: ThreadWorker) -> None:
+        worker._give_up(asyncio.get_running_loop().create_future(), "as if hung")
+
+    go(job(ProcessWorker, lambda worker: os.kill(worker.pid, signal.SIGKILL), models.b.read_bytes()))
+    go(job(ThreadWorker, give_up, b"no model"))
 
 
 # ---- a new version ---------------------------------------------------------------------------------------------------------

@@ -32,9 +32,9 @@ from bitdial.serving.worker.batching import count_images, fill, join, split
 from bitdial.serving.worker.calibration import batch_sizes, make_table, measure_table, random_request
 from bitdial.serving.worker.errors import error_from_json, error_to_json
 from bitdial.serving.worker.faults import Fault
-from bitdial.serving.worker.file import ModelFile, read_descriptor
+from bitdial.serving.worker.file import ModelFile, anonymous_file, read_descriptor
 from bitdial.serving.worker.frames import AsyncFrames, BlockingFrames, Decoder, FrameError, encode
-from bitdial.serving.worker.memory import BatchMemory, create_memory
+from bitdial.serving.worker.memory import BatchMemory
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -140,7 +140,7 @@ def test_requests_are_joined_and_taken_apart_again(batch: Any, data: st.DataObje
     info, requests, images = batch
     assert count_images(info, requests, sum(images)) == images
     joined = join(info, requests)
-    descriptor = create_memory("test")
+    descriptor = anonymous_file("test")
     memory = BatchMemory(descriptor, info, sum(images), grow=True)
     os.close(descriptor)
     views = memory.inputs(sum(images))
@@ -191,7 +191,7 @@ def test_inputs_must_hold_the_same_number_of_images() -> None:
 
 
 def test_shared_memory_cannot_be_shrunk_or_mapped_for_another_model() -> None:
-    descriptor = create_memory("test")
+    descriptor = anonymous_file("test")
     try:
         memory = BatchMemory(descriptor, make_info(), 4, grow=True)
         with pytest.raises(PermissionError):
@@ -243,19 +243,28 @@ def test_no_fault_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         fault.at_load(), fault.at_batch(), fault.at_end()
 
 
-def test_a_model_file_stays_what_it_was_when_another_takes_its_place(tmp_path: Path) -> None:
-    path = tmp_path / "m.bitdial"
+def test_a_model_file_stays_what_it_was_whatever_happens_to_it(tmp_path: Path) -> None:
+    path = tmp_path / ("m" * 3 + "模" * 80 + ".bitdial")  # as long as names may be: longer than the system's for memory
     path.write_bytes(b"old")
     file = ModelFile(path)
+    path.write_bytes(b"overwritten in place")
+    assert read_descriptor(file.fileno(), str(path)) == b"old"
     (tmp_path / "new").write_bytes(b"newer")
     os.replace(tmp_path / "new", path)
     assert read_descriptor(file.fileno(), str(path)) == b"old" == read_descriptor(file.fileno(), str(path))
+    with pytest.raises(OSError):
+        os.pwrite(file.fileno(), b"x", 0)
+    again = ModelFile(f"/proc/self/fd/{file.fileno()}")  # in such memory already: shared, not copied
+    assert os.fstat(again.fileno()).st_ino == os.fstat(file.fileno()).st_ino
+    again.close()
     file.close()
     file.close()
     os.mkfifo(tmp_path / "pipe")
+    held = os.listdir("/proc/self/fd")
     for wrong in (tmp_path / "none", tmp_path, tmp_path / "pipe", "a\0b"):
         with pytest.raises(ArtifactError):
             ModelFile(wrong)
+    assert os.listdir("/proc/self/fd") == held
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------------
@@ -376,7 +385,9 @@ def test_measured_tables_are_remembered(clock: list[float], tmp_path: Path, monk
     worker = PacedWorker(clock, lambda i, n: 1e-4 * n)
     first = asyncio.run(measure_table(worker, 2, None, 0.05))
     ran = len(worker.ran)
-    assert asyncio.run(measure_table(worker, 2, None, 0.05)) == first and len(worker.ran) == ran + 12  # a check, 6 runs an end
+    assert (
+        asyncio.run(measure_table(worker, 2, None, 0.05)) == first and len(worker.ran) == ran + 12
+    )  # a check, 6 runs an end
     slower = PacedWorker(clock, lambda i, n: 1.5e-4 * n)  # what was remembered is of a quieter day
     assert asyncio.run(measure_table(slower, 2, None, 0.05)).latency(0, 2) == pytest.approx(3e-4)
     assert asyncio.run(measure_table(worker, 2, None, 0.05)).latency(0, 2) == pytest.approx(2e-4)

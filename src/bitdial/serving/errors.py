@@ -45,6 +45,16 @@ class NotFound(ServingError):
     status = 404
 
 
+class WrongMethod(ServingError):
+    """The address knows other methods: those in `allow`."""
+
+    status = 405
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
 class SlowClient(ServingError):
     """The request did not arrive whole within the time allowed."""
 

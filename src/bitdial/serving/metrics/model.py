@@ -95,6 +95,7 @@ class ModelMetrics:
         self.arrived_requests = self.arrived_images = 0
         self.switches = self.queue_depth = self.queue_images = self.workers = self.index = 0
         self.oldest_wait = 0.0
+        self.last_inference = 0.0  # when a request was last answered, seconds since 1970; 0: never
         self._switches_told = 0
         self._growing = (
             threading.Lock()
@@ -138,6 +139,7 @@ class ModelMetrics:
             compute = 0.0
         if not 0.0 <= total < math.inf:
             total = 0.0
+        self.last_inference = time.time()
         history = self.history
         second = history.at(now)
         second.answered += 1

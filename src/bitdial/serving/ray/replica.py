@@ -22,7 +22,7 @@ from bitdial.serving.ray.errors import DeployError
 from bitdial.serving.ray.scaling import METRIC, WorkMeter
 from bitdial.serving.ray.store import STORES, MemoryFile
 from bitdial.serving.server.access import Access
-from bitdial.serving.server.app import Application, Message, Receive, Scope, Send, send_error
+from bitdial.serving.server.app import Application, Message, Receive, Scope, Send, send_error, without_slash
 from bitdial.serving.server.config import KEY_VARIABLE, check_key
 from bitdial.serving.server.model import ServedModel
 from bitdial.serving.server.routes import create_api
@@ -70,6 +70,9 @@ class Replica:
 
     def check_health(self) -> None:
         """Ray replaces a replica for which this raises."""
+        problems = self.model.supervisor.problems()
+        if problems:
+            raise NotReady("; ".join(problems))
         if not self.model.ready:
             raise NotReady(f"model '{self.model.name}' is {self.model.state} {self.model.reason}".rstrip())
 
@@ -164,7 +167,7 @@ class ReplicaApp:
         if prefix:
             path = path.removeprefix(prefix) or "/"
             scope = {**scope, "path": path, "root_path": "", "raw_path": path.encode()}
-        if path.startswith(_RELOAD[0]) and path.endswith(_RELOAD[1]):
+        if path.startswith(_RELOAD[0]) and without_slash(path).endswith(_RELOAD[1]):
             await send_error(
                 labelled, 400, "a model on a cluster is not loaded again by a request: deploy the new file"
             )

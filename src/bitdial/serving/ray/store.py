@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from bitdial.serving.worker.file import sealed_memory
+
 STORES = "bitdial"  # Ray's namespace of these actors
 
 
@@ -31,10 +33,7 @@ class MemoryFile:
     """Bytes that can be opened at a path for as long as this object lives, and lie on no disk (Linux)."""
 
     def __init__(self, data: bytes, name: str) -> None:
-        self._descriptor = os.memfd_create(name[:200], os.MFD_CLOEXEC)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        self._descriptor = sealed_memory(name, [data])  # sealed, so that the workers need no copy of their own
 
     @property
     def path(self) -> str:

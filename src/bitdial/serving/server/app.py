@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from bitdial.errors import BitdialError
-from bitdial.serving.errors import BadRequest, Gone, NotFound, ServingError, TooLarge
+from bitdial.serving.errors import BadRequest, Gone, NotFound, ServingError, TooLarge, WrongMethod
 from bitdial.serving.protocol.encoding import decode_body
 from bitdial.serving.protocol.response import VERSION, answer_parameters, error_body, infer_response
 from bitdial.serving.server.access import Access
@@ -51,14 +51,18 @@ class Application:
                 await _lifespan(receive, send)
             return
         headers = dict(scope["headers"])
-        path: str = scope["path"]
+        path = without_slash(scope["path"])
         try:
             self.access.check(path, headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
-            if path.endswith("/infer") and scope["method"] == "POST" and path.startswith("/v2/models/"):
-                await self._infer(scope, headers, receive, send)
-            else:
-                body = await read_body(headers, receive, SMALL_BODY)
-                await self.api(scope, _replay(body, receive), send)
+            infers = path.endswith("/infer") and path.startswith("/v2/models/")
+            if infers and scope["method"] == "POST":
+                await self._infer(path, scope, headers, receive, send)
+                return
+            body = await read_body(headers, receive, SMALL_BODY)
+            if infers:
+                self._model(path)
+                raise WrongMethod("this address does not know this method: send the request with POST", "POST")
+            await self.api({**scope, "path": path}, _replay(body, receive), send)
         except Gone:
             pass
         except BitdialError as error:
@@ -68,8 +72,8 @@ class Application:
             logger.exception("a request failed unexpectedly")
             await send_error(send, 500, "the server failed unexpectedly; its log says how", None, receive)
 
-    async def _infer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        model = self._model(scope["path"])
+    async def _infer(self, path: str, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        model = self._model(path)
         limit = self.body_limit(model)
         body = await read_body(headers, receive, limit)
         arrived = model.clock()
@@ -128,6 +132,11 @@ class Application:
         if len(parts) != 5:
             raise NotFound("there is nothing at this address")
         return find_model(self.models, parts[3])
+
+
+def without_slash(path: str) -> str:
+    """The path as the server's addresses are written: one slash at its end makes no other address, whatever the method."""
+    return path[:-1] if path.endswith("/") and len(path) > 1 else path
 
 
 def find_model(models: Mapping[str, ServedModel], name: str, version: str = VERSION) -> ServedModel:
@@ -189,6 +198,8 @@ async def send_error(
         headers.append((b"retry-after", b"%d" % retry))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, WrongMethod):
+        headers.append((b"allow", error.allow.encode()))
     if isinstance(error, ServingError) and error.closes:
         headers.append((b"connection", b"close"))
     lingers = status == 413 and receive is not None

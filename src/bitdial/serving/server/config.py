@@ -92,10 +92,9 @@ class ModelConfig(ModelOptions):
     @field_validator("name")
     @classmethod
     def _usable_name(cls, value: str) -> str:
-        if not _NAME.fullmatch(value) or value in _RESERVED:
-            raise ValueError(
-                f"'{value[:100]}' cannot be a model's name in URLs: use letters, digits, '.', '_' and '-', e.g. name=file.bitdial"
-            )
+        problem = name_problem(value)
+        if problem:
+            raise ValueError(problem)
         return value
 
 
@@ -138,10 +137,14 @@ class ServerConfig(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> ServerConfig:
-        names = [model.name for model in self.models]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two models are called '{twice[0]}': give them names, as in a={self.models[0].path}")
+        seen: dict[str, Path] = {}
+        for model in self.models:
+            if model.name in seen:
+                raise ValueError(
+                    f"two models are called '{model.name}', {seen[model.name]} and {model.path}: give one another name, as in "
+                    f"{model.name[:90]}-2={model.path}"
+                )
+            seen[model.name] = model.path
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("TLS needs both a certificate and its key (--tls-cert and --tls-key)")
         return self
@@ -188,22 +191,41 @@ def key_file_is_open(path: Path) -> bool:
         return False
 
 
+def name_problem(name: str) -> str:
+    """Why a model cannot be called so; "" if it can."""
+    shown = f"'{name[:100]}'" if len(name) <= 100 else f"'{name[:100]}...'"
+    if name in _RESERVED:
+        return f"{shown} cannot be a model's name: /v2/models/{name} is an address of the server's own; use another"
+    if len(name) > 100:
+        return f"{shown} cannot be a model's name in URLs: it has {len(name)} characters; use at most 100"
+    if not _NAME.fullmatch(name):
+        return (
+            f"{shown} cannot be a model's name in URLs: use ASCII letters, digits, '.', '_' and '-', a letter or digit first, "
+            f"e.g. '{_name_of(name)}'"
+        )
+    return ""
+
+
 def model_arguments(arguments: list[str]) -> list[dict[str, Any]]:
-    """name and path of "model.bitdial" or "name=model.bitdial"; the name is otherwise the file's."""
+    """name and path of "model.bitdial" or "name=model.bitdial"; the name is otherwise the file's. Raises ConfigError."""
     result = []
     for text in arguments:
         name, equals, path = text.partition("=")
-        if not equals or not _NAME.fullmatch(name):
-            name, path = "", text
+        problem = name_problem(name) if equals else ""
+        if not equals or (problem and (os.path.exists(text) or ("/" in name and not os.path.exists(path)))):
+            name, path = "", text  # the = belongs to the path
+        elif problem:
+            raise ConfigError(f"{text}: {problem}")
         if not path:
             raise ConfigError(f"'{text}' names no file: write model.bitdial or name=model.bitdial")
-        result.append({"name": name or _name_of(path), "path": path})
+        result.append({"name": name or _name_of(Path(path).stem), "path": path})
     return result
 
 
-def _name_of(path: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).lstrip("._-")
-    return name[:100] or "model"
+def _name_of(stem: str) -> str:
+    """A file's name (without its ending) as near as a model's name can be to it."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:100] or "model"
+    return f"{name}-model" if name in _RESERVED else name
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -260,7 +282,7 @@ def make_config(
     if not entries:
         raise ConfigError("no model is named: write bitdial serve model.bitdial, or list 'models' in --config")
     for entry in entries:
-        entry.setdefault("name", _name_of(str(entry.get("path", ""))))
+        entry.setdefault("name", _name_of(Path(str(entry.get("path", ""))).stem))
         entry.update({key: value for key, value in model.items() if value is not None})
     content.update({key: value for key, value in server.items() if value is not None})
     try:

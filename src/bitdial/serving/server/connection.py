@@ -7,6 +7,7 @@ few times a second closes those that are late; so a request costs no timers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,14 +143,20 @@ def guarded(limits: Limits) -> type[GuardedProtocol]:
     return type("GuardedProtocol", (GuardedProtocol,), {"limits": limits})
 
 
-async def watch(state: ServerState) -> None:
-    """Look after all connections of a server until cancelled."""
-    while True:
-        await asyncio.sleep(PASS)
-        now = time.monotonic()
-        for connection in list(state.connections):
-            if isinstance(connection, GuardedProtocol):
-                connection.check(now)
+def look_after(state: ServerState) -> None:
+    """Close the connections of a server whose clients are late. What goes wrong with one is raised after all have been seen."""
+    now, problem = time.monotonic(), None
+    for connection in list(state.connections):
+        if not isinstance(connection, GuardedProtocol):
+            continue
+        try:
+            connection.check(now)
+        except Exception as error:
+            problem = error
+            with contextlib.suppress(Exception):
+                connection.transport.abort()
+    if problem is not None:
+        raise problem
 
 
 def connection_of(scope: Any) -> GuardedProtocol | None:

@@ -22,17 +22,18 @@ class Version(NamedTuple):
 
 
 async def prepare_version(
-    pool: WorkerPool, settings: Settings, table: ServiceTable, remembered: bool = True
+    pool: WorkerPool, settings: Settings, table: ServiceTable, remembered: bool = True, again: bool = False
 ) -> Version | None:
     """Load what is now in the model's file, beside what is in use; None: it has not changed.
 
-    table: of the version in use. remembered: whether times that an earlier start has measured may be used.
+    table: of the version in use. remembered: whether times that an earlier start has measured may be used. again: also where the
+    file has not changed.
     Raises BitdialError, also where the settings leave the new version no ratio; then nothing of it is left running.
     """
     digest = pool.info.digest
     candidate = await pool.prepare()
     try:
-        if candidate.info.digest == digest:
+        if candidate.info.digest == digest and not again:
             await candidate.discard()
             return None
         found = await _table(candidate, settings, table, remembered)

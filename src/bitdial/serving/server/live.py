@@ -66,7 +66,8 @@ def model_state(model: ServedModel) -> ModelState:
 
 
 def statistics(model: ServedModel) -> dict[str, Any]:
-    """Counts and times of a model, in the form that Triton's clients read. Times in nanoseconds, summed over requests."""
+    """Counts and times of a model, in the form that Triton's clients read. Times in nanoseconds, summed over requests;
+    last_inference in milliseconds since 1970, 0: none yet."""
     metrics = model.metrics
     if metrics is None:
         return {"name": model.name, "version": VERSION}
@@ -80,7 +81,7 @@ def statistics(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "version": VERSION,
-        "last_inference": 0,
+        "last_inference": round(1000.0 * metrics.last_inference),
         "inference_count": sum(tally.count for tally in metrics.images_by_ratio.values()),
         "execution_count": sum(metrics.batch_images.counts),
         "inference_stats": {

@@ -29,6 +29,7 @@ from bitdial.serving.metrics import ModelMetrics
 from bitdial.serving.protocol.request import RequestReader
 from bitdial.serving.server.exchange import carry_over, prepare_version
 from bitdial.serving.server.recording import Recording
+from bitdial.serving.supervision import Supervisor
 from bitdial.serving.worker import ModelInfo, SignatureError, WorkerCrash, WorkerOptions, WorkerPool, measure_table
 from bitdial.serving.worker.pool import MakeWorker
 from bitdial.serving.worker.process import ProcessWorker
@@ -36,7 +37,7 @@ from bitdial.serving.worker.process import ProcessWorker
 Array = npt.NDArray[Any]
 Progress = Callable[[float, str], None]
 
-TICK = 1.0  # seconds between updates of the gauges while nothing happens
+TICK = 1.0  # seconds between looks at workers, waiting requests and gauges while nothing happens
 LOOK = 64  # waiting requests looked at for the next deadline
 
 logger = logging.getLogger("bitdial.serving")
@@ -83,7 +84,7 @@ class ServedModel:
     make            what makes a worker
     clock           seconds, monotonic
 
-    state: "starting", "ready", "draining" or "failed"; reason: why it failed.
+    state: "starting", "ready", "draining" or "failed"; reason: why it failed. supervisor: of what runs beside its requests.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class ServedModel:
         self.state, self.reason = "starting", ""
         self.metrics: ModelMetrics | None = None
         self.output_names: list[str] = []
+        self.supervisor = Supervisor(f"model '{name}'")
         self._given_table, self._registry, self._record = table, registry, record
         self._pool = WorkerPool(
             path,
@@ -115,7 +117,9 @@ class ServedModel:
             on_free=self._wake,
             on_crash=self._crashed,
             on_restart=self._restarted,
+            supervisor=self.supervisor,
         )
+        self._dispatching = self.supervisor.watch("giving out batches")
         self._scheduler: Scheduler | None = None
         self._reader: RequestReader | None = None
         self._recording: Recording | None = None
@@ -126,7 +130,6 @@ class ServedModel:
         self._woken = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._ticker: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
         self._reloading = asyncio.Lock()
 
@@ -190,7 +193,7 @@ class ServedModel:
             self.state, self.reason = "failed", str(error)
             await self._pool.stop()
             raise
-        self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        self.supervisor.every(TICK, "looking after workers and requests", self._tick)
         self.state = "ready"
 
     async def _first_table(self, info: ModelInfo, progress: Progress | None) -> ServiceTable:
@@ -339,11 +342,12 @@ class ServedModel:
                 scheduler.expire(now)
                 self._expire(scheduler.take_expired(), now)
             self._set_timer(scheduler, now)
-        except Exception:  # a bug must not leave anyone waiting for ever
-            logger.exception("model '%s': the scheduler failed", self.name)
+            self._dispatching.worked()
+        except Exception as error:  # a bug must not leave anyone waiting for ever
+            self._dispatching.failed(error)
             for request in list(scheduler.queue):
-                scheduler.queue.remove(request.id)
                 self._fail(request.id, ComputeFailed("the scheduler failed unexpectedly; the server's log says how"))
+                scheduler.queue.remove(request.id)
 
     def _expire(self, gone: Sequence[Request], now: float) -> None:
         assert self.metrics is not None
@@ -381,29 +385,31 @@ class ServedModel:
         self._gauges()
 
     async def _run(self, scheduler: Scheduler, batch: Batch) -> None:
-        """One batch, from its worker to its answers."""
+        """One batch, from its worker to its answers; whatever happens, each of its requests gets one."""
+        self._launching -= 1
+        try:
+            await self._compute(scheduler, batch)
+        except BaseException as error:
+            self._lose(batch, error)
+            scheduler.failed(self.clock(), batch)
+            self._wake()
+            if not isinstance(error, Exception):
+                raise
+
+    async def _compute(self, scheduler: Scheduler, batch: Batch) -> None:
         index = batch.index
         if scheduler is not self._scheduler:  # the model file was exchanged this very moment
             index = max(0, self.scheduler.table.table.at_or_below(scheduler.table.table.ratios[index]))
         ratio = self._pool.info.ratios[index]
         waiting = [self._pending.get(r.id) for r in batch.requests]
         alive = [p for p in waiting if p is not None]
-        self._launching -= 1
         if not alive:  # all senders have left
             scheduler.failed(self.clock(), batch)
             self._wake()
             return
-        try:
-            if not self._pool.idle:
-                raise WorkerCrash("the worker died before it could be given the batch")
-            result = await self._pool.run([p.inputs for p in alive], index)
-        except BaseException as error:
-            scheduler.failed(self.clock(), batch)
-            self._lose(batch, error)
-            self._wake()
-            if not isinstance(error, Exception):
-                raise
-            return
+        if not self._pool.idle:
+            raise WorkerCrash("the worker died before it could be given the batch")
+        result = await self._pool.run([p.inputs for p in alive], index)
         now = self.clock()
         scheduler.completed(now, batch, now - batch.begun)
         self._pump()  # the worker has its next batch before anyone is answered
@@ -455,13 +461,15 @@ class ServedModel:
     # ---- a new version of the file ---------------------------------------------------------------------------------------
 
     async def reload(self) -> bool:
-        """Read the file again and, if it has changed, put the new version to use without losing a request. Whether it had.
+        """Read the file again and, if it has changed, put the new version to use without losing a request. Whether it had. Where
+        a worker is missing or another task of the model fails, workers and scheduler are made anew even if it has not.
 
         Raises LoadFailed and SignatureError, after which the version before is still in use, and NotReady.
         """
         async with self._reloading:
             if self.state != "ready" or self.metrics is None:
                 raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+            self.supervisor.hurry()
             try:
                 changed = await self._exchange()
             except BitdialError as error:
@@ -469,13 +477,25 @@ class ServedModel:
                 logger.warning("model '%s' was not loaded again: %s", self.name, error)
                 if isinstance(error, SignatureError):
                     raise
-                raise LoadFailed(f"the version before stays in use: {error}") from error
+                raise LoadFailed(self._kept(str(error))) from error
+            except Exception as error:
+                self.metrics.reloaded(self.clock(), False)
+                logger.exception("model '%s' was not loaded again", self.name)
+                raise LoadFailed(self._kept("the server failed unexpectedly; its log says how")) from error
             self.metrics.reloaded(self.clock(), True)
+            problems = self.supervisor.problems()
+            if problems:
+                raise LoadFailed(f"{'; '.join(problems)}: if it does not work soon, restart the server")
             return changed
 
+    def _kept(self, why: str) -> str:
+        missing = "" if self._pool.alive else ", without a worker until one can be started"
+        return f"the version before stays in use{missing}: {why}"
+
     async def _exchange(self) -> bool:
+        digest, sound = self._pool.info.digest, self._pool.whole and not self.supervisor.failing
         version = await prepare_version(
-            self._pool, self.settings, self.scheduler.table.table, remembered=self._given_table is None
+            self._pool, self.settings, self.scheduler.table.table, remembered=self._given_table is None, again=not sound
         )
         if version is None:
             return False
@@ -484,8 +504,9 @@ class ServedModel:
             raise NotReady(f"model '{self.name}' is {self.state}")
         self._pool.commit(version.candidate)
         self._adopt(version.candidate.info, version.table)
+        self._dispatching.worked()  # by a new scheduler, until it proves otherwise
         logger.warning("model '%s' was loaded again: %s", self.name, version.candidate.info.digest[:12])
-        return True
+        return version.candidate.info.digest != digest
 
     def _adopt(self, info: ModelInfo, table: ServiceTable) -> None:
         """Go on with another table; requests that wait keep their places."""
@@ -532,9 +553,8 @@ class ServedModel:
                 self._scheduler.queue.remove(request.id)
         if self._timer is not None:
             self._timer.cancel()
-        if self._ticker is not None:
-            self._ticker.cancel()
         await self._pool.stop()
+        await self.supervisor.stop()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
         self._end_recording()
@@ -551,7 +571,9 @@ class ServedModel:
             oldest_wait=scheduler.oldest_wait(now), switches=scheduler.switches, workers=self._pool.alive,
         )  # fmt: skip
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK)
-            self._gauges()
+    def _tick(self) -> None:
+        """What events see to as a rule, should one of them have been lost."""
+        self._pool.look()
+        if self._pending:
+            self._wake()
+        self._gauges()

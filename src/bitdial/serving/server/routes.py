@@ -22,24 +22,30 @@ from bitdial.serving.server import documents as doc
 from bitdial.serving.server.app import find_model
 from bitdial.serving.server.live import Live, statistics
 from bitdial.serving.server.model import ServedModel
+from bitdial.serving.supervision import Supervisor
 
 _errors = doc.error_responses
 
 
 def create_api(
-    models: Mapping[str, ServedModel], registry: Any = None, processor: str = "", needs_key: bool = False
+    models: Mapping[str, ServedModel],
+    registry: Any = None,
+    processor: str = "",
+    needs_key: bool = False,
+    supervisor: Supervisor | None = None,
 ) -> FastAPI:
     """The API of these models, with the live page. registry: prometheus_client's, for /metrics; None: no such page. processor:
-    for people. needs_key: said in the description; the check itself is `Application`'s."""
+    for people. needs_key: said in the description; the check itself is `Application`'s. supervisor: of the server's own tasks."""
     api = FastAPI(
         title="bitdial",
         version=__version__,
         description="Open Inference Protocol v2, for models with a dial between 8-bit and lower precision.",
         docs_url=None,  # their pages come from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # `Application` leaves them out of every path
     )
     _explain_errors(api)
-    _add_health(api, models)
+    _add_health(api, models, supervisor or Supervisor())
     _add_models(api, models)
     _add_repository(api, models)
     api.include_router(page_router(Live(models, processor)), tags=["live page"])
@@ -70,15 +76,18 @@ def _explain_errors(api: FastAPI) -> None:
         return answer(getattr(error, "status", 500), str(error), headers)
 
 
-def _add_health(api: FastAPI, models: Mapping[str, ServedModel]) -> None:
+def _add_health(api: FastAPI, models: Mapping[str, ServedModel], supervisor: Supervisor) -> None:
     @api.get("/v2", tags=["server"], responses={200: {"model": doc.ServerMetadata}, **_errors()})
     async def metadata() -> JSONResponse:
         """Name, version and extensions of the server."""
         return JSONResponse(server_metadata())
 
-    @api.get("/v2/health/live", tags=["server"], responses={200: {"model": doc.Live}, **_errors()})
+    @api.get("/v2/health/live", tags=["server"], responses={200: {"model": doc.Live}, **_errors(503)})
     async def live() -> JSONResponse:
-        """Whether the server runs."""
+        """Whether the server runs, and nothing in it fails for so long that only a restart can help."""
+        problems = supervisor.problems() + [p for m in models.values() for p in m.supervisor.problems()]
+        if problems:
+            raise NotReady(f"{'; '.join(problems)}: restart the server if that goes on; its log says why")
         return JSONResponse({"live": True})
 
     @api.get("/v2/health/ready", tags=["server"], responses={200: {"model": doc.Ready}, **_errors(503)})

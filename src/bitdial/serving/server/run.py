@@ -23,9 +23,11 @@ from bitdial.serving.page.routes import STATIC
 from bitdial.serving.server.access import Access
 from bitdial.serving.server.app import Application
 from bitdial.serving.server.config import ModelConfig, ServerConfig
-from bitdial.serving.server.connection import Limits, guarded, watch
+from bitdial.serving.server.connection import PASS, Limits, guarded, look_after
+from bitdial.serving.server.descriptors import connection_limit
 from bitdial.serving.server.model import ServedModel
 from bitdial.serving.server.routes import create_api
+from bitdial.serving.supervision import Supervisor
 from bitdial.serving.worker import ProcessWorker, WorkerOptions
 from bitdial.serving.worker.pool import MakeWorker
 from bitdial.serving.worker.scheduling import FRONT_SLICE, set_slice
@@ -41,16 +43,17 @@ logger = logging.getLogger("bitdial.serving")
 
 @dataclass
 class Server:
-    """A server that listens. address: as clients write it, "http://127.0.0.1:8000". Made by `start`."""
+    """A server that listens. address: as clients write it, "http://127.0.0.1:8000". supervisor: of its own background tasks,
+    beside those of its models. Made by `start`."""
 
     config: ServerConfig
     models: dict[str, ServedModel]
     application: Application
     address: str
     port: int
+    supervisor: Supervisor
     _uvicorn: _Uvicorn
     _serving: asyncio.Task[None]
-    _watching: asyncio.Task[None]
 
     async def stop(self, drain: float | None = None) -> bool:
         """Stop: refuse new requests, answer those taken in (at most `drain` seconds; None: as configured), end all workers.
@@ -61,7 +64,7 @@ class Server:
             await asyncio.sleep(LAST_CALL)
         self._uvicorn.should_exit = True
         await asyncio.wait([self._serving])
-        self._watching.cancel()
+        await self.supervisor.stop()
         await asyncio.gather(*(m.stop() for m in self.models.values()))
         return all(done)
 
@@ -154,18 +157,20 @@ async def start(
     """
     registry = make_registry()
     models = make_models(config, registry, make)
+    connections = connection_limit(config)
     listener = bind(config)
     access = Access(config.api_key, PAGE_PATHS)
-    api = create_api(models, registry, processor_name(), access.needs_key)
+    supervisor = Supervisor()
+    api = create_api(models, registry, processor_name(), access.needs_key, supervisor)
     limit = None if config.max_body_mb is None else int(config.max_body_mb * (1 << 20))
     application = Application(models, api, access, limit)
-    web = _Uvicorn(_uvicorn_config(config, application, listener))
+    web = _Uvicorn(_uvicorn_config(config, application, listener, connections))
     serving = asyncio.get_running_loop().create_task(web.serve(sockets=[listener]))
-    watching = asyncio.get_running_loop().create_task(watch(web.server_state))
+    supervisor.every(PASS, "looking after connections", lambda: look_after(web.server_state))
     scheme = "https" if config.tls_cert else "http"
     host, port = listener.getsockname()[:2]
     address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-    server = Server(config, models, application, address, port, web, serving, watching)
+    server = Server(config, models, application, address, port, supervisor, web, serving)
     try:
         for model in models.values():
             if progress is not None:
@@ -181,10 +186,10 @@ def _of(name: str, progress: Callable[[str, float, str], None]) -> Callable[[flo
     return lambda share, text: progress(name, share, text)
 
 
-def _uvicorn_config(config: ServerConfig, application: Application, listener: socket.socket) -> uvicorn.Config:
-    protocol = guarded(
-        Limits(header=config.header_timeout, body=config.body_timeout, connections=config.max_connections)
-    )
+def _uvicorn_config(
+    config: ServerConfig, application: Application, listener: socket.socket, connections: int
+) -> uvicorn.Config:
+    protocol = guarded(Limits(header=config.header_timeout, body=config.body_timeout, connections=connections))
     result = uvicorn.Config(
         application,
         http=protocol,
@@ -232,7 +237,8 @@ async def run(
 
     def reload() -> None:
         if starting is not None and starting.done() and not stopping.is_set():
-            task = loop.create_task(starting.result().reload())
+            server = starting.result()
+            task = server.supervisor.once("loading the models again", server.reload)
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
@@ -252,6 +258,9 @@ async def run(
     ready(server)
     stopped = loop.create_task(stopping.wait())
     await asyncio.wait([stopped, server._serving], return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.is_set():
+        error = None if server._serving.cancelled() else server._serving.exception()
+        logger.error("the web server has ended by itself, and the process ends with it", exc_info=error)
     for task in list(reloads):
         task.cancel()
     complete = await server.stop()

@@ -18,11 +18,6 @@ Array = npt.NDArray[Any]
 ALIGNMENT = 4096  # of each tensor, so that none shares a page with another
 
 
-def create_memory(name: str) -> int:
-    """Descriptor of an empty anonymous file; it goes away with the last process that has it. `name` is for people."""
-    return os.memfd_create(f"bitdial-{name[:100]}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-
-
 class BatchMemory:
     """One place per input and output, each large enough for max_batch images; a batch lies at its beginning, row-major.
 

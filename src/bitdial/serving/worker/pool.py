@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitdial.errors import ArtifactError, BitdialError, ConfigError, EngineError
+from bitdial.errors import BitdialError, ConfigError, EngineError
+from bitdial.serving.supervision import Supervisor
 from bitdial.serving.worker.base import Array, Result, Worker, WorkerOptions
 from bitdial.serving.worker.errors import SignatureError, WorkerCrash
 from bitdial.serving.worker.file import ModelFile
@@ -28,6 +30,7 @@ class _Place:
     since: float
     busy: bool = False
     retired: bool = False  # its worker ends when it is free
+    suspect: bool = False  # its worker was gone at the last look
     failures: int = 0
     restart: asyncio.Task[None] | None = None
 
@@ -42,8 +45,10 @@ class Candidate:
 
     async def discard(self) -> None:
         """End the workers."""
-        await asyncio.gather(*(w.stop() for w in self.workers))
-        self.file.close()
+        try:
+            await asyncio.gather(*(w.stop() for w in self.workers))
+        finally:
+            self.file.close()
 
 
 class WorkerPool:
@@ -55,8 +60,9 @@ class WorkerPool:
     on_free          called when a worker has become free in another way than by the end of a `run`: restarted, exchanged
     on_crash         called with the error when a worker was lost, and when a new one could not be started in its place
     on_restart       called with the seconds that went by without it when a worker is back
-    first_delay      before the second attempt to replace a worker, seconds; doubled from one to the next up to longest_delay (the
-                     first is made at once). A worker that lived for `stable` seconds starts with a clean slate
+    supervisor       of the pool's background tasks; None: one of its own. The first attempt to replace a worker is made at once,
+                     the pauses before others are the supervisor's
+    stable           a worker that lived for so many seconds starts with a clean slate
 
     Callbacks are called from the event loop by themselves, never within a call of the pool's methods.
     """
@@ -71,8 +77,7 @@ class WorkerPool:
         on_free: Callable[[], None] | None = None,
         on_crash: Callable[[BitdialError], None] | None = None,
         on_restart: Callable[[float], None] | None = None,
-        first_delay: float = 0.2,
-        longest_delay: float = 30.0,
+        supervisor: Supervisor | None = None,
         stable: float = 60.0,
     ) -> None:
         if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 1024:
@@ -80,7 +85,7 @@ class WorkerPool:
         self.path, self.options, self.size = os.fspath(path), options or WorkerOptions(), workers
         self.on_free, self.on_crash, self.on_restart = on_free, on_crash, on_restart
         self._make = make
-        self._delays = (first_delay, longest_delay, stable)
+        self._supervisor, self._stable = supervisor or Supervisor(), stable
         self._places: list[_Place] = []
         self._waiting: deque[asyncio.Future[_Place]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,6 +117,11 @@ class WorkerPool:
         """Those alive."""
         return [p.worker for p in self._places if p.worker is not None and p.worker.alive]
 
+    @property
+    def whole(self) -> bool:
+        """Whether no worker is missing."""
+        return self.alive == self.size
+
     @staticmethod
     def _is_free(place: _Place) -> bool:
         return not place.busy and place.worker is not None and place.worker.alive
@@ -133,25 +143,31 @@ class WorkerPool:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_exception(WorkerCrash("the workers have been stopped"))
-        tasks = [p.restart for p in self._places if p.restart is not None]
-        for task in tasks:
+        restarts = [p.restart for p in self._places if p.restart is not None]
+        for task in restarts:
             task.cancel()
+        await asyncio.gather(*restarts, return_exceptions=True)
         stops = [p.worker.stop() for p in self._places if p.worker is not None]
-        await asyncio.gather(*tasks, *self._tasks, *stops, return_exceptions=True)
+        await asyncio.gather(*stops, return_exceptions=True)
+        if self._tasks:  # ends of workers that were replaced; one that fails again and again is given up
+            _, late = await asyncio.wait(self._tasks, timeout=self.options.grace + 1.0)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         if self._file is not None:
             self._file.close()
 
     async def _start_group(self, path: str) -> Candidate:
         """The first worker by itself: a bad file is found once, and what it measures at load is there for the others."""
-        file = ModelFile(path)
-        workers = [self._make(file, self.options) for _ in range(self.size)]
+        file = await _open(path)
+        workers: list[Worker] = []
         try:
+            workers += [self._make(file, self.options) for _ in range(self.size)]
             info = await workers[0].start()
             rest = await asyncio.gather(*(w.start() for w in workers[1:]), return_exceptions=True)
             for other in rest:
                 if isinstance(other, BaseException):
                     raise other
-                _same_file(info, other, path)
             return Candidate(info, workers, file)
         except BaseException:
             await asyncio.gather(*(w.stop() for w in workers), return_exceptions=True)
@@ -205,7 +221,7 @@ class WorkerPool:
         place.busy = False
         if place.retired:
             if place.worker is not None:
-                self._spawn(place.worker.stop())
+                self._end(place.worker)
         else:
             self._hand_over(place)
 
@@ -217,53 +233,63 @@ class WorkerPool:
                 place.busy = True
                 waiter.set_result(place)
 
-    def _spawn(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(job)
+    def _end(self, worker: Worker) -> None:
+        """Free what is left of a worker that nobody uses any more."""
+        self._keep(self._supervisor.once("the end of a worker", worker.stop))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     # ---- supervision -----------------------------------------------------------------------------------------------------
 
+    def look(self) -> None:
+        """Replace workers that are gone without having told so; to be called now and then."""
+        for place in self._places:
+            gone = place.worker is not None and not place.worker.alive and not self._stopped
+            if gone and place.suspect:  # it has had the time to tell
+                self._loss_of(place)(WorkerCrash("a worker was found dead"))
+            place.suspect = gone
+
     def _loss_of(self, place: _Place) -> Callable[[WorkerCrash], None]:
         def lost(error: WorkerCrash) -> None:
-            dead = place.worker
+            dead, place.worker = place.worker, None
             if dead is not None:
                 dead.on_lost = None
-                self._spawn(dead.stop())  # frees what is left of it
-            place.worker = None
+                self._end(dead)
             if self._stopped or place.retired:
                 return
             self._tell(self.on_crash, error)
-            place.restart = asyncio.get_running_loop().create_task(self._restart(place))
+            gone = asyncio.get_running_loop().time()
+            if gone - place.since > self._stable:
+                place.failures = 0
+            place.restart = self._supervisor.once(
+                "replacing a worker", functools.partial(self._replace, place, gone), self._not_replaced, place.failures
+            )
 
         return lost
 
-    async def _restart(self, place: _Place) -> None:
-        loop = asyncio.get_running_loop()
-        first, longest, stable = self._delays
-        gone = loop.time()
-        if gone - place.since > stable:
-            place.failures = 0
-        while True:
-            if place.failures:
-                await asyncio.sleep(min(first * 2.0 ** min(place.failures - 1, 32), longest))
-            place.failures += 1
-            assert self._file is not None
-            worker = self._make(self._file, self.options)
-            try:
-                _same_file(self.info, await worker.start(), self.path)
-                break
-            except BaseException as error:
-                await worker.stop()
-                if not isinstance(error, BitdialError):
-                    raise
-                self._tell(self.on_crash, error)
-        place.worker, place.since, place.restart = worker, loop.time(), None
+    async def _replace(self, place: _Place, gone: float) -> None:
+        """One attempt; `gone`: when the worker was lost."""
+        place.failures += 1
+        assert self._file is not None
+        worker = self._make(self._file, self.options)
+        try:
+            await worker.start()
+            if not worker.alive:
+                raise WorkerCrash("the worker died before it was put to use")
+        except BaseException:
+            await worker.stop()
+            raise
+        place.worker, place.since, place.restart = worker, asyncio.get_running_loop().time(), None
         worker.on_lost = self._loss_of(place)
-        self._tell(self.on_restart, loop.time() - gone)
+        self._tell(self.on_restart, place.since - gone)
         self._hand_over(place)
         self._tell(self.on_free)
+
+    def _not_replaced(self, error: Exception) -> None:
+        foreseen = isinstance(error, BitdialError)
+        self._tell(self.on_crash, error if foreseen else EngineError(f"no worker could be started: {error!r:.300}"))
 
     @staticmethod
     def _tell(callback: Callable[..., None] | None, *arguments: Any) -> None:
@@ -298,10 +324,9 @@ class WorkerPool:
             place.retired = True
             if place.restart is not None:
                 place.restart.cancel()
-                self._tasks.add(place.restart)
-                place.restart.add_done_callback(self._tasks.discard)
+                self._keep(place.restart)
             elif place.worker is not None and not place.busy:
-                self._spawn(place.worker.stop())
+                self._end(place.worker)
         if file is not None:
             file.close()
         self.path = candidate.file.path
@@ -332,9 +357,11 @@ class WorkerPool:
         return candidate.info
 
 
-def _same_file(info: ModelInfo, other: ModelInfo, path: str) -> None:
-    if info.digest != other.digest:
-        raise ArtifactError(
-            f"{path} was changed in place while it is served: put new versions there by renaming, as bitdial's save does, and "
-            "load the model again"
-        )
+async def _open(path: str) -> ModelFile:
+    """Beside the event loop: a large file on a slow disk takes its time. Raises ArtifactError."""
+    opening = asyncio.ensure_future(asyncio.to_thread(ModelFile, path))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(lambda done: None if done.cancelled() or done.exception() else done.result().close())
+        raise

@@ -16,10 +16,10 @@ from bitdial.errors import EngineError
 from bitdial.serving.worker.base import Array, Result, WorkerOptions, check_index
 from bitdial.serving.worker.batching import count_images, fill, split
 from bitdial.serving.worker.errors import WorkerCrash, error_from_json
-from bitdial.serving.worker.file import ModelFile
+from bitdial.serving.worker.file import ModelFile, anonymous_file
 from bitdial.serving.worker.frames import AsyncFrames, Message
 from bitdial.serving.worker.info import ModelInfo
-from bitdial.serving.worker.memory import BatchMemory, create_memory
+from bitdial.serving.worker.memory import BatchMemory
 
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # until the child ignores them itself
 
@@ -70,9 +70,13 @@ class ProcessWorker:
         file = self._model if isinstance(self._model, ModelFile) else owned
         assert file is not None
         loop = asyncio.get_running_loop()
-        memory = create_memory(os.path.basename(file.path))
+        memory = -1
         try:
-            self._spawn(file, memory)
+            try:
+                memory = anonymous_file(os.path.basename(file.path))
+                self._spawn(file, memory)
+            except OSError as error:  # no more descriptors, processes or memory
+                raise EngineError(f"no process could be started for a worker: {error}") from error
             assert self._frames is not None
             self._reply = reply = loop.create_future()
             self._frames.send(
@@ -106,11 +110,13 @@ class ProcessWorker:
             raise
         finally:
             self._reply = None
-            os.close(memory)
+            if memory >= 0:
+                os.close(memory)
             if owned is not None:
                 owned.close()
 
     def _spawn(self, file: ModelFile, memory: int) -> None:
+        """Raises OSError; then nothing is left of it."""
         ours, theirs = socket.socketpair()
         descriptors = (theirs.fileno(), memory, file.fileno())
         environment = dict(os.environ)
@@ -124,13 +130,13 @@ class ProcessWorker:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=_standard_error(), pass_fds=descriptors, env=environment
             )
-        except OSError as error:
+            self._frames = AsyncFrames(ours, self._message, self._closed)
+        except BaseException:
             ours.close()
-            raise EngineError(f"no process could be started for a worker: {error}") from error
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
-        self._frames = AsyncFrames(ours, self._message, self._closed)
 
     # ---- batches ---------------------------------------------------------------------------------------------------------
 
@@ -184,8 +190,13 @@ class ProcessWorker:
     def _watch(self) -> None:
         """The watchdog: one timer that follows the batches, rather than one for each."""
         self._timer = None
-        if self._frames is not None:
-            self._frames.read()  # an answer may be there that the loop has had no time for
+        try:
+            if self._frames is not None:
+                self._frames.read()  # an answer may be there that the loop has had no time for
+        finally:  # whatever became of it, the watch goes on
+            self._look()
+
+    def _look(self) -> None:
         if not (self._busy and self._reply is not None and self.alive):
             return
         loop = asyncio.get_running_loop()

@@ -52,10 +52,20 @@ class ThreadWorker:
         file = self._file if isinstance(self._file, ModelFile) else owned
         assert file is not None
         self._loop, self._turn = asyncio.get_running_loop(), asyncio.Lock()
-        self._thread = threading.Thread(target=self._work, name=f"bitdial-{os.path.basename(file.path)}", daemon=True)
-        self._thread.start()
         options, path = self.options, file.path
-        descriptor = os.dup(file.fileno())  # the file may be closed while the thread still reads
+        try:
+            descriptor = os.dup(file.fileno())  # the file may be closed while the thread still reads
+            try:
+                thread = threading.Thread(target=self._work, name=f"bitdial-{os.path.basename(path)}", daemon=True)
+                thread.start()
+            except BaseException:
+                os.close(descriptor)
+                raise
+        except (OSError, RuntimeError) as error:  # no more descriptors or threads
+            if owned is not None:
+                owned.close()
+            raise EngineError(f"no thread could be started for a worker: {error}") from error
+        self._thread = thread
 
         def load() -> LoadedModel:
             try:

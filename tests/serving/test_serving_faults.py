@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -40,8 +41,14 @@ from served import (
 
 import bitdial
 from bitdial.engines.cpu import native
+from bitdial.errors import ConfigError
 from bitdial.quantization.config import QuantizeConfig
-from bitdial.serving.worker import WorkerCrash
+from bitdial.serving.server import descriptors
+from bitdial.serving.server import model as model_module
+from bitdial.serving.server import run as run_module
+from bitdial.serving.server.config import ServerConfig, make_config
+from bitdial.serving.server.connection import GuardedProtocol
+from bitdial.serving.worker import Result, WorkerCrash
 
 HEADER_TIME, BODY_TIME = 0.4, 0.5
 
@@ -347,6 +354,208 @@ def test_requests_expire_while_no_worker_is_there(tmp_path: Path) -> None:
         )
 
 
+# ---- what runs beside the requests -----------------------------------------------------------------------------------------
+
+
+def get(running: Running, path: str, method: str = "GET") -> bytes:
+    return http(running.port, f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+
+
+def health(running: Running) -> tuple[int, int]:
+    """live, ready"""
+    live, ready = (status(get(running, f"/v2/health/{what}")) for what in ("live", "ready"))
+    return live, ready
+
+
+def load(running: Running) -> bytes:
+    return get(running, "/v2/repository/models/m/load", "POST")
+
+
+@pytest.fixture
+def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Running, Faults]]:
+    """A server that is quick to call a task beyond repair, and how its workers' starts fail."""
+    faults = Faults()
+    monkeypatch.setattr(model_module, "TICK", 0.05)
+    with serving(
+        {"m": write_model(tmp_path / "m")}, {"m": write_table(tmp_path / "t")}, fault=faults, slo_ms=200
+    ) as running:
+        for supervisor in (running.model().supervisor, running.server.supervisor):
+            supervisor.tries, supervisor.patience = 3, 0.0
+            supervisor.first_delay = supervisor.longest_delay = 0.01
+        yield running, faults
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), ZeroDivisionError("unforeseen"), WorkerCrash("no")]
+)
+def test_a_worker_that_cannot_be_replaced_is_told_and_repaired(
+    fragile: tuple[Running, Faults], error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    running, faults = fragile
+    faults.error = error
+    running.call(running.workers[0].die)
+    until(lambda: health(running) == (503, 503))
+    told = message(get(running, "/v2/health/live"))
+    assert "replacing a worker has failed" in told and str(error) not in told  # strangers may ask
+    assert str(error) in caplog.text
+    running.model().supervisor.longest_delay = running.model().supervisor.first_delay = 3600.0
+    until(lambda: bool(running.model().supervisor._pauses))
+    answer = load(running)  # repairs nothing as long as it cannot
+    assert status(answer) == 500 and "without a worker until one can be started" in message(answer)
+    faults.error = None
+    until(lambda: bool(running.model().supervisor._pauses))
+    answer = load(running)
+    assert status(answer) == 200 and b'"changed":false' in answer
+    assert health(running) == (200, 200) and status(http(running.port, infer_bytes())) == 200
+
+
+def test_a_worker_is_back_by_itself_once_its_start_succeeds(fragile: tuple[Running, Faults]) -> None:
+    running, faults = fragile
+    faults.error = OSError(24, "Too many open files")
+    running.call(running.workers[0].die, False)  # and nobody is told
+    until(lambda: health(running) == (503, 503))
+    faults.error = None
+    until(lambda: health(running) == (200, 200))
+    assert running.model().metrics.restarts == 1
+
+
+def test_looking_after_workers_and_connections_survives_errors(
+    fragile: tuple[Running, Faults], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, _ = fragile
+    for owner, name, what in (
+        (running.model().pool, "look", "looking after workers and requests"),
+        (run_module, "look_after", "looking after connections"),
+    ):
+        faults = Faults()
+        faults.error = KeyError("unforeseen")
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, faults)
+            until(lambda: health(running)[0] == 503)
+            assert what in message(get(running, "/v2/health/live"))
+            assert status(http(running.port, infer_bytes())) == 200  # requests go on
+        until(lambda: health(running) == (200, 200))
+
+
+def test_one_connection_that_makes_trouble_does_not_hide_others(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, first = GuardedProtocol.check, list[GuardedProtocol]()
+
+    def check(self: GuardedProtocol, now: float) -> None:
+        first.append(self)
+        if self is first[0]:
+            raise KeyError("unforeseen")
+        real(self, now)
+
+    monkeypatch.setattr(GuardedProtocol, "check", check)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as broken:
+        assert receive(broken) == b""  # closed
+    assert status(http(server.port, b"GET /v2 HTTP/1.1\r\n")) == 408
+
+
+def test_a_scheduler_that_fails_is_told_and_made_anew(
+    fragile: tuple[Running, Faults], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, _ = fragile
+    faults = Faults()
+    faults.error = IndexError("unforeseen")
+    broken = running.model().scheduler
+    monkeypatch.setattr(broken, "next_batch", faults)
+    for _ in range(3):
+        answer = http(running.port, infer_bytes())
+        assert status(answer) == 500 and "scheduler failed" in message(answer)
+    assert health(running) == (503, 200)
+    assert status(load(running)) == 200
+    assert running.model().scheduler is not broken
+    assert health(running) == (200, 200) and status(http(running.port, infer_bytes())) == 200
+
+
+@pytest.mark.parametrize("what", ["fewer answers", "completed", "run"])
+def test_a_batch_that_meets_an_error_on_its_way_is_answered(
+    fragile: tuple[Running, Faults], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    running, _ = fragile
+    fault: Any
+    if what == "fewer answers":
+        owner, name, fault = running.workers[0], "run", answer_nothing
+    else:
+        fault = Faults()
+        fault.error = KeyError("unforeseen")
+        owner, name = (running.model().scheduler, "completed") if what == "completed" else (running.model().pool, "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fault)
+        for _ in range(2):  # the worker is free for the next one
+            answer = http(running.port, infer_bytes(parameters={"slo_ms": 60_000}))
+            assert status(answer) == 500 and "log says how" in message(answer)
+    assert status(http(running.port, infer_bytes())) == 200
+
+
+async def answer_nothing(requests: Any, index: int) -> Result:
+    return Result([], index, 0.0, [])
+
+
+def test_a_load_that_meets_an_unforeseen_error_is_answered(
+    fragile: tuple[Running, Faults], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, faults = fragile
+    faults.error = ZeroDivisionError("unforeseen")
+    answer = load(running)
+    assert status(answer) == 500 and "stays in use" in message(answer) and "log says how" in message(answer)
+    running.do(running.server.reload())  # SIGHUP: of all models, whatever one meets
+    faults.error = None
+    assert health(running) == (200, 200) and status(load(running)) == 200
+
+
+def test_a_running_model_outlives_its_file(fragile: tuple[Running, Faults]) -> None:
+    running, _ = fragile
+    Path(running.model().path).write_text("{")  # in place
+    running.call(running.workers[0].die)
+    until(lambda: len(running.workers) == 2 and health(running) == (200, 200))
+    assert status(http(running.port, infer_bytes())) == 200
+    assert status(load(running)) == 500  # asked for, the new bytes are read
+
+
+# ---- open files ------------------------------------------------------------------------------------------------------------
+
+
+def test_connections_are_checked_against_open_files(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = [256, 4096]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.__setitem__(slice(None), new))
+    monkeypatch.setattr(descriptors, "_open_now", lambda: 10)
+    others = 10 + descriptors.SPARE + descriptors.PER_MODEL + 2 * 3 * descriptors.PER_WORKER
+
+    def config(**server: Any) -> ServerConfig:
+        return make_config(["m.bitdial"], None, server, {"workers": 3})
+
+    assert descriptors.connection_limit(config(max_connections=100)) == 100
+    assert limits == [256, 4096]  # enough
+    assert descriptors.connection_limit(config()) == 1024
+    assert limits == [others + 1024, 4096]  # raised
+    limits[:] = [256, 500]
+    assert descriptors.connection_limit(config()) == 500 - others and limits == [500, 500]
+    assert "connections are taken at once instead of 1024" in caplog.text
+    with pytest.raises(ConfigError, match=rf"have 500: raise .*ulimit -n.*--max-connections {500 - others}"):
+        descriptors.connection_limit(config(max_connections=1024))
+    limits[:] = [64, 64]
+    with pytest.raises(ConfigError, match=r"have 64: raise its limit \(ulimit -n, or LimitNOFILE of a service\)$"):
+        descriptors.connection_limit(config())
+    limits[:] = [resource.RLIM_INFINITY] * 2
+    assert descriptors.connection_limit(config(max_connections=100_000)) == 100_000
+    limits[:] = [256, resource.RLIM_INFINITY]
+    assert descriptors.connection_limit(config(max_connections=100_000)) == 100_000
+
+    def refuse(kind: int, new: tuple[int, int]) -> None:
+        raise PermissionError
+
+    limits[:] = [256, 4096]
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert descriptors.connection_limit(config()) == 256 - others
+
+
 # ---- clocks ----------------------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +601,9 @@ def model_file(helpers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "group_size": 4,
         "shift_choice": "value_error",
     }
-    quantized = bitdial.quantize(model, calibration, QuantizeConfig(ratios=(0.0, 0.5, 1.0), **quick), engine="reference")
+    quantized = bitdial.quantize(
+        model, calibration, QuantizeConfig(ratios=(0.0, 0.5, 1.0), **quick), engine="reference"
+    )
     path = folder / "net.bitdial"
     quantized.save(path)
     return path
@@ -403,7 +614,11 @@ class Process:
 
     def __init__(self, model: Path, folder: Path, *options: str) -> None:
         engine = [] if not native.missing() else ["--engine", "reference"]
-        environment = {**os.environ, "BITDIAL_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {
+            **os.environ,
+            "BITDIAL_CACHE_DIR": str(folder / "cache"),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         self.log = open(folder / "log", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-c", LAUNCH, "serve", f"net={model}", "--port", "0", "--json", "--threads", "1", "--max-batch", "8",

@@ -158,8 +158,51 @@ def test_documents(web: Any) -> None:
         assert answer.status_code == 404 and list(answer.json()) == ["error"], path
     wrong = web.put("/v2/models/m")
     assert wrong.status_code == 405 and wrong.headers["allow"] == "GET" and "error" in wrong.json()
-    assert web.get("/v2/models/m/infer").status_code in (404, 405)
+    for path in ("/v2/models/m/infer", "/v2/models/m/versions/1/infer"):
+        for method in ("GET", "PUT", "DELETE", "OPTIONS", "HEAD"):
+            wrong = web.request(method, path)
+            assert wrong.status_code == 405 and wrong.headers["allow"] == "POST", (method, path)
+    assert "POST" in web.get("/v2/models/m/infer").json()["error"]
+    assert web.get("/v2/models/absent/infer").status_code == 404
     assert web.get("/").status_code == 200 and "text/html" in web.get("/").headers["content-type"]
+
+
+def test_a_slash_at_the_end_makes_no_other_address(web: Any) -> None:
+    for method, path in (
+        ("GET", "/v2"),
+        ("GET", "/v2/health/live"),
+        ("GET", "/v2/models"),
+        ("GET", "/v2/models/m"),
+        ("PUT", "/v2/models/m"),
+        ("GET", "/v2/models/m/infer"),
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/models/absent/infer"),
+        ("GET", "/metrics"),
+        ("GET", "/nothing"),
+    ):
+        with_, without = web.request(method, path + "/"), web.request(method, path)
+        assert with_.status_code == without.status_code and not with_.is_redirect, (method, path)
+        if path != "/metrics":
+            assert with_.content == without.content
+        assert web.request(method, path + "//").status_code == 404
+    assert web.post("/v2/models/m/infer/", json=as_json(images(1))).status_code == 200
+    assert web.post("/v2/repository/models/m/load/").json()["changed"] is False
+
+
+def test_statistics_say_when_a_request_was_last_answered(tmp_path: Path) -> None:
+    models, tables = {"m": write_model(tmp_path / "m")}, {"m": write_table(tmp_path / "t")}
+    with serving(models, tables, slo_ms=500) as running, httpx.Client(base_url=f"http://{running.address}") as client:
+
+        def last() -> int:
+            return int(client.get("/v2/models/m/stats").json()["model_stats"][0]["last_inference"])
+
+        assert last() == 0
+        begin = 1000 * time.time()
+        assert client.post("/v2/models/m/infer", json=as_json(images(1))).status_code == 200
+        assert begin - 1 <= last() <= 1000 * time.time() + 1  # milliseconds since 1970, as Triton has it
+        before = last()
+        assert client.post("/v2/models/m/infer", json={}).status_code == 400
+        assert last() == before
 
 
 def test_the_live_page_and_metrics_tell_of_the_models(web: Any, server: Running) -> None:
@@ -169,7 +212,9 @@ def test_the_live_page_and_metrics_tell_of_the_models(web: Any, server: Running)
     assert state["models"][0]["table"]["ratios"] == list(RATIOS)
     until = time.monotonic() + 5.0
     answered = 0
-    while not answered and time.monotonic() < until:  # the page shows whole seconds: the present one comes with the next
+    while (
+        not answered and time.monotonic() < until
+    ):  # the page shows whole seconds: the present one comes with the next
         history = web.get("/live/history", params={"model": "m"}).json()
         answered = sum(row["answered"] for row in history["rows"])
         time.sleep(0.05)
@@ -427,12 +472,22 @@ def test_settings_from_a_file_and_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "server.json"
     content = {"port": 9000, "defaults": {"slo_ms": 20}, "models": [{"name": "a", "path": "a.bitdial", "slo_ms": 30}]}
     file.write_text(json.dumps(content))
-    config = make_config(["b=x/b.bitdial", "c.bitdial"], read_config_file(file), {"host": None}, {"workers": 2}, tmp_path)
+    config = make_config(
+        ["b=x/b.bitdial", "c.bitdial"], read_config_file(file), {"host": None}, {"workers": 2}, tmp_path
+    )
     assert config.port == 9000 and config.host == "127.0.0.1" and config.is_loopback()
     assert [(m.name, m.slo_ms, m.workers) for m in config.models] == [("a", 30, 2), ("b", 20, 2), ("c", 20, 2)]
     assert config.models[0].path == tmp_path / "a.bitdial" and config.models[1].path == Path("x/b.bitdial")
     assert make_config(["m.bitdial"], None, {"host": "0.0.0.0"}, {}).is_loopback() is False
     assert model_arguments(["../My net (1).bitdial"])[0]["name"] == "My-net-1-"
+    assert model_arguments(["stats.bitdial"])[0]["name"] == "stats-model"
+    assert model_arguments(["runs/lr=0.1/a.bitdial"]) == [{"name": "a", "path": "runs/lr=0.1/a.bitdial"}]
+    (tmp_path / "My net.bitdial").touch()
+    with pytest.raises(ConfigError, match="'org/net' cannot be a model's name"):
+        model_arguments([f"org/net={tmp_path}/My net.bitdial"])
+    odd = tmp_path / "a b=c.bitdial"
+    odd.touch()
+    assert model_arguments([str(odd)]) == [{"name": "a-b-c", "path": str(odd)}]
     toml = tmp_path / "server.toml"
     toml.write_text('port = 9001\n[[models]]\nname = "a"\npath = "a.bitdial"\n')
     import sys
@@ -448,6 +503,13 @@ def test_settings_from_a_file_and_the_command_line(tmp_path: Path) -> None:
     ("arguments", "file", "server_", "model", "expected"),
     [
         ([], None, {}, {}, "no model"),
+        (["my net=a.bitdial"], None, {}, {}, "^my net=a.bitdial: 'my net' cannot be a model's name.*e.g. 'my-net'$"),
+        (["模型=a.bitdial"], None, {}, {}, "'模型' cannot be a model's name.*ASCII letters.*e.g. 'model'"),
+        (["=a.bitdial"], None, {}, {}, "'' cannot be a model's name"),
+        (["n" * 120 + "=a.bitdial"], None, {}, {}, "120 characters; use at most 100"),
+        (["a"], {"models": [{"name": "x/y", "path": "b"}]}, {}, {}, "'x/y' cannot be a model's name.*e.g. 'x-y'"),
+        (["stats=a.bitdial"], None, {}, {}, "/v2/models/stats is an address of the server's own"),
+        (["a.bitdial", "b/a.bitdial"], None, {}, {}, "'a', a.bitdial and b/a.bitdial: .* as in a-2=b/a.bitdial"),
         (["a.bitdial", "b/a.bitdial"], None, {}, {}, "two models"),
         (["stats=a.bitdial"], None, {}, {}, "cannot be a model's name"),
         (["a="], None, {}, {}, "names no file"),

@@ -23,6 +23,7 @@ from bitdial.serving.protocol import (
     model_metadata,
 )
 from bitdial.serving.protocol.datatypes import DATATYPES, datatype_of, numpy_dtype
+from bitdial.serving.protocol.encoding import MOST_MEMBERS
 from bitdial.serving.protocol.jsontext import parse_json
 from bitdial.serving.protocol.response import answer_parameters, plain_json
 from bitdial.serving.worker.info import ModelInfo, TensorInfo
@@ -284,6 +285,26 @@ def test_compressed_bodies() -> None:
             decode_body(broken, "gzip", 1 << 20)
     with pytest.raises(UnsupportedEncoding):
         decode_body(data, "br", 1 << 20)
+
+
+def test_gzip_of_several_members() -> None:
+    """As pigz, bgzip and `cat a.gz b.gz` write it."""
+    data = np.random.default_rng(0).bytes(100_000)  # longer than is unpacked at a time
+    several = b"".join(gzip.compress(part) for part in (data[:7], b"", data[7:60_000], data[60_000:]))
+    assert decode_body(several, "gzip", len(data)) == data
+    with pytest.raises(TooLarge):
+        decode_body(several, "gzip", len(data) - 1)
+    for wrong, says in (
+        (several[:-5], "end too early"),
+        (several + gzip.compress(b"x")[:4], "end too early"),
+        (several + b"rubbish", "7 bytes follow"),
+        (several + bytes(100), "100 bytes follow"),
+        (gzip.compress(b"") * (MOST_MEMBERS + 1), "members"),
+    ):
+        with pytest.raises(BadRequest, match=says):
+            decode_body(wrong, "gzip", len(data))
+    with pytest.raises(BadRequest, match="bytes follow the body's deflate data"):
+        decode_body(zlib.compress(data) * 2, "deflate", 1 << 20)
 
 
 def test_a_bomb_is_not_unpacked() -> None:

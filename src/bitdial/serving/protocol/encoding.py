@@ -41,7 +41,9 @@ def decode_body(body: bytes, encoding: str, limit: int) -> bytes:
             raise BadRequest(f"the body is no sound {name} data: {error}") from None
         size += len(part)
         if size > limit:
-            raise TooLarge(f"the body decompresses to more than the {limit} bytes that this server takes (--max-body-mb)")
+            raise TooLarge(
+                f"the body decompresses to more than the {limit} bytes that this server takes (--max-body-mb)"
+            )
         parts.append(part)
         at += len(piece) - len(decompressor.unused_data)
     if not decompressor.eof:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bitdial.errors import ConfigError
+from bitdial.errors import BitdialError, ConfigError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -19,9 +19,11 @@ __all__ = ["BaseConfig"]
 class BaseConfig(BaseModel):
     """Settings given by name. Unknown names and values out of range raise ConfigError, which names class and setting.
 
-    A ConfigError that a validator of a subclass raises reaches the caller as it is.
+    An error of bitdial's own that a validator of a subclass raises reaches the caller as it is. A subclass that holds data
+    rather than settings names another error.
     """
 
+    refusal: ClassVar[type[BitdialError]] = ConfigError
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __init__(self, **values: Any) -> None:
@@ -30,10 +32,11 @@ class BaseConfig(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             cause = first.get("ctx", {}).get("error")
-            if isinstance(cause, ConfigError):
+            if isinstance(cause, BitdialError):
                 raise cause from None
             where = ".".join((type(self).__name__, *_place(first, values)))
-            raise ConfigError(f"{where}: {first['msg']} (got {first.get('input')!r})") from None
+            shown = f"{first.get('input')!r:.200}"
+            raise self.refusal(f"{where}: {first['msg']} (got {shown})") from None
 
     def updated(self, **changes: Any) -> Self:
         """A copy with some settings changed (validated)."""

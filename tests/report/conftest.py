@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 from typing import Any
 
 import pytest
 
 from bitdial.report.data import Ablation, Baseline, CurvePoint, FloatOp, LayerInfo, ReportData, Saturation, Search
+from bitdial.report.page import render_html
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 GROUP = 8
@@ -49,7 +51,15 @@ def make_layer(
 def build_example() -> ReportData:
     rng = random.Random(5)
     layers = [
-        LayerInfo("conv1", "conv1", "conv", "16x3x3x3", macs=442368, reason="first layer", engine="reference"),
+        LayerInfo(
+            name="conv1",
+            source="conv1",
+            kind="conv",
+            shape="16x3x3x3",
+            macs=442368,
+            reason="first layer",
+            engine="reference",
+        ),
     ]
     channels = 16
     for stage, (width, size) in enumerate(((16, 32), (32, 16), (64, 8)), 1):
@@ -70,7 +80,16 @@ def build_example() -> ReportData:
         low = sum(layer.macs * layer.low_fraction(index) for layer in layers)
         accuracy = (0.8784, 0.8779, 0.8752, 0.8691, 0.8655)[index]
         agreement = (1.0, 0.981, 0.969, 0.947, 0.931)[index]
-        curve.append(CurvePoint(ratio, accuracy, agreement, low / total, low / eligible, 0.02 * index**1.5))
+        curve.append(
+            CurvePoint(
+                ratio=ratio,
+                accuracy=accuracy,
+                agreement=agreement,
+                low_share=low / total,
+                eligible_share=low / eligible,
+                distance=0.02 * index**1.5,
+            )
+        )
     naive = ((0.25, 0.8702), (0.5, 0.8580), (0.75, 0.8391), (1.0, 0.8192))
     history = []
     for k, target in enumerate((0.25, 0.5, 0.75)):
@@ -100,27 +119,61 @@ def build_example() -> ReportData:
         ratios=RATIOS,
         curve=curve,
         baselines=[
-            Baseline("float32", 0.8787, 0.994),
-            *(Baseline("naive 4-bit", a, a + 0.05, r) for r, a in naive),
+            Baseline(label="float32", accuracy=0.8787, agreement=0.994),
+            *(Baseline(label="naive 4-bit", accuracy=a, agreement=a + 0.05, ratio=r) for r, a in naive),
         ],
         n_images=10000,
         layers=layers,
-        float_ops=[FloatOp("log_softmax", "aten.log_softmax.int", "head", "no integer form; 0 multiplies")],
+        float_ops=[
+            FloatOp(
+                node="log_softmax", op="aten.log_softmax.int", source="head", reason="no integer form; 0 multiplies"
+            )
+        ],
         saturation=[
-            Saturation(layer.name, ratio, int(rng.random() * 900 * ratio), 262144)
+            Saturation(layer=layer.name, ratio=ratio, saturated=int(rng.random() * 900 * ratio), total=262144)
             for layer in layers[1:8]
             for ratio in RATIOS[1:]
         ],
         ablation=[
-            Ablation("baseline", "G = 16, evolutionary", {0.5: 0.8752, 0.75: 0.8691, 1.0: 0.8655}, 0.0033, 10000),
-            Ablation("selector", "greedy", {0.5: 0.8731, 0.75: 0.8660, 1.0: 0.8655}, 0.0033, 10000),
-            Ablation("selector", "random", {0.5: 0.8702, 0.75: 0.8610, 1.0: 0.8655}, 0.0033, 10000),
-            Ablation("bias correction", "off", {0.5: 0.8680, 0.75: 0.8440, 1.0: 0.8400}, 0.0033, 10000),
-            Ablation("low width", "5 bits", {0.5: 0.8779, 0.75: 0.8741, 1.0: 0.8751}, 0.0033, 10000),
+            Ablation(
+                factor="baseline",
+                setting="G = 16, evolutionary",
+                accuracy={0.5: 0.8752, 0.75: 0.8691, 1.0: 0.8655},
+                standard_error=0.0033,
+                n_images=10000,
+            ),
+            Ablation(
+                factor="selector",
+                setting="greedy",
+                accuracy={0.5: 0.8731, 0.75: 0.8660, 1.0: 0.8655},
+                standard_error=0.0033,
+                n_images=10000,
+            ),
+            Ablation(
+                factor="selector",
+                setting="random",
+                accuracy={0.5: 0.8702, 0.75: 0.8610, 1.0: 0.8655},
+                standard_error=0.0033,
+                n_images=10000,
+            ),
+            Ablation(
+                factor="bias correction",
+                setting="off",
+                accuracy={0.5: 0.8680, 0.75: 0.8440, 1.0: 0.8400},
+                standard_error=0.0033,
+                n_images=10000,
+            ),
+            Ablation(
+                factor="low width",
+                setting="5 bits",
+                accuracy={0.5: 0.8779, 0.75: 0.8741, 1.0: 0.8751},
+                standard_error=0.0033,
+                n_images=10000,
+            ),
         ],
         search=Search(
-            history,
-            {
+            history=history,
+            statistics={
                 "seconds": 252.4,
                 "evaluations": 7500,
                 "multiplies": 1.31e13,
@@ -135,3 +188,16 @@ def build_example() -> ReportData:
 @pytest.fixture
 def example() -> ReportData:
     return build_example()
+
+
+@pytest.fixture(scope="session")
+def example_page() -> str:
+    """The example's page with all its charts, drawn once."""
+    return render_html(build_example())
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without matplotlib: pages have no charts, and come a hundred times faster."""
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from bitdial.errors import BitdialError, DataError
 from bitdial.report import (
@@ -57,19 +57,42 @@ def layers(draw: st.DrawFn, n_ratios: int) -> LayerInfo:
 def reports(draw: st.DrawFn) -> ReportData:
     ratios = sorted(draw(st.sets(shares, min_size=1, max_size=4)))
     maybe = st.none() | shares
-    curve = [CurvePoint(r, draw(maybe), draw(maybe), draw(shares), draw(shares), draw(maybe)) for r in ratios]
+    curve = [
+        CurvePoint(
+            ratio=r,
+            accuracy=draw(maybe),
+            agreement=draw(maybe),
+            low_share=draw(shares),
+            eligible_share=draw(shares),
+            distance=draw(maybe),
+        )
+        for r in ratios
+    ]
     return ReportData(
         title=draw(names),
         model=draw(names),
         provenance=draw(st.dictionaries(names, names | st.integers(-5, 5) | st.none(), max_size=3)),
         ratios=ratios,
         curve=curve,
-        baselines=[Baseline(draw(names), draw(maybe), draw(maybe), draw(maybe))],
+        baselines=[Baseline(label=draw(names), accuracy=draw(maybe), agreement=draw(maybe), ratio=draw(maybe))],
         layers=[draw(layers(len(ratios)))],
-        float_ops=[FloatOp(draw(names), "op", draw(names), draw(names))],
-        saturation=[Saturation(draw(names), draw(shares), 3, 7)],
-        ablation=[Ablation(draw(names), draw(names), {r: draw(shares) for r in ratios}, draw(maybe), 10)],
-        search=Search([SearchGeneration(draw(shares), 0, draw(st.floats(-5, 5)), None, 3)], {"seconds": 1.5}),
+        float_ops=[FloatOp(node=draw(names), op="op", source=draw(names), reason=draw(names))],
+        saturation=[Saturation(layer=draw(names), ratio=draw(shares), saturated=3, total=7)],
+        ablation=[
+            Ablation(
+                factor=draw(names),
+                setting=draw(names),
+                accuracy={r: draw(shares) for r in ratios},
+                standard_error=draw(maybe),
+                n_images=10,
+            )
+        ],
+        search=Search(
+            history=[
+                SearchGeneration(target=draw(shares), generation=0, best=draw(st.floats(-5, 5)), mean=None, n_images=3)
+            ],
+            statistics={"seconds": 1.5},
+        ),
     )
 
 
@@ -84,9 +107,15 @@ def test_the_example_survives_json(example: ReportData) -> None:
 
 
 def test_numpy_values_become_plain_ones() -> None:
-    point = CurvePoint(np.float32(0.5), np.float64(0.25), None, np.float64(0.1), np.int64(1))
-    layer = LayerInfo("a", "a", "conv", n_groups=np.int32(2), low=np.array([[True, False]]))  # type: ignore[arg-type]
-    data = ReportData("t", "m", curve=iter([point]), layers=[layer])  # type: ignore[arg-type]
+    point = CurvePoint(
+        ratio=np.float32(0.5),
+        accuracy=np.float64(0.25),
+        agreement=None,
+        low_share=np.float64(0.1),
+        eligible_share=np.int64(1),
+    )
+    layer = LayerInfo(name="a", source="a", kind="conv", n_groups=np.int32(2), low=np.array([[True, False]]))  # type: ignore[arg-type]
+    data = ReportData(title="t", model="m", curve=iter([point]), layers=[layer])  # type: ignore[arg-type]
     assert type(data.curve[0].eligible_share) is float and type(data.layers[0].low[0][0]) is bool
     assert json.loads(data.to_json())["layers"][0]["low"] == [[True, False]]
 
@@ -94,29 +123,51 @@ def test_numpy_values_become_plain_ones() -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: CurvePoint(1.5, None, None, 0, 0), "ratio of a curve point is 1.5"),
-        (lambda: CurvePoint(0.5, 87.0, None, 0, 0), "accuracy"),
-        (lambda: CurvePoint(0.5, float("nan"), None, 0, 0), "finite"),
-        (lambda: CurvePoint(0.5, True, None, 0, 0), "accuracy"),
-        (lambda: CurvePoint(0.5, None, None, 0, 0, -1.0), "distance"),
-        (lambda: Baseline(None, 0.5), "label"),  # type: ignore[arg-type]
-        (lambda: Saturation("conv", 0.5, 8, 7), "saturated is 8"),
-        (lambda: Ablation("f", "s", {2.0: 0.5}), "accuracy"),
-        (lambda: LayerInfo("conv", "", "conv", n_groups=2, low=[[True]]), "1 entries for 2 groups"),
-        (lambda: LayerInfo("conv", "", "conv", n_groups=2, group_bounds=[0, 4, 4]), "ascend"),
-        (lambda: LayerInfo("conv", "", "conv", channel_ranges=[256.0]), "0..255"),
-        (lambda: LayerInfo("conv", "", "conv", channel_ranges=[200.0], signed=True), "0..127"),
-        (lambda: LayerInfo("conv", "", "conv", n_groups=1, group_bounds=[0, 2], channel_ranges=[1.0]), "cover 2"),
-        (lambda: LayerInfo("conv", "", "conv", unused_bits_weights={0: 0.7, 1: 0.7}), "more than 1"),
-        (lambda: LayerInfo("conv", "", "conv", macs=-1), "macs"),
-        (lambda: ReportData("t", "m", ratios=[0.5, 0.5]), "differ"),
-        (lambda: ReportData("t", "m", ratios=[1.0, 0.0]), "ascend"),
-        (lambda: ReportData("t", "m", ratios=[0.5], layers=[LayerInfo("c", "", "conv", low=[[], []])]), "2 rows"),
-        (lambda: ReportData("t", "m", curve="abc"), "curve"),  # type: ignore[arg-type]
-        (lambda: ReportData("t", "m", provenance={"x": object()}), "JSON cannot store"),
-        (lambda: ReportData("t", "m", provenance={"x": float("inf")}), "finite"),
-        (lambda: ReportData("t", "m", baselines=[{"label": "a"}]), "lacks the field 'accuracy'"),  # type: ignore[list-item]
-        (lambda: ReportData("t", "m", baselines=[{"label": "a", "accuracy": 0, "x": 1}]), "'x'"),  # type: ignore[list-item]
+        (
+            lambda: CurvePoint(ratio=1.5, accuracy=None, agreement=None, low_share=0, eligible_share=0),
+            "CurvePoint.ratio: Input should be less than or equal to 1 (got 1.5)",
+        ),
+        (lambda: CurvePoint(ratio=0.5, accuracy=87.0, agreement=None, low_share=0, eligible_share=0), "accuracy"),
+        (
+            lambda: CurvePoint(ratio=0.5, accuracy=float("nan"), agreement=None, low_share=0, eligible_share=0),
+            "CurvePoint.accuracy",
+        ),
+        (lambda: CurvePoint(ratio=0.5, accuracy=True, agreement=None, low_share=0, eligible_share=0), "accuracy"),
+        (
+            lambda: CurvePoint(ratio=0.5, accuracy=None, agreement=None, low_share=0, eligible_share=0, distance=-1.0),
+            "distance",
+        ),
+        (lambda: Baseline(label=None, accuracy=0.5), "label"),  # type: ignore[arg-type]
+        (lambda: Saturation(layer="conv", ratio=0.5, saturated=8, total=7), "8 values of 7"),
+        (lambda: Ablation(factor="f", setting="s", accuracy={2.0: 0.5}), "accuracy"),
+        (lambda: LayerInfo(name="conv", source="", kind="conv", n_groups=2, low=[[True]]), "1 entries for 2 groups"),
+        (lambda: LayerInfo(name="conv", source="", kind="conv", n_groups=2, group_bounds=[0, 4, 4]), "ascend"),
+        (lambda: LayerInfo(name="conv", source="", kind="conv", channel_ranges=[256.0]), "0..255"),
+        (lambda: LayerInfo(name="conv", source="", kind="conv", channel_ranges=[200.0], signed=True), "0..127"),
+        (
+            lambda: LayerInfo(
+                name="conv", source="", kind="conv", n_groups=1, group_bounds=[0, 2], channel_ranges=[1.0]
+            ),
+            "cover 2",
+        ),
+        (lambda: LayerInfo(name="conv", source="", kind="conv", unused_bits_weights={0: 0.7, 1: 0.7}), "more than 1"),
+        (lambda: LayerInfo(name="conv", source="", kind="conv", macs=-1), "macs"),
+        (lambda: ReportData(title="t", model="m", ratios=[0.5, 0.5]), "differ"),
+        (lambda: ReportData(title="t", model="m", ratios=[1.0, 0.0]), "ascend"),
+        (
+            lambda: ReportData(
+                title="t", model="m", ratios=[0.5], layers=[LayerInfo(name="c", source="", kind="conv", low=[[], []])]
+            ),
+            "2 rows",
+        ),
+        (lambda: ReportData(title="t", model="m", curve="abc"), "curve"),  # type: ignore[arg-type]
+        (lambda: ReportData(title="t", model="m", provenance={"x": object()}), "JSON cannot store"),
+        (lambda: ReportData(title="t", model="m", provenance={"x": float("inf")}), "finite"),
+        (lambda: ReportData(title="t", model="m", baselines=[{"label": "a"}]), "Baseline.accuracy: Field required"),  # type: ignore[list-item]
+        (
+            lambda: ReportData(title="t", model="m", baselines=[{"label": "a", "accuracy": 0, "x": 1}]),
+            "Baseline.x: Extra inputs",
+        ),  # type: ignore[list-item]
     ],
 )
 def test_bad_data_are_named(make: Callable[[], Any], told: str) -> None:
@@ -130,7 +181,7 @@ def test_endless_nesting_is_refused() -> None:
     for _ in range(100):
         nested = {"deeper": nested}
     with pytest.raises(DataError, match="levels deep"):
-        ReportData("t", "m", layout=nested)
+        ReportData(title="t", model="m", layout=nested)
 
 
 @pytest.mark.parametrize(
@@ -143,11 +194,11 @@ def test_endless_nesting_is_refused() -> None:
         ("[]", "format"),
         ('{"format": "other"}', "format"),
         ('{"format": "bitdial-report", "version": 2}', "version 2"),
-        ('{"format": "bitdial-report", "version": 1, "title": "t"}', "lacks the field 'model'"),
+        ('{"format": "bitdial-report", "version": 1, "title": "t"}', "ReportData.model: Field required"),
         ('{"format": "bitdial-report", "version": 1, "title": 3, "model": ""}', "title"),
         ('{"format": "bitdial-report", "version": 1, "title": "", "model": "", "n_images": NaN}', "NaN"),
         ('{"format": "bitdial-report", "version": 1, "title": "", "model": "", "n_images": 1e999}', "integer"),
-        ('{"format": "bitdial-report", "version": 1, "title": "", "model": "", "extra": 1}', "'extra'"),
+        ('{"format": "bitdial-report", "version": 1, "title": "", "model": "", "extra": 1}', "ReportData.extra"),
     ],
 )
 def test_other_json_is_refused(text: str | bytes, told: str) -> None:
@@ -157,5 +208,5 @@ def test_other_json_is_refused(text: str | bytes, told: str) -> None:
 
 
 def test_reports_do_not_change(example: ReportData) -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValidationError, match="frozen"):
         example.title = "x"  # type: ignore[misc]

@@ -12,9 +12,9 @@ import pytest
 from bitdial.errors import ConfigError, DataError, OutputError
 from bitdial.graph.ir import Graph
 from bitdial.quantization.program import Program
+from bitdial.report.drawing import save, write_plot
 from bitdial.report.finetuning import FinetuningReport, axes, finetuning_report
-from bitdial.report.finetuning_page import render_finetuning_html, write_finetuning_html
-from bitdial.report.finetuning_plot import render_finetuning_plot, write_finetuning_plot
+from bitdial.report.finetuning_page import finetuning_chart, render_finetuning_html
 
 RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
 BEFORE, AFTER = [0.8760, 0.8741, 0.8722, 0.8668, 0.8610], [0.8755, 0.8752, 0.8747, 0.8731, 0.8726]
@@ -97,7 +97,8 @@ def test_page_is_whole_and_self_contained(report: FinetuningReport) -> None:
     ):
         assert told in text, told
     assert "Read with care" not in text and "http" not in page.replace("http-equiv", "")
-    assert len(root.findall(".//svg")) == 3
+    charts = [svg.get("aria-labelledby") for svg in root.findall(".//svg")]
+    assert charts == [f"chart-{name}-title chart-{name}-desc" for name in ("curve", "loss", "validation")]
     identifiers = [node.get("id") for node in root.iter() if node.get("id")]
     assert len(identifiers) == len(set(identifiers))
 
@@ -133,9 +134,9 @@ def test_a_short_run_without_validation_has_a_page_and_a_picture() -> None:
     assert report.changes == () and report.losses == ((4.0, 0.5),) and report.curve() is None
     assert "No validation images" in render_finetuning_html(report)
     pytest.importorskip("matplotlib")
-    assert render_finetuning_plot(report).startswith(b"\x89PNG")
+    assert save(finetuning_chart(report)).startswith(b"\x89PNG")
     nothing = dataclasses.replace(report, losses=())
-    assert render_finetuning_html(nothing) and render_finetuning_plot(nothing)
+    assert render_finetuning_html(nothing) and save(finetuning_chart(nothing))
 
 
 @pytest.mark.parametrize("broken", [None, {}, {"evaluations": 3}, {"config": []}, {"seconds": {}}, {"losses": ["a"]}])
@@ -147,13 +148,14 @@ def test_a_model_without_a_sound_record_is_refused(broken: dict[str, Any] | None
 
 def test_pictures(report: FinetuningReport, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    write_finetuning_plot(report, tmp_path / "a.png")
-    write_finetuning_plot(report, tmp_path / "a.svg")
-    assert (tmp_path / "a.png").read_bytes() == render_finetuning_plot(report, "png")
+    chart = finetuning_chart(report)
+    write_plot(chart, tmp_path / "a.png")
+    write_plot(chart, tmp_path / "a.svg")
+    assert (tmp_path / "a.png").read_bytes() == save(chart)
     drawn = (tmp_path / "a.svg").read_text()
     for told in ("finetuned 87.26", "before 86.10", "float32 87.65", "Epochs", "Validation accuracy"):
         assert told in drawn, told
     with pytest.raises(ConfigError, match=r"\.png"):
-        write_finetuning_plot(report, tmp_path / "a.gif")
+        write_plot(chart, tmp_path / "a.gif")
     with pytest.raises(OutputError):
-        write_finetuning_html(report, tmp_path / "absent" / "a.html")
+        write_plot(chart, tmp_path / "absent" / "a.png")

@@ -10,16 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitdial.errors import ConfigError, DataError, OutputError
-from bitdial.report.latency import (
-    LatencyPoint,
-    LatencyReport,
-    check_plot_path,
-    linear_axis,
-    render_latency_plot,
-    time_axis,
-    write_latency_plot,
-)
-from bitdial.report.latency_page import render_latency_html, write_latency_html
+from bitdial.report.axis import linear_axis, time_axis
+from bitdial.report.drawing import check_plot_path, save, write_plot
+from bitdial.report.latency import LatencyPoint, LatencyReport, latency_chart
+from bitdial.report.latency_page import render_latency_html
 
 
 def report(title: str = "test-net", accuracy: bool = True, agreement: bool = True, **more: int) -> LatencyReport:
@@ -55,14 +49,14 @@ def test_lines_are_one_per_batch_and_name_what_differs() -> None:
     ],
 )
 def test_plot(data: LatencyReport, expected: str) -> None:
-    png = render_latency_plot(data, "png")
+    png = save(latency_chart(data), "png")
     assert png.startswith(b"\x89PNG") and len(png) > 5000
-    svg = render_latency_plot(data, "svg")
+    svg = save(latency_chart(data), "svg")
     texts = text_of(svg)
     assert expected in texts and "batch 1" in texts and "batch 8" in texts
     labels = [t.replace("\u00a0", " ") for t in texts]
     assert labels.count("100 %") == labels.count("50 %") == 2  # one label per point
-    assert svg == render_latency_plot(data, "svg") and png == render_latency_plot(data, "png")
+    assert svg == save(latency_chart(data), "svg") and png == save(latency_chart(data), "png")
 
 
 def test_page_is_well_formed_complete_in_itself_and_escapes() -> None:
@@ -71,11 +65,11 @@ def test_page_is_well_formed_complete_in_itself_and_escapes() -> None:
     root = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
     assert "<script" not in page and "http" not in page.replace("http-equiv", "")
     assert root.find(".//h2").text == "Accuracy against latency"  # type: ignore[union-attr]
-    assert len(root.findall(".//circle")) == 6 and len(root.findall(".//tbody/tr")) == 6
+    assert len(root.findall(".//tbody/tr")) == 6
     figures = ["".join(c.itertext()) for c in root.findall(".//tbody/tr")[2]]
     assert figures[0] == "batch 1" and "5.000" in figures and "2.00" in figures and "88.00\u00a0%" in figures
     assert render_latency_html(report(hostile)) == page
-    render_latency_plot(report(hostile), "svg")
+    save(latency_chart(report(hostile)), "svg")
 
 
 def test_page_without_accuracy_shows_latency() -> None:
@@ -112,12 +106,11 @@ def test_points_check_themselves(wrong: dict[str, float]) -> None:
 
 def test_writing(tmp_path: Path) -> None:
     for name in ("a.png", "b.SVG"):
-        write_latency_plot(report(), tmp_path / name)
-    write_latency_html(report(), tmp_path / "c.html")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.SVG", "c.html"]
+        write_plot(latency_chart(report()), tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.SVG"]
     with pytest.raises(ConfigError, match="svg"):
         check_plot_path(Path("x.gif"))
     with pytest.raises(ConfigError, match="pdf"):
-        render_latency_plot(report(), "pdf")
+        save(latency_chart(report()), "pdf")
     with pytest.raises(OutputError):
-        write_latency_html(report(), tmp_path / "none" / "c.html")
+        write_plot(latency_chart(report()), tmp_path / "none" / "c.png")

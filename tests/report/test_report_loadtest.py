@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdial.errors import ConfigError, DataError, OutputError
+from bitdial.report.drawing import save, write_plot
 from bitdial.report.loadtest import (
     MOST_WINDOWS,
     Panel,
@@ -22,12 +23,13 @@ from bitdial.report.loadtest import (
     window_width,
     windows,
 )
-from bitdial.report.loadtest_page import render_load_html, write_load_html
-from bitdial.report.loadtest_plot import render_load_plot, write_load_plot
+from bitdial.report.loadtest_page import load_chart, render_load_html
 from bitdial.serving.loadtest.result import Result, Status
 
 
-def result(title: str = "adaptive", seconds: float = 20.0, rate: float = 50.0, seed: int = 0, plain: bool = False) -> Result:
+def result(
+    title: str = "adaptive", seconds: float = 20.0, rate: float = 50.0, seed: int = 0, plain: bool = False
+) -> Result:
     random = np.random.default_rng(seed)
     scheduled = np.sort(random.random(int(rate * seconds)) * seconds)
     n = len(scheduled)
@@ -117,12 +119,16 @@ def test_page_is_well_formed_complete_in_itself_and_escapes() -> None:
         root = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
         assert "<script" not in page and "https:" not in page
         assert not [e for e in root.iter() if e.tag in ("script", "img", "iframe") or "src" in e.attrib]
-        charts = [e.get("aria-labelledby", "") for e in root.iter("svg") if e.get("role") == "img"]
-        assert len(charts) == len(panels(shown))
+        (chart,) = [e for e in root.iter("svg") if e.get("role") == "img"]
+        drawn = [" ".join(e.itertext()) for e in chart.iter("text")]
+        assert all(any(text.startswith(panel.title) for text in drawn) for panel in panels(shown))
         for element in root.iter("path"):
             assert "nan" not in element.get("d", "") and "inf" not in element.get("d", "")
         assert render_load_html(shown) == page
-        assert len(root.findall(".//tbody/tr")) == len(figure_rows(shown))
+        of_windows, figures = root.findall(".//tbody")
+        assert len(figures) == len(figure_rows(shown)) and len(of_windows) == len(shown.runs[0].windows.offered)
+        first = ["".join(cell.itertext()) for cell in of_windows[0]]
+        assert first[:2] == ["0–0.5", f"{shown.runs[0].windows.offered[0]:.4g}"]
     page = render_load_html(load_report([result()]))
     assert "--max-connections" in page  # the warning that the cap was hit
 
@@ -137,25 +143,24 @@ def test_figures_of_the_table() -> None:
 
 def test_picture() -> None:
     short = result("$x_1$ <b>", seconds=12.0)
-    assert render_load_plot(load_report([short]), "png").startswith(b"\x89PNG")
+    assert save(load_chart(load_report([short]))).startswith(b"\x89PNG")
     shown = load_report([short, result("b", seconds=12.0, seed=2)])
-    svg = render_load_plot(shown, "svg")
+    svg = save(load_chart(shown), "svg")
     texts = ["".join(e.itertext()) for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert "Requests/s" in texts and "SLO 100 ms" in texts and any(t.startswith("$x_1$ <b>, ") for t in texts)
-    assert svg == render_load_plot(shown, "svg")
+    assert svg == save(load_chart(shown), "svg")
     with pytest.raises(ConfigError):
-        render_load_plot(shown, "gif")
+        save(load_chart(shown), "gif")
 
 
 def test_files_and_errors(tmp_path: Path) -> None:
     shown = load_report([result()])
-    write_load_html(shown, tmp_path / "a.html")
-    write_load_plot(load_report([result(plain=True)]), tmp_path / "a.svg")
-    assert (tmp_path / "a.html").read_text().startswith("<!DOCTYPE html>") and (tmp_path / "a.svg").exists()
+    write_plot(load_chart(load_report([result(plain=True)])), tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").exists()
     with pytest.raises(OutputError):
-        write_load_html(shown, tmp_path / "none" / "a.html")
+        write_plot(load_chart(shown), tmp_path / "none" / "a.png")
     with pytest.raises(ConfigError):
-        write_load_plot(shown, tmp_path / "a.gif")
+        write_plot(load_chart(shown), tmp_path / "a.gif")
     with pytest.raises(ConfigError, match="at most"):
         load_report([result()] * 6)
     with pytest.raises(ConfigError):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example as example_of
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdial.report import (
@@ -25,6 +26,10 @@ from bitdial.report import (
     SearchGeneration,
     render_html,
 )
+from bitdial.report.charts import curve_chart
+from bitdial.report.drawing import embed
+from bitdial.report.markup import shorten
+from bitdial.report.series import curve_series
 from bitdial.report.style import RAMP_LIGHT, ramp
 
 HOSTILE = "<script>alert('x')</script>\"&amp; ü漢 ]]> </style> <!-- $x_1$ \u202e \x00 \ud800 onload='y'"
@@ -42,23 +47,37 @@ def section_names(page: str) -> set[str]:
 def hostile_report(name: str) -> ReportData:
     """`name` wherever the data can hold text."""
     layer = LayerInfo(
-        name, name, name, name, 100, True, name, 2, [[False, False], [True, False]], [3, 4], {3: 4},
-        [255.0, 9.0], [0, 1, 2], {0: 0.5, 4: 0.5}, {1: 1.0}, name, "", False, 15, 7,
+        name=name, source=name, kind=name, shape=name, macs=100, eligible=True, reason=name, n_groups=2,
+        low=[[False, False], [True, False]], activation_shift=[3, 4], weight_shift_histogram={3: 4},
+        channel_ranges=[255.0, 9.0], group_bounds=[0, 1, 2], unused_bits_activations={0: 0.5, 4: 0.5},
+        unused_bits_weights={1: 1.0}, engine=name, amax=15, wmax=7,
     )  # fmt: skip
-    in_float = dataclasses.replace(layer, eligible=False, float_reason=name)
+    in_float = layer.updated(eligible=False, float_reason=name)
     return ReportData(
         title=name,
         model=name,
         created=name,
         provenance={name: name, "cpu": name, "nested": {name: [name, {name: name}]}},
         ratios=[0.0, 1.0],
-        curve=[CurvePoint(0.0, 0.9, 1.0, 0.0, 0.0), CurvePoint(1.0, 0.8, 0.9, 0.25, 0.5, 0.1)],
-        baselines=[Baseline(name, 0.95, 0.9), Baseline(name, 0.3, 0.3, 1.0)],
+        curve=[
+            CurvePoint(ratio=0.0, accuracy=0.9, agreement=1.0, low_share=0.0, eligible_share=0.0),
+            CurvePoint(ratio=1.0, accuracy=0.8, agreement=0.9, low_share=0.25, eligible_share=0.5, distance=0.1),
+        ],
+        baselines=[
+            Baseline(label=name, accuracy=0.95, agreement=0.9),
+            Baseline(label=name, accuracy=0.3, agreement=0.3, ratio=1.0),
+        ],
         layers=[layer, in_float],
-        float_ops=[FloatOp(name, name, name, name)],
-        saturation=[Saturation(name, 1.0, 1, 3)],
-        ablation=[Ablation("baseline", name, {1.0: 0.8}, 0.01, 9), Ablation(name, name, {1.0: 0.7}, None, 9)],
-        search=Search([SearchGeneration(1.0, 0, 2.0, 3.0, 4)], {name: name, "seconds": 3.0}),
+        float_ops=[FloatOp(node=name, op=name, source=name, reason=name)],
+        saturation=[Saturation(layer=name, ratio=1.0, saturated=1, total=3)],
+        ablation=[
+            Ablation(factor="baseline", setting=name, accuracy={1.0: 0.8}, standard_error=0.01, n_images=9),
+            Ablation(factor=name, setting=name, accuracy={1.0: 0.7}, standard_error=None, n_images=9),
+        ],
+        search=Search(
+            history=[SearchGeneration(target=1.0, generation=0, best=2.0, mean=3.0, n_images=4)],
+            statistics={name: name, "seconds": 3.0},
+        ),
         layout={name: [name]},
     )
 
@@ -78,7 +97,10 @@ def test_hostile_names_stay_text() -> None:
 
 @given(st.text(max_size=30))
 def test_any_name_gives_a_well_formed_page_with_the_same_tags(name: str) -> None:
-    hostile, plain = parse(render_html(hostile_report(name))), parse(render_html(hostile_report("x")))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("matplotlib", "matplotlib.figure"):
+            patch.setitem(sys.modules, module, None)
+        hostile, plain = parse(render_html(hostile_report(name))), parse(render_html(hostile_report("x")))
     if name not in ("", "cpu", "nested", "seconds", "baseline") and not name.lower().startswith(("float", "fp")):
         assert [t.tag for t in hostile.iter()] == [t.tag for t in plain.iter()]
 
@@ -90,8 +112,8 @@ def test_the_data_of_the_script_cannot_end_it() -> None:
     assert not set("<>&") & set(page.split('id="map-data">')[1].split("</script>")[0])
 
 
-def test_the_page_is_complete_in_itself(example: ReportData) -> None:
-    page = render_html(example)
+def test_the_page_is_complete_in_itself(example_page: str) -> None:
+    page = example_page
     root = parse(page)
     assert not re.findall(r"https?:|url\(\s*['\"]?(?!#)|@import|(?:src|action)=", page)
     links = [t.attrib["href"] for t in root.iter() if "href" in t.attrib]
@@ -101,13 +123,13 @@ def test_the_page_is_complete_in_itself(example: ReportData) -> None:
     assert not {t.tag for t in root.iter()} & {"iframe", "object", "embed", "img", "base", "form"}
 
 
-def test_identifiers_are_unique(example: ReportData) -> None:
-    found = [t.attrib["id"] for t in parse(render_html(example)).iter() if "id" in t.attrib]
+def test_identifiers_are_unique(example_page: str) -> None:
+    found = [t.attrib["id"] for t in parse(example_page).iter() if "id" in t.attrib]
     assert len(found) == len(set(found))
 
 
-def test_the_content_policy_allows_this_script_and_no_other(example: ReportData) -> None:
-    page = render_html(example)
+def test_the_content_policy_allows_this_script_and_no_other(example_page: str) -> None:
+    page = example_page
     policies = [t for t in parse(page).iter("meta") if t.attrib.get("http-equiv") == "Content-Security-Policy"]
     script = page.rpartition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -115,11 +137,11 @@ def test_the_content_policy_allows_this_script_and_no_other(example: ReportData)
     assert policies[0].attrib["content"].startswith("default-src 'none';")
 
 
-def test_equal_data_give_equal_pages(example: ReportData) -> None:
-    assert render_html(example) == render_html(ReportData.from_json(example.to_json()))
+def test_equal_data_give_equal_pages(example: ReportData, example_page: str) -> None:
+    assert example_page == render_html(ReportData.from_json(example.to_json()))
 
 
-def test_sections_without_data_are_left_out(example: ReportData) -> None:
+def test_sections_without_data_are_left_out(example: ReportData, undrawn: None) -> None:
     everything = section_names(render_html(example))
     assert everything == {
         *("curve", "executed", "map", "ranges", "saturation", "ablation", "search", "layers", "layout", "provenance")
@@ -132,42 +154,43 @@ def test_sections_without_data_are_left_out(example: ReportData) -> None:
         ("curve", "curve"),
     ):
         empty = {} if attribute in ("layout", "provenance") else ()
-        less = dataclasses.replace(example, **{attribute: empty})
+        less = example.updated(**{attribute: empty})
         assert section_names(render_html(less)) == everything - {section}
-    assert section_names(render_html(dataclasses.replace(example, search=Search()))) == everything - {"search"}
-    without_layers = section_names(render_html(dataclasses.replace(example, layers=(), float_ops=())))
+    assert section_names(render_html(example.updated(search=Search()))) == everything - {"search"}
+    without_layers = section_names(render_html(example.updated(layers=(), float_ops=())))
     assert without_layers == everything - {"layers", "map", "ranges", "executed"}
 
 
 def test_an_empty_report_is_a_page() -> None:
-    page = render_html(ReportData("only a title", ""))
+    page = render_html(ReportData(title="only a title", model=""))
     assert section_names(page) == set() and "only a title" in page and "<nav" not in page
 
 
 def test_without_labels_the_page_shows_agreement(example: ReportData) -> None:
-    curve = [dataclasses.replace(p, accuracy=None) for p in example.curve]
-    page = render_html(dataclasses.replace(example, curve=curve, baselines=[Baseline("float32", None, 0.9)]))
+    curve = [p.updated(accuracy=None) for p in example.curve]
+    baselines = [Baseline(label="float32", accuracy=None, agreement=0.9)]
+    page = render_html(example.updated(curve=curve, layers=(), search=Search(), baselines=baselines))
     assert "chart-accuracy" not in page and "chart-agreement" in page
     assert "No accuracies were measured" in page and "98.10\u00a0%" in page
 
 
 def test_one_missing_accuracy_leaves_the_others(example: ReportData) -> None:
-    curve = [dataclasses.replace(p, accuracy=None) if p.ratio == 0.5 else p for p in example.curve]
-    page = render_html(dataclasses.replace(example, curve=curve))
+    curve = [p.updated(accuracy=None) if p.ratio == 0.5 else p for p in example.curve]
+    page = render_html(example.updated(curve=curve, layers=(), search=Search()))
     chart = next(s for s in parse(page).iter("svg") if s.attrib.get("aria-labelledby", "").startswith("chart-accuracy"))
-    dots = [c for c in chart.iter("circle") if c.attrib.get("class") == "own-dot"]
-    assert len(dots) == 4
+    texts = ["".join(text.itertext()) for text in chart.iter("text")]
+    assert {"87.84", "87.79", "86.91", "bitdial 86.55"} <= set(texts) and "87.52" not in texts
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 1.0])
 def test_flat_curves_have_a_plot(accuracy: float) -> None:
-    curve = [CurvePoint(r, accuracy, None, r, r) for r in (0.0, 1.0)]
-    page = render_html(ReportData("t", "m", curve=curve))
+    curve = [CurvePoint(ratio=r, accuracy=accuracy, agreement=None, low_share=r, eligible_share=r) for r in (0.0, 1.0)]
+    page = render_html(ReportData(title="t", model="m", curve=curve))
     assert "chart-accuracy" in page and "nan" not in page.split("<main>")[1].split("<script>")[0]
 
 
-def test_colours_of_the_map_follow_the_nesting(example: ReportData) -> None:
-    root = parse(render_html(example))
+def test_colours_of_the_map_follow_the_nesting(example: ReportData, example_page: str) -> None:
+    root = parse(example_page)
     rows = [cell for cell in root.iter("td") if cell.attrib.get("class") == "cells"]
     layers = [layer for layer in example.layers if layer.eligible]
     assert len(rows) == len(layers)
@@ -182,9 +205,9 @@ def test_colours_of_the_map_follow_the_nesting(example: ReportData) -> None:
         assert [drawn[edge] for edge in edges] == [f"m{i - 1}" for i in first]
 
 
-def test_map_of_a_selection_that_is_not_nested_says_so(example: ReportData) -> None:
-    layer = dataclasses.replace(example.layers[1], low=[[False, False], [True, False], *[[False, False]] * 3])
-    page = render_html(dataclasses.replace(example, layers=[layer], curve=()))
+def test_map_of_a_selection_that_is_not_nested_says_so(example: ReportData, undrawn: None) -> None:
+    layer = example.layers[1].updated(low=[[False, False], [True, False], *[[False, False]] * 3])
+    page = render_html(example.updated(layers=[layer], curve=()))
     assert "not nested" in page and "never low" in page and "not nested" not in render_html(example)
 
 
@@ -196,7 +219,73 @@ def test_the_scale_runs_from_end_to_end_without_repeats(count: int) -> None:
     assert light == sorted(light)  # the order survives greyscale
 
 
-def test_shares_that_disagree_with_the_maps_are_called_out(example: ReportData) -> None:
-    curve = [dataclasses.replace(p, low_share=min(1.0, p.low_share / 2)) for p in example.curve]
-    assert "Do not trust" in render_html(dataclasses.replace(example, curve=curve))
+def test_shares_that_disagree_with_the_maps_are_called_out(example: ReportData, undrawn: None) -> None:
+    curve = [p.updated(low_share=min(1.0, p.low_share / 2)) for p in example.curve]
+    assert "Do not trust" in render_html(example.updated(curve=curve))
     assert "Do not trust" not in render_html(example)
+
+
+def test_without_matplotlib_a_page_has_its_tables_and_says_what_is_missing(example: ReportData, undrawn: None) -> None:
+    page = render_html(example)
+    root = parse(page)
+    assert "pip install 'bitdial[report]'" in "".join(root.itertext())
+    assert not [s for s in root.iter("svg") if s.attrib.get("class") == "chart"] and not list(root.iter("figure"))
+    assert "axis starts at" not in page  # of no chart
+    assert "47.3\u00a0%" in page and "Generation" in page
+    opened = [d for d in root.iter("details") if "open" in d.attrib]
+    assert len(opened) == 3  # what was executed, unused bits, search: their values are shown at once
+
+
+def test_charts_follow_the_page_into_the_dark(example_page: str) -> None:
+    charts = [s for s in parse(example_page).iter("svg") if s.attrib.get("class") == "chart"]
+    assert len(charts) == 2 + 1 + 1 + 18 + 3  # curve and agreement, executed, unused, a layer each, a target each
+    for node in (node for chart in charts for node in chart.iter()):
+        for declaration in filter(None, node.attrib.get("style", "").split(";")):
+            name, _, value = declaration.partition(":")
+            assert name not in ("fill", "stroke") or value == "none" or value.startswith("var(--"), declaration
+        assert node.tag != "text" or ("font-family" not in node.attrib["style"] and "fill" in node.attrib["style"])
+    defined = set(re.findall(r"(--\w+):", example_page))
+    assert set(re.findall(r"var\((--\w+)\)", example_page)) <= defined
+
+
+def test_charts_say_what_they_show_and_take_the_width_they_get(example_page: str) -> None:
+    root = parse(example_page)
+    targets = {t.attrib["id"]: t for t in root.iter() if "id" in t.attrib}
+    for chart in (s for s in root.iter("svg") if s.attrib.get("class") == "chart"):
+        assert chart.attrib["role"] == "img" and "width" not in chart.attrib and "height" not in chart.attrib
+        assert re.fullmatch(r"0 0 [\d.]+ [\d.]+", chart.attrib["viewBox"])
+        assert all(targets[name].text for name in chart.attrib["aria-labelledby"].split())
+        assert list(chart.iter("text"))  # not outlines of letters
+        used = {v[1:] for n in chart.iter() for k, v in n.attrib.items() if k == "href"}
+        used |= set(re.findall(r"url\(#([^)]+)\)", " ".join(v for n in chart.iter() for v in n.attrib.values())))
+        assert used <= {n.attrib["id"] for n in chart.iter() if "id" in n.attrib}
+    told = targets["chart-accuracy-desc"].text or ""
+    assert "bitdial: 87.84 % at 0\u00a0%" in told and "naive 4-bit: 87.02 % at 25\u00a0%" in told
+
+
+@given(st.text(max_size=20))
+@example_of(HOSTILE[:60])
+@example_of("$\\frac{$ url(#x) #17202b")
+@settings(max_examples=12)
+def test_any_name_is_drawn_as_it_is(name: str) -> None:
+    points = [
+        CurvePoint(ratio=r, accuracy=0.9 - 0.1 * r, agreement=None, low_share=r, eligible_share=r) for r in (0, 1)
+    ]
+    data = ReportData(title="", model="", curve=points, baselines=[Baseline(label=name, accuracy=0.87)])
+    series = curve_series(data, "accuracy")
+    assert series is not None
+    chart = parse(f"\n{embed(curve_chart(series), 'c')}")
+    texts = ["".join(text.itertext()) for text in chart.iter("text")]
+    assert f"{shorten(name, 20)} 87.00".split() in [text.split() for text in texts]
+    assert {node.tag for node in chart.iter()} <= {
+        "svg",
+        "title",
+        "desc",
+        "defs",
+        "g",
+        "path",
+        "use",
+        "text",
+        "clipPath",
+        "rect",
+    }

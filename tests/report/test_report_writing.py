@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import os
 import subprocess
@@ -29,8 +28,10 @@ from bitdial.report import (
     render_plots,
     write_report,
 )
-from bitdial.report.plots import map_colours
+from bitdial.report.charts import group_chart, map_colours
+from bitdial.report.drawing import save
 
+PLOTS = {f"{name}.png" for name in ("accuracy", "agreement", "executed", "groups", "unused", "ranges", "search")}
 TABLES = {"curve.csv", "baselines.csv", "layers.csv", "saturation.csv", "ablation.csv", "search.csv"}
 
 
@@ -56,42 +57,51 @@ def pixels():
 
 def test_plots_are_images_of_sane_size(example: ReportData, pixels) -> None:
     plots = render_plots(example)
-    assert list(plots) == ["accuracy.png", "groups.png", "ranges.png", "search.png"]
+    assert {*plots} == PLOTS
     for name, image in plots.items():
         shown = pixels(image)
         height, width, _ = shown.shape
         assert 500 <= width <= 2000 and 200 <= height <= 2000, name
         assert len(image) < 500_000 and len(np.unique(shown @ np.array([65536, 256, 1]))) > 10, name
-    assert render_plots(example) == plots
+    few = example.updated(layers=example.layers[:3], search=Search())
+    assert render_plots(few) == render_plots(few)
 
 
 def test_plots_without_data_are_left_out(example: ReportData, pixels) -> None:
-    assert render_plots(ReportData("t", "m")) == {}
-    full = [dataclasses.replace(layer, channel_ranges=[255.0] * len(layer.channel_ranges)) for layer in example.layers]
-    plots = render_plots(dataclasses.replace(example, layers=full, search=Search(), curve=()))
-    assert set(plots) == {"groups.png"}  # no curve, no unused bits, no search
+    assert render_plots(ReportData(title="t", model="m")) == {}
+    full = [
+        layer.updated(
+            channel_ranges=[255.0] * len(layer.channel_ranges), unused_bits_activations={}, unused_bits_weights={}
+        )
+        for layer in example.layers
+    ]
+    plots = render_plots(example.updated(layers=full, search=Search(), curve=()))
+    assert set(plots) == {"groups.png", "executed.png"}  # no curve, no unused bits, no search
 
 
 def test_without_accuracy_the_plot_is_of_agreement(example: ReportData, pixels) -> None:
-    curve = [dataclasses.replace(p, accuracy=None) for p in example.curve]
-    plots = render_plots(dataclasses.replace(example, curve=curve, layers=(), search=Search()))
+    curve = [p.updated(accuracy=None) for p in example.curve]
+    plots = render_plots(example.updated(curve=curve, layers=(), search=Search()))
     assert set(plots) == {"agreement.png"}
-    alone = ReportData("t", "m", curve=[CurvePoint(0.5, None, None, 0.5, 0.5)])
+    alone = ReportData(
+        title="t",
+        model="m",
+        curve=[CurvePoint(ratio=0.5, accuracy=None, agreement=None, low_share=0.5, eligible_share=0.5)],
+    )
     assert render_plots(alone) == {}
 
 
 def test_the_map_has_the_colours_of_the_nesting(example: ReportData, pixels) -> None:
     """Left to right through one row of the picture: the colour of the ratio from which each group is low."""
     first = [3, 1, 4, 2]  # index of the ratio from which each group is low
-    layer = dataclasses.replace(
-        example.layers[1],
+    layer = example.layers[1].updated(
         n_groups=4,
         group_bounds=[0, 8, 16, 24, 32],
         channel_ranges=(),
         activation_shift=(),
         low=[[i >= f for f in first] for i in range(5)],
     )
-    data = dataclasses.replace(example, layers=[layer], curve=(), search=Search())
+    data = example.updated(layers=[layer], curve=(), search=Search())
     colours = map_colours(data)
     assert list(colours) == [0.25, 0.5, 0.75, 1.0]
     picture = pixels(render_plots(data)["groups.png"])
@@ -109,8 +119,10 @@ def test_the_map_has_the_colours_of_the_nesting(example: ReportData, pixels) -> 
 
 def test_names_are_not_read_as_mathematics(example: ReportData, pixels, recwarn: pytest.WarningsRecorder) -> None:
     name = "$\\frac{$ <b> ü 漢 _x"
-    layers = [dataclasses.replace(layer, name=name, source=name) for layer in example.layers]
-    plots = render_plots(dataclasses.replace(example, layers=layers, baselines=[Baseline(name, 0.2), Baseline("", 0.9)]))
+    layers = [layer.updated(name=name, source=name) for layer in example.layers[:3]]
+    plots = render_plots(
+        example.updated(layers=layers, baselines=[Baseline(label=name, accuracy=0.2), Baseline(label="", accuracy=0.9)])
+    )
     assert all(pixels(image).size for image in plots.values())
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
@@ -118,15 +130,17 @@ def test_names_are_not_read_as_mathematics(example: ReportData, pixels, recwarn:
 def test_networks_with_very_many_layers_and_groups_fit(pixels) -> None:
     bounds = list(range(0, 2049, 8))
     low = [[False] * 256, [k % 2 == 0 for k in range(256)], [True] * 256]
-    layer = LayerInfo("l", "l", "conv", macs=1, eligible=True, n_groups=256, low=low, group_bounds=bounds)
-    data = ReportData("t", "m", ratios=[0.0, 0.5, 1.0], layers=[layer] * 250)
-    height, width, _ = pixels(render_plots(data)["groups.png"]).shape
+    layer = LayerInfo(
+        name="l", source="l", kind="conv", macs=1, eligible=True, n_groups=256, low=low, group_bounds=bounds
+    )
+    data = ReportData(title="t", model="m", ratios=[0.0, 0.5, 1.0], layers=[layer] * 250)
+    height, width, _ = pixels(save(group_chart(data))).shape
     assert height <= 6200 and width <= 2000
 
 
 def test_the_users_plot_settings_change_nothing(example: ReportData) -> None:
     matplotlib = pytest.importorskip("matplotlib")
-    small = dataclasses.replace(example, layers=(), search=Search())
+    small = example.updated(layers=(), search=Search())
     before = render_plots(small)
     with matplotlib.rc_context({"figure.dpi": 30, "font.size": 30, "axes.facecolor": "red"}):
         assert render_plots(small) == before
@@ -156,13 +170,15 @@ def test_csv_holds_the_data(example: ReportData) -> None:
     assert set(tables) == TABLES
     assert [
         CurvePoint(
-            float(r["ratio"]), number(r["accuracy"]), number(r["agreement"]),
-            float(r["low_share"]), float(r["eligible_share"]), number(r["distance"]),
+            ratio=float(r["ratio"]), accuracy=number(r["accuracy"]), agreement=number(r["agreement"]),
+            low_share=float(r["low_share"]), eligible_share=float(r["eligible_share"]), distance=number(r["distance"]),
         )
         for r in tables["curve.csv"]
     ] == list(example.curve)  # fmt: skip
     assert [
-        Baseline(r["label"], number(r["accuracy"]), number(r["agreement"]), number(r["ratio"]))
+        Baseline(
+            label=r["label"], accuracy=number(r["accuracy"]), agreement=number(r["agreement"]), ratio=number(r["ratio"])
+        )
         for r in tables["baselines.csv"]
     ] == list(example.baselines)
     assert len(tables["layers.csv"]) == len(example.layers)
@@ -184,25 +200,29 @@ def test_csv_holds_the_data(example: ReportData) -> None:
     assert [
         (float(r["target"]), int(r["generation"]), float(r["best"]), number(r["mean"]), int(r["images"]))
         for r in tables["search.csv"]
-    ] == [dataclasses.astuple(g) for g in example.search.history]
+    ] == [tuple(g.model_dump().values()) for g in example.search.history]
 
 
 def test_csv_leaves_out_what_is_empty_and_unknown() -> None:
-    tables = csv_tables(ReportData("t", "m", curve=[CurvePoint(0.5, None, None, 0.25, 0.5)]))
-    assert tables == {
-        "curve.csv": "ratio,accuracy,agreement,low_share,eligible_share,distance\r\n0.5,,,0.25,0.5,\r\n"
-    }
+    tables = csv_tables(
+        ReportData(
+            title="t",
+            model="m",
+            curve=[CurvePoint(ratio=0.5, accuracy=None, agreement=None, low_share=0.25, eligible_share=0.5)],
+        )
+    )
+    assert tables == {"curve.csv": "ratio,accuracy,agreement,low_share,eligible_share,distance\r\n0.5,,,0.25,0.5,\r\n"}
 
 
 @pytest.mark.parametrize("name", ['a,"b"\n<script>', "ü漢 & 'x'", ""])
 def test_csv_quotes_names(name: str) -> None:
-    tables = csv_tables(ReportData("t", "m", baselines=[Baseline(name, 0.5)]))
+    tables = csv_tables(ReportData(title="t", model="m", baselines=[Baseline(label=name, accuracy=0.5)]))
     assert rows(tables["baselines.csv"])[0]["label"] == name
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@x"])
 def test_a_spreadsheet_runs_no_name(name: str) -> None:
-    tables = csv_tables(ReportData("t", "m", baselines=[Baseline(name, 0.5)]))
+    tables = csv_tables(ReportData(title="t", model="m", baselines=[Baseline(label=name, accuracy=0.5)]))
     assert rows(tables["baselines.csv"])[0]["label"] == f"'{name}"
 
 
@@ -211,23 +231,24 @@ def test_markdown_has_a_row_per_setting(example: ReportData) -> None:
     assert len(lines) == 2 + len(example.curve) + len(example.baselines)
     assert lines[2] == "| float32 | 87.87\u00a0% | ±0.00 | 99.40\u00a0% | – |"
     assert lines[-1].startswith("| ratio 100\u00a0% | 86.55\u00a0% | \u22121.32 | 93.10\u00a0% | 98.9\u00a0% |")
-    assert curve_markdown(ReportData("t", "m")) == ""
-    hostile = ReportData("t", "m", baselines=[Baseline("a|b\n<i>*c*", None)])
+    assert curve_markdown(ReportData(title="t", model="m")) == ""
+    hostile = ReportData(title="t", model="m", baselines=[Baseline(label="a|b\n<i>*c*", accuracy=None)])
     assert curve_markdown(hostile).splitlines()[2] == "| a\\|b \\<i\\>\\*c\\* | – | – | – | – |"
 
 
 def test_everything_is_written(example: ReportData, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page, png, tables = tmp_path / "r.html", tmp_path / "a" / "png", tmp_path / "csv"
+    example = example.updated(layers=example.layers[:4])
     written = write_report(example, str(page), png, tables)
     assert written[0] == page and page.read_text(encoding="utf-8") == render_html(example)
-    assert {p.name for p in written[1:]} == {"accuracy.png", "groups.png", "ranges.png", "search.png"} | TABLES
+    assert {p.name for p in written[1:]} == PLOTS | TABLES
     assert sorted(written) == sorted(p for p in tmp_path.rglob("*") if p.is_file())
     texts = csv_tables(example)
     assert {p.name: p.read_bytes() for p in tables.iterdir()} == {name: t.encode() for name, t in texts.items()}
 
 
-def test_an_old_report_is_replaced_and_neighbours_stay(example: ReportData, tmp_path: Path) -> None:
+def test_an_old_report_is_replaced_and_neighbours_stay(example: ReportData, tmp_path: Path, undrawn: None) -> None:
     page, neighbour = tmp_path / "r.html", tmp_path / "mine.csv"
     page.write_text("old")
     neighbour.write_text("mine")
@@ -236,7 +257,7 @@ def test_an_old_report_is_replaced_and_neighbours_stay(example: ReportData, tmp_
 
 
 @pytest.mark.parametrize("target", ["missing/r.html", "folder", "file/r.html", "r\0.html"])
-def test_an_unwritable_page_leaves_nothing(example: ReportData, tmp_path: Path, target: str) -> None:
+def test_an_unwritable_page_leaves_nothing(example: ReportData, undrawn: None, tmp_path: Path, target: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("kept")
     with pytest.raises(OutputError, match="cannot write"):
@@ -246,14 +267,14 @@ def test_an_unwritable_page_leaves_nothing(example: ReportData, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("folder", ["file", "file/csv"])
-def test_an_unwritable_folder_leaves_nothing(example: ReportData, tmp_path: Path, folder: str) -> None:
+def test_an_unwritable_folder_leaves_nothing(example: ReportData, undrawn: None, tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(OutputError, match="folder"):
         write_report(example, tmp_path / "r.html", csv_dir=tmp_path / folder)
     assert [p.name for p in tmp_path.rglob("*")] == ["file"]
 
 
-def test_a_table_that_cannot_be_written_takes_the_page_back(example: ReportData, tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_written_takes_the_page_back(example: ReportData, tmp_path: Path, undrawn: None) -> None:
     (tmp_path / "layers.csv").mkdir()
     with pytest.raises(OutputError, match=r"layers\.csv"):
         write_report(example, tmp_path / "r.html", csv_dir=tmp_path)
@@ -273,7 +294,7 @@ def test_the_command_refuses_bad_folders_before_its_work(tmp_path: Path) -> None
 
 def test_the_command_writes_all_three_forms(example: ReportData, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    small = dataclasses.replace(example, layers=(), search=Search())
+    small = example.updated(layers=(), search=Search())
     written = write_files(small, tmp_path / "r.html", tmp_path / "png", tmp_path / "csv")
     assert written == write_report(small, tmp_path / "r.html", tmp_path / "png", tmp_path / "csv")
     assert {p.suffix for p in written} == {".html", ".png", ".csv"}

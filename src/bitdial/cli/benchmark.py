@@ -149,7 +149,7 @@ def check_outputs(output: Path | None, plot: Path | None, html: Path | None) -> 
     if html is not None:
         files.check_output(html, force=html.suffix.lower() in (".html", ".htm"), option="--html")
     if plot is not None:
-        from bitdial.report.latency import check_plot_path
+        from bitdial.report.drawing import check_plot_path
 
         check_plot_path(plot)
         files.check_output(plot, force=True, option="--plot")
@@ -258,9 +258,10 @@ def write_outputs(
     if plot is not None or html is not None:
         report = make_report()
         if plot is not None:
-            from bitdial.report.latency import FORMATS, render_latency_plot
+            from bitdial.report.drawing import plot_for
+            from bitdial.report.latency import latency_chart
 
-            contents[plot] = render_latency_plot(report, FORMATS[plot.suffix.lower()])
+            contents[plot] = plot_for(latency_chart(report), plot)
         if html is not None:
             from bitdial.report.latency_page import render_latency_html
 

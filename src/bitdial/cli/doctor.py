@@ -20,7 +20,7 @@ REQUIRED = ("numpy", "safetensors", "pydantic", "typer", "rich")
 OPTIONAL = {
     "torch": ("torch", "quantizing, and the reference engine", "pip install 'bitdial[quantize]'"),
     "pillow": ("PIL", "reading pictures", "pip install 'bitdial[quantize]'"),
-    "matplotlib": ("matplotlib", "PNG plots of a report", "pip install 'bitdial[report]'"),
+    "matplotlib": ("matplotlib", "the charts of reports", "pip install 'bitdial[report]'"),
     "scikit-learn": ("sklearn", "the digits of the demo", "pip install 'bitdial[demo]'"),
     "fastapi": ("fastapi", "bitdial serve", "pip install 'bitdial[serve]'"),
     "uvicorn": ("uvicorn", "bitdial serve", "pip install 'bitdial[serve]'"),

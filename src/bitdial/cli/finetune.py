@@ -234,7 +234,7 @@ def _check_reports(report: Path | None, plot: Path | None) -> None:
 
         check_report(report)
     if plot is not None:
-        from bitdial.report.latency import check_plot_path
+        from bitdial.report.drawing import check_plot_path
 
         files.check_output(plot, force=True, option="--plot")
         check_plot_path(plot)
@@ -260,14 +260,16 @@ def _write_reports(program: Program, output: Path, report: Path | None, plot: Pa
     """The page and the picture, of the model as written."""
     if report is None and plot is None:
         return []
+    from bitdial.report.drawing import plot_for
     from bitdial.report.finetuning import finetuning_report
-    from bitdial.report.finetuning_page import write_finetuning_html
-    from bitdial.report.finetuning_plot import write_finetuning_plot
+    from bitdial.report.finetuning_page import finetuning_chart, render_finetuning_html
+    from bitdial.report.writing import write_files
 
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     content = finetuning_report(program, output.stem, created)
+    contents: dict[Path, bytes] = {}
     if report is not None:
-        write_finetuning_html(content, report)
+        contents[report] = render_finetuning_html(content).encode()
     if plot is not None:
-        write_finetuning_plot(content, plot)
-    return [path for path in (report, plot) if path is not None]
+        contents[plot] = plot_for(finetuning_chart(content), plot)
+    return write_files(contents)

@@ -295,7 +295,7 @@ def _check_outputs(output: Path | None, html: Path | None, png: Path | None) -> 
     if html is not None:
         files.check_output(html, force=html.suffix.lower() in (".html", ".htm"), option="--html")
     if png is not None:
-        from bitdial.report.latency import check_plot_path
+        from bitdial.report.drawing import check_plot_path
 
         check_plot_path(png, "--png")
         files.check_output(png, force=True, option="--png")
@@ -321,10 +321,10 @@ def _write(report: LoadReport, result: Result | None, output: Path | None, html:
 
         contents[html] = render_load_html(report).encode()
     if png is not None:
-        from bitdial.report.latency import FORMATS
-        from bitdial.report.loadtest_plot import render_load_plot
+        from bitdial.report.drawing import plot_for
+        from bitdial.report.loadtest_page import load_chart
 
-        contents[png] = render_load_plot(report, FORMATS[png.suffix.lower()])
+        contents[png] = plot_for(load_chart(report), png)
     return write_files(contents)
 
 

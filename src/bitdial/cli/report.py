@@ -64,7 +64,7 @@ def report(
 ) -> None:
     """Write the report of a model: curve, map of low groups, value ranges, what ran in float, search.
 
-    --png: accuracy.png, groups.png, ranges.png, search.png.
+    --png: accuracy.png, agreement.png, executed.png, groups.png, unused.png, ranges.png, search.png.
     --csv: curve.csv, baselines.csv, layers.csv, saturation.csv, ablation.csv, search.csv.
     What has nothing to show is left out; files of these names are replaced.
 
@@ -130,7 +130,7 @@ def check_report(output: Path, png: Path | None = None, csv: Path | None = None)
     # Reports are made again and again, so one is replaced without asking; anything else that lies there is not.
     files.check_output(output, force=output.suffix.lower() in (".html", ".htm"))
     if png is not None:
-        from bitdial.report.plots import check_plotting
+        from bitdial.report.drawing import check_plotting
 
         check_plotting()
     for folder, option in ((png, "--png"), (csv, "--csv")):

@@ -325,7 +325,7 @@ def _check_outputs(output: Path | None, plot: Path | None, record: Path | None, 
     if record is not None:
         files.check_output(record, force=False, option="--record")
     if plot is not None:
-        from bitdial.report.latency import check_plot_path
+        from bitdial.report.drawing import check_plot_path
 
         check_plot_path(plot)
         files.check_output(plot, force=True, option="--plot")

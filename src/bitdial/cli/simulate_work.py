@@ -253,10 +253,10 @@ def write_outputs(
 
     contents: dict[Path, bytes] = {}
     if plot is not None:
-        from bitdial.report.latency import FORMATS
-        from bitdial.report.simulation import render_simulation_plot
+        from bitdial.report.drawing import plot_for
+        from bitdial.report.simulation import simulation_chart
 
-        contents[plot] = render_simulation_plot(make_picture(), FORMATS[plot.suffix.lower()])
+        contents[plot] = plot_for(simulation_chart(make_picture()), plot)
     if output is not None:
         contents[output] = (json_text.dumps(plain(content), allow_nan=False, indent=1) + "\n").encode()
     if schedule_path is not None and schedule is not None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bitdial.cli import machine
 from bitdial.cli.terminal import STAGES, Terminal, count_name, duration, percent, ratio_name, size_name
 from bitdial.errors import BitdialError, ConfigError, EngineError
+from bitdial.files import write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -384,7 +385,8 @@ class Demo:
         from bitdial.benchmarking.latency import measure_latency
         from bitdial.benchmarking.timing import Plan
         from bitdial.cli.benchmark import describe_machine, latency_report, machine_line
-        from bitdial.report.latency import check_plot_path, write_latency_plot
+        from bitdial.report.drawing import check_plot_path, write_plot
+        from bitdial.report.latency import latency_chart
 
         plan = Plan(repeats=5 if self.quick else 15, budget=LATENCY_BUDGET, seed=self.seed)
         with self.step("latency", "measuring latency"), self.terminal.progress() as progress:
@@ -401,7 +403,7 @@ class Demo:
             batch = LATENCY_BATCHES[-1]  # one line: two would leave no room between the points
             drawn = [row for row in rows if row.batch == batch]
             report = latency_report(f"zoo:{self.network}, batch {batch}", self.engine, here, drawn)
-            write_latency_plot(report, self.picture_path)
+            write_plot(latency_chart(report), self.picture_path)
             picture = str(self.picture_path)
             self.terminal.say(f"   wrote {picture}: accuracy against latency at batch {batch}")
         except ConfigError as error:  # matplotlib is not there
@@ -431,7 +433,7 @@ class Demo:
             return None
         from bitdial.demo.burst import IMAGES, LEAST_GAIN, run_burst
         from bitdial.report.loadtest import load_report
-        from bitdial.report.loadtest_page import write_load_html
+        from bitdial.report.loadtest_page import render_load_html
         from bitdial.serving.loadtest import summarize
 
         with self.step("burst", "serving under a burst"), self.terminal.progress() as progress:
@@ -455,9 +457,8 @@ class Demo:
             self.terminal.say(
                 f"   the dial buys {found.gain:.2f}x here: too little to help this network on this machine"
             )
-        write_load_html(
-            load_report(list(found.results.values()), title="A burst, without and with the dial"), self.burst_path
-        )
+        report = load_report(list(found.results.values()), title="A burst, without and with the dial")
+        write_atomically(self.burst_path, render_load_html(report).encode())
         self.terminal.say(f"   wrote {self.burst_path}: load, latency, ratio and accuracy over time")
         return found.as_json()
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from bitdial.report.charts import render_plots
 from bitdial.report.collect import collect_report
 from bitdial.report.data import (
     Ablation,
@@ -18,8 +19,8 @@ from bitdial.report.data import (
     Search,
     SearchGeneration,
 )
+from bitdial.report.drawing import check_plotting
 from bitdial.report.page import render_html
-from bitdial.report.plots import check_plotting, render_plots
 from bitdial.report.tables import csv_tables, curve_markdown
 from bitdial.report.writing import write_report
 

@@ -66,12 +66,20 @@ def collect_report(
         provenance=_provenance(program),
         ratios=program.ratios,
         curve=[_point(program, row) for row in rows],
-        baselines=[Baseline(r["label"], r.get("accuracy"), r.get("agreement"), r.get("ratio")) for r in baselines],
+        baselines=[
+            Baseline(label=r["label"], accuracy=r.get("accuracy"), agreement=r.get("agreement"), ratio=r.get("ratio"))
+            for r in baselines
+        ],
         n_images=_samples(rows) if n_images is None else n_images,
         layers=_layers(program, engine),
         float_ops=_float_operators(program),
         saturation=[
-            Saturation(names.get(str(r["layer"]), str(r["layer"])), r["ratio"], r["saturated"], r["total"])
+            Saturation(
+                layer=names.get(str(r["layer"]), str(r["layer"])),
+                ratio=r["ratio"],
+                saturated=r["saturated"],
+                total=r["total"],
+            )
             for r in saturation
         ],
         ablation=list(ablation),
@@ -137,7 +145,14 @@ def _point(program: Program, row: Row) -> CurvePoint:
         low, eligible = row.get("low_share", 0.0), row.get("eligible_share", 0.0)
     else:
         ratio, low, eligible = program.ratios[index], low_share_of_all(program, index), program.eligible_share(index)
-    return CurvePoint(ratio, row.get("accuracy"), row.get("agreement"), low, eligible, row.get("distance"))
+    return CurvePoint(
+        ratio=ratio,
+        accuracy=row.get("accuracy"),
+        agreement=row.get("agreement"),
+        low_share=low,
+        eligible_share=eligible,
+        distance=row.get("distance"),
+    )
 
 
 def _display_names(program: Program) -> dict[str, str]:
@@ -159,11 +174,11 @@ def _layers(program: Program, engine: str) -> list[LayerInfo]:
             reason = program.float_reasons.get(node.name) or "no integer form"
             result.append(
                 LayerInfo(
-                    node.name,
-                    node.source,
-                    node.op,
-                    _shape(program, node),
-                    in_float[node.name],
+                    name=node.name,
+                    source=node.source,
+                    kind=node.op,
+                    shape=_shape(program, node),
+                    macs=in_float[node.name],
                     float_reason=reason,
                     engine="torch, float32",
                 )  # fmt: skip
@@ -226,7 +241,7 @@ def _macs(program: Program, node: Node) -> int:
 def _float_operators(program: Program) -> list[FloatOp]:
     nodes = program.graph.producers()
     return [
-        FloatOp(name, nodes[name].op, nodes[name].source, reason)
+        FloatOp(node=name, op=nodes[name].op, source=nodes[name].source, reason=reason)
         for name, reason in program.float_reasons.items()
         if name in nodes
     ]
@@ -241,11 +256,17 @@ def _search(provenance: Mapping[str, Any]) -> Search:
         elif isinstance(value, (str, int, float)) and not isinstance(value, bool) and key != "seed":
             statistics[key] = value
     history = [
-        SearchGeneration(row["target"], row["generation"], row["best"], row.get("mean"), row.get("n_images", 0))
+        SearchGeneration(
+            target=row["target"],
+            generation=row["generation"],
+            best=row["best"],
+            mean=row.get("mean"),
+            n_images=row.get("n_images", 0),
+        )
         for row in provenance.get("search_history") or ()
         if row.get("best") is not None
     ]
-    return Search(history, statistics)
+    return Search(history=history, statistics=statistics)
 
 
 def _provenance(program: Program) -> dict[str, Any]:

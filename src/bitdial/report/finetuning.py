@@ -9,8 +9,8 @@ from typing import Any
 
 from bitdial.errors import DataError
 from bitdial.quantization.program import Program
+from bitdial.report.axis import Axis, linear_axis
 from bitdial.report.data import Baseline, CurvePoint, ReportData
-from bitdial.report.latency import Axis, linear_axis
 from bitdial.report.markup import percent
 from bitdial.report.series import CurveSeries, curve_series
 
@@ -58,11 +58,14 @@ class FinetuningReport:
         """The curves before and after for `curve_chart`; None if neither was measured."""
         if not self.changes:
             return None
-        points = [CurvePoint(c.ratio, c.after, None, 0.0, 0.0) for c in self.changes]
-        baselines = [Baseline("before", c.before, None, c.ratio) for c in self.changes]
+        points = [
+            CurvePoint(ratio=c.ratio, accuracy=c.after, agreement=None, low_share=0.0, eligible_share=0.0)
+            for c in self.changes
+        ]
+        baselines = [Baseline(label="before", accuracy=c.before, agreement=None, ratio=c.ratio) for c in self.changes]
         if self.float_accuracy is not None:
-            baselines.insert(0, Baseline("float32", self.float_accuracy))
-        return curve_series(ReportData(self.title, "", curve=points, baselines=baselines), "accuracy")
+            baselines.insert(0, Baseline(label="float32", accuracy=self.float_accuracy))
+        return curve_series(ReportData(title=self.title, model="", curve=points, baselines=baselines), "accuracy")
 
     def mean(self, which: str) -> float | None:
         """Mean accuracy over the ratios, "before" or "after"."""

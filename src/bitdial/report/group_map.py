@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bitdial.report.curve_chart import legend
 from bitdial.report.data import LayerInfo, ReportData
+from bitdial.report.document import legend, warning
 from bitdial.report.markup import (
     Attributes,
     Markup,
@@ -51,12 +51,11 @@ def group_map(data: ReportData) -> Markup:
     notes: list[Markup] = []
     if not is_nested(data):
         notes.append(
-            element(
-                "p", {"class": "warn"},
+            warning(
                 "The selection is not nested: some groups are low at one ratio and 8-bit at a higher one. Colours name "
-                "the lowest ratio at which a group is low; the slider shows the true state.",
+                "the lowest ratio at which a group is low; the slider shows the true state."
             )
-        )  # fmt: skip
+        )
     hint = "Point at a cell to see its channels and shift."
     return join(
         [
@@ -83,9 +82,7 @@ def _dial(data: ReportData) -> Markup:
     )
 
 
-def _row(
-    data: ReportData, index: int, layer: LayerInfo, levels: tuple[float, ...], total: int, largest: int
-) -> Markup:
+def _row(data: ReportData, index: int, layer: LayerInfo, levels: tuple[float, ...], total: int, largest: int) -> Markup:
     patterns = group_patterns(layer)
     weights = layer.group_weights()
     paths: dict[str, str] = {}

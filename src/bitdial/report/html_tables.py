@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bitdial.report.data import Ablation, LayerInfo, ReportData
 from bitdial.report.markup import Markup, big_number, element, join, percent, points, ratio_name
-from bitdial.report.series import reference_accuracy
+from bitdial.report.series import Shares, reference_accuracy
 
 
 def header(names: Sequence[str], numeric: Sequence[bool]) -> Markup:
@@ -123,6 +123,39 @@ def kept_table(data: ReportData) -> Markup | None:
     ]
     names = ["Layer", "Kind", "Why", "Multiplies"]
     return table(header(names, [False] * 3 + [True]), rows, f"{_count(len(rows), 'layer')} always at 8 bits")
+
+
+def executed_table(rows: Sequence[Shares]) -> Markup:
+    """The figures behind the bars of what was executed."""
+    names = ["Ratio", "Low precision", "8-bit by choice", "Always 8-bit", "Float"]
+    cells = [(ratio_name(r.ratio), *map(percent, (r.low, r.eligible_high, r.fixed_high, r.in_float))) for r in rows]
+    return plain_table(names, cells, "Shares of all multiply-accumulates")
+
+
+def unused_table(activations: Mapping[int, float], weights: Mapping[int, float]) -> Markup:
+    """The figures behind the bars of unused bits."""
+    counts = range(max([*activations, *weights]) + 1)
+    cells = [(str(b), percent(activations.get(b, 0.0)), percent(weights.get(b, 0.0))) for b in counts]
+    return plain_table(["Unused high bits", "Activations", "Weights"], cells, "Shares, weighted by multiplies")
+
+
+def search_table(data: ReportData) -> Markup:
+    """Every generation of the search."""
+    cells = [
+        (ratio_name(g.target), str(g.generation), f"{g.best:.4g}", "–" if g.mean is None else f"{g.mean:.4g}",
+         str(g.n_images or "–"))
+        for g in data.search.history
+    ]  # fmt: skip
+    return plain_table(["Ratio", "Generation", "Best", "Mean", "Images"], cells, "Fitness")
+
+
+def plain_table(names: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> Markup:
+    """A table of numbers as text; the first cell of a row names it."""
+    drawn = [
+        element("tr", {}, element("th", {"scope": "row"}, first), *(element("td", {"class": "num"}, c) for c in cells))
+        for first, *cells in rows
+    ]
+    return table(header(names, [False] + [True] * (len(names) - 1)), drawn, caption, sortable=False)
 
 
 def saturation_table(data: ReportData) -> Markup:

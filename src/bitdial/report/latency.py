@@ -1,4 +1,4 @@
-"""Accuracy against latency: the picture, its page, and the plain data of both.
+"""Accuracy against latency: the chart and its data.
 
 One point per ratio, one line per batch size (and number of threads). Without a measured accuracy the line shows
 agreement with the 8-bit model; without either, latency over the ratio.
@@ -7,22 +7,17 @@ agreement with the 8-bit model; without either, latency over the ratio.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitdial.errors import ConfigError, DataError
-from bitdial.files import write_atomically
+from bitdial.errors import DataError
+from bitdial.report.axis import Axis, linear_axis, time_axis
+from bitdial.report.drawing import MARKERS, SMALL, Chart, fit, legend, line
 from bitdial.report.markup import percent, ratio_name, shorten
-from bitdial.report.style import MAIN_LIGHT, MUTED_LIGHT, SERIES_LIGHT
+from bitdial.report.style import LINES
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FORMATS = {".png": "png", ".svg": "svg"}
-COLOURS = (MAIN_LIGHT, *SERIES_LIGHT)
-MARKERS = ("o", "s", "D", "^", "P", "v")
+    from matplotlib.figure import FigureBase
 
 
 @dataclass(frozen=True)
@@ -85,130 +80,50 @@ class LatencyReport:
         return ""
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A range with ticks. logarithmic: equal factors are equal distances, so that a speedup looks alike everywhere."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    logarithmic: bool = False
-
-    def place(self, value: float) -> float:
-        """0..1 along the axis."""
-        low, high, at = self.low, self.high, value
-        if self.logarithmic:
-            low, high, at = math.log(low), math.log(high), math.log(at)
-        return (at - low) / (high - low)
+def latency_chart(data: LatencyReport) -> Chart:
+    """Accuracy against latency, one line per batch size; without a quality latency over the ratio."""
+    told = "; ".join(
+        f"{name}, {ratio_name(p.ratio)}: {p.milliseconds:.3f} ms"
+        + (f", {percent(getattr(p, data.quality), 2)}" if data.quality else "")
+        for name, points in data.lines().items()
+        for p in points
+    )
+    remark = f"{shorten(data.title, 40)}  ·  {shorten(data.machine, 90)}"
+    title = "Accuracy against latency" if data.quality else "Latency"
+    return Chart(title, told, lambda figure: _draw(figure, data), (5.4, 3.8), remark)
 
 
-def linear_axis(values: Sequence[float], margin: float = 0.08) -> Axis:
-    """Around all values, ticks at multiples of 1, 2 or 5 times a power of ten."""
-    low, high = min(values), max(values)
-    span = high - low
-    if span <= 1e-9 * max(abs(low), abs(high), 1e-9):  # all alike
-        span = 0.1 * max(abs(high), 1e-9)
-    low, high = low - margin * span, high + margin * span
-    raw = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
-    around = range(math.floor(low / step), math.ceil(high / step) + 1)
-    # Written and read back: 3 * 0.1 is a tick at 0.3.
-    ticks = tuple(t for t in (float(f"{k * step:.12g}") for k in around) if low <= t <= high)
-    return Axis(low, high, ticks)
-
-
-def time_axis(values: Sequence[float]) -> Axis:
-    """Linear where the values lie within a factor of 4, logarithmic otherwise; from positive values."""
-    low, high = min(values), max(values)
-    if high <= 4 * low:
-        return linear_axis(values)
-    margin = (high / low) ** 0.06
-    low, high = low / margin, high * margin
-    for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        ticks = tuple(
-            step * 10.0**power
-            for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            for step in steps
-            if low <= step * 10.0**power <= high
-        )
-        if len(ticks) <= 9:
-            break
-    return Axis(low, high, ticks, logarithmic=True)
-
-
-def tick_name(value: float) -> str:
-    """A number without needless digits."""
-    return f"{value:.6g}"
-
-
-def check_plot_path(path: Path, option: str = "--plot") -> None:
-    """Raise ConfigError for another ending than .png or .svg, or where matplotlib is missing."""
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{option}: {path.name} ends neither in .png nor in .svg; give a name that does")
-    from bitdial.report.plots import check_plotting
-
-    check_plotting()
-
-
-def render_latency_plot(data: LatencyReport, kind: str = "png") -> bytes:
-    """The picture as "png" or "svg". Equal data give equal bytes with the same matplotlib. Raises ConfigError where it is
-    missing."""
-    from bitdial.report.plots import render_figure
-
-    return render_figure(lambda: _figure(data), kind)
-
-
-def _figure(data: LatencyReport) -> Figure:
-    from bitdial.report.plots import _figure as empty_figure
-
-    figure = empty_figure(7.2, 4.4)
+def _draw(figure: FigureBase, data: LatencyReport) -> None:
     axes = figure.add_subplot()
-    times = [p.milliseconds for p in data.points]
-    across = time_axis(times)
-    lines = data.lines()
-    quality = data.quality
+    quality, lines = data.quality, data.lines()
+    times = time_axis([p.milliseconds for p in data.points])
+    name = "Latency of one batch, ms (median)"
     if quality:
-        up = linear_axis([100 * getattr(p, quality) for p in data.points], 0.15)
-        axes.set_xlabel("Latency of one batch, ms (median)")
-        axes.set_ylabel("Accuracy, %" if quality == "accuracy" else "Same top answer as the 8-bit model, %")
-        x_axis, y_axis = across, up
+        fit(axes, times, linear_axis([100 * getattr(p, quality) for p in data.points], 0.15))
+        axes.set_xlabel(name)
+        axes.set_title("Accuracy, %" if quality == "accuracy" else "Same top answer as the 8-bit model, %")
     else:
-        ratios = sorted({100 * p.ratio for p in data.points})
-        x_axis, y_axis = Axis(-4.0, 104.0, tuple(ratios)), across
+        fit(axes, Axis(-4.0, 104.0, tuple(sorted({100 * p.ratio for p in data.points}))), times)
         axes.set_xlabel("Ratio: eligible multiplies at low precision, %")
-        axes.set_ylabel("Latency of one batch, ms (median)")
-    for setting, axis in ((axes.xaxis, x_axis), (axes.yaxis, y_axis)):
-        if axis.logarithmic:
-            (axes.set_xscale if setting is axes.xaxis else axes.set_yscale)("log")
-            setting.set_minor_locator(_no_ticks())
-    axes.set(xlim=(x_axis.low, x_axis.high), ylim=(y_axis.low, y_axis.high))
-    axes.set_xticks(x_axis.ticks, [tick_name(t) for t in x_axis.ticks])
-    axes.set_yticks(y_axis.ticks, [tick_name(t) for t in y_axis.ticks])
+        axes.set_title(name)
     axes.grid(True)
+    handles = []
     for k, (name, points) in enumerate(lines.items()):
-        colour = COLOURS[k % len(COLOURS)]
+        style: dict[str, Any] = {
+            "color": LINES[k % len(LINES)],
+            "marker": MARKERS[k % len(MARKERS)],
+            "markersize": 5.5,
+            "linewidth": 1.8,
+        }
         places = [_xy(p, quality) for p in points]
-        axes.plot(
-            [x for x, _ in places], [y for _, y in places], color=colour, marker=MARKERS[k % len(MARKERS)],
-            markersize=5.5, linewidth=1.8, label=name, clip_on=False, zorder=3,
-        )  # fmt: skip
+        axes.plot(*zip(*places, strict=True), clip_on=False, zorder=3, **style)
+        handles.append(line(name, **style))
         for point, place in zip(points, places, strict=True):
             axes.annotate(
-                ratio_name(point.ratio), place, (5, 5), textcoords="offset points", fontsize=7.5, color=colour
+                ratio_name(point.ratio), place, (6, 5), textcoords="offset points", fontsize=SMALL, color=style["color"]
             )
     if len(lines) > 1:
-        figure.legend(loc="outside upper left", ncols=4, frameon=False, handlelength=2.0)
-    axes.set_title(
-        f"{shorten(data.title, 40)}  ·  {shorten(data.machine, 90)}", fontsize=7.5, color=MUTED_LIGHT, loc="left"
-    )
-    return figure
-
-
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
+        legend(figure, handles)
 
 
 def _xy(point: LatencyPoint, quality: str) -> tuple[float, float]:
@@ -228,9 +143,3 @@ def point_cells(point: LatencyPoint) -> tuple[str, ...]:
         "–" if point.speedup is None else f"{point.speedup:.2f}",
         percent(point.accuracy, 2),
     )
-
-
-def write_latency_plot(data: LatencyReport, path: Path) -> None:
-    """Write the picture (by the path's ending), whole or not at all. Raises ConfigError, OutputError."""
-    check_plot_path(path)
-    write_atomically(path, render_latency_plot(data, FORMATS[path.suffix.lower()]))

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitdial.errors import ConfigError, DataError
-from bitdial.report.latency import Axis, time_axis
-from bitdial.report.series import nice_ticks
+from bitdial.report.axis import Axis, nice_ticks, time_axis
 from bitdial.serving.loadtest.result import Result, Status, summarize, warnings_of
 
 Floats = NDArray[np.float64]
@@ -350,7 +349,7 @@ def figure_rows(report: LoadReport) -> list[tuple[str, list[str]]]:
     return [(name, cells) for name, cells in rows if any(c != "–" for c in cells)]
 
 
-def facts(run: Run) -> dict[str, str]:
+def run_facts(run: Run) -> dict[str, str]:
     """How one test was made, in words."""
     r, s, g = run.result, run.result.settings, run.result.generator
     found = {

@@ -1,71 +1,40 @@
-"""Load tests as one self-contained HTML page: what was held, the pictures over time as inline SVG, all figures."""
+"""Load tests as one self-contained HTML page: what was held, the chart over time, all figures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitdial.files import write_atomically
-from bitdial.report.curve_chart import label, line, svg
-from bitdial.report.html_tables import header, table
-from bitdial.report.latency import tick_name
-from bitdial.report.latency_page import page_head
-from bitdial.report.loadtest import Line, LoadReport, Panel, Run, facts, figure_rows, panels, pieces, time_ticks
-from bitdial.report.markup import Markup, element, join, percent
+from bitdial.report.axis import Axis, tick_name
+from bitdial.report.document import Section, facts, figure, folded, page, tile, warning
+from bitdial.report.drawing import Chart, fit, legend, line
+from bitdial.report.html_tables import header, plain_table, table
+from bitdial.report.loadtest import Line, LoadReport, Panel, Run, figure_rows, panels, pieces, run_facts, time_ticks
+from bitdial.report.markup import Markup, element, percent, shorten
+from bitdial.report.style import FAILED, FIXED, HIGH, INK, LINES
 
-Place = Callable[[float], float]
-WIDTH = 1000.0
-LEFT, RIGHT, TOP = 52.0, 990.0, 30.0
-_STYLE = """
-.plots figure{margin:0 0 .35rem}
-.area{fill:var(--high)}.hover{fill:transparent}.hover:hover{fill:var(--main);fill-opacity:.09}
-.level{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:7 4}
-"""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 
 def render_load_html(report: LoadReport) -> str:
     """The page as HTML text (well-formed XML after the doctype); no request leaves it. Equal data give equal text."""
-    head = page_head(f"{report.title} – load test", _STYLE)
     several = len(report.runs) > 1
-    lead = " · ".join(p for p in (_common(report, "arrivals"), report.runs[0].result.created) if p)
-    shown = panels(report)
-    figures = [element("figure", {}, panel_chart(report, panel, k == len(shown) - 1)) for k, panel in enumerate(shown)]
-    warnings = [
-        element("p", {"class": "warn"}, f"{name}: {text}" if several else _capital(text))
-        for name, text in report.warnings
+    sections = []
+    if report.warnings:
+        told = [f"{name}: {text}" if several else _capital(text) for name, text in report.warnings]
+        sections.append(Section("Read with care", [warning(text) for text in told]))
+    drawn = figure(load_chart(report), "chart-load", css="wide")
+    sections += [
+        Section("Over time", [drawn, folded("Values of each window", _window_table(report))], _explain(report)),
+        Section("Figures", [_table(report)]),
+        Section("How it was measured", [_facts(run, several) for run in report.runs]),
     ]
-    body = element(
-        "body",
-        {},
-        element("header", {}, element("h1", {}, report.title), element("p", {"class": "lead"}, lead), _tiles(report)),
-        element(
-            "main",
-            {},
-            element("section", {}, element("h2", {}, "Read with care"), *warnings) if warnings else None,
-            element(
-                "section",
-                {"class": "plots"},
-                element("h2", {}, "Over time"),
-                element("p", {"class": "lead"}, _explain(report)),
-                _run_legend(report) if several else None,
-                *figures,
-            ),
-            element("section", {}, element("h2", {}, "Figures"), _table(report)),
-            element(
-                "section", {}, element("h2", {}, "How it was measured"), *(_facts(run, several) for run in report.runs)
-            ),
-        ),
-        element("footer", {}, "Written by bitdial. This file is complete in itself: it loads nothing from the network."),
-    )
-    return f"<!DOCTYPE html>\n{element('html', {'lang': 'en'}, head, body)}\n"
-
-
-def write_load_html(report: LoadReport, path: Path) -> None:
-    """Write the page, whole or not at all. Raises OutputError."""
-    write_atomically(path, render_load_html(report).encode())
+    lead = (_common(report, "arrivals"), report.runs[0].result.created)
+    return page(report.title, "load test", sections, lead=lead, tiles=_tiles(report))
 
 
 def _common(report: LoadReport, key: str) -> str:
@@ -88,46 +57,28 @@ def _explain(report: LoadReport) -> str:
     return text
 
 
-def _colour(index: int) -> str:
-    if index < 0:
-        return "var(--fixed)" if index == -1 else "var(--bad)"
-    return ("var(--main)", *(f"var(--s{i})" for i in range(4)))[index % 5]
-
-
-def _tiles(report: LoadReport) -> Markup:
+def _tiles(report: LoadReport) -> list[Markup]:
     if len(report.runs) > 1:
-        tiles = [_run_tile(k, run) for k, run in enumerate(report.runs)]
-    else:
-        s = report.runs[0].summary
-        times = s["latency_ms"]
-        shown = [
-            ("Answered within the SLO", percent(s["attainment"], 2), f"{s['slo_ms']:g} ms, of all requests")
-            if s["attainment"] is not None
-            else None,
-            ("99th percentile", _milliseconds(times["p99"]), f"median {_milliseconds(times['p50'])}"),
-            ("Load", f"{s['offered_rate']:.4g}/s", f"answered {s['achieved_rate']:.4g}/s, {s['requests']:,} requests"),
-            ("Mean ratio", percent(s["mean_ratio"]), _changes(s["ratio_changes_per_minute"]))
-            if s["mean_ratio"] is not None
-            else None,
-            ("Expected accuracy", percent(s["expected_accuracy"], 2), "request-weighted")
-            if s["expected_accuracy"] is not None
-            else None,
-            ("Measured accuracy", percent(s["measured_accuracy"], 2), "on labelled images")
-            if s["measured_accuracy"] is not None
-            else None,
-        ]
-        tiles = [_tile(*item, "own" if k == 0 else None) for k, item in enumerate(i for i in shown if i is not None)]
-    return element("dl", {"class": "tiles"}, *tiles)
-
-
-def _tile(name: str, value: str, sub: str, css: str | None = None, style: str | None = None) -> Markup:
-    return element(
-        "div",
-        {"class": f"tile {css}" if css else "tile", "style": style},
-        element("dt", {}, name),
-        element("dd", {"class": "value"}, value),
-        element("dd", {"class": "sub"}, sub),
-    )
+        return [_run_tile(k, run) for k, run in enumerate(report.runs)]
+    s = report.runs[0].summary
+    times = s["latency_ms"]
+    shown = [
+        ("Answered within the SLO", percent(s["attainment"], 2), f"{s['slo_ms']:g} ms, of all requests")
+        if s["attainment"] is not None
+        else None,
+        ("99th percentile", _milliseconds(times["p99"]), f"median {_milliseconds(times['p50'])}"),
+        ("Load", f"{s['offered_rate']:.4g}/s", f"answered {s['achieved_rate']:.4g}/s, {s['requests']:,} requests"),
+        ("Mean ratio", percent(s["mean_ratio"]), _changes(s["ratio_changes_per_minute"]))
+        if s["mean_ratio"] is not None
+        else None,
+        ("Expected accuracy", percent(s["expected_accuracy"], 2), "request-weighted")
+        if s["expected_accuracy"] is not None
+        else None,
+        ("Measured accuracy", percent(s["measured_accuracy"], 2), "on labelled images")
+        if s["measured_accuracy"] is not None
+        else None,
+    ]
+    return [tile(*item, "own" if k == 0 else "") for k, item in enumerate(i for i in shown if i is not None)]
 
 
 def _run_tile(k: int, run: Run) -> Markup:
@@ -138,7 +89,7 @@ def _run_tile(k: int, run: Run) -> Markup:
         told.append(f"p99 {_milliseconds(s['latency_ms']['p99'])}")
     if s["expected_accuracy"] is not None:
         told.append(f"accuracy {percent(s['expected_accuracy'], 2)}")
-    return _tile(run.name, value, ", ".join(told), style=f"border-left-color:{_colour(k)}")
+    return tile(run.name, value, ", ".join(told), colour=_colour(k))
 
 
 def _milliseconds(value: float | None) -> str:
@@ -149,14 +100,6 @@ def _milliseconds(value: float | None) -> str:
 
 def _changes(value: float | None) -> str:
     return "" if value is None else f"{value:.3g} changes a minute"
-
-
-def _run_legend(report: LoadReport) -> Markup:
-    items = []
-    for k, run in enumerate(report.runs):
-        box = element("rect", {"width": 18, "height": 14, "rx": 2, "style": f"fill:{_colour(k)}"})
-        items.append(element("li", {}, element("svg", {"viewBox": "0 0 18 14", "aria-hidden": "true"}, box), run.name))
-    return element("ul", {"class": "legend"}, join(items))
 
 
 def _table(report: LoadReport) -> Markup:
@@ -173,100 +116,108 @@ def _table(report: LoadReport) -> Markup:
 
 
 def _facts(run: Run, several: bool) -> Markup:
-    items = [i for name, value in facts(run).items() for i in (element("dt", {}, name), element("dd", {}, value))]
     title = element("h3", {}, run.name) if several else None
-    return element("div", {}, title, element("dl", {"class": "facts"}, *items))
+    return element("div", {}, title, facts(run_facts(run)))
 
 
-def panel_chart(report: LoadReport, panel: Panel, last: bool) -> Markup:
-    """One picture as inline SVG; the last carries the names of the time axis."""
-    height = {"latency": 250.0, "load": 205.0}.get(panel.key, 165.0)
-    bottom = height - (42.0 if last else 10.0)
-    seconds = report.seconds
-
-    def x(time: float) -> float:
-        return LEFT + (RIGHT - LEFT) * time / seconds
-
-    def y(value: float) -> float:
-        return bottom - (bottom - TOP) * min(max(panel.axis.place(max(value, 1e-9)), -0.02), 1.02)
-
-    parts: list[Markup] = []
-    for tick in panel.axis.ticks:
-        parts += [
-            line(LEFT, y(tick), RIGHT, y(tick), "grid"),
-            label(LEFT - 8, y(tick) + 4, tick_name(tick), "end", "tick"),
-        ]
-    ticks, unit, name = time_ticks(seconds)
-    for tick in ticks:
-        parts.append(line(x(tick), bottom, x(tick), bottom + 4, "axis"))
-        if last:
-            parts.append(label(x(tick), bottom + 18, tick_name(tick / unit), "middle", "tick"))
-    if last:
-        parts.append(label((LEFT + RIGHT) / 2, height - 6, f"Time, {name}", "middle", "tick"))
-    parts.append(line(LEFT, bottom, RIGHT, bottom, "axis"))
-    parts.append(label(0, 14, panel.title, style="font-weight:600"))
-    for drawn in panel.lines:
-        parts += _line(drawn, x, y, bottom)
-    if panel.level is not None:
-        told, value = panel.level
-        parts.append(line(LEFT, y(value), RIGHT, y(value), "level"))
-        below = y(value) < TOP + 14  # at the top the name would lie over the legend
-        parts.append(label(RIGHT - 4, y(value) + (15 if below else -5), told, "end", "halo"))
-    if len(report.runs) == 1 and len(panel.lines) > 1:
-        parts += _line_legend(panel)
-    elif panel.note:
-        parts.append(label(RIGHT, 14, panel.note, "end", "tick"))
-    parts += _hover(report, panel, x, bottom)
-    return svg(f"chart-{panel.key}", WIDTH, height, panel.title, _describe(panel), *parts)
-
-
-def _line(drawn: Line, x: Place, y: Place, bottom: float) -> list[Markup]:
-    parts = []
-    colour = _colour(drawn.colour)
-    dash = ";stroke-dasharray:5 3" if drawn.style == "dashed" else ""
-    width = 1.0 if drawn.style == "area" else 1.5 if drawn.style == "dashed" else 2.0
-    for piece in pieces(drawn):
-        places = [(x(t), y(v)) for t, v in piece]
-        if len(places) == 1:
-            places = places * 2  # a round cap makes a dot of a line of no length
-        path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
-        if drawn.style == "area":
-            closed = f"{path}L{places[-1][0]:.1f} {bottom:.1f}L{places[0][0]:.1f} {bottom:.1f}Z"
-            parts.append(element("path", {"d": closed, "class": "area"}))
-        stroke = f"fill:none;stroke:{colour};stroke-width:{width:g};stroke-linejoin:round;stroke-linecap:round{dash}"
-        parts.append(element("path", {"d": path, "style": stroke}))
-    return parts
-
-
-def _line_legend(panel: Panel) -> list[Markup]:
-    """Names of the lines, flush right above the picture."""
-    parts: list[Markup] = []
-    place = RIGHT
-    for drawn in reversed(panel.lines):
-        place -= 6.4 * len(drawn.name)
-        parts.append(label(place, 14, drawn.name, css="tick"))
-        dash = ";stroke-dasharray:5 3" if drawn.style == "dashed" else ""
-        sample = f"stroke:{_colour(drawn.colour)};stroke-width:{6 if drawn.style == 'area' else 2.2}{dash}"
-        parts.append(element("line", {"x1": place - 24, "x2": place - 6, "y1": 10, "y2": 10, "style": sample}))
-        place -= 40
-    return parts
-
-
-def _hover(report: LoadReport, panel: Panel, x: Place, bottom: float) -> list[Markup]:
-    """A box per window with its values as a tooltip."""
+def _window_table(report: LoadReport) -> Markup:
+    """What every line says in every window; a measured accuracy stands in the first of the windows that it is of."""
+    lines = [(panel, drawn) for panel in panels(report) for drawn in panel.lines]
     edges = max((run.windows.edges for run in report.runs), key=len).tolist()
-    parts = []
+    rows = []
     for left, right in zip(edges, edges[1:], strict=False):
-        told = []
-        for drawn in panel.lines:
+        cells = []
+        for _, drawn in lines:
             at = int(np.searchsorted(drawn.edges, left, side="right")) - 1  # a line's windows may be wider
-            if at < len(drawn.values) and math.isfinite(drawn.values[at]):
-                told.append(f"{drawn.name}: {drawn.values[at]:.4g}")
-        hint = element("title", {}, f"{left:g} to {right:g} s; " + ("; ".join(told) or "nothing"))
-        box: dict[str, str | float | int | bool | None]
-        box = {"x": x(left), "y": TOP, "width": x(right) - x(left), "height": bottom - TOP, "class": "hover"}
-        parts.append(element("rect", box, hint))
-    return parts
+            known = at < len(drawn.values) and math.isfinite(drawn.values[at]) and drawn.edges[at] >= left
+            cells.append(f"{drawn.values[at]:.4g}" if known else "–")
+        rows.append((f"{left:g}–{right:g}", *cells))
+    names = ["Seconds", *(f"{panel.title.partition(',')[0]}: {drawn.name}" for panel, drawn in lines)]
+    return plain_table(names, rows, "Times in ms, shares in %, the rest in requests/s")
+
+
+def load_chart(report: LoadReport) -> Chart:
+    """All panels over one time axis."""
+    shown = panels(report)
+    heights = [1.25 if p.key == "latency" else 1.0 if p.key == "load" else 0.75 for p in shown]
+    several = len(report.runs) > 1
+    remark = "" if several else f"{shorten(report.title, 60)}  ·  {_run_label('', report.runs[0].summary)}"
+    told = "; ".join(f"{panel.title}: {_describe(panel)}" for panel in shown)
+    size = (7.6, 1.5 * sum(heights) + 0.5 + 0.18 * len(report.runs) * several)
+
+    def draw(figure: FigureBase) -> None:
+        places = figure.add_gridspec(len(shown), 1, height_ratios=heights)
+        ticks, unit, name = time_ticks(report.seconds)
+        for k, panel in enumerate(shown):
+            axes = figure.add_subplot(places[k, 0])
+            fit(axes, Axis(0.0, report.seconds, ticks), panel.axis)
+            axes.set_xticks(ticks, [tick_name(t / unit) for t in ticks] if k == len(shown) - 1 else [""] * len(ticks))
+            _draw(axes, panel, several)
+        axes.set_xlabel(f"Time, {name} (windows of {report.width:g} s)")
+        if several:
+            runs = enumerate(report.runs)
+            legend(
+                figure, [line(_run_label(run.name, run.summary), color=_colour(k), linewidth=2.2) for k, run in runs], 1
+            )
+
+    return Chart("Load, latency and the dial over time", told, draw, size, remark)
+
+
+def _run_label(name: str, summary: dict[str, Any]) -> str:
+    parts = [shorten(name, 40)] if name else []
+    if summary["attainment"] is not None:
+        parts.append(f"{percent(summary['attainment'])} within {summary['slo_ms']:g} ms")
+    if summary["latency_ms"]["p99"] is not None:
+        parts.append(f"p99 {summary['latency_ms']['p99']:.3g} ms")
+    if summary["expected_accuracy"] is not None:
+        parts.append(f"accuracy {percent(summary['expected_accuracy'], 2)}")
+    return ", ".join(parts)
+
+
+def _draw(axes: Axes, panel: Panel, several: bool) -> None:
+    axes.grid(axis="y")
+    note = f"  ({panel.note})" if panel.note else ""
+    axes.set_title(panel.title + note)
+    for drawn in panel.lines:
+        _draw_line(axes, drawn)
+    if panel.level is not None:
+        name, value = panel.level
+        axes.axhline(value, color=INK, linewidth=1.0, linestyle=(0, (6, 3)))
+        above = panel.axis.place(value) < 0.88  # at the top the name would lie over the legend
+        axes.annotate(
+            name, (1.0, value), (0, 3 if above else -10), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", fontsize=8, color=INK,
+        )  # fmt: skip
+    if several and panel.key in ("latency", "accuracy"):
+        words = (
+            "solid: 99th percentile, dashed: median" if panel.key == "latency" else "solid: expected, dashed: measured"
+        )
+        axes.set_title(words, fontsize=7.5, loc="right")
+    elif not several and len(panel.lines) > 1:
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, fontsize=7.5, handlelength=1.6, borderpad=0
+        )  # fmt: skip
+
+
+def _draw_line(axes: Axes, drawn: Line) -> None:
+    colour = _colour(drawn.colour)
+    for k, piece in enumerate(pieces(drawn)):
+        xs, ys = zip(*piece, strict=True)
+        label = "_" if k else drawn.name  # one entry of the legend for all pieces
+        if drawn.style == "area":
+            axes.fill_between(xs, ys, color=HIGH, linewidth=0, label=label)
+            axes.plot(xs, ys, color=colour, linewidth=0.9)
+        else:
+            dashed = drawn.style == "dashed"
+            style: dict[str, Any] = {
+                "linestyle": (0, (3, 1.6)) if dashed else "solid",
+                "linewidth": 1.2 if dashed else 1.7,
+            }
+            axes.plot(xs, ys, color=colour, marker="." if len(piece) == 1 else "", label=label, **style)
+
+
+def _colour(index: int) -> str:
+    return FIXED if index == -1 else FAILED if index == -2 else LINES[index % len(LINES)]
 
 
 def _describe(panel: Panel) -> str:

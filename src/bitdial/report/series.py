@@ -1,12 +1,12 @@
-"""The numbers behind the plots, free of any drawing, so that SVG, PNG and CSV show the same thing."""
+"""The numbers behind the charts and tables of a report, free of any drawing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bitdial.report.axis import nice_ticks
 from bitdial.report.data import Baseline, LayerInfo, ReportData, SearchGeneration
 
 Metric = Literal["accuracy", "agreement"]
@@ -57,36 +57,6 @@ def curve_series(data: ReportData, metric: Metric) -> CurveSeries | None:
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     ordered = tuple((label, tuple(sorted(points))) for label, points in curves.items())
     return CurveSeries(metric, own, ordered, tuple(levels), low, high, ticks)
-
-
-def nice_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
-    """About `count` round numbers within low..high; steps are 1, 2, 2.5 or 5 times a power of ten."""
-    span = max(high - low, 1e-9)
-    power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(s * power for s in (1.0, 2.0, 2.5, 5.0, 10.0) if s * power * count >= span)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return tuple(round(i * step, 10) for i in range(first, last + 1)) or (low,)
-
-
-def tick_digits(ticks: Sequence[float]) -> int:
-    """Decimals needed to tell the ticks apart."""
-    return next((d for d in range(4) if all(abs(t - round(t, d)) < 1e-9 for t in ticks)), 4)
-
-
-def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions moved as little as needed for labels `gap` apart within low..high (order kept)."""
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    placed = [min(max(positions[i], low), high) for i in order]
-    for k in range(1, len(placed)):
-        placed[k] = max(placed[k], placed[k - 1] + gap)
-    ceiling = high
-    for k in range(len(placed) - 1, -1, -1):
-        placed[k] = min(placed[k], ceiling)
-        ceiling = placed[k] - gap
-    result = [0.0] * len(positions)
-    for k, i in enumerate(order):
-        result[i] = placed[k]
-    return result
 
 
 def is_float_baseline(baseline: Baseline) -> bool:
@@ -142,6 +112,11 @@ def largest_disagreement(data: ReportData) -> float | None:
 def mapped_layers(data: ReportData) -> tuple[LayerInfo, ...]:
     """Layers that have a row in the map of low groups."""
     return tuple(layer for layer in data.layers if layer.eligible and layer.n_groups and layer.low)
+
+
+def ranged_layers(data: ReportData) -> tuple[LayerInfo, ...]:
+    """Layers whose value ranges are shown."""
+    return tuple(layer for layer in data.layers if layer.eligible and layer.channel_ranges)
 
 
 def group_patterns(layer: LayerInfo) -> list[str]:

@@ -1,6 +1,7 @@
-"""Colours of the plots and the style sheet of the HTML report.
+"""Colours of the charts and the pages, and the pages' style sheet.
 
-Categorical colours follow Okabe and Ito (safe for colour blindness).
+Categorical colours follow Okabe and Ito (safe for colour blindness). Charts are drawn in the light colours; in a page each
+of these becomes its CSS variable, so that a chart follows the page into the dark.
 """
 
 from __future__ import annotations
@@ -9,13 +10,26 @@ from __future__ import annotations
 # order survives greyscale print and any colour vision.
 RAMP_LIGHT = ("#0b3d6b", "#1a7a8f", "#5cb583", "#d6dd7a")
 RAMP_DARK = ("#f4e78f", "#74c493", "#2f8d9b", "#3d62a0")
-SERIES_LIGHT = ("#b6500a", "#00775a", "#9a3b79", "#7a6200")
-MAIN_LIGHT = "#0067a5"
-PALE_LIGHT = "#9cc6e3"
-INK_LIGHT = "#17202b"
-MUTED_LIGHT = "#55606e"
-RULE_LIGHT = "#d7dde5"
-HIGH_LIGHT = "#e3e7ec"
+# CSS variable: light, dark. No light colour stands twice, so that each names its variable.
+COLOURS = {
+    "bg": ("#ffffff", "#11161d"), "panel": ("#f4f6f9", "#19212b"), "ink": ("#17202b", "#e7ecf2"),
+    "muted": ("#55606e", "#a3b0bf"), "rule": ("#d7dde5", "#303c49"), "main": ("#0067a5", "#5fb6ef"),
+    "pale": ("#9cc6e3", "#2b5878"), "s0": ("#b6500a", "#f09a4e"), "s1": ("#00775a", "#41c9a2"),
+    "s2": ("#9a3b79", "#e491c2"), "s3": ("#7a6200", "#d3bb52"), "high": ("#e3e7ec", "#27313d"),
+    "fixed": ("#aab4c0", "#5b6877"), "eight": ("#cfd7e0", "#3b4754"), "warnbg": ("#fdf1e6", "#2d2319"),
+    "failed": ("#b3261e", "#f2827a"),
+}  # fmt: skip
+PAPER, INK, MUTED, RULE, MAIN, PALE, HIGH, FIXED, EIGHT, FAILED = (
+    COLOURS[name][0] for name in ("bg", "ink", "muted", "rule", "main", "pale", "high", "fixed", "eight", "failed")
+)
+SERIES = tuple(COLOURS[f"s{k}"][0] for k in range(4))
+LINES = (MAIN, *SERIES)  # of lines beside each other, again and again
+VARIABLES = {light: f"var(--{name})" for name, (light, _) in COLOURS.items()}
+
+
+def variable(colour: str) -> str:
+    """The CSS value of a colour in a page; what is none of ours stays as it is."""
+    return VARIABLES.get(colour.lower(), colour)
 
 
 def ramp(anchors: tuple[str, ...], count: int) -> list[str]:
@@ -33,26 +47,18 @@ def ramp(anchors: tuple[str, ...], count: int) -> list[str]:
 
 def style_sheet(levels: int) -> str:
     """The report's CSS with `levels` colours for the map."""
-    light = "".join(f"--m{i}:{c};" for i, c in enumerate(ramp(RAMP_LIGHT, levels)))
-    dark = "".join(f"--m{i}:{c};" for i, c in enumerate(ramp(RAMP_DARK, levels)))
+    light, dark = (
+        "".join(f"--{name}:{pair[k]};" for name, pair in COLOURS.items())
+        + "".join(f"--m{i}:{c};" for i, c in enumerate(ramp(anchors, levels)))
+        for k, anchors in enumerate((RAMP_LIGHT, RAMP_DARK))
+    )
     cells = "".join(f".m{i}{{fill:var(--m{i});background:var(--m{i})}}" for i in range(levels))
-    root_light = _LIGHT + light
     return (
-        f":root{{color-scheme:light dark;{root_light}}}"
-        f"@media screen and (prefers-color-scheme:dark){{:root{{{_DARK}{dark}}}}}{_BASE}{cells}{_AFTER_CELLS}"
+        f":root{{color-scheme:light dark;{light}}}"
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}{_BASE}{cells}{_AFTER_CELLS}"
     )
 
 
-_LIGHT = (
-    "--bg:#fff;--panel:#f4f6f9;--ink:#17202b;--muted:#55606e;--rule:#d7dde5;--main:#0067a5;--pale:#9cc6e3;"
-    "--s0:#b6500a;--s1:#00775a;--s2:#9a3b79;--s3:#7a6200;--high:#e3e7ec;--fixed:#aab4c0;--eight:#cfd7e0;"
-    "--warn:#b6500a;--warnbg:#fdf1e6;--good:#0067a5;--bad:#b6500a;"
-)
-_DARK = (
-    "--bg:#11161d;--panel:#19212b;--ink:#e7ecf2;--muted:#a3b0bf;--rule:#303c49;--main:#5fb6ef;--pale:#2b5878;"
-    "--s0:#f09a4e;--s1:#41c9a2;--s2:#e491c2;--s3:#d3bb52;--high:#27313d;--fixed:#5b6877;--eight:#3b4754;"
-    "--warn:#f09a4e;--warnbg:#2d2319;--good:#5fb6ef;--bad:#f09a4e;"
-)
 _BASE = """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-padding-top:3.2rem}
@@ -74,20 +80,17 @@ flex-wrap:wrap;font-size:.9rem}
 a{color:var(--main);text-decoration:none}a:hover{text-decoration:underline}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.6rem,1fr));gap:.7rem;margin:1.2rem 0 0;padding:0}
 .tile{background:var(--panel);border-radius:.5rem;padding:.65rem .8rem .6rem;border-left:4px solid var(--rule)}
-.tile.own{border-left-color:var(--main)}.tile.s0{border-left-color:var(--s0)}
+.tile.own{border-left-color:var(--main)}
 .tile dt{color:var(--muted);font-size:.82rem;overflow-wrap:anywhere}.tile dd{margin:0}
 .tile .value{font-size:1.45rem;font-weight:650;line-height:1.25;overflow-wrap:anywhere}
 .tiles.small .value{font-size:1.05rem}
 .tile .sub{color:var(--muted);font-size:.82rem;line-height:1.35}
-.pair{display:grid;grid-template-columns:minmax(0,1.75fr) minmax(0,1fr);gap:1.2rem;align-items:start}
-@media (max-width:52rem){.pair{grid-template-columns:minmax(0,1fr)}.pair figure+figure{max-width:28rem}}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(22rem,100%),1fr));gap:0 1.2rem;align-items:start}
 figure{margin:.6rem 0}figcaption{font-size:.87rem;margin-bottom:.2rem}
 svg{display:block;width:100%;height:auto;overflow:visible}
-svg text{font-family:inherit;fill:var(--ink)}
-svg .tick{fill:var(--muted)}svg .grid{stroke:var(--rule);stroke-width:1}svg .axis{stroke:var(--muted);stroke-width:1}
-.halo{paint-order:stroke;stroke:var(--bg);stroke-width:4px;stroke-linejoin:round}
-.own-line{fill:none;stroke:var(--main);stroke-width:2.5}.own-dot{fill:var(--main);stroke:var(--bg);stroke-width:1.5}
-.own-text{fill:var(--main)!important;font-weight:650}
+.chart{max-width:38rem}.chart *{stroke-linejoin:round;stroke-linecap:butt}
+.chart text{font-family:inherit!important;white-space:pre}
+.wide{overflow-x:auto}.wide .chart{max-width:60rem;min-width:34rem;overflow:hidden}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem;margin:.5rem 0 .8rem}
 caption{text-align:left;padding:0 0 .35rem;font-size:.87rem}
@@ -106,13 +109,12 @@ th button{all:unset;cursor:pointer;color:inherit;font-weight:600}th button:focus
 th button::after{content:"\\2195";opacity:.45;margin-left:.25em;font-weight:400}
 th[aria-sort=ascending] button::after{content:"\\2191";opacity:1}
 th[aria-sort=descending] button::after{content:"\\2193";opacity:1}
-.warn{background:var(--warnbg);border-left:4px solid var(--warn);padding:.55rem .8rem;border-radius:.25rem;
+.warn{background:var(--warnbg);border-left:4px solid var(--s0);padding:.55rem .8rem;border-radius:.25rem;
 max-width:48rem}
 .check{border-left:4px solid var(--main);padding:.1rem .8rem;max-width:48rem}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;font-size:.87rem;margin:.4rem 0;padding:0;list-style:none}
 .legend li{display:flex;align-items:center;gap:.4rem}
-.legend svg{width:1.1rem;height:.9rem;flex:none}
-.swatch{width:1.1rem;height:.9rem;border-radius:2px;display:inline-block;border:1px solid var(--rule)}
+.legend span{width:1.1rem;height:.9rem;border-radius:2px;flex:none}
 .dial{display:flex;flex-wrap:wrap;align-items:center;gap:.5rem 1.2rem;background:var(--panel);border-radius:.5rem;
 padding:.7rem 1rem;margin:.8rem 0;position:sticky;top:2.6rem;z-index:1}
 .dial label{font-weight:600}.dial input{width:14rem;accent-color:var(--main)}
@@ -130,10 +132,7 @@ padding:.7rem 1rem;margin:.8rem 0;position:sticky;top:2.6rem;z-index:1}
 .panels figure{margin:0}
 .panels figcaption{color:var(--ink);font-weight:600;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .panels figcaption span{color:var(--muted);font-weight:400}
-.k-kept{fill:var(--main)}.k-dropped{fill:var(--pale)}.k-clipped{fill:var(--s0)}.k-window{fill:none;stroke:var(--s0);stroke-width:1.5}
-.k-unused{fill:url(#hatch)}.hatch-line{stroke:var(--fixed);stroke-width:1.2}.hatch-bg{fill:var(--panel)}
-.x-low{fill:var(--main)}.x-eight{fill:var(--eight)}.x-fixed{fill:var(--fixed)}.x-float{fill:var(--s0)}
-.better{color:var(--good)}.worse{color:var(--bad)}.noise{color:var(--muted)}
+.better{color:var(--main)}.worse{color:var(--s0)}.noise{color:var(--muted)}
 .diff{font-size:.82rem;white-space:nowrap}
 .figure{display:inline-block;min-width:4.2rem}
 dl.facts{display:grid;grid-template-columns:minmax(8rem,max-content) minmax(0,1fr);gap:.15rem 1.2rem;margin:.4rem 0;
@@ -142,7 +141,6 @@ dl.facts dt{color:var(--muted)}dl.facts dd{margin:0;overflow-wrap:anywhere}
 dl.facts dl.facts{margin:0}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--main);font-weight:600}
 footer{padding-top:1rem;padding-bottom:2.5rem;color:var(--muted);font-size:.87rem;border-top:1px solid var(--rule)}
-.visually-hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 """
 _AFTER_CELLS = """
 .never,.off{fill:var(--high);background:var(--high)}

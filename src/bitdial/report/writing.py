@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bitdial.errors import OutputError
 from bitdial.files import remedy, write_atomically
+from bitdial.report.charts import render_plots
 from bitdial.report.data import ReportData
 from bitdial.report.page import render_html
-from bitdial.report.plots import render_plots
 from bitdial.report.tables import csv_tables
 
 AnyPath = str | os.PathLike[str]

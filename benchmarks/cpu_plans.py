@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,8 +31,13 @@ from bitdial.pipeline import prepare, quantize_prepared
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.latency_table import layer_shape
 from bitdial.quantization.program import Program
+from bitdial.report.drawing import MARKERS, SMALL, Chart, write_plot
+from bitdial.report.style import LINES
 from common import batches, calibration_images, test_images, trained_network
 from machine import describe_machine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
 
 BATCH = 8
 
@@ -67,39 +72,28 @@ def latencies(engines: dict[str, CpuEngine], repeats: int) -> dict[str, list[flo
     return {name: [1e3 * float(np.median(times[name, i])) for i in range(len(e.ratios))] for name, e in engines.items()}
 
 
-def plot(rows: list[dict[str, Any]], file: Path, caption: str) -> None:
+def plans_chart(rows: list[dict[str, Any]], caption: str) -> Chart:
     """One panel per network: accuracy with its standard error against milliseconds, a line per plan."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    figure, axes = plt.subplots(1, len(networks), figsize=(5.2 * len(networks), 4), squeeze=False)
-    for axis, network in zip(axes[0], networks, strict=True):
-        for row in rows:
-            if row["network"] != network:
-                continue
-            axis.errorbar(
-                row["milliseconds"],
-                row["accuracy"],
-                yerr=row["standard_error"],
-                marker="o",
-                capsize=2,
-                label=row["plan"],
-            )
-            for ratio, x, y in zip(row["ratios"], row["milliseconds"], row["accuracy"], strict=True):
-                if row["plan"] == "4 bits":
-                    axis.annotate(f"{ratio:.0%}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=8)
-        axis.set(title=network, xlabel=f"ms per batch of {BATCH}, one thread", ylabel="top-1, %")
-        axis.set_xlim(left=0)
-        axis.margins(y=0.3)
-        axis.grid(alpha=0.3)
-        axis.legend(loc="lower left")
-    figure.suptitle(caption, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(file)
-    plt.close(figure)
+
+    def draw(figure: FigureBase) -> None:
+        for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+            for k, row in enumerate(row for row in rows if row["network"] == network):
+                axes.errorbar(
+                    row["milliseconds"], row["accuracy"], yerr=row["standard_error"], color=LINES[k % len(LINES)],
+                    marker=MARKERS[k % len(MARKERS)], capsize=2, label=row["plan"],
+                )  # fmt: skip
+                for ratio, x, y in zip(row["ratios"], row["milliseconds"], row["accuracy"], strict=True):
+                    if row["plan"] == "4 bits":
+                        axes.annotate(f"{ratio:.0%}", (x, y), (4, -11), textcoords="offset points", fontsize=SMALL)
+            axes.set(title=network, xlabel=f"ms per batch of {BATCH}, one thread", ylabel="top-1, %")
+            axes.set_xlim(left=0)
+            axes.margins(y=0.3)
+            axes.grid(True)
+            axes.legend(loc="lower left")
+
+    told = "; ".join(f"{row['network']}, {row['plan']}: {row['milliseconds'][-1]:.3g} ms at most low" for row in rows)
+    return Chart("Accuracy against latency by plan", told, draw, (5.2 * len(networks), 4.0), caption)
 
 
 def main() -> int:
@@ -158,7 +152,7 @@ def main() -> int:
             console.print(f"share of the gain at 50 %: {rows[-1]['gain_share_at_50']:.2f}")
         write_atomically(target, (json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n").encode())
     name = f"{native.cpu_name()} ({machine['kind']}), {isa}, one thread"
-    plot(rows, options.plot, name)
+    write_plot(plans_chart(rows, name), options.plot)
     console.print(f"{name}; written: {target}, {options.plot}")
     return 0
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from bitdial.graph.capture import capture
 from bitdial.pipeline.layerwise import Compilation
 from bitdial.pipeline.layerwise_analysis import Analysis, analyse
 from bitdial.quantization.program import Program
+from bitdial.report.drawing import Chart, write_plot
+from bitdial.report.style import FIXED, MAIN
 from bitdial.selection.layerwise import ALL_METRICS, METRICS, LayerwiseConfig, Losses, layer_losses
 from bitdial.zoo.datasets import ImageSet, load_dataset
 from common import (
@@ -51,6 +53,9 @@ from layerwise_rankings import n_runs, rules, search_kinds
 from layerwise_structure import RANKING_BUDGETS, STRUCTURES, measure_rankings, measure_structure
 from measure import make_engine
 from results import ResultFile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
 
 WIDTHS = (16, 32, 64, 128, 256)
 DEPTH = 12
@@ -116,26 +121,19 @@ def slope(rows: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], float]
     return float(np.polyfit(x, y, 1)[0])
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path, caption: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5.2, 3.4))
-    x = [row["parameters"] for row in rows]
-    y = [row["cpu_seconds"] for row in rows]
+def cost_chart(rows: Sequence[dict[str, Any]], caption: str) -> Chart:
+    """Seconds against parameters on logarithmic axes, with a line of slope 1."""
+    x, y = [row["parameters"] for row in rows], [row["cpu_seconds"] for row in rows]
     label = f"two runs, shifts and scores: slope {slope(rows, lambda r: r['cpu_seconds']):.2f}"
-    axes.loglog(x, y, "o-", color="#0072b2", label=label)
-    axes.loglog(x, [y[-1] * n / x[-1] for n in x], "--", color="#999999", label="slope 1")
-    axes.set_xlabel("parameters")
-    axes.set_ylabel("seconds on the processor")
-    axes.legend(frameon=False, fontsize=8)
-    axes.set_title(caption, fontsize=7, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+    def draw(figure: FigureBase) -> None:
+        axes = figure.add_subplot()
+        axes.loglog(x, y, "o-", color=MAIN, label=label)
+        axes.loglog(x, [y[-1] * n / x[-1] for n in x], "--", color=FIXED, label="slope 1")
+        axes.set(xlabel="parameters", ylabel="seconds on the processor")
+        axes.legend()
+
+    return Chart("Seconds against parameters", label, draw, (5.2, 3.4), caption)
 
 
 # -- accuracy --------------------------------------------------------------------------------------------------------------
@@ -258,7 +256,7 @@ class Run:
         whole = slope(rows, lambda r: r["cpu_seconds"])
         print_table(f"Seconds to score by parameters; exponent {whole:.2f}", columns, shown, caption)
         if self.options.extra.svg is not None:
-            draw(rows, self.options.extra.svg, caption)
+            write_plot(cost_chart(rows, caption), self.options.extra.svg)
 
     def accuracy(self) -> None:
         extra = self.options.extra

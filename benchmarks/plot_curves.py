@@ -10,9 +10,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-COLOURS = {"resnet20": "#0072b2", "resnet56": "#009e73", "vgg": "#d55e00", "vit": "#7b3294"}
+from bitdial.report.drawing import SMALL, Chart, check_plot_path, write_plot
+from bitdial.report.style import FIXED, INK, MAIN, MUTED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
+
 NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "vgg": "VGG", "vit": "ViT"}
 
 
@@ -32,36 +37,30 @@ def stored_curves(folder: Path) -> dict[str, dict[str, Any]]:
     return curves
 
 
-def draw(curves: dict[str, dict[str, Any]], out: Path) -> None:
+def curves_chart(curves: dict[str, dict[str, Any]]) -> Chart:
     """One panel per network: the dial with its paired standard errors, float32 as a line, crude 4-bit beside it."""
-    import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def draw(figure: FigureBase) -> None:
+        panels = figure.subplots(1, len(curves), squeeze=False)[0]
+        for panel, (network, curve) in zip(panels, curves.items(), strict=True):
+            x, y, error = ([100 * p[k] for p in curve["points"]] for k in range(3))
+            top = 100 * curve["float"]
+            panel.axhline(top, color=INK, linestyle="--", linewidth=1)
+            panel.annotate("float32", (0, top), (0, 4), textcoords="offset points", fontsize=SMALL, color=INK)
+            panel.errorbar(x, y, yerr=error, color=MAIN, marker="o", capsize=3, linewidth=2, zorder=3)
+            naive = [(100 * ratio, 100 * accuracy) for ratio, accuracy in curve["naive"]]
+            if naive:
+                panel.plot(*zip(*naive, strict=True), color=FIXED, marker="s", linewidth=1)
+                panel.annotate(
+                    "top bits only", naive[-1], (-4, 6), textcoords="offset points", ha="right", fontsize=SMALL, color=MUTED
+                )
+            low = min([*y, *(accuracy for _, accuracy in naive)])
+            panel.set(ylim=(min(low - 0.4, top - 2), top + 0.5), xticks=[0, 25, 50, 75, 100], title=NAMES.get(network, network))
+            panel.set_xlabel("ratio: eligible multiplies at 4 bits, %", fontsize=SMALL)
+        panels[0].set_ylabel("top-1 on CIFAR-10 (JPEG), %")
 
-    figure, panels = plt.subplots(1, len(curves), figsize=(3.1 * len(curves), 3.1), squeeze=False)
-    for panel, (network, curve) in zip(panels[0], curves.items(), strict=True):
-        colour = COLOURS.get(network, "#333333")
-        x = [100 * p[0] for p in curve["points"]]
-        y = [100 * p[1] for p in curve["points"]]
-        error = [100 * p[2] for p in curve["points"]]
-        panel.axhline(100 * curve["float"], color="#555555", linestyle="--", linewidth=1)
-        panel.errorbar(x, y, yerr=error, color=colour, marker="o", capsize=3, linewidth=2, zorder=3)
-        if curve["naive"]:
-            nx, ny = [100 * p[0] for p in curve["naive"]], [100 * p[1] for p in curve["naive"]]
-            panel.plot(nx, ny, color="#999999", marker="s", linewidth=1)
-            panel.annotate("top bits only", (nx[-1], ny[-1]), (-4, 6), textcoords="offset points", ha="right", color="#777777")
-        low = min([*y, *(100 * p[1] for p in curve["naive"])])
-        panel.set_ylim(min(low - 0.4, 100 * curve["float"] - 2), 100 * curve["float"] + 0.5)
-        panel.annotate("float32", (0, 100 * curve["float"]), (0, 4), textcoords="offset points", fontsize=8, color="#555555")
-        panel.set_title(NAMES.get(network, network), loc="left", fontsize=11)
-        panel.set_xlabel("ratio: eligible multiplies at 4 bits, %", fontsize=8)
-        panel.set_xticks([0, 25, 50, 75, 100])
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("top-1 on CIFAR-10 (JPEG), %", fontsize=9)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110, metadata={"Date": None} if out.suffix == ".svg" else None)
+    told = "; ".join(f"{NAMES.get(n, n)}: {', '.join(f'{100 * p[1]:.2f} %' for p in c['points'])}" for n, c in curves.items())
+    return Chart("Accuracy against ratio", told, draw, (3.1 * len(curves), 3.1))
 
 
 def main() -> int:
@@ -70,11 +69,12 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=root / "benchmarks" / "results")
     parser.add_argument("--out", type=Path, default=root / "docs" / "accuracy.svg")
     options = parser.parse_args()
+    check_plot_path(options.out, "--out")
     curves = stored_curves(options.results)
     if not curves:
         print(f"error: no baseline rows in {options.results}; run benchmarks/accuracy.py first", file=sys.stderr)
         return 2
-    draw(curves, options.out)
+    write_plot(curves_chart(curves), options.out)
     print(f"wrote {options.out} ({', '.join(curves)})")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,17 @@ def test_report(bitdial, artifact: Path, tmp_path: Path) -> None:
     text = page.read_text()
     # Other images than the baselines were measured on: these must not stand beside the new curve.
     assert 'id="saturation"' in text and "naive 4-bit" not in text
+
+
+def test_report_without_matplotlib(bitdial, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    page = tmp_path / "report.html"
+    assert bitdial("report", artifact, "-o", page).code == 0
+    text = page.read_text()
+    assert "pip install &#x27;bitdial[report]&#x27;" in text and "naive 4-bit" in text and 'class="chart"' not in text
+    refused = bitdial("report", artifact, "-o", page, "--png", tmp_path / "png")
+    assert refused.code == 2 and "pip install 'bitdial[report]'" in refused.err and not (tmp_path / "png").exists()
 
 
 def test_report_replaces_only_reports(bitdial, artifact: Path, tmp_path: Path) -> None:

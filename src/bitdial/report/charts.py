@@ -143,7 +143,7 @@ def _draw_curve(axes: Axes, series: CurveSeries, own: str) -> None:
     for k, (ratio, value) in enumerate(series.own[:-1] if len(series.own) <= 9 else ()):
         above = value >= max(values[max(k - 1, 0)], values[k + 1]) and value < series.high - 0.08 * span
         own_style: dict[str, Any] = {"color": MAIN, "weight": "bold", "zorder": 4, "ha": "center" if k else "left"}
-        _beside(axes, f"{value:.2f}", (ratio, value), 6 if above else -13, **own_style)
+        _beside(axes, f"{value:.2f}", (ratio, value), 6 if above else -15, **own_style)
     ends.append((values[-1], own, MAIN))
 
     places = spread([(max(value, series.low) - series.low) / span for value, _, _ in ends], 0.065, 0.0, 1.0)
@@ -213,7 +213,7 @@ def unused_chart(activations: Mapping[int, float], weights: Mapping[int, float])
         shown = zip(UNUSED_KEY, (activations, weights), strict=True)
         legend(figure, [patch(*entry) for entry, shares in shown if shares])
 
-    return Chart("Unused high bits of groups", told, draw, (4.6, 2.5))
+    return Chart("Unused high bits of groups", told, draw, (5.2, 2.7))
 
 
 # ---------------------------------------------------------------------------------------------- panels

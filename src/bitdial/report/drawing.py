@@ -139,9 +139,14 @@ def _drawn(chart: Chart, remark: str, **how: Any) -> bytes:
 
 
 def grid(
-    title: str, charts: Sequence[Chart], columns: int, remark: str = "", key: Sequence[tuple[str, str]] = ()
+    title: str,
+    charts: Sequence[Chart],
+    columns: int,
+    remark: str = "",
+    key: Sequence[tuple[str, str]] = (),
+    titled: bool = True,
 ) -> Chart:
-    """Charts of one size beside and below each other, each with its title above it. key: (colour, text) for all of them."""
+    """Charts of one size beside and below each other, `titled` with its title above each. key: (colour, text) for all of them."""
     columns = max(1, min(columns, len(charts)))
     rows = max(1, math.ceil(len(charts) / columns))
     width, height = charts[0].size if charts else Chart.size
@@ -149,14 +154,15 @@ def grid(
     def draw(figure: FigureBase) -> None:
         places = figure.subfigures(rows, columns, squeeze=False).flat
         for place, chart in zip(places, charts, strict=False):
-            place.suptitle(chart.title, fontsize=9, color=MUTED, x=0.02, ha="left")
+            if titled:
+                place.suptitle(chart.title, fontsize=9, color=MUTED, x=0.02, ha="left")
             chart.draw(place)
         if key:
             legend(figure, [patch(*entry) for entry in key], 1 if columns == 1 else 4)
 
     lines = bool(remark) + bool(key) * (len(key) if columns == 1 else 1)
     told = "; ".join(f"{chart.title}: {chart.told}" for chart in charts)
-    return Chart(title, told, draw, (columns * width, rows * (height + 0.2) + 0.25 * lines), remark)
+    return Chart(title, told, draw, (columns * width, rows * (height + 0.2 * titled) + 0.25 * lines), remark)
 
 
 def legend(figure: FigureBase, handles: Sequence[Patch | Line2D], columns: int = 4) -> None:

@@ -83,7 +83,7 @@ def finetuning_chart(report: FinetuningReport) -> Chart:
     """The charts of the page as one picture."""
     told = f"{report.title}, finetuned" + (f"  ·  {report.machine}" if report.machine else "")
     charts = list(finetuning_charts(report).values())
-    return grid("Finetuning", charts, 3, shorten(told, 60 * len(charts)))
+    return grid("Finetuning", charts, 3, shorten(told, 60 * len(charts)), titled=False)
 
 
 def finetuning_charts(report: FinetuningReport) -> dict[str, Chart]:
@@ -99,7 +99,7 @@ def finetuning_charts(report: FinetuningReport) -> dict[str, Chart]:
             (ratio_name(ratio), [(update, 100 * value) for update, value in line])
             for ratio, line in zip(report.ratios, report.accuracies, strict=True)
         ]
-        charts["validation"] = _lines_chart(report, "Validation accuracy in %", lines)
+        charts["validation"] = _lines_chart(report, "Validation accuracy, %", lines)
     return charts
 
 
@@ -112,6 +112,7 @@ def _lines_chart(report: FinetuningReport, name: str, lines: Sequence[Line]) -> 
         along, up = axes([p for _, line in lines for p in line], report.updates, report.per_epoch)
         fit(drawn, along, up)
         drawn.set_xlabel("Epochs")
+        drawn.set_title(name)
         drawn.grid(axis="y")
         for k, (_, line) in enumerate(lines):
             drawn.plot(
@@ -129,4 +130,4 @@ def _lines_chart(report: FinetuningReport, name: str, lines: Sequence[Line]) -> 
                     color=LINES[k % len(LINES)], annotation_clip=False,
                 )  # fmt: skip
 
-    return Chart(f"{name} over the epochs", told, draw)
+    return Chart(f"{name.removesuffix(', %')} over the epochs", told, draw)

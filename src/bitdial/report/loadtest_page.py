@@ -132,7 +132,7 @@ def _window_table(report: LoadReport) -> Markup:
             known = at < len(drawn.values) and math.isfinite(drawn.values[at]) and drawn.edges[at] >= left
             cells.append(f"{drawn.values[at]:.4g}" if known else "–")
         rows.append((f"{left:g}–{right:g}", *cells))
-    names = ["Seconds", *(f"{panel.title.partition(',')[0]}: {drawn.name}" for panel, drawn in lines)]
+    names = ["Seconds", *(f"{panel.key}: {drawn.name}" for panel, drawn in lines)]
     return plain_table(names, rows, "Times in ms, shares in %, the rest in requests/s")
 
 

@@ -156,7 +156,8 @@ def _draw_curve(axes: Axes, series: CurveSeries, own: str) -> None:
 
 
 def _beside(axes: Axes, text: str, place: tuple[float, float], above: float, **style: Any) -> None:
-    """A short text above a point, or with a negative distance in points below it."""
+    """A short text above a point, or with a negative distance in points below it; lines under it show through faintly."""
+    style["bbox"] = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.75}
     axes.annotate(text, place, (0, above), textcoords="offset points", fontsize=SMALL, **style)
 
 

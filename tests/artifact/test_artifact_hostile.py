@@ -447,6 +447,7 @@ BROKEN: list[tuple[Callable[[Any], Any], str]] = [
     (edit_array("fc", "group_bounds", 1, 19), "ascend"),
     (edit_array("fc", "group_bounds", -1, 21), "feature channels"),
     (edit_array("conv2", "group_bounds", 3, 11), "crosses a border"),
+    (edit_array("conv2", "group_bounds", 1, 3), "cut into groups differently"),
     (edit_array("fc", "multiplier", 0, np.nan), "multiplier is not finite"),
     (edit_array("fc", "multiplier", 0, -1), "multiplier is not finite and non-negative"),
     (edit_array("fc", "weight_scale", 0, np.inf), "weight_scale is not finite"),

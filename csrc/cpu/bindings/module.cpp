@@ -54,6 +54,7 @@ class Engine {
         return ratios_[at];
     }
     int dial() const { return dial_.load(std::memory_order_relaxed); }
+    size_t ratios() const { return ratios_.size(); }
 
     Program program;
 
@@ -135,7 +136,7 @@ NB_MODULE(_native, m) {
                  s.amax = amax, s.wmax = wmax, s.input_signed = input_signed;
                  s.ratios = static_cast<int>(bias.shape(0));
                  const size_t groups = bounds.size() - 1, local = groups / conv_groups;
-                 if (bias.shape(1) != weight.shape(0) || multiplier.size() != weight.shape(0) ||
+                 if (bias.shape(0) != e.ratios() || bias.shape(1) != weight.shape(0) || multiplier.size() != weight.shape(0) ||
                      activation_shift.size() != groups || weight_shift.shape(0) != weight.shape(0) ||
                      weight_shift.shape(1) != local || low.shape(0) != bias.shape(0) || low.shape(1) != groups ||
                      e.program.tensor(src).c != s.inputs * conv_groups || e.program.tensor(dst).c != s.outputs)
@@ -159,6 +160,11 @@ NB_MODULE(_native, m) {
              [](Engine& e, const std::string& name, int src, int dst, int residual, float residual_factor, float lo, float hi,
                 Array<int8_t> weight, Pair kernel, Pair stride, Pair pad, Pair dilation, int multiplicity, Array<int32_t> bias,
                 Array<float> multiplier, int64_t macs) {
+                 const size_t outputs = static_cast<size_t>(e.program.tensor(dst).c);
+                 if (bias.ndim() != 2 || bias.shape(0) != e.ratios() || bias.shape(1) != outputs || multiplier.size() != outputs ||
+                     weight.size() != outputs * static_cast<size_t>(kernel[0]) * static_cast<size_t>(kernel[1]) ||
+                     static_cast<size_t>(e.program.tensor(src).c) * static_cast<size_t>(multiplicity) != outputs)
+                     throw std::invalid_argument("layer '" + name + "': its arrays do not fit each other");
                  std::vector<std::vector<int32_t>> rows;
                  for (size_t r = 0; r < bias.shape(0); r++)
                      rows.emplace_back(bias.data() + r * bias.shape(1), bias.data() + (r + 1) * bias.shape(1));

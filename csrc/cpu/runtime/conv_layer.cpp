@@ -74,6 +74,9 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
     if (n_groups < 1 || n_groups % spec_.conv_groups != 0 || spec_.bounds[n_groups] != spec_.inputs * spec_.conv_groups)
         throw std::invalid_argument("layer '" + spec_.name + "': group bounds do not fit its channels");
     n_local_ = n_groups / spec_.conv_groups;
+    for (int g = 0; g < n_groups; g++)  // packed weights have one layout for all convolution groups
+        if (begin(g) != g / n_local_ * spec_.inputs + begin(g % n_local_) || size(g) < 1)
+            throw std::invalid_argument("layer '" + spec_.name + "': its convolution groups are cut differently");
     outputs_per_group_ = spec_.outputs / spec_.conv_groups;
     blocks_ = ceil_div(outputs_per_group_, kernels_.block);
     fip_blocks_ = blocks_ * (kernels_.block / kernels_.fip_block);

@@ -35,6 +35,10 @@ void fill_margin(const TensorSpec& t, uint8_t* base, int n) {
     std::memset(base + n * t.factor * t.pitch_n(), t.zero, 128);
 }
 
+bool Context::intact() const {
+    return arena.intact() && std::all_of(scratch.begin(), scratch.end(), [](const Buffer& b) { return b.intact(); });
+}
+
 ByteView Run::bytes(int tensor) const {
     const TensorSpec& t = program.tensor(tensor);
     return {context.base[tensor] + t.origin(), context.n * t.factor, t.h, t.w, t.c, t.pitch_n(), t.pitch_y(), t.pitch_x()};
@@ -186,20 +190,25 @@ std::unique_ptr<Context> Program::acquire(int n) {
     context->n = n;
     int64_t total = 0;
     const auto offsets = place(n, &total);
-    context->arena = Buffer(total + 256);
+    context->arena = Buffer(total, true);
     context->base.assign(tensors_.size(), nullptr);
     for (size_t t = 0; t < tensors_.size(); t++)
         if (offsets[t] >= 0) context->base[t] = context->arena.data() + offsets[t];
     int64_t scratch = 0;
-    for (auto& s : steps_) scratch = std::max(scratch, s->scratch(*this, n));
-    for (int t = 0; t < pool_.threads(); t++) context->scratch.emplace_back(scratch + 256);
+    for (const auto& s : steps_) scratch = std::max(scratch, s->scratch());
+    for (int t = 0; t < pool_.threads(); t++) context->scratch.emplace_back(scratch, true);
     context_bytes_ += context->arena.bytes();
     return context;
 }
 
 void Program::release(std::unique_ptr<Context> context) {
     std::unique_ptr<Context> dropped;
+    const bool intact = context->intact();
     Guard guard(*this);
+    if (!intact) {
+        context_bytes_ -= context->arena.bytes();
+        throw std::runtime_error("a kernel of the CPU engine wrote behind its memory; this is a fault of bitdial, please report it");
+    }
     free_.insert(free_.begin(), std::move(context));
     if (free_.size() > kKeptContexts) {
         dropped = std::move(free_.back());
@@ -317,6 +326,7 @@ void ConvStep::choose(int ratio, Choice choice) {
     choice.chunk = choice.chunk / 12 * 12;  // whole register tiles
     if (choice.chunk <= 0) choice.chunk = default_chunk(choice.method);
     choices_[ratio] = choice;
+    scratch_ = -1;
 }
 
 void ConvStep::keep(bool all) {
@@ -329,6 +339,7 @@ void ConvStep::keep(bool all) {
     if (all) used.fill(true);
     layer_.keep(used, low_at_direct);
     for (size_t r = 0; r < choices_.size(); r++) layer_.prepare(static_cast<int>(r), choices_[r].method);
+    scratch_ = most_scratch();
 }
 
 void ConvStep::set_geometry(const Run& run, ConvArgs& a, int conv_group) const {
@@ -368,26 +379,30 @@ void ConvStep::set_geometry(const Run& run, ConvArgs& a, int conv_group) const {
     if (e.kind == OUT_BYTES && e.residual_kind == RESIDUAL_BYTES) e.mode = EPILOGUE_RESIDUAL;
 }
 
-int64_t ConvStep::scratch(const Program& program, int n) {
+// Every convolution group at every ratio: where one has low groups of channels and another has none, their kernels differ.
+int64_t ConvStep::most_scratch() {
     int64_t most = 0;
-    for (size_t r = 0; r < choices_.size(); r++) {
-        ConvArgs a{};
-        const TensorSpec& d = program.tensor(dst_);
-        a.batch = n * d.factor;
-        a.out_h = d.h;
-        a.out_w = d.w;
-        layer_.fill(a, static_cast<int>(r), choices_[r].method, 0);
-        a.chunk = choices_[r].chunk;
-        if (layer_.has_low(static_cast<int>(r)) && lowers_here()) {
-            a.lower_here = true;
-            a.lowering.src.c = layer_.spec().bounds.back();
+    for (int r = 0; r < static_cast<int>(choices_.size()); r++)
+        for (int g = 0; g < layer_.spec().conv_groups; g++) {
+            ConvArgs a{};
+            const TensorSpec& d = program_.tensor(dst_);
+            a.batch = d.factor;
+            a.out_h = d.h;
+            a.out_w = d.w;
+            layer_.fill(a, r, choices_[r].method, g);
+            a.chunk = choices_[r].chunk;
+            if (layer_.has_low(r) && lowers_here()) {
+                a.lower_here = true;
+                a.lowering.src.c = layer_.spec().bounds.back();
+            }
+            most = std::max(most, program_.conv_kernels().scratch_bytes(a));
         }
-        most = std::max(most, program.conv_kernels().scratch_bytes(a));
-    }
     return most;
 }
 
 void ConvStep::run(Run& run) {
+    const int64_t bytes = run.context.scratch[0].bytes();
+    if (scratch_ < 0 || bytes < scratch_) throw std::logic_error("layer '" + name + "': its kernels changed without `finish`");
     const Choice choice = choices_[run.ratio];
     const ConvKernels& kernels = program_.conv_kernels();
     const bool low = layer_.has_low(run.ratio);
@@ -425,12 +440,14 @@ void ConvStep::run(Run& run) {
         const int chunks = kernels.chunks(a), blocks = (a.outputs + kernels.block - 1) / kernels.block;
         const int threads = run.leased ? run.pool.threads() : 1;
         const int splits = chunks >= 2 * threads ? 1 : std::min(blocks, threads);
-        const int64_t bytes = run.context.scratch[0].bytes();
+        const int64_t need = kernels.scratch_bytes(a);
+        if (need > scratch_) throw std::logic_error("layer '" + name + "': its scratch memory is too small");
         run.pool.for_each(chunks * splits, run.leased, [&](int i, int thread) {
             Counters counters{0, 0, 0};
             const int s = i % splits;
-            kernels.run(a, i / splits, blocks * s / splits, blocks * (s + 1) / splits,
-                        Scratch{run.context.scratch[thread].data(), bytes}, &counters);
+            const Scratch scratch{run.context.scratch[thread].data(), need};
+            const Forbidden rest(scratch.memory + need, bytes - need);
+            kernels.run(a, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);
             Totals& total = totals[choice.method];
             total.low += counters.low;
             total.high += counters.high;

@@ -29,7 +29,8 @@ struct TensorSpec {
     int64_t pitch_n() const { return is_float ? int64_t(h) * w * c : pitch_y() * (halo_h + h + halo_bottom); }
     int64_t stride_c() const { return is_float && channels_first ? int64_t(h) * w : 1; }
     int64_t origin() const { return is_float ? 0 : pitch_y() * halo_h + pitch_x() * halo_w; }
-    int64_t bytes(int n) const { return pitch_n() * n * factor * (is_float ? 4 : 1) + 256; }  // + room to read over the end
+    // With room to read over the end; arrays from outside have none.
+    int64_t bytes(int n) const { return pitch_n() * n * factor * (is_float ? 4 : 1) + (external ? 0 : 256); }
 };
 
 // Fills what lies around n images, and the slack behind the last one, with the byte of value 0.
@@ -48,6 +49,7 @@ struct Context {
     Buffer arena;
     std::vector<uint8_t*> base;     // per tensor
     std::vector<Buffer> scratch;    // per thread
+    bool intact() const;            // nobody wrote behind them
 };
 
 struct Run {
@@ -68,7 +70,7 @@ class Step {
    public:
     virtual ~Step() = default;
     virtual void run(Run& run) = 0;
-    virtual int64_t scratch(const Program&, int) { return 0; }
+    virtual int64_t scratch() const { return 0; }  // bytes per thread, whatever the ratio and the batch
     std::string name, kind;
     std::vector<int> reads, writes;
     std::vector<int> temporaries;  // in the arena during this step only; their margins are the step's own business
@@ -115,7 +117,7 @@ class Program {
                 std::vector<double>* seconds);
     // For runs that leave the compiled steps in between: a context to hold on to.
     std::unique_ptr<Context> acquire(int n);
-    void release(std::unique_ptr<Context> context);
+    void release(std::unique_ptr<Context> context);  // throws, and keeps nothing, if a step wrote behind its memory
     int64_t run_in(Context& context, int ratio, int from, int to, std::vector<double>* seconds);
 
     const TensorSpec& tensor(int t) const { return tensors_[t]; }
@@ -151,7 +153,7 @@ class ConvStep : public Step {
     ConvStep(Program& program, ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi,
              int kind, bool folded);
     void run(Run& run) override;
-    int64_t scratch(const Program&, int n) override;
+    int64_t scratch() const override { return scratch_; }
 
     ConvLayer& layer() { return layer_; }
     void choose(int ratio, Choice choice);
@@ -171,11 +173,13 @@ class ConvStep : public Step {
 
    private:
     void set_geometry(const Run& run, ConvArgs& args, int conv_group) const;
+    int64_t most_scratch();
     Program& program_;
     ConvLayer layer_;
     int src_, dst_, residual_, lowered_ = -1, kind_;
     float residual_factor_, lo_, hi_;
     std::vector<Choice> choices_;
+    int64_t scratch_ = -1;  // for the choices as they are; below 0: they changed and `keep` is due
     std::vector<int32_t> src_taps_, low_taps_;
 };
 

@@ -149,6 +149,8 @@ def _check_groups(layer: QuantizedLayer, require: Any) -> None:
     n_local = layer.n_groups // layer.conv_groups
     borders = np.arange(layer.conv_groups, dtype=np.int64) * local
     require((bounds[:-1:n_local] == borders).all(), "a group crosses a border between convolution groups")
+    cuts = np.diff(bounds).reshape(layer.conv_groups, n_local)
+    require((cuts == cuts[0]).all(), "the convolution groups are cut into groups differently")
     shift = layer.weight_shift
     require(
         shift.shape == (outputs, n_local) and shift.dtype == np.uint8,

@@ -138,7 +138,8 @@ class Output:
 
 @dataclass
 class CompiledLayer:
-    """A case as a program of the extension, behind a layer that leaves its marks in the scratch memory."""
+    """A case as a program of the extension. dirt: behind a layer that leaves its marks in the scratch memory; without it, the
+    scratch memory is no larger than the case itself asks for."""
 
     case: LayerCase
     isa: str
@@ -146,6 +147,7 @@ class CompiledLayer:
     output: Output = field(default_factory=Output)
     folded: bool = False
     small: bool = False  # memory="small": low weights are derived from the one 8-bit copy
+    dirt: bool = True
 
     def __post_init__(self) -> None:
         case, out = self.case, self.output
@@ -154,7 +156,8 @@ class CompiledLayer:
         outputs = len(case.weight)
         program: Any = native.extension().Program(self.isa, self.threads, list(RATIOS), self.small)
         self.native = program
-        self._add_dirt()
+        if self.dirt:
+            self._add_dirt()
         self.x = program.add_tensor(h=h, w=w, c=c, is_float=True, channels_first=True, external=True)
         halo = (case.pad[0] + case.halo[0], case.pad[1] + case.halo[1])
         q = program.add_tensor(h=h, w=w, c=c, zero=128 if case.signed else 0, halo=halo)
@@ -212,7 +215,6 @@ class CompiledLayer:
         if self.native.methods("dirt")[METHODS.index("winograd")] == "":
             for index in range(rows):
                 self.native.choose("dirt", index, METHODS.index("winograd"), 0)
-        self.dirt = np.full((len(self.case.x), 6, 6, width), 201, np.uint8)
 
     def obstacles(self) -> dict[str, str]:
         """Method to "" if it is exact for the layer, else why not."""
@@ -247,7 +249,9 @@ class CompiledLayer:
             elif out.channels_first:
                 r = r.transpose(0, 3, 1, 2)
             arrays.append((self.residual, np.ascontiguousarray(r)))
-        arrays += [(self.dirt_x, self.dirt), (self.dirt_y, np.empty((n, 6, 6, 40), np.float32))]
+        if self.dirt:
+            arrays.append((self.dirt_x, np.full((n, 6, 6, 24), 201, np.uint8)))
+            arrays.append((self.dirt_y, np.empty((n, 6, 6, 40), np.float32)))
         assert self.native.run(arrays, n, index) == 0
         assert (memory[:GUARD] == 0xA5).all() and (memory[GUARD + size :] == 0xA5).all(), (
             "written outside of the output"
@@ -344,6 +348,10 @@ def make_case(
     low[0], low[-1] = False, True
     low[1] = rng.permutation(n_groups) < max(1, n_groups // 3)
     low[2] = np.arange(n_groups) % n_local < rng.integers(0, n_local + 1)  # a prefix
+    if conv_groups > 1:  # all of some convolution groups and none of the others, often without the first
+        some = rng.random(conv_groups) < 0.5
+        some[0] &= bool(rng.integers(2))
+        low[3] = np.repeat(some, n_local)
     x = random_values(rng, (batch, channels, *size), -127 if signed else 0, 127 if signed else 255, x_kind, 1)
     weight = random_values(rng, (outputs, per, *kernel), -127, 127, w_kind, 1).astype(np.int8)
     bias = rng.integers(-(2**20), 2**20, (len(RATIOS), outputs)).astype(np.int32)
@@ -385,9 +393,9 @@ def layer_cases(draw: st.DrawFn, most_macs: int = 1_500_000) -> LayerCase:
     pad = draw(st.sampled_from([(1, 1), (0, 0), None])) or (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
     if kernel == (1, 1) and draw(st.booleans()):
         pad = (0, 0)
-    conv_groups = draw(st.sampled_from([1, 1, 1, 1, 2, 3]))
-    per = draw(st.integers(1, 80 if conv_groups == 1 else 40))
-    rows = draw(st.integers(1, 140 if conv_groups == 1 else 70))
+    conv_groups = draw(st.sampled_from([1, 1, 1, 1, 2, 3, 7]))
+    per = draw(st.integers(1, {1: 80, 7: 12}.get(conv_groups, 40)))
+    rows = draw(st.integers(1, {1: 140, 7: 20}.get(conv_groups, 70)))
     batch, h, w = draw(st.integers(1, 3)), draw(st.integers(1, 11)), draw(st.integers(1, 11))
     least = [dil * (k - 1) + 1 - 2 * p for k, p, dil in zip(kernel, pad, dilation, strict=True)]
     h, w = max(h, least[0]), max(w, least[1])

@@ -42,11 +42,12 @@ def expected_sums(case: LayerCase) -> list[npt.NDArray[np.int64]]:
 
 
 def check_all_methods(
-    case: LayerCase, isa: str, threads: int, chunks: tuple[int, ...], mixed_seed: int = 0, small: bool = False
-) -> list[str]:
+    case: LayerCase, isa: str, threads: int, chunks: tuple[int, ...], mixed_seed: int = 0, small: bool = False,
+    dirt: bool = True,
+) -> list[str]:  # fmt: skip
     """Every exact kernel at every ratio and chunk size gives the exact sums. Returns the kernels that were exact."""
     expected = expected_sums(case)
-    layer = CompiledLayer(case, isa, threads, small=small)
+    layer = CompiledLayer(case, isa, threads, small=small, dirt=dirt)
     exact = layer.exact()
     assert "direct" in exact and set(exact) <= KERNELS[isa] - ({"winograd", "winograd_fip"} if small else set())
     for method in exact:
@@ -102,11 +103,13 @@ def test_the_oracle_is_the_definition(oracle: ModuleType, seed: int) -> None:
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     case=layer_cases(), threads=st.integers(1, 2), chunks=st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=2),
-    small=st.booleans(),
+    small=st.booleans(), dirt=st.booleans(),
 )  # fmt: skip
-def test_every_kernel_gives_the_exact_sums(case: LayerCase, threads: int, chunks: list[int], small: bool) -> None:
+def test_every_kernel_gives_the_exact_sums(
+    case: LayerCase, threads: int, chunks: list[int], small: bool, dirt: bool
+) -> None:
     for isa in ISAS:
-        check_all_methods(case, isa, threads, tuple(chunks), small=small)
+        check_all_methods(case, isa, threads, tuple(chunks), small=small, dirt=dirt)
 
 
 @pytest.mark.slow
@@ -115,11 +118,14 @@ def test_every_kernel_gives_the_exact_sums(case: LayerCase, threads: int, chunks
     case=layer_cases(6_000_000),
     threads=st.integers(1, 3),
     chunks=st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=3),
+    dirt=st.booleans(),
 )
-def test_every_kernel_gives_the_exact_sums_at_length(case: LayerCase, threads: int, chunks: list[int]) -> None:
+def test_every_kernel_gives_the_exact_sums_at_length(
+    case: LayerCase, threads: int, chunks: list[int], dirt: bool
+) -> None:
     for isa in ISAS:
         for small in (False, True):
-            check_all_methods(case, isa, threads, tuple(chunks), small=small)
+            check_all_methods(case, isa, threads, tuple(chunks), small=small, dirt=dirt)
 
 
 # (channels, outputs, size, kernel, stride, pad, group, conv_groups, limits): what random draws may miss, and few enough for
@@ -229,6 +235,56 @@ def test_every_mask_of_four_groups(isa: str) -> None:
         for start in range(0, 16, 4):
             case.low = np.concatenate([np.zeros((1, 4), np.bool_), masks[start : start + 4]])
             check_all_methods(case, isa, 1, (0,))
+
+
+@pytest.mark.sanitize
+@EVERY_ISA
+@pytest.mark.parametrize("conv_groups", [3, 7, 32])  # RegNets have layers of 7 to 32 groups and more
+def test_any_subset_of_convolution_groups_may_be_low(isa: str, conv_groups: int) -> None:
+    """Where one convolution group is low and another is not, their kernels need scratch memory of different sizes. All
+    subsets of three groups, some of more; in half of the programs the first group is never low."""
+    rng = np.random.default_rng(conv_groups)
+    case = make_case(rng, batch=2, per=8, rows=5, size=(6, 5), group=8, conv_groups=conv_groups, pad=(1, 1))
+    for first in (False, True):
+        others = rng.random((4, conv_groups)) < 0.5
+        if conv_groups == 3:
+            others[:, 1:] = [[0, 0], [0, 1], [1, 0], [1, 1]]
+        else:
+            others[:2] = [[0] * (conv_groups - 1) + [1], [1] * conv_groups]
+        others[:, 0] = first
+        case.low = np.concatenate([np.zeros((1, conv_groups), np.bool_), others])
+        for small in (False, True):
+            exact = check_all_methods(case, isa, 1 + small, (12, 0), small=small, dirt=False)
+            assert set(exact) == KERNELS[isa] - ({"winograd", "winograd_fip"} if small else set())
+
+
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), small=st.booleans(), threads=st.integers(1, 2))
+def test_random_subsets_of_groups(data: st.DataObject, seed: int, small: bool, threads: int) -> None:
+    run_random_subsets(data, seed, small, threads)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1), small=st.booleans(), threads=st.integers(1, 3))
+def test_random_subsets_of_groups_at_length(data: st.DataObject, seed: int, small: bool, threads: int) -> None:
+    run_random_subsets(data, seed, small, threads)
+
+
+def run_random_subsets(data: st.DataObject, seed: int, small: bool, threads: int) -> None:
+    """Any groups of channels of any convolution group, at every ratio anew."""
+    conv_groups, per = data.draw(st.integers(2, 9)), data.draw(st.integers(1, 20))
+    case = make_case(
+        np.random.default_rng(seed), batch=2, per=per, rows=data.draw(st.integers(1, 40)), size=(5, 4),
+        kernel=data.draw(st.sampled_from([(3, 3), (3, 3), (1, 1)])), group=data.draw(st.sampled_from([4, 8])),
+        conv_groups=conv_groups, pad=(1, 1),
+    )  # fmt: skip
+    n_groups = case.low.shape[1]
+    bits = st.integers(0, 2**n_groups - 1)
+    masks = [data.draw(bits) for _ in RATIOS]
+    case.low = np.array([[m >> g & 1 for g in range(n_groups)] for m in masks], np.bool_)
+    for isa in ISAS:
+        check_all_methods(case, isa, threads, (data.draw(st.sampled_from(CHUNKS)),), small=small, dirt=False)
 
 
 # ---- which kernels are exact -----------------------------------------------------------------------------------------------

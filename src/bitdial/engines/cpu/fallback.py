@@ -108,11 +108,11 @@ class Fallback:
                     return self.executor.constants[name]
                 if name in own:
                     array = own[name] if own[name].flags.writeable else own[name].copy()
+                    values[name] = torch.from_numpy(array)
                 else:
                     place = places[name]
-                    array = np.empty(engine.shape(name, n), dtype=np.float32)
-                    native.read(context, place.tensor, array, place.channels_first)
-                values[name] = torch.from_numpy(array)
+                    values[name] = torch.empty(engine.shape(name, n), dtype=torch.float32)
+                    native.read(context, place.tensor, values[name].numpy(), place.channels_first)
                 return values[name]
 
             with torch.no_grad(), torch.autocast("cpu", enabled=False):

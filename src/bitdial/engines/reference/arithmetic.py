@@ -15,6 +15,7 @@ from bitdial.graph.batch_axis import BatchAxis
 from bitdial.graph.ir import Node
 
 EXACT_FLOAT32 = 1 << 24
+ALIGNMENT = 64  # bytes; of all memory that torch allocates on the CPU
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -35,6 +36,14 @@ def float32_is_exact(device: torch.device) -> bool:
 def channels_last(x: Tensor) -> Tensor:
     """The memory format that convolutions on the CPU are fastest in; x itself where it is in it or on another device."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and x.device.type == "cpu" else x
+
+
+def in_order(x: Tensor) -> Tensor:
+    """x in torch's own order of memory and at its alignment; x itself where it is so. Float operators choose the order of
+    their sums, and vectors or single values, by strides and addresses: with other ones the last bit may differ."""
+    if not x.is_contiguous() or x.data_ptr() % ALIGNMENT:
+        return x.clone(memory_format=torch.contiguous_format)
+    return x.flatten().view(x.shape)  # axes of one element have strides too
 
 
 def accumulate(node: Node, x: Tensor, weight: Tensor, bound: int) -> Tensor:

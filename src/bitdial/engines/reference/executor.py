@@ -208,7 +208,7 @@ class Executor:
         operands = [self._value(v, values) for v in node.operands()]
         x = operands[0] if operands else None
         if x is None:
-            return evaluate_node(node, operands, batch)
+            return _in_float(node, operands, batch)
         factor = self.factors.get(node.name, [])
         if node.op == "quantize":
             q = self.program.qparams[node.name]
@@ -220,7 +220,7 @@ class Executor:
             return self.tables[node.name][(x + offset).long()]
         if node.name in self.program.qparams:
             return self._integer(node, operands, factor, batch)
-        return evaluate_node(node, operands, batch)
+        return _in_float(node, operands, batch)
 
     def _integer(self, node: Node, operands: list[Tensor], factor: list[float], batch: int) -> Tensor:
         x = operands[0]
@@ -247,3 +247,10 @@ class Executor:
             ones = torch.ones(x.shape[1], 1, *a["kernel"], dtype=x.dtype, device=x.device)
             total = torch.nn.functional.conv2d(x, ones, None, a["stride"], a["padding"], 1, x.shape[1])
         return arithmetic.to_eight_bit(total * factor[0], lo, hi)
+
+
+def _in_float(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
+    """A node in float. Its result depends on the operands' values alone, not on which engine or kernel made them."""
+    if node.op not in MOVEMENT_OPS:
+        operands = [arithmetic.in_order(v) for v in operands]
+    return evaluate_node(node, operands, batch)

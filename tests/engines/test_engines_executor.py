@@ -289,3 +289,34 @@ def test_same_bits_on_a_gpu(make_layer_program: Any, random_integers: Any, extra
     for index in range(len(program.ratios)):
         expected = here.run([x], here.settings(index))[0]
         assert torch.equal(there.run([x.cuda()], there.settings(index))[0].cpu(), expected)
+
+
+def test_operands_of_float_operators_lie_in_one_order() -> None:
+    """Equal values give equal bits wherever they lie: permuted, at an odd address, with other strides on axes of one element.
+    Left as they are, each of them moves last bits (the first is checked: torch decides)."""
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 48, 1, 1, generator=rng)
+    gamma = torch.randn(48, generator=rng)
+    functions = [
+        lambda v: v.mean((2, 3)),
+        lambda v: F.conv2d(v, weight),
+        lambda v: F.group_norm(v, 4, gamma, gamma),
+        lambda v: v.flatten(1) @ v.flatten(1).mT,
+        lambda v: F.silu(v),
+    ]
+    moved = 0
+    for shape in ((5, 48, 1, 1), (3, 48, 5, 7)):
+        x = torch.randn(shape, generator=rng)
+        shifted = torch.empty(x.numel() + 1)[1:].view(shape).copy_(x)
+        n, c, h, w = shape
+        strided = torch.empty(n, h, w, c).permute(0, 3, 1, 2).copy_(x)
+        for other in (shifted, strided, x.flip(0).flip(0), x.expand(shape)):
+            own = arithmetic.in_order(other)
+            assert torch.equal(own, x) and own.stride() == x.stride() and own.data_ptr() % arithmetic.ALIGNMENT == 0
+            for function in functions:
+                assert torch.equal(function(own), function(x))
+                moved += not torch.equal(function(other), function(x))
+        assert arithmetic.in_order(x).data_ptr() == x.data_ptr()  # no copy where none is needed
+    assert moved  # or nothing was tested
+    scalar = torch.tensor(3.0)
+    assert arithmetic.in_order(scalar).shape == () and arithmetic.in_order(torch.empty(0, 4)).shape == (0, 4)

@@ -166,8 +166,8 @@ class Mixed(Network):
 
 KINDS = (
     "conv", "conv", "conv", "residual", "depthwise", "float conv", "float pointwise", "tokens", "float tokens", "attention",
-    "gate", "float gate", "mean read twice", "mean of channels", "group norm", "softmax", "spread", "bilinear", "nearest", "roll", "concat",
-    *UNARY[:5],
+    "gate", "float gate", "mean read twice", "mean of channels", "group norm", "softmax", "spread", "bilinear", "nearest",
+    "roll", "concat", *UNARY[:5],
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitdial.engines.base import Engine, create_engine, default_engine
 from bitdial.errors import ConfigError, DataError
+from bitdial.graph.structure import restore
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.program import Program
 
@@ -47,8 +48,10 @@ class QuantizedModel:
         return _restored, (type(self), to_bytes(self.program), self.engine_name, self._options, self.ratio), own or None
 
     def __call__(self, batch: Any, ratio: float | None = None) -> Any:
-        """Outputs for a batch; see `Engine.run`. Raises InputError and RatioError."""
-        return self.engine.run(batch, ratio)
+        """Outputs for a batch, nested and named as the network's own: in the same tuples, lists and dicts; named tuples and
+        dataclasses as `bitdial.graph.structure.NamedOutputs` and `RecordOutputs`. See `Engine.run`, which gives them flat.
+        Raises InputError and RatioError."""
+        return restore(self.program.graph.structure, self.engine.run(batch, ratio))
 
     def set_ratio(self, ratio: float) -> float:
         """Turn the dial (0 = 8-bit, 1 = all eligible channels low). Returns the ratio now in force. Raises RatioError."""

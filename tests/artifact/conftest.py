@@ -112,7 +112,7 @@ def build(
         Node("fc", "linear", ["pool"], source="head"),
         Node("wave", "aten.sin.default", ["fc"], {"args": [{"value": 0}], "kwargs": {}}),
         Node("masked", "add", ["wave", "mask"]),
-        Node("picked", "aten.index_select.default", ["masked", "picks"], {"args": [{"value": 0}, 1, {"value": 1}]}),
+        Node("picked", "aten.index_select.default", ["masked", "picks"], {"args": [{"value": 0}, 1, {"value": 1}], "kwargs": {}}),
         Node("norm", "layer_norm", ["masked", "gamma"], {"normalized_shape": [10], "eps": 1e-5}),
         Node("out", "linear", ["norm"], weight="w_out", bias="b_out"),
     ]

@@ -113,14 +113,14 @@ def _large(make_layer, granularity):
     sizes = [(512, 512), (768, 512), (512, 768), (768, 768), (2048, 768), (768, 2048), (512, 768)]
     layers = {}
     nodes = [Node("q", "quantize", ["x"])]
-    types = {"x": TensorType((64, 512)), "q": TensorType((64, 512), "int8")}
+    types = {"x": TensorType((64, 2048)), "q": TensorType((64, 2048), "int8")}
     for i, (outputs, inputs) in enumerate(sizes):
         name = f"fc{i}"
         layers[name] = make_layer(rng, name, (outputs, inputs), group=16, granularity=granularity)
-        slices = Node(f"cut{i}", "aten.slice.Tensor", [nodes[-1].name], {"args": [{"value": 0}, 1, 0, inputs]})
+        slices = Node(f"cut{i}", "slice", ["q"], {"axis": 1, "start": 0, "stop": inputs, "step": 1})
         nodes += [slices, Node(name, "linear", [slices.name])]
         types |= {slices.name: TensorType((64, inputs), "int8"), name: TensorType((64, outputs), "int8")}
-    graph = Graph(["x"], [nodes[-1].name], nodes, {}, types)
+    graph = Graph(["x"], list(layers), nodes, {}, types)
     qparams = {n: QParams(0.1, True) for n in types if n != "x"}
     return Program(graph, [0.0, 0.25, 0.5, 0.75, 1.0], qparams, layers, factors={"q": np.ones(1, np.float32)})
 

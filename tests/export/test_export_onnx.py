@@ -321,6 +321,9 @@ FLOATS: dict[str, Callable[[Tensor], Tensor]] = {
     "clamp": lambda x: x.clamp(-0.5, 0.7),
     "clamp_one_side": lambda x: x.clamp_min(0.25),
     "softmax": lambda x: torch.softmax(x, dim=1),
+    "masked attention": lambda x: F.scaled_dot_product_attention(
+        x, x + 1.0, x, attn_mask=torch.tensor([1, 2, 0, 4, 0, 6])[:, None] > torch.arange(6)
+    ),
     "layer_norm": lambda x: F.layer_norm(x, [6, 9]),
     "group_norm": lambda x: F.group_norm(x, 2, torch.arange(4.0), torch.ones(4)),
     "mean": lambda x: x.mean(dim=(2, 3), keepdim=True),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))  # for float_operators
 
 Case = tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]
 

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+import bitdial
+from bitdial.api import QuantizedModel
+from bitdial.artifact import from_bytes, to_bytes
 from bitdial.errors import CaptureError
 from bitdial.graph.capture import capture
 from bitdial.graph.interpreter import run_graph
@@ -242,9 +245,59 @@ def test_control_flow_operator_is_named() -> None:
     assert "'cond'" in message
 
 
-def test_half_precision_constant_is_refused() -> None:
-    message = fails(lambda m, x: x * m.linear.weight[0].to(torch.bfloat16))
+def test_half_precision_constants() -> None:
+    """What float32 makes of them as it reads them; other readers are refused."""
+    model = Failing(lambda m, x: x * m.linear.weight[0].to(torch.bfloat16))
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(run_graph(capture(model, (x,)), [x])[0], model(x), rtol=0, atol=0)
+    message = fails(lambda m, x: torch.maximum(x, m.linear.weight[0].to(torch.bfloat16)))
     assert "bfloat16" in message
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["constant", "run time"])
+@pytest.mark.parametrize("additive", [False, True], ids=["boolean", "additive"])
+def test_queries_that_may_attend_to_nothing(additive: bool, late: bool, helpers: Any) -> None:
+    """A row of the mask that bars every key: torch gives 0 for it, not the mean of the values, nor NaN."""
+
+    allowed = torch.ones(5, 5, dtype=torch.bool).tril()
+    allowed[2] = allowed[4, 1:] = False
+
+    def barred(mask: Tensor) -> Tensor:
+        return torch.zeros(mask.shape).masked_fill(~mask, -torch.inf) if additive else mask
+
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(8, 24), nn.Linear(8, 8, bias=False)
+            self.register_buffer("mask", barred(allowed))
+
+        def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+            q, k, v = self.first(x).view(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            out: Tensor = self.last(y.transpose(1, 2).flatten(2))
+            return out
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attend(x, self.mask)
+
+    class Late(Attend):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            return self.attend(x, barred(mask)[:, None])
+
+    x = torch.randn(16, 5, 8, generator=torch.Generator().manual_seed(1))
+    model: nn.Module = Late().eval() if late else Attend().eval()
+    inputs = (x, allowed.expand(16, 5, 5)) if late else (x,)
+    with torch.no_grad():
+        exact = model(*inputs)
+    assert not exact[:, 2].any() and exact[:, 3].any()
+    torch.testing.assert_close(run_graph(optimize(capture(model, inputs)), inputs)[0], exact)
+    config = bitdial.QuantizeConfig(selector="greedy", ratios=(0.0, 1.0), group_size=4)
+    qm = bitdial.quantize(model, [inputs], config, engine="reference")
+    for engine in ("reference", "cpu"):
+        got = QuantizedModel(from_bytes(to_bytes(qm.program)), engine)(inputs if late else x)
+        assert float(got[:, 2].abs().max()) < 0.02 * float(exact.abs().max())  # 0 but for the correction of biases
+        assert helpers.snr(exact, got) > 30.0
 
 
 def test_data_dependent_shape_is_refused() -> None:

@@ -32,7 +32,7 @@ NAMES = [
 
 
 def outputs(value: Any) -> list[Tensor]:
-    return list(value) if isinstance(value, tuple) else [value]
+    return _pytree.tree_leaves(value)
 
 
 @pytest.mark.parametrize("name", NAMES)

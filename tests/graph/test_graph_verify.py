@@ -85,9 +85,16 @@ def typed(value: str, shape: tuple[Any, ...]) -> Callable[[Graph], None]:
     return change
 
 
-def constant(name: str, shape: tuple[int, ...]) -> Callable[[Graph], None]:
+def of_dtype(value: str, dtype: str) -> Callable[[Graph], None]:
     def change(g: Graph) -> None:
-        g.constants[name] = np.zeros(shape, np.float32)
+        g.types[value] = TensorType(g.types[value].shape, dtype)
+
+    return change
+
+
+def constant(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Callable[[Graph], None]:
+    def change(g: Graph) -> None:
+        g.constants[name] = np.zeros(shape, dtype)
 
     return change
 
@@ -151,6 +158,23 @@ FAULTS: dict[str, tuple[Callable[[Graph], Any], str]] = {
     "layer_norm": (attribute("layer_norm", normalized_shape=[3]), "does not fit"),
     "softmax": (attribute("softmax", axis=3), "leave"),
     "relu, recorded type": (typed("relu", (N, 3, 9)), "recorded type"),
+    "slice, dtype": (of_dtype("slice", "uint8"), "it reads float32 and gives uint8"),
+    "reshape, dtype": (of_dtype("reshape", "int64"), "it reads float32 and gives int64"),
+    "max_pool, dtype": (of_dtype("max_pool", "float64"), "it reads float32 and gives float64"),
+    "conv, dtype": (of_dtype("x", "uint8"), "it reads uint8 and gives float32"),
+    "conv, weights": (constant("w", (6, 2, 3, 3), "float64"), "it reads float32 and gives float32"),
+    "linear, result": (of_dtype("linear", "float16"), "it reads float32 and gives float16"),
+    "mean, dtype": (of_dtype("mean", "int64"), "it reads float32 and gives int64"),
+    "add of a wider constant": (constant("c8", (8,), "float64"), "it reads float32, float64 and gives float32"),
+    "aten, dtype": (of_dtype("other", "int64"), "recorded as int64, but gives float32"),
+    "aten, another one asked for": (attribute("other", kwargs={"dtype": {"dtype": "int64"}}), "but gives int64"),
+    "aten, comparison": (field("other", op="aten.isnan.default"), "recorded as float32, but gives bool"),
+    "dtype that cannot be stored": (of_dtype("other", "complex64"), "values of complex64 cannot be stored"),
+    "template, value": (attribute("other", args=[{"value": 1}]), "means nothing"),
+    "template, dtype": (attribute("other", kwargs={"dtype": {"dtype": "load"}}), "means nothing"),
+    "template, mark": (attribute("other", args=[{"module": "os"}]), "means nothing"),
+    "template, output": (attribute("other", output=-1), "number of an output"),
+    "structure": (lambda g: setattr(g, "structure", ["tuple", [0]]), "structure of the outputs"),
 }
 
 
@@ -165,6 +189,23 @@ def test_planted_fault(name: str) -> None:
     plant(graph)
     with pytest.raises(GraphError, match=message):
         verify(graph)
+
+
+def test_eight_bit_values_are_told_from_integers() -> None:
+    """Encoded values go through 8-bit operators only; a uint8 input is no encoded value."""
+    types = {"x": TensorType((N, 8)), "q": TensorType((N, 8), "int8"), "r": TensorType((N, 8), "uint8")}
+    nodes = [Node("q", "quantize", ["x"]), Node("r", "relu", ["q"])]
+    graph = Graph(["x"], ["r"], nodes, {}, types)
+    verify(graph, {"q", "r"})
+    for encoded in ({"q"}, {"r"}, set[str]()):
+        with pytest.raises(GraphError, match="does not go together"):
+            verify(graph, encoded)
+    nodes[1] = Node("r", "aten.neg.default", ["q"], {"args": [{"value": 0}], "kwargs": {}})
+    with pytest.raises(GraphError, match="float operator reads or gives 8-bit values"):
+        verify(graph, {"q"})
+    types["q"] = TensorType((N, 8))
+    with pytest.raises(GraphError, match="8-bit, yet recorded as float32"):
+        verify(graph, {"q", "r"})
 
 
 def test_every_operator_with_a_rule_is_in_the_right_graph() -> None:

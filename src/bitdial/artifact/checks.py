@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.errors import ArtifactError
-from bitdial.graph.ir import BatchDim, Graph
+from bitdial.graph.ir import VALUE_DTYPES, BatchDim, Graph
 from bitdial.quantization.program import BLOCK_ROWS, Program, QuantizedLayer
 
 Array = npt.NDArray[Any]
@@ -23,7 +23,6 @@ MAX_MACS = 2**62
 EXTRACTIONS = ("static", "dynamic", "naive")
 GRANULARITIES = ("output", "block", "group")
 LAYER_KINDS = ("conv", "linear", "matmul")
-VALUE_DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _FACTOR_COUNT = {"add": 2, "mul": 1, "mean": 1, "avg_pool": 1, "quantize": 1, "dequantize": 1}
 
 
@@ -42,7 +41,7 @@ def check_program(program: Program, where: str) -> None:
             raise _broken(
                 where, f"layer '{name:.80}' has groups that are low at a ratio but not at the next, though nested"
             )
-    check_graph(program.graph, program.layers, where)
+    check_graph(program, where)
     known = {*program.graph.inputs, *nodes, *program.graph.constants}
     for value, q in program.qparams.items():
         if value not in known:
@@ -168,13 +167,14 @@ def _check_groups(layer: QuantizedLayer, require: Any) -> None:
         )
 
 
-def check_graph(graph: Graph, layers: dict[str, QuantizedLayer], where: str) -> None:
+def check_graph(program: Program, where: str) -> None:
     """Names, operators, types and shapes, by the verifier that runs between the passes.
 
     Weight and bias of a quantized layer are the layer's own; what the node names, if anything, is not looked at.
     """
     from bitdial.graph.verify import verify  # late: it brings the list of float operators, which only a check needs
 
+    graph, layers = program.graph, program.layers
     for name, kind in graph.types.items():
         if kind.dtype not in VALUE_DTYPES or not all(_is_dim(d) for d in kind.shape):
             raise _broken(where, f"type of '{name:.80}' is malformed")
@@ -184,7 +184,7 @@ def check_graph(graph: Graph, layers: dict[str, QuantizedLayer], where: str) -> 
         recorded = graph.types.get(name)
         if recorded is not None and recorded.shape != constant.shape:
             raise _broken(where, f"constant '{name:.80}' has another shape than its type")
-    trial = Graph(list(graph.inputs), list(graph.outputs), [], dict(graph.constants), graph.types)
+    trial = Graph(list(graph.inputs), list(graph.outputs), [], dict(graph.constants), graph.types, graph.structure)
     weights = {node.weight for node in graph.nodes if node.name not in layers}
     for name, constant in graph.constants.items():
         if constant.dtype == np.uint16 and (name not in weights or name in graph.outputs):
@@ -206,7 +206,7 @@ def check_graph(graph: Graph, layers: dict[str, QuantizedLayer], where: str) -> 
                 trial.constants[node.bias] = np.broadcast_to(np.float32(0), weight.shape[:1])
         trial.nodes.append(node)
     try:
-        verify(trial)
+        verify(trial, program.qparams.keys())
     except RecursionError:
         raise
     except Exception as error:  # the verifier trusts attribute types; whatever a hostile one trips over means the same

@@ -2,6 +2,7 @@
 
 Node: {"name", "op", "inputs"} and, unless empty, "attrs", "weight", "bias", "residual", "source".
 Type: [dtype, [dimensions]], a dimension being an int or ["N", k] for k times the batch size.
+"structure", where the outputs are more than one value or a tuple of values: see `bitdial.graph.structure`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def graph_to_json(graph: Graph, constants: list[str]) -> dict[str, Any]:
         }
         nodes.append(item | {key: value for key, value in optional.items() if value})
     types = {name: [t.dtype, [_dim_to_json(d) for d in t.shape]] for name, t in graph.types.items() if name in kept}
-    return {"inputs": list(graph.inputs), "outputs": list(graph.outputs), "nodes": nodes, "types": types}
+    result = {"inputs": list(graph.inputs), "outputs": list(graph.outputs), "nodes": nodes, "types": types}
+    return result if graph.structure is None else result | {"structure": to_plain(graph.structure, "output structure")}
 
 
 def graph_from_json(value: Any, where: str) -> Graph:
@@ -49,7 +51,8 @@ def graph_from_json(value: Any, where: str) -> Graph:
     fields = Fields(value, f"{where}: graph")
     nodes = [_node(item, f"{where}: node {i}") for i, item in enumerate(fields.rows("nodes"))]
     types = {name: _type(item, f"{where}: type of '{name:.80}'") for name, item in fields.mapping("types").items()}
-    graph = Graph(fields.strings("inputs"), fields.strings("outputs"), nodes, {}, types)
+    structure = fields.optional_rows("structure")  # files from before there was one have none
+    graph = Graph(fields.strings("inputs"), fields.strings("outputs"), nodes, {}, types, structure)
     fields.done()
     return graph
 

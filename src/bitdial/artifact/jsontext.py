@@ -135,6 +135,10 @@ class Fields:
         """A string, or None where the field is absent."""
         return self.text(key) if key in self._rest else None
 
+    def optional_rows(self, key: str) -> list[Any] | None:
+        """A list, or None where the field is absent."""
+        return self.rows(key) if key in self._rest else None
+
     def choice(self, key: str, allowed: tuple[str, ...]) -> str:
         value = self.text(key)
         if value not in allowed:

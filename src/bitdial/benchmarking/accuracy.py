@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,10 @@ def top1(outputs: Tensor, targets: Any) -> float:
 
 
 def _tensor(outputs: Any) -> Tensor:
-    first = outputs[0] if isinstance(outputs, tuple) else outputs
-    return torch.as_tensor(first)
+    """The first output of a network, whatever it returns them in."""
+    while isinstance(outputs, (tuple, list, Mapping)):
+        outputs = next(iter(outputs.values() if isinstance(outputs, Mapping) else outputs))
+    return torch.as_tensor(outputs)
 
 
 def evaluate_curve(

@@ -21,7 +21,7 @@ class Engine(Protocol):
     """A loaded model with its dial.
 
     run         batch (array or tensor; for several inputs a sequence of them, or a dict by name) -> output, or a tuple of
-                outputs.
+                outputs in order, however the network nests them (`QuantizedModel` gives its nesting and names back).
                 `ratio` overrides the dial for this call; it is read once, at the start.
     set_ratio   one store; takes effect from the next `run`
     ratio       the dial's present setting (an entry of `ratios`)

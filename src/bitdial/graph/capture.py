@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from bitdial.errors import CaptureError
 from bitdial.graph.convert import CONVERTERS, Converter, is_identity
-from bitdial.graph.ir import Graph
+from bitdial.graph.ir import VALUE_DTYPES, Graph
+from bitdial.graph.structure import describe
 from bitdial.graph.symbolic import Ref, dtype_name, tensor_type
 from bitdial.graph.verify import verify
 
@@ -157,6 +159,7 @@ class _Importer:
                 elif isinstance(node.meta.get("val"), Tensor):
                     self.known[node.name] = node.name
                     self.graph.inputs.append(node.name)
+                    self._check_dtype(node.meta["val"], f"the input '{node.name}' is")
                     self.graph.types[node.name] = tensor_type(node.meta["val"], node.name)
                 else:
                     self.known[node.name] = node.meta.get("val")
@@ -188,19 +191,38 @@ class _Importer:
                 f"the model writes into {sorted(mutated)} during evaluation: bitdial runs pure functions only; "
                 "remove the state update from forward()"
             )
+        places: list[int | None] = []  # where every leaf of what the model returns stands among the outputs
         for argument in node.args[0]:
             value = self.known[argument.name] if hasattr(argument, "name") else argument
             if isinstance(value, Tensor):
                 value = self.constant(value, "output")
-            if not isinstance(value, str):
+            if value is not None and not isinstance(value, str):
                 raise CaptureError(f"the model returns {value!r}, which is no tensor: return tensors only")
-            self.graph.outputs.append(value)
+            places.append(None if value is None else len(self.graph.outputs))
+            if value is not None:
+                self.graph.outputs.append(value)
+        if not self.graph.outputs:
+            raise CaptureError("the model returns no tensor: let forward() return its results")
+        try:
+            returned = _pytree.tree_unflatten(places, self.program.call_spec.out_spec)
+            self.graph.structure = describe(returned, _parts)
+        except Exception as error:
+            raise CaptureError(
+                f"what the model returns cannot be described as data ({type(error).__name__}: {error!s:.200}): return tensors "
+                "in tuples, lists and dicts"
+            ) from error
 
     def _call(self, node: Any) -> None:
         target = str(node.target)
         source = module_path(node)
+        where = f" in module '{source}'" if source else ""
         if target == "<built-in function getitem>":
             self.known[node.name] = self.known[node.args[0].name][node.args[1]]
+            if self.known[node.name] is None and node.users:
+                raise CaptureError(
+                    f"output {node.args[1]} of operator '{node.args[0].target}'{where} is not available (of pools "
+                    "and norms only the result is): change the model not to need it"
+                )
             return
         value = node.meta.get("val")
         if not isinstance(value, (Tensor, list, tuple)):
@@ -218,9 +240,21 @@ class _Importer:
         if args and isinstance(value, Tensor) and is_identity(target, self.value_dtype(args[0]), dtype_name(value)):
             self.known[node.name] = args[0]
             return
+        for tensor in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(tensor, Tensor):
+                self._check_dtype(tensor, f"operator '{target}'{where} gives")
         converter = Converter(self, node.name, target, source, args, kwargs, value)
         converter.fill_defaults(node.target)
         self.known[node.name] = CONVERTERS.get(target, Converter.generic)(converter)
+
+    @staticmethod
+    def _check_dtype(tensor: Tensor, what: str) -> None:
+        """Raise CaptureError for a dtype that no file can hold and the engines do not run."""
+        if dtype_name(tensor) not in VALUE_DTYPES:
+            remedy = "convert it to float32"
+            if tensor.is_complex():
+                remedy = "write the model with real numbers (a rotary embedding: cosines and sines)"
+            raise CaptureError(f"{what} {tensor.dtype}, which bitdial does not store: {remedy}")
 
     def _argument(self, argument: Any) -> Any:
         """fx argument -> value name wrapped in Ref, constant Tensor, number, or a nested list of those."""
@@ -263,8 +297,14 @@ class _Importer:
                 raise CaptureError(
                     f"the constant '{name}' is {tensor.dtype}: convert the model with model.float() first"
                 )
+            self._check_dtype(tensor, f"the constant '{name}' is")
             array = tensor.detach().cpu().contiguous().clone().numpy()
-            self.graph.constants[name] = array.astype(np.float32) if array.dtype == np.float64 else array
+            if array.dtype.kind == "f" and not np.all((array == array) & (array < np.inf)):
+                raise CaptureError(
+                    f"the constant '{name}' holds NaN or +infinity, which is not stored: use a large finite number, such as "
+                    "torch.finfo(torch.float32).max"
+                )
+            self.graph.constants[name] = array
         return name
 
     def fresh(self, hint: str) -> str:
@@ -296,6 +336,12 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(v)
     else:
         yield value
+
+
+def _parts(value: Any) -> list[Any]:
+    """What lies directly in a container that torch can flatten."""
+    leaves: list[Any] = _pytree.tree_leaves(value, is_leaf=lambda part: part is not value)
+    return leaves
 
 
 def _mentions_values(value: Any) -> bool:

@@ -68,16 +68,16 @@ class Converter:
         inputs: list[Any],
         attrs: dict[str, Any] | None = None,
         *,
-        shape: Shape | None = None,
+        kind: TensorType | None = None,
         **roles: Any,
     ) -> str:
-        """Add a node; the type comes from the fx node, or from `shape` for intermediate nodes."""
-        if shape is None:
+        """Add a node; its type is what torch.export recorded for the fx node, or `kind` for one of several outputs and for
+        intermediate nodes."""
+        if kind is None:
             kind = tensor_type(self.value, self.name)
             name = self.importer.fresh(self.name)
         else:
-            kind = TensorType(shape)
-            name = self.importer.fresh(f"{self.name}_{op}")
+            name = self.importer.fresh(f"{self.name}_{op.removeprefix('aten.').removesuffix('.default').strip('_')}")
         node = Node(name, op, [self.ref(v) for v in inputs], attrs or {}, source=self.source)
         for role, value in roles.items():
             setattr(node, role, None if value is None else self.ref(value))
@@ -97,6 +97,16 @@ class Converter:
 
     def shape(self, value: Any) -> Shape:
         return value_shape(self.importer.graph, self.ref(value))
+
+    def float32(self, *values: Any) -> bool:
+        """Whether all of these, and the result, are float32: what operators other than `aten.*` and movements compute in."""
+        return self.value.dtype == torch.float32 and all(self.importer.value_dtype(v) == "float32" for v in values)
+
+    def operands(self, values: list[Any]) -> list[Any] | None:
+        """Operands of an elementwise float32 operator: constants and numbers as float32, as torch promotes them. None where
+        the result is of another dtype, or a value is."""
+        values = [v.float() if isinstance(v, Tensor) and v.dtype != torch.float32 else v for v in values]
+        return values if self.float32(*(v for v in values if isinstance(v, (Tensor, Ref)))) else None
 
     def axis(self, axis: int, value: Any, extra: int = 0) -> int:
         return axis % (len(self.shape(value)) + extra)
@@ -122,11 +132,7 @@ class Converter:
         inputs: list[str] = []
         attrs = {
             "args": [self._template(a, inputs) for a in self.given],
-            "kwargs": {
-                k: self._template(v, inputs)
-                for k, v in self.given_kwargs.items()
-                if v is not None and k not in _PLACEMENT
-            },
+            "kwargs": {k: self._template(v, inputs) for k, v in self.given_kwargs.items() if k not in _PLACEMENT},
         }
         if index is not None:
             attrs["output"] = index  # type: ignore[assignment]
@@ -170,6 +176,8 @@ class Converter:
             return str(self.generic())
         size_at = next(i for i, a in enumerate(self.args) if isinstance(a, (list, tuple)))
         rank = len(self.args[size_at])
+        if any(isinstance(a, (torch.SymInt, torch.SymFloat)) for a in self.args[size_at + 1 :]):
+            raise self.unsupported("what it fills in depends on the batch size")
         cell = [*self.given[:size_at], [1] * rank, *self.given[size_at + 1 :]]
         with torch.no_grad():
             constant = self.function(*cell, **{k: v for k, v in self.given_kwargs.items() if k not in _PLACEMENT})
@@ -193,7 +201,7 @@ class Converter:
                     d if a == 0 else int(d) + a  # type: ignore[arg-type]
                     for d, (_, a) in zip(self.shape(x), pads, strict=True)
                 )
-                x = self.emit("pad", [x], {"pads": pads, "value": 0.0}, shape=shape)
+                x = self.emit("pad", [x], {"pads": pads, "value": 0.0}, kind=TensorType(shape, "float32"))
         attrs = {"stride": stride, "padding": _per_axis(padding, rank), "dilation": dilation, "groups": groups}
         return self.emit("conv", [x], attrs, weight=w, bias=b)
 
@@ -214,7 +222,7 @@ class Converter:
         return self._matmul(self.args[0], self.args[1], transpose_b=False)
 
     def _matmul(self, a: Any, b: Any, transpose_b: bool) -> str:
-        if not _is_float(self.value):
+        if not self.float32(a, b):
             return str(self.generic())
         if isinstance(b, Tensor) and b.dim() == 2:
             return self.emit("linear", [a], weight=b if transpose_b else b.t().contiguous())
@@ -224,25 +232,29 @@ class Converter:
 
     def addmm(self) -> str:
         bias, x, w = self.args[:3]
-        if isinstance(w, Tensor) and isinstance(bias, Tensor) and bias.dim() == 1 and not self.given_kwargs:
+        constants = isinstance(w, Tensor) and isinstance(bias, Tensor) and bias.dim() == 1
+        if constants and not self.given_kwargs and self.float32(bias, x, w):
             return self.emit("linear", [x], weight=w.t().contiguous(), bias=bias)
         return str(self.generic())
 
     def add(self) -> str:
-        a, b = self.args[:2]
-        if (self.args[2] if len(self.args) > 2 else 1) != 1 or not _is_float(self.value):
+        operands = self.operands(self.args[:2])
+        if (self.args[2] if len(self.args) > 2 else 1) != 1 or operands is None:
             return str(self.generic())
-        return self.emit("add", [a, b])
+        return self.emit("add", operands)
 
     def mul(self) -> str:
-        return self.emit("mul", self.args[:2]) if _is_float(self.value) else str(self.generic())
+        operands = self.operands(self.args[:2])
+        return str(self.generic()) if operands is None else self.emit("mul", operands)
 
     def div_by_number(self) -> str:
-        divisor = self.args[1]
-        if isinstance(divisor, Tensor) and divisor.numel() == 1:
+        x, divisor = self.args[:2]
+        if isinstance(divisor, Tensor) and divisor.numel() == 1 and divisor.dim() <= len(self.shape(x)):
             divisor = float(divisor)
+        if not self.float32(x):
+            return str(self.generic())
         if isinstance(divisor, (int, float)) and math.frexp(abs(divisor))[0] == 0.5:  # exact: a power of two
-            return self.emit("mul", [self.args[0], 1.0 / divisor])
+            return self.emit("mul", [x, 1.0 / divisor])
         return str(self.generic())
 
     def batch_norm(self) -> Any:
@@ -250,6 +262,7 @@ class Converter:
         eps = self.args[-1] if self.target.endswith("no_training.default") else self.args[7]
         if mean is None or var is None:
             raise self.unsupported("batch normalisation without running statistics depends on the other samples")
+        self.check_float(x)
         channels = int(mean.shape[0])
         w = torch.ones(channels) if w is None else w
         b = torch.zeros(channels) if b is None else b
@@ -261,45 +274,60 @@ class Converter:
 
     def layer_norm(self) -> Any:
         x, shape, w, b, eps = self.args[:5]
+        parameters = [p for p in (w, b) if p is not None]
         many = isinstance(self.value, (list, tuple))
+        if any(self.importer.value_dtype(v) != "float32" for v in (x, *parameters)):
+            return self.generic()
         if many:
             self.value = self.value[0]
         if w is None and b is not None:
-            w = torch.ones(list(shape))
-        parameters = [p for p in (w, b) if p is not None]
+            parameters = [torch.ones(list(shape)), b]
         result = self.emit("layer_norm", [x, *parameters], {"normalized_shape": [int(d) for d in shape], "eps": eps})
         return [result, None, None] if many else result
 
     def attention(self) -> str:
-        """scaled_dot_product_attention as matmul, mask, softmax, matmul."""
+        """scaled_dot_product_attention as matmul, mask, softmax, matmul. Queries that may attend to nothing (a row of the mask
+        that is False or -inf throughout) get 0, as from torch."""
         q, k, v, mask, dropout, causal, scale = self.args[:7]
         if dropout:
             raise self.unsupported(f"it drops {dropout} of its weights at random")
-        at_run_time = isinstance(mask, str) and self.importer.graph.types[mask].dtype == "bool"
-        if at_run_time or self.args[7] or len(self.shape(q)) < 3 or not all(isinstance(t, str) for t in (q, k, v)):
+        plain = self.float32(q, k, v) and all(isinstance(t, str) for t in (q, k, v)) and len(self.shape(q)) >= 3
+        at_run_time = isinstance(mask, str)
+        if not plain or self.args[7] or (at_run_time and not self.float32(mask)):
             return str(self.generic())
         qs, ks = self.shape(q), self.shape(k)
         scale = float(scale) if scale is not None else 1.0 / math.sqrt(int(qs[-1]))  # type: ignore[arg-type]
         shape = (*broadcast(qs[:-2], ks[:-2]), qs[-2], ks[-2])
-        scores = self.emit("matmul", [q, k], {"transpose_b": True, "scale": scale}, shape=shape)
+        kind = TensorType(shape, "float32")
+        scores = self.emit("matmul", [q, k], {"transpose_b": True, "scale": scale}, kind=kind)
         if causal:
             mask = torch.ones(int(qs[-2]), int(ks[-2]), dtype=torch.bool).tril()  # type: ignore[arg-type]
-        if mask is not None:
-            if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        empty_rows = at_run_time
+        if isinstance(mask, Tensor):
+            barred = ~mask if mask.dtype == torch.bool else mask == -math.inf
+            empty = barred.all(dim=-1, keepdim=True)
+            empty_rows = bool(empty.any())
+            if mask.dtype == torch.bool:
                 # a large finite number instead of -inf: softmax gives exactly 0 for it, and stored values stay finite
-                mask = torch.zeros(mask.shape).masked_fill(~mask, -1e30)
-            scores = self.emit("add", [scores, mask], shape=broadcast(shape, self.shape(mask)))
-        weights = self.emit("softmax", [scores], {"axis": len(shape) - 1}, shape=self.shape(scores))
+                mask = torch.zeros(mask.shape).masked_fill(barred, -1e30).masked_fill(empty, -math.inf)
+        if mask is not None:
+            kind = TensorType(broadcast(shape, self.shape(mask)), "float32")
+            scores = self.emit("add", [scores, mask], kind=kind)
+        if empty_rows:
+            template: dict[str, Any] = {"args": [{"value": 0}, -1], "kwargs": {}}
+            weights = self.emit("aten._safe_softmax.default", [scores], template, kind=kind)
+        else:
+            weights = self.emit("softmax", [scores], {"axis": len(kind.shape) - 1}, kind=kind)
         return self.emit("matmul", [weights, v], {"transpose_b": False})
 
     def softmax(self) -> str:
         x, axis = self.args[:2]
-        return self.emit("softmax", [x], {"axis": self.axis(axis, x)})
+        return self.emit("softmax", [x], {"axis": self.axis(axis, x)}) if self.float32(x) else str(self.generic())
 
     def unary(self) -> str:
         op = self.target.split(".")[1].rstrip("_")
         attrs: dict[str, Any] = {}
-        if not _is_float(self.value):
+        if not self.float32(self.args[0]):
             return str(self.generic())
         if op == "hardtanh":
             lo, hi = float(self.args[1]), float(self.args[2])
@@ -341,7 +369,7 @@ class Converter:
 
     def avg_pool(self) -> str:
         x, kernel, stride, padding, ceil_mode, count_include_pad, divisor = self.args[:7]
-        if divisor is not None or len(self.shape(x)) != 4:
+        if divisor is not None or len(self.shape(x)) != 4 or not self.float32(x):
             return str(self.generic())
         kernel = _per_axis(kernel, 2)
         stride = _per_axis(stride, 2) if stride else kernel
@@ -356,6 +384,8 @@ class Converter:
 
     def adaptive_avg_pool(self) -> str:
         x, size = self.args[:2]
+        if not self.float32(x):
+            return str(self.generic())
         shape = self.shape(x)
         rank = len(size)
         spatial = [int(d) for d in shape[len(shape) - rank :]]  # type: ignore[arg-type]
@@ -376,16 +406,16 @@ class Converter:
         return str(self.generic())
 
     def mean(self) -> str:
-        x, axes, keepdim = self.args[:3]
+        x, axes, keepdim = self.args[:3] if self.target == "aten.mean.dim" else (self.args[0], None, False)
         rank = len(self.shape(x))
         axes = list(range(rank)) if not axes else sorted(int(i) % rank for i in axes)
         if not all(isinstance(self.shape(x)[i], int) for i in axes):
             raise self.unsupported("it averages over the batch, so that an answer would depend on the other samples")
+        if not self.float32(x):
+            return str(self.generic())
         return self.emit("mean", [x], {"axes": axes, "keepdim": bool(keepdim)})
 
     def reshape(self) -> str:
-        if not _is_float(self.value):
-            return str(self.generic())
         return self.emit("reshape", [self.args[0]], {"shape": shape_to_attr(shape_of(self.value.shape, self.name))})
 
     def expand(self) -> str:
@@ -433,18 +463,23 @@ class Converter:
         x, axis = self.args[:2]
         axis = self.axis(axis, x)
         shape = self.shape(x)
-        out = (*shape[:axis], *shape[axis + 1 :])
-        count = len(self.value)
-        return [self.emit("select", [x], {"axis": axis, "index": i}, shape=out) for i in range(count)]
+        if not isinstance(shape[axis], int):
+            raise self.unsupported("it takes the batch apart")
+        return [
+            self.emit("select", [x], {"axis": axis, "index": i}, kind=tensor_type(part, self.name))
+            for i, part in enumerate(self.value)
+        ]
 
     def split(self) -> list[str]:
         x, axis = self.args[0], self.args[2]
         axis = self.axis(axis, x)
-        shape, start, result = self.shape(x), 0, []
+        if not isinstance(self.shape(x)[axis], int):
+            raise self.unsupported("it takes the batch apart")
+        start, result = 0, []
         for part in self.value:
             stop = start + int(part.shape[axis])
-            out = (*shape[:axis], stop - start, *shape[axis + 1 :])
-            result.append(self.emit("slice", [x], {"axis": axis, "start": start, "stop": stop, "step": 1}, shape=out))
+            attrs = {"axis": axis, "start": start, "stop": stop, "step": 1}
+            result.append(self.emit("slice", [x], attrs, kind=tensor_type(part, self.name)))
             start = stop
         return result
 
@@ -459,7 +494,7 @@ class Converter:
         pads = [[0, 0] for _ in range(rank)]
         for i in range(len(flat) // 2):
             pads[rank - 1 - i] = [flat[2 * i], flat[2 * i + 1]]
-        if min(flat, default=0) < 0 or pads[0] != [0, 0]:
+        if min(flat, default=0) < 0 or pads[0] != [0, 0] or not self.float32(x):  # the value to pad with is a float
             return str(self.generic())
         if not any(flat):
             return str(x)
@@ -468,19 +503,23 @@ class Converter:
     def concat(self) -> str:
         tensors, axis = self.args[0], self.args[1] or 0
         tensors = [t for t in tensors if self.shape(t) != (0,)]
-        if not _is_float(self.value):
+        operands = self.operands(tensors)
+        if operands is None:
             return str(self.generic())
         axis = self.axis(axis, tensors[0])
         if not all(isinstance(self.shape(t)[axis], int) for t in tensors):
             raise self.unsupported("it concatenates along the batch")
-        return self.emit("concat", list(tensors), {"axis": axis})
+        return self.emit("concat", operands, {"axis": axis})
 
     def stack(self) -> str:
-        tensors, axis = self.args[0], self.args[1] or 0
+        tensors, axis = self.operands(self.args[0]), self.args[1] or 0
+        if tensors is None:
+            return str(self.generic())
         axis = self.axis(axis, tensors[0], extra=1)
         shape = self.shape(tensors[0])
         one = (*shape[:axis], 1, *shape[axis:])
-        parts = [self.emit("reshape", [t], {"shape": shape_to_attr(one)}, shape=one) for t in tensors]
+        kind = TensorType(one, "float32")
+        parts = [self.emit("reshape", [t], {"shape": shape_to_attr(one)}, kind=kind) for t in tensors]
         return self.emit("concat", parts, {"axis": axis})
 
     def roll(self) -> str:
@@ -496,10 +535,6 @@ class Converter:
 def _per_axis(value: Any, rank: int) -> list[int]:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     return [int(v) for v in (values * rank if len(values) == 1 else values)]
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
 def _table() -> dict[str, Callable[[Converter], Any]]:

@@ -1,8 +1,9 @@
 """The fixed list of torch operators that may stand in a graph as `aten.*` nodes and run in float.
 
 A graph read from a file can name only these: all are pure functions of their arguments (no randomness, no in-place
-writes, no file or network access). An operator that is missing here makes capture fail with its name and module path;
-adding one is one word in this file.
+writes, no file or network access) whose results are real numbers of a size that follows from the arguments' sizes. An
+operator that is missing here makes capture fail with its name and module path; adding one is one word in this file, and one
+in `graph/dtypes.py` where it does not keep its input's dtype.
 """
 
 from __future__ import annotations
@@ -10,27 +11,27 @@ from __future__ import annotations
 _DEFAULT = """
 abs acos acosh argsort asin asinh atan atanh avg_pool1d avg_pool3d
 bitwise_not bmm ceil celu channel_shuffle col2im conv_tbc cos cosh cumprod
-digamma einsum elu embedding erf erfc erfinv exp exp2 expm1 floor fmod frac gelu glu grid_sampler grid_sampler_2d
+digamma einsum elu embedding erf erfc erfinv exp exp2 expm1 floor floor_divide frac gelu glu grid_sampler grid_sampler_2d
 group_norm hardshrink hardsigmoid hardswish hardtanh im2col instance_norm isfinite isinf isnan layer_norm leaky_relu
-linalg_vector_norm log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor logit masked_select
-matmul maximum minimum mish mm mv native_channel_shuffle neg norm one_hot pixel_shuffle pixel_unshuffle prelu reciprocal
+linalg_vector_norm log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor logit
+matmul maximum minimum mish mm mv native_channel_shuffle neg one_hot pixel_shuffle pixel_unshuffle prelu reciprocal
 reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 replication_pad1d replication_pad2d replication_pad3d
-repeat rms_norm round rsqrt rsub selu sgn sigmoid sign silu sin sinc sinh softplus softshrink sqrt square tan tanh
-threshold trace trunc unfold view_as_complex view_as_real zeros_like ones_like adaptive_avg_pool1d adaptive_avg_pool2d
+repeat rms_norm round rsqrt selu sgn sigmoid sign silu sin sinc sinh softplus softshrink sqrt square tan tanh
+threshold trace trunc unfold zeros_like ones_like adaptive_avg_pool1d adaptive_avg_pool2d
 adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d avg_pool2d max_pool1d max_pool2d max_pool3d constant_pad_nd
-flip fliplr flipud gather index_select masked_fill nonzero permute roll take_along_dim tril triu where scatter pad
-full_like addmm baddbmm addcmul addcdiv lerp cosine_similarity pairwise_distance native_group_norm
-native_layer_norm topk convolution unflatten conv_transpose1d scaled_dot_product_attention clone
+flip fliplr flipud gather index_select permute roll take_along_dim tril triu pad
+full_like addmm baddbmm addcmul addcdiv cosine_similarity pairwise_distance native_group_norm
+native_layer_norm topk convolution conv_transpose1d scaled_dot_product_attention clone
 """.split()
 
 _OVERLOADS = """
 add.Tensor add.Scalar sub.Tensor sub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode
-rsub.Tensor rsub.Scalar
+rsub.Tensor rsub.Scalar fmod.Tensor fmod.Scalar lerp.Tensor lerp.Scalar
 pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar remainder.Scalar remainder.Tensor floor_divide.Scalar
 eq.Scalar eq.Tensor ne.Scalar ne.Tensor lt.Scalar lt.Tensor le.Scalar le.Tensor gt.Scalar gt.Tensor ge.Scalar ge.Tensor
 amax.default amin.default max.dim min.dim sum.dim_IntList sum.default mean.dim mean.default prod.dim_int var.correction
 std.correction argmax.default argmin.default all.dim any.dim cumsum.default logsumexp.default
-softmax.int _softmax.default log_softmax.int _log_softmax.default
+softmax.int _softmax.default _safe_softmax.default log_softmax.int _log_softmax.default
 where.self where.ScalarOther where.ScalarSelf masked_fill.Scalar masked_fill.Tensor index.Tensor
 to.dtype _to_copy.default clamp.default clamp_min.default clamp_max.default clamp.Tensor atan2.default
 upsample_nearest2d.default upsample_nearest2d.vec upsample_bilinear2d.default upsample_bilinear2d.vec

@@ -29,6 +29,8 @@ Operators (x is the first input; attributes in brackets; semantics as in torch, 
   pad         {pads: [[before, after] per axis], value}
   roll        {shifts, axes}
   gather      {axis, indices}   fixed reorder of one axis (inserted by the layout pass; counted in reports)
+              (max_pool, reshape .. pad, roll and gather take any dtype and keep it; all other operators up to here and
+              softmax are float32 throughout, or 8-bit in a quantized program: `bitdial.graph.dtypes`)
   layer_norm  inputs x, [weight], [bias]  {normalized_shape, eps}
   softmax     {axis}
   aten.*      a torch operator by overload name, from the fixed list in `graph/float_ops.py`; {args, kwargs}: a JSON
@@ -69,11 +71,12 @@ class BatchDim:
 
 Dim = int | BatchDim
 Shape = tuple[Dim, ...]
+VALUE_DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True)
 class TensorType:
-    """Shape and dtype ("float32", "int64", "bool", after quantization also "uint8" and "int8") of a value."""
+    """Shape and dtype (one of VALUE_DTYPES; 8-bit encoded values of a quantized program are "uint8" and "int8") of a value."""
 
     shape: Shape
     dtype: str = "float32"
@@ -118,13 +121,17 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes in topological order, constants, and the type of every value."""
+    """Nodes in topological order, constants, and the type of every value.
+
+    structure: how the outputs nest and what they are called (`bitdial.graph.structure`); None: one value, or a tuple.
+    """
 
     inputs: list[str]
     outputs: list[str]
     nodes: list[Node]
     constants: dict[str, Array]
     types: dict[str, TensorType]
+    structure: Any = None
 
     def node(self, name: str) -> Node:
         """The node that produces `name`. Raises KeyError."""
@@ -155,7 +162,8 @@ class Graph:
             Node(n.name, n.op, list(n.inputs), _copy_json(n.attrs), n.weight, n.bias, n.residual, n.source)
             for n in self.nodes
         ]
-        return Graph(list(self.inputs), list(self.outputs), nodes, dict(self.constants), dict(self.types))
+        types = dict(self.types)
+        return Graph(list(self.inputs), list(self.outputs), nodes, dict(self.constants), types, self.structure)
 
     def __str__(self) -> str:
         from bitdial.graph.text import format_graph

@@ -20,6 +20,7 @@ def dtype_name(value: Tensor) -> str:
 
 
 def tensor_type(value: Tensor, where: str) -> TensorType:
+    """The type that torch.export recorded. Raises CaptureError for a size that is no multiple of the batch size."""
     return TensorType(shape_of(value.shape, where), dtype_name(value))
 
 

@@ -1,15 +1,17 @@
-"""The checker that runs between passes: structure, and shapes inferred again wherever the rule is known."""
+"""The checker that runs between passes: structure, dtypes, and shapes inferred again wherever the rule is known."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from bitdial.errors import GraphError
 from bitdial.graph.bfloat16 import PRECISIONS, STORED, finite
+from bitdial.graph.dtypes import check_dtypes
 from bitdial.graph.float_ops import ALLOWED
-from bitdial.graph.ir import UNARY_OPS, BatchDim, Dim, Graph, Node, Shape
+from bitdial.graph.ir import UNARY_OPS, VALUE_DTYPES, BatchDim, Dim, Graph, Node, Shape
+from bitdial.graph.structure import check_structure
 
 QUANTIZED_OPS = frozenset({"quantize", "dequantize", "table"})
 KNOWN_OPS = (
@@ -22,11 +24,13 @@ KNOWN_OPS = (
 )
 
 
-def verify(graph: Graph) -> None:
+def verify(graph: Graph, encoded: Set[str] = frozenset()) -> None:
     """Check a graph. Raises GraphError naming the node and what is wrong.
 
     Checked: names are unique, operands exist before use, operators are known, conv/linear have constant weights of the
-    right rank, every value has a type, and inferred shapes agree with the recorded ones.
+    right rank, every value has a type, and inferred dtypes and shapes agree with the recorded ones.
+
+    encoded: the values of a quantized program that are 8-bit.
     """
     defined = set(graph.constants)
     for value in graph.inputs:
@@ -49,7 +53,10 @@ def verify(graph: Graph) -> None:
         for operand in (*node.inputs, *((node.bias,) if node.bias is not None else ())):
             if operand in graph.constants and graph.constants[operand].dtype == STORED:
                 raise GraphError(f"node '{node.name}': operand '{operand}' holds bit patterns, which only weights may")
+        if graph.types[node.name].dtype not in VALUE_DTYPES:
+            raise GraphError(f"node '{node.name}': values of {graph.types[node.name].dtype:.40} cannot be stored")
         try:
+            check_dtypes(node, graph, encoded)
             shape = infer_shape(node, graph)
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise GraphError(f"node '{node.name}' ({node.op}): malformed attributes or operands: {error!r}") from error
@@ -62,6 +69,7 @@ def verify(graph: Graph) -> None:
     for output in graph.outputs:
         if output not in defined:
             raise GraphError(f"graph output '{output}' is not defined")
+    check_structure(graph.structure, len(graph.outputs))
 
 
 def _check_roles(node: Node, graph: Graph) -> None:

@@ -139,7 +139,7 @@ class _Builder:
         self.shared: dict[str, QParams] = {}
         self.done: dict[str, str] = {}  # values already converted: "value->8" or "value->f"
         ratios = list(config.ratios)
-        self.out = Graph(list(graph.inputs), [], [], dict(graph.constants), dict(graph.types))
+        self.out = Graph(list(graph.inputs), [], [], dict(graph.constants), dict(graph.types), graph.structure)
         self.program = Program(self.out, ratios, {}, {}, extraction=config.extraction, nested=config.nested)
 
     def run(self) -> Program:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bitdial.graph.ir import COMPUTE_OPS, MOVEMENT_OPS, UNARY_OPS, Graph, Node
 
-_NON_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax"})
+_NON_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "aten._safe_softmax.default"})
 _INHERIT = frozenset(
     {"reshape", "permute", "expand", "slice", "select", "roll", "gather", "max_pool", "mean", "avg_pool"}
 )

@@ -144,7 +144,7 @@ class CpuEngine:
             if not isinstance(part, np.ndarray):
                 device = part.device
                 part = part.detach().cpu().numpy()
-            arrays.append(np.ascontiguousarray(part))
+            arrays.append(np.asarray(part, order="C"))  # ascontiguousarray would give a number an axis
         return arrays, device
 
     # ---- what was executed -----------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ class Fallback:
                         native.write(context, place.tensor, array, place.channels_first)
                     for name in [v for v in values if self.last_elsewhere.get(v, -1) <= position]:
                         del values[name]
-                outputs = [np.ascontiguousarray(value(v).numpy()) for v in graph.outputs]
+                outputs = [np.asarray(value(v).numpy(), order="C") for v in graph.outputs]
                 # an output may be an input, or given twice
                 taken = [(*arrays, *outputs[:i]) for i in range(len(outputs))]
                 return [

@@ -96,7 +96,7 @@ class ReferenceEngine:
 
 def _from_numpy(array: npt.NDArray[Any]) -> Tensor:
     """Shares the array's memory where that is possible; the engine never writes into its inputs."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 

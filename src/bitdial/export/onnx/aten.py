@@ -194,6 +194,14 @@ def _softmax(a: AtenNode) -> str:
     return a.emit("LogSoftmax" if "log" in a.name else "Softmax", [a.x(0, a.dtype)], axis=a.axes(1)[0])
 
 
+def _safe_softmax(a: AtenNode) -> str:
+    """Rows that are -inf throughout, where softmax gives NaN, become 0."""
+    x, axis = a.x(), a.axes(1)[0]
+    largest = a.b.reduce("ReduceMax", x, [axis], True, f"{a.node.name}/largest")
+    empty = a.inner("Equal", [largest, a.b.scalar(-np.inf)])
+    return a.emit("Where", [empty, a.b.scalar(0.0), a.inner("Softmax", [x], axis=axis)])
+
+
 def _where(a: AtenNode) -> str:
     return a.emit("Where", [a.x(0, "bool"), a.x(1, a.dtype), a.x(2, a.dtype)])
 
@@ -321,7 +329,8 @@ def _identity(a: AtenNode) -> str:
 _OTHERS: dict[str, Callable[[AtenNode], str]] = {
     "linalg_vector_norm": _norm, "clamp": _clamp, "clamp_min": _clamp, "clamp_max": _clamp, "to": _cast,
     "_to_copy": _cast, "bitwise_not": _bitwise_not, "rsqrt": _rsqrt, "square": _square, "log1p": _log1p, "gelu": _gelu,
-    "softmax": _softmax, "_softmax": _softmax, "log_softmax": _softmax, "_log_softmax": _softmax, "where": _where,
+    "softmax": _softmax, "_softmax": _softmax, "log_softmax": _softmax, "_log_softmax": _softmax,
+    "_safe_softmax": _safe_softmax, "where": _where,
     "masked_fill": _masked_fill, "matmul": _matmul, "bmm": _matmul, "mm": _matmul, "einsum": _einsum, "cumsum": _cumsum,
     "argmax": _arg, "argmin": _arg, "group_norm": _group_norm, "layer_norm": _layer_norm, "upsample_nearest2d": _resize,
     "upsample_bilinear2d": _resize, "pixel_shuffle": _pixel_shuffle, "repeat_interleave": _repeat_interleave,

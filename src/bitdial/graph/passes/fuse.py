@@ -61,8 +61,8 @@ def _takers(graph: Graph, add: Node) -> list[tuple[int, int]]:
         node = graph.nodes[i]
         fits = node.op in ("conv", "linear") and node.residual is None and "activation" not in node.attrs
         other = add.inputs[1 - position]
-        same_shape = other in graph.types and graph.types[other].shape == graph.types[value].shape
-        if fits and same_shape and _private(graph, node):
+        same_type = other in graph.types and graph.types[other] == graph.types[value]
+        if fits and same_type and _private(graph, node):
             candidates.append((i, position))
     return candidates
 

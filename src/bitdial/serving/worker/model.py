@@ -22,6 +22,7 @@ from bitdial.engines.base import Engine, create_engine, default_engine
 from bitdial.errors import EngineError, InputError
 from bitdial.graph.batch_axis import batch_axes
 from bitdial.graph.ir import BatchDim
+from bitdial.graph.structure import output_names
 from bitdial.processor import processor_name
 from bitdial.quantization.program import Program
 from bitdial.serving.worker.batching import part
@@ -232,7 +233,8 @@ def _output_infos(program: Program, found: Sequence[Array], path: str) -> tuple[
     """From the graph's shapes and what a run on one image gave."""
     graph, axes = program.graph, batch_axes(program.graph)
     result = []
-    for name, array in zip(graph.outputs, found, strict=True):
+    names = output_names(graph.structure, graph.outputs)
+    for name, shown, array in zip(graph.outputs, names, found, strict=True):
         kind, axis = graph.types[name], axes.get(name)
         if axis is None or axis.outer != 1:
             raise UnservableError(
@@ -240,7 +242,7 @@ def _output_infos(program: Program, found: Sequence[Array], path: str) -> tuple[
                 "answers of a batch could not be told apart; give the model an output with a batch axis"
             )
         shape = tuple(-1 if i == axis.axis else int(d) for i, d in enumerate(array.shape))
-        info = TensorInfo(name, array.dtype.name, shape, axis.inner)
+        info = TensorInfo(shown, array.dtype.name, shape, axis.inner)
         if array.shape != info.of(1):
             raise UnservableError(f"{path}: output '{name}' is {kind} in the file, but comes as {list(array.shape)}")
         result.append(info)

@@ -18,7 +18,7 @@ BOUNDED = {"kind": "clamp", "lo": 0.0, "hi": 15.0}  # keeps integers small, so t
 
 
 class Build:
-    """Builds a graph node by node; weights are small integers in float64, so that sums are exact in any order."""
+    """Builds a graph node by node; weights are small integers, so that sums are exact in any order."""
 
     def __init__(self, *shape: int, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
@@ -34,7 +34,7 @@ class Build:
 
     def constant(self, *shape: int) -> str:
         name = f"c{len(self.graph.constants)}"
-        self.graph.constants[name] = self.rng.integers(-2, 3, shape).astype(np.float64)
+        self.graph.constants[name] = self.rng.integers(-2, 3, shape).astype(np.float32)
         return name
 
     def shape(self, value: str) -> tuple[Any, ...]:
@@ -121,7 +121,10 @@ def integers(graph: Graph, seed: int = 0, batch: int = 3) -> torch.Tensor:
 
 
 def values_of(graph: Graph, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-    seen: dict[str, torch.Tensor] = {k: torch.from_numpy(np.array(v)) for k, v in graph.constants.items()}
+    """Values by name and outputs, computed in float64 as x is: constants of float32 are widened."""
+    seen: dict[str, torch.Tensor] = {
+        k: torch.from_numpy(v.astype(np.float64) if v.dtype == np.float32 else np.array(v)) for k, v in graph.constants.items()
+    }
     seen[graph.inputs[0]] = x
     with torch.no_grad():
         for node in graph.nodes:

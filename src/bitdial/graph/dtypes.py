@@ -70,7 +70,8 @@ def check_dtypes(node: Node, graph: Graph, encoded: Set[str]) -> None:
         promotes = node.op in _TRUE or node.op == "clamp"
         fits = all(v == "float32" or (promotes and v not in _FLOATS) for v in inputs)
     if not fits:
-        raise ValueError(f"it reads {', '.join(inputs) or 'nothing'} and gives {result}, which does not go together")
+        reads = ["8-bit" if v in encoded else value_dtype(graph, v) for v in node.operands()]
+        raise ValueError(f"it reads {', '.join(reads) or 'nothing'} and gives {result}, which does not go together")
 
 
 def _compute(node: Node, graph: Graph, encoded: Set[str], inputs: list[str], result: str) -> bool:

@@ -163,6 +163,13 @@ def serve(
             rich_help_panel=_WEB, show_default=False,
         ),
     ] = None,
+    max_json_mb: Annotated[
+        float | None,
+        typer.Option(
+            "--max-json-mb", metavar="MIB", help="Most JSON in a request; larger tensors: in binary. Default: 4, or one image.",
+            rich_help_panel=_WEB, show_default=False,
+        ),
+    ] = None,
     max_connections: Annotated[
         int | None,
         typer.Option(
@@ -213,8 +220,8 @@ def serve(
             None if config is None else read_config_file(config),
             {
                 "host": host, "port": port, "api_key": api_key, "tls_cert": tls_cert, "tls_key": tls_key,
-                "max_body_mb": max_body_mb, "max_connections": max_connections, "drain_timeout": drain_seconds,
-                "record": record,
+                "max_body_mb": max_body_mb, "max_json_mb": max_json_mb, "max_connections": max_connections,
+                "drain_timeout": drain_seconds, "record": record,
             },
             {
                 "slo_ms": slo_ms, "policy": policy, "max_batch": max_batch, "max_wait_ms": max_wait_ms,

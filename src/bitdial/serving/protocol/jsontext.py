@@ -12,13 +12,13 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+DECODER = json.JSONDecoder(parse_constant=_no_constant)
 # Beyond this many brackets a body must prove, by its size, that it holds numbers: an empty list costs the reader twenty times
 # its two bytes, a number in a list about eight times.
 _FREE_BRACKETS = 100_000
 
 
-def parse_json(data: bytes | memoryview, what: str = "the body") -> Any:
+def parse_json(data: bytes | memoryview, what: str = "the body", decoder: json.JSONDecoder = DECODER) -> Any:
     """The value of a JSON text in UTF-8. Raises BadRequest for all that is wrong with it: malformed, too deep, numbers too
     long, NaN, or an amount of brackets that only an attack has."""
     try:
@@ -31,7 +31,7 @@ def parse_json(data: bytes | memoryview, what: str = "the body") -> Any:
             f"{what} holds {brackets} lists and objects in {len(text)} bytes; send tensors flat, or in binary"
         )
     try:
-        return _DECODER.decode(text)
+        return decoder.decode(text)
     except RecursionError:
         raise BadRequest(f"{what} is JSON nested too deep") from None
     except ValueError as error:  # JSONDecodeError, constants, integers of too many digits

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from bitdial.serving.errors import BadRequest
 from bitdial.serving.protocol.datatypes import DATATYPES, datatype_of, numpy_dtype
 from bitdial.serving.protocol.jsontext import parse_json
+from bitdial.serving.protocol.slices import SMALL, Steps, Text, finish, parse_around, read_numbers
 
 if TYPE_CHECKING:
     from bitdial.serving.worker.info import TensorInfo
@@ -79,7 +80,8 @@ class RequestReader:
     """Reads the requests of one model.
 
     inputs, outputs: what the model takes and gives. max_images: batch entries that one request may hold.
-    largest_body: bytes of the largest sensible request: every number as JSON text of 24 characters, and a kilobyte per tensor.
+    largest_body, image_body: bytes of the largest sensible request, and of the largest of one image: every number as JSON text of
+    24 characters, and a kilobyte per tensor.
     """
 
     def __init__(self, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], max_images: int) -> None:
@@ -91,29 +93,35 @@ class RequestReader:
             )
             for t in inputs
         ]  # fmt: skip
+        self._room = 1024 * (len(inputs) + len(outputs) + 1)
+        self.largest_body, self.image_body = self._bytes(max_images), self._bytes(1)
+        self._places = {t.name: at for at, t in enumerate(self._inputs)}
+        self._outputs = {t.name: at for at, t in enumerate(outputs)}
+
+    def _bytes(self, images: int) -> int:
         numbers = 0
         for tensor in self._inputs:
             size = math.prod(d for d in tensor.shape if d >= 0)
-            numbers += size * (max_images * tensor.factor if tensor.axis >= 0 else 1)
-        self.largest_body = 24 * numbers + 1024 * (len(inputs) + len(outputs) + 1)
-        self._places = {t.name: at for at, t in enumerate(self._inputs)}
-        self._outputs = {t.name: at for at, t in enumerate(outputs)}
+            numbers += size * (images * tensor.factor if tensor.axis >= 0 else 1)
+        return 24 * numbers + self._room
 
     def read(self, body: bytes, header_length: int | None = None) -> InferRequest:
         """The request in a body. header_length: bytes of its JSON part (the Inference-Header-Content-Length header), None: all.
 
         The body must outlive the request: binary inputs are views of it. Raises BadRequest, which says what is wrong.
         """
-        if header_length is None:
-            header: Any = parse_json(body)
-            position = len(body)
+        return finish(self.steps(body, header_length))
+
+    def steps(self, body: bytes, header_length: int | None = None) -> Steps[InferRequest]:
+        """`read` as work in steps: the first one checks all but numbers in large JSON, each of the others reads some of those."""
+        if header_length is not None and not 0 <= header_length <= len(body):
+            raise BadRequest(f"Inference-Header-Content-Length is {header_length}, and the body has {len(body)} bytes")
+        what = "the body" if header_length is None else "the JSON part of the body"
+        position = len(body) if header_length is None else header_length
+        if position <= SMALL:
+            header: Any = parse_json(memoryview(body)[:position], what)
         else:
-            if not 0 <= header_length <= len(body):
-                raise BadRequest(
-                    f"Inference-Header-Content-Length is {header_length}, and the body has {len(body)} bytes"
-                )
-            header = parse_json(memoryview(body)[:header_length], "the JSON part of the body")
-            position = header_length
+            header = parse_around(body, position, what, len(self._inputs), SMALL + self._room)
         if type(header) is not dict:
             raise BadRequest("the request must be a JSON object with 'inputs'")
         id = header.get("id", "")
@@ -123,7 +131,7 @@ class RequestReader:
         tensors = header.get("inputs")
         if type(tensors) is not list or len(tensors) != len(self._inputs):
             raise BadRequest(f"'inputs' must be a list of the model's {len(self._inputs)} input(s): {self._names()}")
-        inputs: list[npt.NDArray[Any] | None] = [None] * len(self._inputs)
+        inputs: list[npt.NDArray[Any] | _Unread | None] = [None] * len(self._inputs)
         images = 0
         for tensor in tensors:
             at, array, position, own = self._tensor(tensor, body, position)
@@ -139,7 +147,7 @@ class RequestReader:
             raise BadRequest(
                 f"the request holds {images} images, and this model takes at most {self.max_images} at once: split it"
             )
-        return InferRequest(
+        request = InferRequest(
             id,
             inputs,  # type: ignore[arg-type]  # as many distinct ones as there are places, so none is missing
             images,
@@ -148,11 +156,15 @@ class RequestReader:
             _microseconds(parameters, "timeout"),
             _ratio(parameters),
         )
+        for at, waiting in enumerate(inputs):
+            if isinstance(waiting, _Unread):
+                request.inputs[at] = yield from waiting.steps()
+        return request
 
     def _names(self) -> str:
         return ", ".join(f"'{t.name}'" for t in self._inputs)
 
-    def _tensor(self, tensor: Any, body: bytes, position: int) -> tuple[int, npt.NDArray[Any], int, int]:
+    def _tensor(self, tensor: Any, body: bytes, position: int) -> tuple[int, npt.NDArray[Any] | _Unread, int, int]:
         """(place, array, end of its data in the body, images) of one entry of `inputs`."""
         if type(tensor) is not dict:
             raise BadRequest("every entry of 'inputs' must be an object")
@@ -184,7 +196,10 @@ class RequestReader:
         size = parameters.get("binary_data_size")
         count = math.prod(shape)
         if size is None:
-            return at, _from_json(expected, tensor.get("data"), shape, count), position, images
+            data = tensor.get("data")
+            if isinstance(data, Text):
+                return at, _Unread(expected, data, shape), position, images
+            return at, _from_json(expected, data, shape, count), position, images
         if type(size) is not int or size != count * expected.dtype.itemsize:
             raise BadRequest(
                 f"input '{name}' of shape {shape} has {count * expected.dtype.itemsize} bytes, 'binary_data_size' says "
@@ -227,13 +242,41 @@ class RequestReader:
         return list(result.items())
 
 
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """An input whose numbers are still text. shape: fits the model."""
+
+    expected: _Input
+    text: Text
+    shape: list[int]
+
+    def steps(self) -> Steps[npt.NDArray[Any]]:
+        expected, shape = self.expected, self.shape
+        try:
+            return (yield from read_numbers(self.text, shape, expected.dtype, _NUMBERS[expected.dtype.kind]))
+        except OverflowError:
+            raise _too_large(expected) from None
+        except ValueError:
+            raise _wrong_values(expected, shape) from None
+
+
+def _wrong_values(expected: _Input, shape: list[int]) -> BadRequest:
+    return BadRequest(
+        f"input '{expected.name}' of shape {shape}: 'data' must hold {math.prod(shape)} {expected.datatype} values, in a flat "
+        "list or nested as the shape is"
+    )
+
+
+def _too_large(expected: _Input) -> BadRequest:
+    return BadRequest(f"input '{expected.name}': 'data' holds a number that {expected.datatype} cannot")
+
+
 def _from_json(expected: _Input, data: Any, shape: list[int], count: int) -> npt.NDArray[Any]:
     """The array of a `data` list, flat or nested as the shape is."""
     name = expected.name
     if type(data) is not list:
         raise BadRequest(f"input '{name}' has no 'data' list (nor 'binary_data_size', for data that follow the JSON)")
-    flat, wrong = data, BadRequest(f"input '{name}' of shape {shape}: 'data' must hold {count} {expected.datatype} values, "
-                                   "in a flat list or nested as the shape is")  # fmt: skip
+    flat, wrong = data, _wrong_values(expected, shape)
     if data and type(data[0]) is list:
         for depth in range(len(shape)):  # every level whole: NumPy would guess at what strings and mixtures mean
             if len(flat) != math.prod(shape[: depth + 1]):
@@ -248,7 +291,7 @@ def _from_json(expected: _Input, data: Any, shape: list[int], count: int) -> npt
         with np.errstate(over="ignore"):  # becomes infinite, which is refused where all inputs are checked for it
             return np.array(flat, expected.dtype).reshape(shape)
     except (OverflowError, ValueError):
-        raise BadRequest(f"input '{name}': 'data' holds a number that {expected.datatype} cannot") from None
+        raise _too_large(expected) from None
 
 
 def _object(value: dict[str, Any], key: str, where: str) -> dict[str, Any]:

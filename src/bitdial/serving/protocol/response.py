@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bitdial.serving.errors import ComputeFailed
 from bitdial.serving.protocol.datatypes import datatype_of
+from bitdial.serving.protocol.slices import Steps, finish, write_numbers
 
 VERSION = "1"
 
@@ -29,6 +30,18 @@ def infer_response(
     outputs: all outputs of the model; names: theirs. requested: as in `InferRequest`. parameters: JSON text.
     Raises ComputeFailed if an output that was asked for as JSON is not finite, since JSON cannot say so.
     """
+    return finish(infer_response_steps(model, names, outputs, requested, id, parameters))
+
+
+def infer_response_steps(
+    model: str,
+    names: Sequence[str],
+    outputs: Sequence[npt.NDArray[Any]],
+    requested: Sequence[tuple[int, bool]],
+    id: str = "",
+    parameters: str = "{}",
+) -> Steps[tuple[bytes, int | None]]:
+    """`infer_response` as work in steps, one of them enough for all but large outputs in JSON."""
     described: list[str] = []
     tail: list[bytes] = []
     for at, binary in requested:
@@ -43,7 +56,7 @@ def infer_response(
             described.append(f'{head},"parameters":{{"binary_data_size":{len(data)}}}}}')
         else:
             try:
-                text = json.dumps(array.ravel().tolist(), allow_nan=False, separators=(",", ":"))
+                text = yield from write_numbers(array)
             except ValueError:
                 raise ComputeFailed(
                     f"output '{names[at]}' is not finite, which JSON cannot say: ask for it in binary"

@@ -142,8 +142,7 @@ def make_app(config: DeployConfig, model: ServedModel, name: str, registry: Any)
     models = {model.name: model}
     access = Access(key, PAGE_PATHS)
     api = create_api(models, registry, processor_name(), access.needs_key)
-    limit = None if config.max_body_mb is None else int(config.max_body_mb * (1 << 20))
-    return ReplicaApp(Application(models, api, access, limit), name)
+    return ReplicaApp(Application(models, api, access, *config.body_limits()), name)
 
 
 class ReplicaApp:

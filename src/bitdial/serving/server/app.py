@@ -10,10 +10,12 @@ from typing import Any
 from bitdial.errors import BitdialError
 from bitdial.serving.errors import BadRequest, Gone, NotFound, ServingError, TooLarge, WrongMethod
 from bitdial.serving.protocol.encoding import decode_body
-from bitdial.serving.protocol.response import VERSION, answer_parameters, error_body, infer_response
+from bitdial.serving.protocol.request import InferRequest
+from bitdial.serving.protocol.response import VERSION, answer_parameters, error_body, infer_response_steps
 from bitdial.serving.server.access import Access
 from bitdial.serving.server.connection import connection_of
 from bitdial.serving.server.model import ServedModel
+from bitdial.serving.server.turns import Turns
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,29 +23,45 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-SMALL_BODY = 1 << 20  # bytes that requests other than inference may send
+SMALL_BODY = 1 << 16  # bytes that requests other than inference may send
 LEAST_BODY = 1 << 20  # bytes of an inference request that are always taken
+JSON_BODY = 1 << 22  # bytes of an inference request in JSON that are taken where nothing else is said
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 _LINGER, _LINGER_BYTES = 1.0, 1 << 26
+_MAX_BODY = "--max-body-mb"
+_MAX_JSON = "--max-json-mb; tensors may follow the JSON in binary"
 
 logger = logging.getLogger("bitdial.serving")
 
 
 class Application:
     """models: by the name in the URL. api: the ASGI application of everything else. max_body: bytes of an inference request;
-    None: as much as the largest request of any model needs as JSON text (known once the models are)."""
+    None: as much as the largest request of any model needs as JSON text (known once the models are). max_json: bytes of JSON in
+    it; None: 4 MiB, or what one image needs."""
 
     def __init__(
-        self, models: Mapping[str, ServedModel], api: Any, access: Access | None = None, max_body: int | None = None
+        self,
+        models: Mapping[str, ServedModel],
+        api: Any,
+        access: Access | None = None,
+        max_body: int | None = None,
+        max_json: int | None = None,
     ) -> None:
-        self.models, self.api, self.access, self.max_body = models, api, access or Access(None), max_body
+        self.models, self.api, self.access = models, api, access or Access(None)
+        self.max_body, self.max_json = max_body, max_json
+        self._turns = Turns()
 
     def body_limit(self, model: ServedModel) -> int:
         """Bytes that a request to this model may have, before and after it is decompressed."""
         if self.max_body is not None:
             return self.max_body
         return max(LEAST_BODY, model.largest_body())
+
+    def json_limit(self, model: ServedModel) -> int:
+        """Bytes of JSON that a request to this model may have."""
+        most = max(JSON_BODY, model.image_body()) if self.max_json is None else self.max_json
+        return min(most, self.body_limit(model))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,18 +92,12 @@ class Application:
 
     async def _infer(self, path: str, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
         model = self._model(path)
-        limit = self.body_limit(model)
-        body = await read_body(headers, receive, limit)
+        limit, setting = self.body_limit(model), _MAX_BODY
+        json = self.json_limit(model)
+        if json < limit and b"inference-header-content-length" not in headers:
+            limit, setting = json, _MAX_JSON
+        body = await read_body(headers, receive, limit, setting)
         arrived = model.clock()
-        try:
-            encoding = headers.get(b"content-encoding")
-            if encoding is not None:
-                body = decode_body(body, encoding.decode("latin-1"), limit)
-            reader = model.reader()
-            request = reader.read(body, _header_length(headers))
-        except ServingError:
-            model.invalid()
-            raise
         connection = connection_of(scope)
         gone = False
         if connection is not None:
@@ -99,10 +111,19 @@ class Application:
 
             connection.gone = leave
         try:
+            try:
+                request = await self._read(model, headers, body, limit, json)
+            except ServingError:
+                model.invalid()
+                raise
             answer = await model.infer(
                 request.inputs, request.images,
                 slo=request.slo, max_ratio=request.max_ratio, timeout=request.timeout, arrived=arrived,
             )  # fmt: skip
+            content, header_length = await self._turns.run(infer_response_steps(
+                model.name, model.output_names, answer.outputs, request.outputs, request.id,
+                answer_parameters(answer.ratio, answer.queue, answer.compute, answer.batch),
+            ))  # fmt: skip
         except asyncio.CancelledError:
             if gone:
                 raise Gone("the client has left") from None
@@ -110,10 +131,6 @@ class Application:
         finally:
             if connection is not None:
                 connection.gone = None
-        content, header_length = infer_response(
-            model.name, model.output_names, answer.outputs, request.outputs, request.id,
-            answer_parameters(answer.ratio, answer.queue, answer.compute, answer.batch),
-        )  # fmt: skip
         length = (b"content-length", b"%d" % len(content))
         if header_length is None:
             response: Headers = [_JSON, length]
@@ -123,6 +140,17 @@ class Application:
             response.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": 200, "headers": response})
         await send({"type": "http.response.body", "body": content})
+
+    async def _read(
+        self, model: ServedModel, headers: dict[bytes, bytes], body: bytes, limit: int, json: int
+    ) -> InferRequest:
+        encoding = headers.get(b"content-encoding")
+        if encoding is not None:  # zlib lets others run meanwhile
+            body = await asyncio.to_thread(decode_body, body, encoding.decode("latin-1"), limit)
+        length = _header_length(headers)
+        if length is not None and json < length <= len(body):
+            raise TooLarge(f"the JSON part of the body has {length} bytes, and this server takes {json} ({_MAX_JSON})")
+        return await self._turns.run(model.reader().steps(body, length))
 
     def _model(self, path: str) -> ServedModel:
         """The model of /v2/models/{m}[/versions/1]/infer. Raises NotFound."""
@@ -149,20 +177,22 @@ def find_model(models: Mapping[str, ServedModel], name: str, version: str = VERS
     return model
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The request's body. Raises TooLarge, before more than `limit` bytes are held, and Gone."""
+async def read_body(
+    headers: Mapping[bytes, bytes], receive: Receive, limit: int, setting: str = _MAX_BODY
+) -> bytes:
+    """The request's body. setting: what raises the limit. Raises TooLarge, before more than `limit` bytes are held, and Gone."""
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or len(length) > 18:
         raise BadRequest("Content-Length must be a whole number")
     if int(length) > limit:
-        raise TooLarge(f"the body has {int(length)} bytes, and this server takes {limit} (--max-body-mb)")
+        raise TooLarge(f"the body has {int(length)} bytes, and this server takes {limit} ({setting})")
     message = await receive()
     if message["type"] == "http.disconnect":
         raise Gone("the client has left")
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
         if len(body) > limit:
-            raise TooLarge(f"the body has more than the {limit} bytes that this server takes (--max-body-mb)")
+            raise TooLarge(f"the body has more than the {limit} bytes that this server takes ({setting})")
         return body
     parts, size = [body], len(body)
     while message.get("more_body", False):
@@ -172,7 +202,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
         body = message.get("body", b"")
         size += len(body)
         if size > limit:
-            raise TooLarge(f"the body has more than the {limit} bytes that this server takes (--max-body-mb)")
+            raise TooLarge(f"the body has more than the {limit} bytes that this server takes ({setting})")
         parts.append(body)
     return b"".join(parts)
 

@@ -106,6 +106,7 @@ class ServerConfig(_Strict):
     api_key           callers must show it; None: no key is asked for
     tls_cert, tls_key PEM files; both or none
     max_body_mb       largest request body, MiB; None: what the models' largest requests need as JSON
+    max_json_mb       most JSON in it, MiB; None: 4, or what one image needs
     header_timeout    seconds for a request's head to arrive, and for a TLS handshake
     body_timeout      seconds for its body, and for a client to take its answer
     keep_alive        seconds that an idle connection is kept
@@ -121,6 +122,7 @@ class ServerConfig(_Strict):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_body_mb: Positive | None = None
+    max_json_mb: Positive | None = None
     header_timeout: Positive = 10.0
     body_timeout: Positive = 30.0
     keep_alive: Positive = 75.0
@@ -148,6 +150,11 @@ class ServerConfig(_Strict):
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("TLS needs both a certificate and its key (--tls-cert and --tls-key)")
         return self
+
+    def body_limits(self) -> tuple[int | None, int | None]:
+        """`max_body_mb` and `max_json_mb` in bytes."""
+        body, json = (None if mb is None else int(mb * (1 << 20)) for mb in (self.max_body_mb, self.max_json_mb))
+        return body, json
 
     def record_file(self, model: str) -> Path | None:
         """Where a model's decisions are recorded: `record`, with the model's name in it where there are several."""

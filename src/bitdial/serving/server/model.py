@@ -179,6 +179,10 @@ class ServedModel:
         """Bytes of the largest sensible request; 0 before the model is loaded."""
         return 0 if self._reader is None else self._reader.largest_body
 
+    def image_body(self) -> int:
+        """Bytes of the largest sensible request of one image; 0 before the model is loaded."""
+        return 0 if self._reader is None else self._reader.image_body
+
     # ---- start -----------------------------------------------------------------------------------------------------------
 
     async def start(self, progress: Progress | None = None) -> None:

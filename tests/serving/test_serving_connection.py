@@ -6,25 +6,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="THE SERVER IS NOT TESTED: fastapi is not installed")
+pytest.importorskip("uvloop", reason="THE SERVER IS NOT TESTED: uvloop is not installed")
 h11 = pytest.importorskip("h11", reason="THE PARSER IS NOT TESTED: h11 is not installed")
 
 import uvicorn  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from served import FakeWorker, infer_bytes, receive, serving, status, write_model, write_table  # noqa: E402
 from uvicorn.server import ServerState  # noqa: E402
 
 from bitdial.serving.errors import Gone  # noqa: E402
 from bitdial.serving.server.app import read_body  # noqa: E402
 from bitdial.serving.server.connection import Limits, guarded  # noqa: E402
 
-T = TypeVar("T")
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +400,46 @@ def test_any_bytes_are_what_h11_says_or_refused(do: Any, parts: list[bytes], at:
     expected, _ = by_h11(data)
     assert peer.seen == expected[: len(peer.seen)]
     assert len(peer.seen) == len(expected) or peer.refused, (peer.answers, peer.seen)
+
+
+# ---- clients that leave ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("numbers", "clients"), [(256, 60), (25_600, 60), (524_288, 20)], ids=["1 KB", "100 KB", "2 MB"])
+def test_clients_that_leave_the_queue_are_cancelled_whatever_they_sent(
+    tmp_path: Path, numbers: int, clients: int
+) -> None:
+    workers: list[Held] = []
+
+    class Held(FakeWorker):
+        """Its batches take until they are let go."""
+
+        async def run(self, requests: Any, index: int) -> Any:
+            self.free = asyncio.Event()
+            self.begun.set()
+            await self.free.wait()
+            return await super().run(requests, index)
+
+    def make(file: Any, options: Any) -> Held:
+        workers.append(Held(file, options))
+        workers[-1].begun = threading.Event()
+        return workers[-1]
+
+    models = {"m": write_model(tmp_path / "m", shape=[numbers])}
+    ask = infer_bytes(np.ones((1, numbers), np.float32))
+    with serving(models, {"m": write_table(tmp_path / "t")}, make=make, slo_ms=600_000, policy="fixed:0") as running:
+        with socket.create_connection(("127.0.0.1", running.port)) as patient:
+            patient.sendall(ask)
+            assert workers[0].begun.wait(30)
+            queue = running.model().scheduler.queue
+            leaving = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(clients)]
+            for at, client in enumerate(leaving):
+                client.sendall(ask if at % 4 else ask + NEXT)  # some ask for more before they are answered
+            until(lambda: len(queue) == clients)
+            for client in leaving:
+                client.close()
+            until(lambda: len(queue) == 0)
+            running.loop.call_soon_threadsafe(workers[0].free.set)
+            assert status(receive(patient)) == 200
+        assert [sizes for sizes, _ in workers[0].batches] == [[1]]
+        assert running.model().metrics.outcomes["cancelled"].count == clients

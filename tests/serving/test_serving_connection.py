@@ -299,9 +299,10 @@ def test_reading_goes_on_behind_a_whole_request_and_stops_behind_a_second(do: An
 
 
 def by_h11(data: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]:
-    """What h11 takes the bytes for: whole requests, and whether they end in an error."""
+    """What h11 takes the bytes for: whole requests, and whether they end in an error. It skips one blank line before a request,
+    the server any number, which is nobody's loss."""
     connection = h11.Connection(h11.SERVER)
-    connection.receive_data(data)
+    connection.receive_data(data.lstrip(b"\r\n"))
     found: list[tuple[bytes, bytes, bytes]] = []
     body = b""
     request: Any = None
@@ -322,7 +323,9 @@ def by_h11(data: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]:
             connection.send(h11.EndOfMessage())
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return found, False
-            connection.start_next_cycle()
+            rest = connection.trailing_data[0].lstrip(b"\r\n")
+            connection = h11.Connection(h11.SERVER)
+            connection.receive_data(rest)
 
 
 BODIES = st.sampled_from([b"", b"x", b"hello", HIDDEN, HIDDEN * 3, b"\r\n\r\n", b"0\r\n\r\n" + HIDDEN, b"a" * 3000])
@@ -398,7 +401,7 @@ def test_any_bytes_are_what_h11_says_or_refused(do: Any, parts: list[bytes], at:
     data = b"".join(parts)
     peer = do(exchange(*cut(data, at)))
     expected, _ = by_h11(data)
-    assert peer.seen == expected[: len(peer.seen)]
+    assert peer.seen == expected[: len(peer.seen)], data
     assert len(peer.seen) == len(expected) or peer.refused, (peer.answers, peer.seen)
 
 

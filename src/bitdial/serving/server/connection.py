@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -121,7 +121,7 @@ class GuardedProtocol(HttpToolsProtocol):
         rest: bytes | memoryview = data
         while True:
             try:
-                self.parser.feed_data(rest)  # type: ignore[arg-type]
+                self.parser.feed_data(rest)
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 rest = memoryview(rest)[upgrade.args[0] :]
@@ -157,7 +157,7 @@ class GuardedProtocol(HttpToolsProtocol):
         # A client that was not told to go on with its body may leave it out: answered before it has come, the connection ends.
         self.cycle.keep_alive = self._keeps and not self.cycle.waiting_for_100_continue
 
-    def _find(self, status: int, message: str) -> None:
+    def _find(self, status: int, message: str) -> NoReturn:
         self._fault = (status, message)
         raise _Fault(message)
 
@@ -213,8 +213,6 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def check(self, now: float) -> None:
         """Close the connection if its client is late, or has left while nothing is read from it."""
-        if self.transport is None:
-            return
         if self._stalled is not None and now > self._stalled:
             self.transport.abort()  # it does not take its answer
         elif self.transport.is_closing():

@@ -137,7 +137,9 @@ async def _to_its_peer(scope: Any, receive: Any, send: Any) -> None:
         await scope["state"]["peer"].answer(scope, receive, send)
 
 
-CONFIG = uvicorn.Config(_to_its_peer, interface="asgi3", ws="none", log_config=None, access_log=False, proxy_headers=False)
+CONFIG = uvicorn.Config(
+    _to_its_peer, interface="asgi3", ws="none", log_config=None, access_log=False, proxy_headers=False
+)
 CONFIG.load()
 
 
@@ -311,7 +313,7 @@ def by_h11(data: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]:
             event = connection.next_event()
         except h11.RemoteProtocolError:
             return found, True
-        if event in (h11.NEED_DATA, h11.PAUSED):
+        if event in (h11.NEED_DATA, h11.PAUSED, h11.ConnectionClosed()):  # the last: no bytes are left
             return found, False
         if isinstance(event, h11.Request):
             request, body = event, b""
@@ -408,7 +410,9 @@ def test_any_bytes_are_what_h11_says_or_refused(do: Any, parts: list[bytes], at:
 # ---- clients that leave ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("numbers", "clients"), [(256, 60), (25_600, 60), (524_288, 20)], ids=["1 KB", "100 KB", "2 MB"])
+@pytest.mark.parametrize(
+    ("numbers", "clients"), [(256, 60), (25_600, 60), (524_288, 20)], ids=["1 KB", "100 KB", "2 MB"]
+)
 def test_clients_that_leave_the_queue_are_cancelled_whatever_they_sent(
     tmp_path: Path, numbers: int, clients: int
 ) -> None:

@@ -61,7 +61,9 @@ def bodies(draw: Any) -> bytes:
     text = json.dumps(content, indent=draw(st.sampled_from([None, 1])))
     if draw(st.booleans()):
         at = draw(st.integers(text.index("inputs"), len(text) - 1))
-        text = text[:at] + draw(st.sampled_from(["", "[", "]", ",", "1", " ", "e", '"', "-", "NaN", "}"])) + text[at + 1 :]
+        text = (
+            text[:at] + draw(st.sampled_from(["", "[", "]", ",", "1", " ", "e", '"', "-", "NaN", "}"])) + text[at + 1 :]
+        )
     return text.encode()
 
 
@@ -234,7 +236,9 @@ def test_json_has_a_limit_of_its_own(server: Running, tmp_path: Path) -> None:
     told = http(server.port, post(b" " * ((8 << 20) + 1), head))
     assert status(told) == 413 and "--max-json-mb" in message(told)
     binary = np.ones((16, 60_000), np.float32).tobytes() * 3  # more than that in binary is taken
-    part = json.dumps({"inputs": [{**tensor("x", "FP32", None, [16, 60_000]), "parameters": {"binary_data_size": 1}}]}).encode()
+    part = json.dumps(
+        {"inputs": [{**tensor("x", "FP32", None, [16, 60_000]), "parameters": {"binary_data_size": 1}}]}
+    ).encode()
     told = http(server.port, post(part + binary, f"Inference-Header-Content-Length: {len(part)}\r\n"))
     assert len(binary) > 8 << 20 and status(told) == 400 and "binary_data_size" in message(told)
 

@@ -177,9 +177,7 @@ def find_model(models: Mapping[str, ServedModel], name: str, version: str = VERS
     return model
 
 
-async def read_body(
-    headers: Mapping[bytes, bytes], receive: Receive, limit: int, setting: str = _MAX_BODY
-) -> bytes:
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int, setting: str = _MAX_BODY) -> bytes:
     """The request's body. setting: what raises the limit. Raises TooLarge, before more than `limit` bytes are held, and Gone."""
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or len(length) > 18:

@@ -49,7 +49,8 @@ def server(model: Path, setting: Setting, policy: str, *options: str, log: Path 
     """`bitdial serve` on the server's core, its workers with it; ends with SIGTERM."""
     command = [
         sys.executable, "-m", "bitdial", "serve", f"net={model}", "--port", "0", "--json", "--quiet",
-        "--slo-ms", f"{1e3 * setting.slo:g}", "--max-batch", str(setting.images), "--threads", "1", "--policy", policy, *options,
+        "--slo-ms", f"{1e3 * setting.slo:g}", "--max-batch", str(setting.images), "--threads", "1", "--policy", policy,
+        "--max-ratio", "1", *options,
     ]  # fmt: skip
     with contextlib.ExitStack() as stack:
         errors = stack.enter_context(open(log, "w")) if log else None

@@ -3,13 +3,15 @@ mostly does."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitdial.engines.base import Engine, create_engine, default_engine
-from bitdial.errors import ConfigError, DataError
+from bitdial.errors import ConfigError, DataError, LostAnswersWarning
 from bitdial.graph.structure import restore
+from bitdial.quantization.answers import kept_answers
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.program import Program
 
@@ -135,6 +137,8 @@ def quantize(
     `config.calibration_images` samples are used. Doubtful data are warned of (UserWarning, kept in `provenance["warnings"]`).
     evaluation: (inputs, targets) batches; fills the model's accuracy curve.
     metric: see `QuantizedModel.evaluate`. engine: see `load`. checkpoint: file from which an interrupted search resumes.
+    Warns (LostAnswersWarning) of ratios at which the network keeps too little of the 8-bit model's answers on the calibration
+    samples (`config.keep_answers`); what each ratio keeps is in `program.provenance["answers"]`.
     Raises CaptureError, CalibrationError, ConfigError.
     """
     import torch
@@ -148,6 +152,7 @@ def quantize(
         program = quantize_prepared(
             prepared, config, progress=report, checkpoint=None if checkpoint is None else Path(checkpoint)
         )
+    _warn_of_lost_answers(program)
     result = QuantizedModel(program, engine)
     if evaluation is not None:
         program.curve = result.evaluate(evaluation, metric=metric)
@@ -224,6 +229,7 @@ def finetune(
             prepared, program, config, settings, batches, validation=held, progress=training, stage=report,
             checkpoint=path, stop=stop,
         )  # fmt: skip
+    _warn_of_lost_answers(done.program)
     result = QuantizedModel(done.program, engine)
     done.program.provenance.pop("evaluation", None)  # it was of the start
     if evaluation is not None:
@@ -232,6 +238,13 @@ def finetune(
     if path is not None:
         path.unlink(missing_ok=True)
     return result
+
+
+def _warn_of_lost_answers(program: Program) -> None:
+    """Tell the caller of `quantize` or `finetune` which ratios are of no use."""
+    kept = kept_answers(program)
+    if kept is not None and (text := kept.warning()):
+        warnings.warn(text, LostAnswersWarning, stacklevel=3)
 
 
 def validation_batches(validation: Any, size: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""Every error that bitdial raises on purpose. Each message names the thing that is wrong and the remedy."""
+"""Every error that bitdial raises on purpose, and its warnings. Each message names the thing that is wrong and the remedy."""
 
 from __future__ import annotations
 
@@ -66,3 +66,7 @@ class BudgetError(ConfigError):
 
 class ExportError(BitdialError):
     """A model cannot be exported as asked: an operator that the export lacks (named with its module path), or a bad name."""
+
+
+class LostAnswersWarning(UserWarning):
+    """At some ratios a network keeps too little of the 8-bit model's answers (`QuantizeConfig.keep_answers`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -89,8 +90,8 @@ def test_table_survives_json_and_refuses_damage() -> None:
 
 
 def test_hull_leaves_out_bad_buys() -> None:
-    # 25 %: no faster; 50 %: as costly as all at 100 %, for half of its gain.
-    bad = table(seconds=(0.010, 0.0101, 0.0075, 0.0065, 0.005), accuracy=(0.90, 0.899, 0.88, 0.895, 0.88))
+    # 25 %: no faster; 50 %: a mixture of its neighbours is as fast and loses less.
+    bad = table(seconds=(0.010, 0.0101, 0.0078, 0.0065, 0.005), accuracy=(0.90, 0.899, 0.8955, 0.895, 0.88))
     assert useful_ratios(bad, 1, range(5)) == [0, 3, 4]
     # Linear in both: all are on the hull, mixing gains nothing.
     even = table(seconds=(0.010, 0.009, 0.008, 0.007, 0.006), accuracy=(0.90, 0.89, 0.88, 0.87, 0.86))
@@ -487,3 +488,64 @@ def test_policies_by_name() -> None:
     ):
         with pytest.raises(ConfigError, match=r"policy|fixed|risk|step|late"):
             make_policy(wrong)
+
+
+# ---- curves that rise, and rest ------------------------------------------------------------------------------------------------
+
+RISING = (0.9889, 0.9889, 0.9889, 0.9889, 0.9917)  # the last by noise
+
+
+def test_a_rise_of_accuracy_is_noise_to_every_decision() -> None:
+    rising = table(accuracy=RISING)
+    assert rising.accuracy == RISING and rising.expected == (0.9889,) * 5
+    assert Settings(min_accuracy=0.9889).allowed(rising) == [0, 1, 2, 3, 4]
+    with pytest.raises(ConfigError, match="above what any ratio"):
+        Settings(min_accuracy=0.99).allowed(rising)  # not the last ratio alone
+    dip = table(accuracy=(0.90, 0.90, 0.88, 0.90, 0.90))
+    assert Settings(min_accuracy=0.89).allowed(dip) == [0, 1]
+    assert [rising.loss(i) for i in range(5)] == sorted(rising.loss(i) for i in range(5))
+    # Between ratios of equal accuracy agreement with the 8-bit model decides.
+    told = dataclasses.replace(rising, agreement=(1.0, 1.0, 0.999, 0.999, 0.95), samples=360)
+    early = dataclasses.replace(rising, agreement=(1.0, 0.95, 0.95, 0.95, 0.95), samples=360)
+    assert useful_ratios(told, 1, range(5)) == [0, 1, 3, 4] and useful_ratios(early, 1, range(5)) == [0, 4]
+    assert told.loss(3) == pytest.approx(math.sqrt(0.001 / 360) + 0.00075)
+    assert ServiceTable.from_json(json.dumps(told.as_json())) == told
+    for key, value in {"agreement": [2.0] * 5, "samples": 0, "ceiling": 1.5}.items():
+        with pytest.raises(ConfigError):
+            ServiceTable.from_json({**told.as_json(), key: value})
+
+
+@pytest.mark.parametrize("policy", ["planned", "lookahead", "slackfit", "ladder"])
+def test_an_idle_server_is_back_at_the_lowest_ratio(policy: str) -> None:
+    """With a curve that seems to cost nothing and little room for a second request, a plan alone stays at the top for good."""
+    flat = ServiceTable((0.0, 0.5, 1.0), (1,), ((0.010,), (0.008,), (0.006,)), (0.9889, 0.9889, 0.9917))
+    target = Scheduler(flat, Settings(slo=0.0155), make_policy(policy))
+    for id in range(40):  # a burst
+        now = 0.004 * id
+        target.submit(now, request(id, now, slo=0.0155, cap=2))
+        if (batch := target.next_batch(now)) is not None:
+            target.completed(now + 0.0035, batch, 0.0035)
+    assert target.dial(now + 1.0) == 0
+    for id in range(5):  # each comes after a second of nothing
+        now = 1.0 + id
+        assert target.submit(now, request(100 + id, now, slo=0.0155, cap=2)) is None
+        batch = target.next_batch(now)
+        assert batch is not None and batch.index == 0 == target.current
+        target.completed(now + 0.01, batch, 0.01)
+    fixed = Scheduler(flat, Settings(slo=0.0155), make_policy("fixed:1"))
+    fixed.submit(9.0, request(0, 9.0, slo=0.0155, cap=2))
+    assert fixed.dial(0.0) == 2 == getattr(fixed.next_batch(9.0), "index", None) and fixed.switches == 0
+
+
+def test_the_ceiling_of_a_model_bounds_the_dial_unless_told_otherwise() -> None:
+    bounded = dataclasses.replace(table(), ceiling=0.5)
+    assert Settings().allowed(bounded) == [0, 1, 2] and Settings().bound_by(bounded) == "model file"
+    assert Settings(max_ratio=1.0).allowed(bounded) == [0, 1, 2, 3, 4] and Settings(max_ratio=1.0).bound_by(bounded) == ""
+    assert Settings(max_ratio=0.25).bound_by(bounded) == "max_ratio" and Settings().bound_by(table()) == ""
+    assert Settings(min_accuracy=0.899).bound_by(bounded) == "min_accuracy"
+    band = ServiceTable((0.75, 1.0), (1,), ((0.01,), (0.008,)), (None, None), ceiling=0.5)
+    assert Settings().allowed(band) == [0]  # something must run
+    for policy in ("planned", "lookahead", "slackfit", "ladder", "fixed:1"):
+        target = Scheduler(bounded, Settings(slo=0.1, max_batch=4), make_policy(policy))
+        out = drive(target, poisson(400, 2))
+        assert max(index for _, index in out["done"].values()) == 2

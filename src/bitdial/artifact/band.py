@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bitdial.artifact.packing import lower_weights, read_back
 from bitdial.errors import ConfigError
+from bitdial.quantization.answers import KEY, kept_answers
 from bitdial.quantization.program import Program, QuantizedLayer
 
 _TOLERANCE = 1e-9  # ratios typed on a command line against those of the program
@@ -31,11 +32,13 @@ def restrict_to_band(program: Program, band: tuple[float, float]) -> Program:
         have = ", ".join(f"{r:g}" for r in program.ratios)
         raise ConfigError(f"band {low:g}..{high:g} contains none of the model's ratios ({have}); choose a wider band")
     kept = [program.ratios[i] for i in keep]
+    answers = kept_answers(program)
+    of_band = {} if answers is None else {KEY: answers.restricted(kept).as_json()}
     return replace(
         program,
         ratios=kept,
         layers={name: _restrict_layer(layer, keep) for name, layer in program.layers.items()},
-        provenance={**program.provenance, "band": [low, high]},
+        provenance={**program.provenance, **of_band, "band": [low, high]},
         curve=[row for row in program.curve if _in_band(row.get("ratio"), kept)],
     )
 

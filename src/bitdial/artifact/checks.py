@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bitdial.errors import ArtifactError
 from bitdial.graph.ir import VALUE_DTYPES, BatchDim, Graph
+from bitdial.quantization.answers import kept_answers
 from bitdial.quantization.program import BLOCK_ROWS, Program, QuantizedLayer
 
 Array = npt.NDArray[Any]
@@ -29,6 +30,12 @@ _FACTOR_COUNT = {"add": 2, "mul": 1, "mean": 1, "avg_pool": 1, "quantize": 1, "d
 def check_program(program: Program, where: str) -> None:
     """Raise ArtifactError, naming `where`, the thing and the remedy, if the program breaks a rule."""
     check_ratios(program.ratios, where)
+    try:
+        kept = kept_answers(program)
+    except (TypeError, ValueError) as error:
+        raise _broken(where, f"the record of kept answers is malformed: {error}") from error
+    if kept is not None and list(kept.ratios) != list(program.ratios):
+        raise _broken(where, "the record of kept answers is of other ratios")
     if program.extraction not in EXTRACTIONS:
         raise _broken(where, f"extraction is {program.extraction!r:.40}, not one of {', '.join(EXTRACTIONS)}")
     nodes = {node.name: node for node in program.graph.nodes}

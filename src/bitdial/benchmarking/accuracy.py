@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitdial.engines.reference.search import soft_labels
 from bitdial.errors import DataError
 
 Run = Callable[[Any], Any]
@@ -41,14 +42,14 @@ def evaluate_curve(
 
     run: (inputs, ratio) -> outputs; ratios[0] is what agreement is measured against (0: the 8-bit model). batches:
     (inputs, targets); targets None leaves the accuracy out. metric: (outputs, targets) -> mean over the batch; default
-    top-1. Returns one row per ratio: ratio, accuracy, standard_error, agreement, distance, samples. Raises DataError on
-    empty data.
+    top-1. Returns one row per ratio: ratio, accuracy, standard_error, agreement (share of samples with the same top answer;
+    None for outputs without classes), distance, samples. Raises DataError on empty data.
     """
     metric = metric or top1
     scores = [0.0] * len(ratios)
     agree = [0.0] * len(ratios)
     squares = [0.0] * len(ratios)
-    samples, labelled = 0, False
+    samples, labelled, classes = 0, False, True
     with torch.no_grad():
         for number, (inputs, targets) in enumerate(batches):
             base: Tensor | None = None
@@ -56,8 +57,10 @@ def evaluate_curve(
                 outputs = _tensor(run(inputs, ratio))
                 base = outputs if base is None else base
                 n = outputs.shape[0]
-                agree[i] += float((outputs.argmax(-1) == base.argmax(-1)).double().mean()) * n
-                difference = torch.softmax(outputs.double(), -1) - torch.softmax(base.double(), -1)
+                classes = classes and outputs.dim() > 1 and outputs.shape[-1] > 1
+                if classes:
+                    agree[i] += float((outputs.argmax(-1) == base.argmax(-1)).double().mean()) * n
+                difference = soft_labels(outputs.double()) - soft_labels(base.double())
                 squares[i] += float(difference.pow(2).sum())
                 if targets is not None:
                     labelled = True
@@ -79,7 +82,7 @@ def evaluate_curve(
                 "standard_error": math.sqrt(accuracy * (1 - accuracy) / samples)
                 if bounded and accuracy is not None
                 else None,
-                "agreement": agree[i] / samples,
+                "agreement": agree[i] / samples if classes else None,
                 "distance": math.sqrt(squares[i] / samples),
                 "samples": samples,
             }

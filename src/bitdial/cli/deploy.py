@@ -46,13 +46,11 @@ def deploy(
             rich_help_panel=_DIAL,
         ),
     ] = 1024,
-    max_ratio: Annotated[
-        str, typer.Option("--max-ratio", metavar="SHARE", help="Never turn the dial further.", rich_help_panel=_DIAL)
-    ] = "100%",
+    max_ratio: options.MaxRatio = None,
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose measured accuracy is lower.",
+            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose expected accuracy is lower.",
             rich_help_panel=_DIAL, show_default=False,
         ),
     ] = None,
@@ -217,7 +215,8 @@ def deploy(
         entry: dict[str, Any] = {
             **model_arguments([str(model)])[0],
             "slo_ms": slo, "policy": policy, "max_batch": max_batch, "max_wait_ms": max_wait, "max_queue": max_queue,
-            "max_ratio": options.parse_share(max_ratio, "--max-ratio"), "threads": threads, "engine": engine, "isa": isa,
+            "max_ratio": None if max_ratio is None else options.parse_share(max_ratio, "--max-ratio"),
+            "threads": threads, "engine": engine, "isa": isa,
             "min_accuracy": None if min_accuracy is None else options.parse_share(min_accuracy, "--min-accuracy"),
             "table": table,
         }  # fmt: skip

@@ -92,6 +92,7 @@ def inspect(
         if file["damaged"]:
             raise ArtifactError(file["damaged"][0])
         from bitdial.engines.describe import describe_program
+        from bitdial.quantization.answers import kept_answers
 
         program = load_program(model)
         described = describe_program(program)
@@ -104,6 +105,8 @@ def inspect(
             print_curve(terminal, program.curve, report_rows(evaluation), program.ratios[0], _measured_on(evaluation))
         else:
             terminal.say("no curve is stored; bitdial evaluate measures one")
+        if (kept := kept_answers(program)) is not None:
+            terminal.say(kept.summary())
         _print_float(terminal, described)
         if (plan := program.provenance.get("layerwise")) is not None:
             print_plan(terminal, plan)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bitdial.cli.terminal import Terminal, percent, ratio_name
 from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.curve import column, rise_remark
 from bitdial.quantization.program import Program
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def print_curve(
     columns = ["setting", "accuracy", "std. error", against, "distance", "low-precision multiplies"]
     shown = [[_setting(row), *_cells(row)] for row in [*rows, *baselines]]
     terminal.table(columns, shown, title)
+    if remark := rise_remark([a for row in rows for a in column([row], [row["ratio"]], "accuracy")]):
+        terminal.say(remark)
 
 
 def _setting(row: Row) -> str:

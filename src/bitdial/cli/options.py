@@ -184,7 +184,7 @@ MaxRatio = Annotated[
     typer.Option(
         "--max-ratio",
         metavar="SHARE",
-        help="Never turn the dial further, e.g. 50% or 0.5.",
+        help="Never turn the dial further, e.g. 50% or 0.5. Default: the ceiling that quantizing found, if it found one.",
         rich_help_panel=DIAL_PANEL,
         show_default=False,
     ),

@@ -239,6 +239,14 @@ def quantize(
         ),
     ] = None,
     eval_images: options.EvalImages = 1000,
+    keep_answers: Annotated[
+        str,
+        typer.Option(
+            "--keep-answers", metavar="SHARE", rich_help_panel=_EVALUATION,
+            help="Share of the 8-bit model's answers on the calibration images that a ratio of use keeps. Others are warned "
+            "of, and serve stops below them. 0: all are of use.",
+        ),
+    ] = "97%",
     naive: Annotated[
         bool,
         typer.Option(
@@ -282,6 +290,7 @@ def quantize(
             shift_choice=shift_choice, rounding_slack=rounding_slack, smooth=smooth,
             calibration=calibration_method, nested=not independent, calibration_images=images or options.DEFAULT_IMAGES,
             search_images=search_images, population=population, generations=generations,
+            keep_answers=options.parse_share(keep_answers, "--keep-answers"),
             keep_8bit=tuple(keep_8bit or ()), ignored=tuple(ignored or ()), seed=seed, batch_size=batch_size,
         )  # fmt: skip
         kept = check_band(band, config)
@@ -322,6 +331,7 @@ def quantize(
                 "baselines": baselines,
                 "low_share": {ratio_name(r): task.share(quantized, i) for i, r in enumerate(quantized.ratios)},
                 "evaluation": {k: v for k, v in task.evaluation.items() if k != "baselines"},
+                "answers": quantized.program.provenance.get("answers"),
                 "search": quantized.program.provenance["search"],
                 "warnings": quantized.program.provenance.get("warnings", []),
                 "report": [str(path) for path in written],

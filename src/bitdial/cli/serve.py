@@ -49,7 +49,7 @@ def serve(
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose accuracy, stored in the model, is lower.",
+            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose expected accuracy, by the stored curve, is lower.",
             rich_help_panel=_DIAL, show_default=False,
         ),
     ] = None,
@@ -315,6 +315,7 @@ def _log(quiet: bool) -> None:
 def announce(terminal: Terminal, server: Server) -> None:
     """What is served, at what cost, and where; with --json one line, so that a program can wait for it."""
     from bitdial.processor import processor_name
+    from bitdial.quantization.curve import rise_remark
 
     processor = processor_name()
     content: dict[str, Any] = {
@@ -332,6 +333,8 @@ def announce(terminal: Terminal, server: Server) -> None:
                 "name": name,
                 "path": model.path,
                 "ratios": [table.ratios[i] for i in allowed],
+                "max_ratio": model.top_ratio,
+                "max_ratio_from": model.bound_by,
                 "slo_ms": 1000 * model.settings.slo,
                 "full_batch": batch,
                 "gain": gain(table, top, batch),
@@ -354,6 +357,10 @@ def announce(terminal: Terminal, server: Server) -> None:
         )  # fmt: skip
         terminal.say(_engine_line(model))
         terminal.say(_gain_line(gain(table, top, batch), len(allowed)))
+        if model.bound_by == "model file":
+            terminal.say(safe(model.ceiling_words()))
+        if remark := rise_remark(table.accuracy):
+            terminal.say(remark)
         terminal.say()
     terminal.say(f"{processor}")
     terminal.say(f"ready at {server.address} (live page, /metrics, /v2/...); bound: {_bounds(server)}; Ctrl-C to stop")

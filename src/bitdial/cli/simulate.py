@@ -96,7 +96,7 @@ def simulate(
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose accuracy is lower.", rich_help_panel=_DIAL,
+            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose expected accuracy is lower.", rich_help_panel=_DIAL,
             show_default=False,
         ),
     ] = None,
@@ -217,6 +217,7 @@ def simulate(
                 "give a file of service times (bitdial serve MODEL --save-table FILE writes one), or --replay"
             )
         _check_outputs(output, plot, record, save_schedule)
+        from bitdial.quantization.curve import rise_remark
         from bitdial.serving.control import Settings, make_policy
         from bitdial.simulation import Fleet, Load, Noise, Sizing
 
@@ -224,7 +225,7 @@ def simulate(
         settings = Settings(
             slo=1e-3 * slo_ms, timeout=None if timeout_ms is None else 1e-3 * timeout_ms,
             max_batch=max_batch or (images if images > 1 else times.batches[-1]), max_wait=1e-3 * max_wait_ms,
-            max_queue=max_queue, max_ratio=1.0 if max_ratio is None else options.parse_share(max_ratio, "--max-ratio"),
+            max_queue=max_queue, max_ratio=None if max_ratio is None else options.parse_share(max_ratio, "--max-ratio"),
             min_accuracy=None if min_accuracy is None else options.parse_share(min_accuracy, "--min-accuracy"),
         )  # fmt: skip
         automatic = replicas.strip() == "auto"
@@ -256,6 +257,10 @@ def simulate(
             f"one server carries {one[0]:.1f} requests/s at ratio {ratio_name(times.ratios[allowed[0]])}, {one[1]:.1f} at "
             f"{ratio_name(times.ratios[allowed[-1]])} ({one[1] / one[0]:.2f}x)"
         )
+        if settings.bound_by(times) == "model file":
+            terminal.note("note: the dial stops at the ceiling found when the model was quantized; --max-ratio overrides")
+        if remark := rise_remark(times.accuracy):
+            terminal.note(f"note: {remark}")
         rows: list[ComparisonRow] = []
         if automatic:
             sizing = Sizing(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitdial.errors import EngineError
-from bitdial.serving.control import ServiceTable
+from bitdial.serving.control import ServiceTable, Settings
 from bitdial.serving.loadtest import LoadPlan, Result, Schedule, Target, parse_url, run_load, steps, summarize
 
 IMAGES = 64  # of a request: large enough that computing, not HTTP, is what queues
@@ -56,7 +56,8 @@ def run_burst(model: Path, seconds: tuple[float, float], seed: int, progress: Ca
             with _Server(model, 1.0, "fixed:0") as first:  # measures what a request costs, and remembers it
                 table = first.table
             slo = max(0.02, 6.0 * table.latency(0, IMAGES))
-            low, high = (table.throughput(i, IMAGES) / IMAGES for i in (0, len(table.ratios) - 1))
+            top = Settings().allowed(table)[-1]
+            low, high = (table.throughput(i, IMAGES) / IMAGES for i in (0, top))
             rates = (CALM * low, low + FILL * max(high - low, 0.0))
         with _Server(model, slo, policy) as server:
             levels = [(rates[0], seconds[0]), (rates[1], seconds[1]), (rates[0], seconds[0])]
@@ -65,7 +66,7 @@ def run_burst(model: Path, seconds: tuple[float, float], seed: int, progress: Ca
             plan = LoadPlan(schedule, images=IMAGES, slo=slo, send_slo=False, seed=seed, title=name)
             results[name] = run_load(server.target, "digits", plan)
     assert table is not None
-    gain = table.throughput(len(table.ratios) - 1, IMAGES) / table.throughput(0, IMAGES)
+    gain = table.throughput(Settings().allowed(table)[-1], IMAGES) / table.throughput(0, IMAGES)
     return Burst(results, gain, rates, slo)
 
 

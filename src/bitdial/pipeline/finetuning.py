@@ -25,9 +25,18 @@ from bitdial.finetuning.trainer import Teacher, Trainer, TrainingProgress, Train
 from bitdial.graph.ir import Graph
 from bitdial.graph.passes.edit import fresh_constant
 from bitdial.layout import group_bounds
+from bitdial.pipeline.answers import AnswerComparison
 from bitdial.pipeline.output_means import program_output_means
 from bitdial.pipeline.preparing import Prepared, silent
-from bitdial.pipeline.quantizing import apply_choice, bound_accumulators, choose, low_tables, restore_means
+from bitdial.pipeline.quantizing import (
+    apply_choice,
+    bias_samples,
+    bound_accumulators,
+    choose,
+    low_tables,
+    restore_means,
+)
+from bitdial.quantization import answers
 from bitdial.quantization.build import build_program
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.program import Program
@@ -90,7 +99,9 @@ def finetune_prepared(
     result, trained = export_program(prepared, network, own)
     if finetune.reselect and len(program.ratios) > 2:
         reselect(trained, result, own, stage)
-    result.provenance = {**program.provenance, "finetuning": summary(finetune, record)}
+    comparison = AnswerComparison(result, trained.batches(own.batch_size, bias_samples(trained, result)))
+    kept = {k: v for k, v in program.provenance.items() if k != answers.KEY}
+    result.provenance = {**kept, **comparison.provenance(own.keep_answers), "finetuning": summary(finetune, record)}
     result.curve = []
     stage("done", 1.0)
     return Finetuned(result, record, time.perf_counter() - started, trained, own)

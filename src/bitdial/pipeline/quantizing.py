@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from bitdial.engines.reference.statistics import (
     group_mean_shifts,
 )
 from bitdial.layout import LayoutReport, group_bounds
+from bitdial.pipeline.answers import AnswerComparison
 from bitdial.pipeline.preparing import Prepared, Progress, silent
 from bitdial.quantization.build import build_program
 from bitdial.quantization.calibration import summarize
@@ -59,9 +60,14 @@ def bias_samples(prepared: Prepared, program: Program) -> int:
 
 
 def restore_means(
-    prepared: Prepared, program: Program, config: QuantizeConfig, indices: Sequence[int], progress: Progress = silent
+    prepared: Prepared,
+    program: Program,
+    config: QuantizeConfig,
+    indices: Sequence[int],
+    progress: Progress = silent,
+    outputs: Callable[[int, list[Tensor]], None] | None = None,
 ) -> None:
-    """Correct the bias rows of some ratios in place."""
+    """Correct the bias rows of some ratios in place. outputs: see `correct_bias`; not called without bias correction."""
     if not config.bias_correction or not indices:
         return
     batches = prepared.batches(config.batch_size, bias_samples(prepared, program))
@@ -70,8 +76,9 @@ def restore_means(
         prepared.output_means = float_output_means(prepared.graph, names, batches)
     with torch.no_grad():
         correct_bias(
-            program, batches, prepared.output_means, indices, progress=lambda n: progress("bias", n / len(indices))
-        )
+            program, batches, prepared.output_means, indices, progress=lambda n: progress("bias", n / len(indices)),
+            outputs=outputs,
+        )  # fmt: skip
 
 
 def eight_bit_program(prepared: Prepared, config: QuantizeConfig) -> Program:
@@ -351,11 +358,14 @@ def quantize_prepared(
     curves = latency_curves(program, latency) if latency is not None else None
     chosen = choose(prepared, program, tables, config, progress=progress, checkpoint=checkpoint, curves=curves)
     apply_choice(program, chosen)
-    restore_means(prepared, program, config, [i for i, r in enumerate(program.ratios) if r > 0.0], progress)
+    comparison = AnswerComparison(program, prepared.batches(config.batch_size, bias_samples(prepared, program)))
+    lowered = [i for i, r in enumerate(program.ratios) if r > 0.0]
+    restore_means(prepared, program, config, lowered, progress, comparison.compare)  # their last values are the outputs
     from bitdial._version import __version__
 
     program.provenance = {
         **program.provenance,  # the builder's: widths chosen by low_bits = "auto"
+        **comparison.provenance(config.keep_answers),
         "bitdial": __version__,
         "torch": torch.__version__,
         "config": config.model_dump(mode="json"),

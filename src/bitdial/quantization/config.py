@@ -39,6 +39,8 @@ class QuantizeConfig(BaseConfig):
     sort_channels       sort channels by range so that groups are alike (layout; no cost at run time)
     nested              groups low at one ratio stay low at higher ones (False: chosen for every ratio alone)
     calibration_images  at most so many samples are used
+    keep_answers        share of the 8-bit model's answers that a useful ratio keeps on the calibration samples; quantizing warns
+                        of ratios that keep less, and serving stops below them unless told otherwise. 0: all are useful
     search_images       samples that the search scores candidates on
     population, generations, survivors  of the evolutionary search
     keep_8bit, ignored  glob patterns of module paths or node names: never low; left in float
@@ -67,6 +69,7 @@ class QuantizeConfig(BaseConfig):
     sort_channels: bool = True
     nested: bool = True
     calibration_images: int = Field(256, ge=1)
+    keep_answers: float = Field(0.97, ge=0.0, le=1.0)
     search_images: int = Field(256, ge=1)
     population: int = Field(50, ge=2)
     generations: int = Field(50, ge=0)

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.graph.ir import COMPUTE_OPS, BatchDim, Node
+from bitdial.quantization.answers import KEY, kept_answers
 from bitdial.quantization.effective_bits import bit_length, group_maximum
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.report.data import (
     Ablation,
+    Answers,
     Baseline,
     CurvePoint,
     FloatOp,
@@ -28,7 +30,7 @@ from bitdial.report.data import (
 Row = Mapping[str, Any]
 
 # Provenance that has its own section, or is too long for a list of facts.
-_SHOWN_ELSEWHERE = frozenset({"channel_ranges", "search", "search_history", "layout", "evaluation"})
+_SHOWN_ELSEWHERE = frozenset({"channel_ranges", "search", "search_history", "layout", "evaluation", KEY})
 _SAME_RATIO = 1e-9
 
 
@@ -85,6 +87,7 @@ def collect_report(
         ablation=list(ablation),
         search=_search(program.provenance),
         layout=program.provenance.get("layout") or {},
+        answers=_answers(program),
     )
 
 
@@ -267,6 +270,13 @@ def _search(provenance: Mapping[str, Any]) -> Search:
         if row.get("best") is not None
     ]
     return Search(history=history, statistics=statistics)
+
+
+def _answers(program: Program) -> Answers | None:
+    kept = kept_answers(program)
+    if kept is None:
+        return None
+    return Answers(ratios=kept.ratios, kept=kept.kept, ceiling=kept.ceiling, wanted=kept.wanted, what=kept.what)
 
 
 def _provenance(program: Program) -> dict[str, Any]:

@@ -205,6 +205,28 @@ class Search(Record):
     statistics: FreeDict = {}
 
 
+class Answers(Record):
+    """What each ratio keeps of the 8-bit model's answers on the calibration samples.
+
+    ratios, kept   per ratio the share that is kept
+    ceiling        the highest ratio that keeps what is wanted; wanted: that share
+    what           what is kept, in words
+    """
+
+    ratios: Annotated[Sequence[Share], Many]
+    kept: Annotated[Sequence[Share], Many]
+    ceiling: Share
+    wanted: Share
+    what: Text
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _distinct(self.ratios, "the answers")
+        if not self.ratios or len(self.kept) != len(self.ratios):
+            raise DataError(f"{len(self.kept)} shares of kept answers for {len(self.ratios)} ratios")
+        return self
+
+
 class ReportData(Record):
     """Everything a report shows.
 
@@ -227,6 +249,7 @@ class ReportData(Record):
     ablation: Annotated[Sequence[Ablation], Many] = ()
     search: Search = Search()
     layout: FreeDict = {}
+    answers: Answers | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

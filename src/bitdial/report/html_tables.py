@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from bitdial.report.data import Ablation, LayerInfo, ReportData
+from bitdial.report.data import Ablation, Answers, LayerInfo, ReportData
 from bitdial.report.markup import Markup, big_number, element, join, percent, points, ratio_name
 from bitdial.report.series import Shares, reference_accuracy
 
@@ -69,6 +69,19 @@ def curve_html_table(data: ReportData) -> Markup:
     if reference:
         caption += f". Differences are in points, against {reference[0]}."
     return table(header(names, [False] + [True] * (len(names) - 1)), rows, caption, sortable=False)
+
+
+def answers_table(found: Answers) -> Markup:
+    """What each ratio keeps of the 8-bit model's answers."""
+    rows = [
+        element(
+            "tr", {}, element("th", {"scope": "row"}, f"ratio {ratio_name(ratio)}"), _number(percent(kept, 2)),
+            cell("yes" if ratio <= found.ceiling else "no"),
+        )
+        for ratio, kept in zip(found.ratios, found.kept, strict=True)
+    ]  # fmt: skip
+    names = ["Setting", "Kept", "Of use"]
+    return table(header(names, [False, True, False]), rows, f"Kept {found.what}", sortable=False)
 
 
 def _number(content: str) -> Markup:

@@ -15,6 +15,7 @@ from bitdial.report.series import low_levels
 SECTIONS: tuple[tuple[str, str, str, str, Callable[[ReportData], Markup | None]], ...] = (
     ("warnings", "Read with care", "Warnings", "", sections.warnings_section),
     ("curve", "What each setting of the dial costs", "Curve", "", sections.curve_section),
+    ("answers", "Which ratios are of use", "Answers", "", sections.answers_section),
     (
         "executed",
         "What was executed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitdial.quantization.curve import rise_remark
 from bitdial.report.charts import (
     curve_chart,
     executed_chart,
@@ -16,6 +17,7 @@ from bitdial.report.document import facts, figure, folded, format_statistic, leg
 from bitdial.report.group_map import group_map
 from bitdial.report.html_tables import (
     ablation_table,
+    answers_table,
     curve_html_table,
     executed_table,
     float_table,
@@ -88,10 +90,25 @@ def curve_section(data: ReportData) -> Markup | None:
                 f"Standard error of one accuracy: {100 * error:.2f} points; differences between settings, taken on the "
                 "same images, are more certain than that."
             )
+    if remark := rise_remark([point.accuracy for point in data.curve]):
+        remarks.append(remark)
     if remarks:
         parts.append(note(" ".join(remarks)))
     parts.append(curve_html_table(data))
     return join(parts)
+
+
+def answers_section(data: ReportData) -> Markup | None:
+    """How far the dial is of use, by the calibration samples."""
+    found = data.answers
+    if found is None:
+        return None
+    told = (
+        f"Useful up to {ratio_name(found.ceiling)}: {percent(found.wanted)} {found.what} are asked for, within the chance of so "
+        "few samples."
+    )
+    beyond = "" if found.ceiling == found.ratios[-1] else " bitdial serve stops there by default."
+    return join([note(told + beyond), answers_table(found)])
 
 
 def executed_section(data: ReportData) -> Markup | None:

@@ -64,7 +64,7 @@ class Summary:
     attainment         requests answered within the SLO, of all that came
     late               answered after the SLO; shed and expired: not answered
     p50, p90, p99      latency of the answered; mean_wait: arrival to the begin of the batch
-    accuracy           request-weighted mean over the answered; None where the table has none
+    accuracy           request-weighted mean of the table's expected accuracy over the answered; None where it has none
     mean_ratio         the same of the ratio
     switches           turns of the dial per minute and replica
     utilisation        time that workers computed
@@ -104,8 +104,9 @@ class Summary:
 
 
 def _known(table: ServiceTable) -> npt.NDArray[np.float64] | None:
-    known = [a for a in table.accuracy if a is not None]
-    return np.array(known) if len(known) == len(table.accuracy) else None
+    """Accuracy per ratio, as decisions are made by it; None unless it is known of all."""
+    known = [a for a in table.expected if a is not None]
+    return np.array(known) if len(known) == len(table.expected) else None
 
 
 def summarize(outcome: Outcome, table: ServiceTable, slo: float) -> Summary:

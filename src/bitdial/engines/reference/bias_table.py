@@ -22,16 +22,20 @@ def correct_bias(
     ratio_indices: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
+    outputs: Callable[[int, list[Tensor]], None] | None = None,
 ) -> None:
     """Fill `layer.bias[r]` of every conv and linear layer, layer by layer in order, so that its mean output over the
     batches equals the float model's mean: each layer sees inputs that are corrected already.
 
-    float_means: [O] per layer, from `float_output_means` on the same batches. Writes into the program.
+    float_means: [O] per layer, from `float_output_means` on the same batches. outputs: told each ratio index with the first
+    output of every batch at that ratio, as the corrected program gives it. Writes into the program.
     """
     executor = Executor(program, device)
     indices = range(len(program.ratios)) if ratio_indices is None else ratio_indices
     for done, index in enumerate(indices):
-        _correct_one(executor, program, batches, float_means, index)
+        found = _correct_one(executor, program, batches, float_means, index)
+        if outputs is not None:
+            outputs(index, found)
         if progress is not None:
             progress(done + 1)
 
@@ -42,7 +46,8 @@ def _correct_one(
     batches: Sequence[Sequence[Tensor]],
     float_means: Mapping[str, npt.NDArray[np.float64]],
     index: int,
-) -> None:
+) -> list[Tensor]:
+    """The first output of every batch."""
     graph = program.graph
     settings: dict[str, Setting] = executor.settings(index)
     values = [dict(zip(graph.inputs, batch, strict=True)) for batch in batches]
@@ -70,6 +75,8 @@ def _correct_one(
             if executor.last_use.get(operand) == position:
                 for own in values:
                     own.pop(operand, None)
+    first = graph.outputs[0]
+    return [own[first] if first in own else executor.constants[first] for own in values]
 
 
 def live_bytes_per_sample(program: Program) -> int:

@@ -108,7 +108,8 @@ class Planned:
 
     Turning the dial late leaves no room for a burst, turning it early costs accuracy for nothing. Which is worse depends on the
     load, on how much each ratio saves and loses, and on how many requests the bound leaves room for: the plan weighs all of it.
-    It takes arrivals as Poisson at the smoothed rate of this moment, so a burst changes the plan at once.
+    It takes arrivals as Poisson at the smoothed rate of this moment, so a burst changes the plan at once. What comes after a time
+    without work is given the lowest ratio that its deadlines allow, whatever a plan would save.
 
     late: how many wrong answers a late or lost request counts as. 1 maximizes the answers that are right and in time; more puts
     the bound above accuracy.
@@ -132,12 +133,14 @@ class Planned:
         batch = together * size
         seconds = view.table.latency(top, batch) / view.workers
         load = view.rate * seconds / batch
+        limit = deadline_slack(view, top)
+        if view.idle:
+            return next((i for i in candidates if view.table.safe(i, view.batch) <= limit), top)
         if load >= 1.0 or room <= seconds:
             return top
         requests = together * max(1, math.ceil(room / seconds / MOST_UNITS))
         units = math.ceil(view.queue.images / (requests * size))
         wanted = self._plan(view, candidates, load, size, together, requests, room).of(units)
-        limit = deadline_slack(view, top)
         return next((i for i in candidates[wanted:] if view.table.safe(i, view.batch) <= limit), top)
 
     def _plan(

@@ -26,6 +26,8 @@ class Fixed:
         at = table.at_or_below(self.ratio)
         return max((i for i in allowed if i <= at), default=allowed[0])
 
+    rest = top
+
     def choose(self, view: View) -> int:
         return self.top(view.table.table, view.allowed)
 
@@ -111,7 +113,9 @@ class LookAhead:
     def choose(self, view: View) -> int:
         candidates = self._candidates.of(view)
         top = candidates[-1]
-        limit = min(deadline_slack(view, top), self._room(view, top))
+        limit = deadline_slack(view, top)
+        if not view.idle:
+            limit = min(limit, self._room(view, top))
         chosen = next((i for i in candidates if view.table.safe(i, view.batch) <= limit), top)
         if chosen > view.current:
             self._up_at = view.now

@@ -26,8 +26,8 @@ class Settings:
     max_batch      images of the largest batch; a larger request would run alone (the server refuses it)
     max_wait       how long a batch that is not full waits for more requests while a worker is free
     max_queue      requests that may wait; more are refused
-    max_ratio      the dial is never turned further
-    min_accuracy   nor to a ratio whose measured accuracy (0..1) is below this
+    max_ratio      the dial is never turned further; None: than the table's ceiling, if it has one
+    min_accuracy   nor to a ratio whose expected accuracy (0..1) is below this
     refuse_late    refuse at once what could not be answered in time even at the top ratio
     """
 
@@ -36,7 +36,7 @@ class Settings:
     max_batch: int = 32
     max_wait: float = 0.0
     max_queue: int = 1024
-    max_ratio: float = 1.0
+    max_ratio: float | None = None
     min_accuracy: float | None = None
     refuse_late: bool = True
 
@@ -52,7 +52,7 @@ class Settings:
             math.isfinite(self.max_wait) and self.max_wait >= 0, f"max_wait must not be negative, got {self.max_wait}"
         )
         check(self.max_queue >= 1, f"max_queue must be at least 1, got {self.max_queue}")
-        check(0 <= self.max_ratio <= 1, f"max_ratio must lie in 0..1, got {self.max_ratio}")
+        check(self.max_ratio is None or 0 <= self.max_ratio <= 1, f"max_ratio must lie in 0..1, got {self.max_ratio}")
         check(
             self.min_accuracy is None or 0 <= self.min_accuracy <= 1,
             f"min_accuracy must lie in 0..1, got {self.min_accuracy}",
@@ -60,21 +60,41 @@ class Settings:
 
     def allowed(self, table: ServiceTable) -> list[int]:
         """Ratio indices within max_ratio and min_accuracy, ascending. Raises ConfigError if none is."""
-        allowed = [i for i, ratio in enumerate(table.ratios) if ratio <= self.max_ratio + 1e-9]
+        limit = self._limit(table)
+        allowed = [i for i, ratio in enumerate(table.ratios) if ratio <= limit + 1e-9]
         if not allowed:
-            raise ConfigError(f"max_ratio {self.max_ratio} is below the model's smallest ratio, {table.ratios[0]}")
+            raise ConfigError(f"max_ratio {limit} is below the model's smallest ratio, {table.ratios[0]}")
         if self.min_accuracy is not None:
-            if any(table.accuracy[i] is None for i in allowed):
+            expected = table.expected
+            if any(expected[i] is None for i in allowed):
                 raise ConfigError(
                     "min_accuracy needs a measured accuracy at every ratio, and the model has none: quantize with evaluation "
                     "data, or limit the dial with max_ratio"
                 )
-            kept = [i for i in allowed if (table.accuracy[i] or 0.0) >= self.min_accuracy]
+            kept = [i for i in allowed if (expected[i] or 0.0) >= self.min_accuracy]
             if not kept:
-                best = max(a for a in table.accuracy if a is not None)
-                raise ConfigError(f"min_accuracy {self.min_accuracy} is above what any ratio reaches (at most {best})")
+                raise ConfigError(
+                    f"min_accuracy {self.min_accuracy} is above what any ratio reaches (at most {expected[allowed[0]]}; a higher "
+                    "accuracy at a higher ratio counts as noise)"
+                )
             allowed = kept
         return allowed
+
+    def _limit(self, table: ServiceTable) -> float:
+        if self.max_ratio is not None:
+            return self.max_ratio
+        # A ceiling below a band's smallest ratio leaves that one: something must run.
+        return 1.0 if table.ceiling is None else max(table.ceiling, table.ratios[0])
+
+    def bound_by(self, table: ServiceTable) -> str:
+        """What keeps the dial from the table's last ratio: "min_accuracy", "max_ratio", "model file" (its ceiling), or "" if
+        nothing does."""
+        top = self.allowed(table)[-1]
+        if top == len(table.ratios) - 1:
+            return ""
+        if table.ratios[top + 1] <= self._limit(table) + 1e-9:
+            return "min_accuracy"
+        return "model file" if self.max_ratio is None else "max_ratio"
 
 
 @dataclass(frozen=True)
@@ -125,12 +145,16 @@ class Scheduler:
         self.rate = ArrivalRate(10.0 * settings.slo, max(100.0 * settings.slo, 10.0))
         self.overhead = 0.0  # seconds that nearly every answer needs after its batch (`answered` measures it)
         self._way_out = self._way_out_spread = 0.0
-        self.current, self.since = self.allowed[0], -math.inf
+        settle = getattr(policy, "rest", None)
+        self.rest: int = self.allowed[0] if settle is None else settle(table, self.allowed)
+        self.current, self.since = self.rest, -math.inf
         self.switches = 0
         self.running: dict[int, Batch] = {}
         self.full_batch = self._full_batch()
         self._expired: list[Request] = []
         self._batches = 0
+        self._active = -math.inf  # when there was last something to do
+        self._woken = False  # the head of the queue came when there had been nothing to do
 
     def _full_batch(self) -> int:
         """The smallest batch with nearly the best throughput (97 %) at the top ratio: larger ones only add latency."""
@@ -138,6 +162,10 @@ class Scheduler:
         sizes = [b for b in table.batches if b < self.settings.max_batch] + [self.settings.max_batch]
         best = max(table.throughput(top, b) for b in sizes)
         return next(b for b in sizes if table.throughput(top, b) >= 0.97 * best)
+
+    def at_most(self, index: int) -> int:
+        """The largest allowed ratio index at or below `index`; the smallest one if there is none."""
+        return max((i for i in self.allowed if i <= index), default=self.allowed[0])
 
     # ---- requests in -----------------------------------------------------------------------------------------------------
 
@@ -150,6 +178,10 @@ class Scheduler:
         self.rate.most = 1.5 / self._pace()
         self.rate.arrived(now, request.images)
         refusal = self._refusal(now, request)
+        if self.idle(now):
+            self._turn(now, self.rest)
+            self._woken = refusal is None
+        self._active = max(self._active, now)
         if refusal is None:
             self.queue.add(request)
         if self.observer is not None:
@@ -158,6 +190,19 @@ class Scheduler:
                 images=request.images, cap=request.cap, refused=None if refusal is None else refusal.reason,
             )  # fmt: skip
         return refusal
+
+    def idle(self, now: float) -> bool:
+        """Whether nothing has waited or run for one SLO: what comes next belongs to no burst."""
+        return not self.queue and not self.running and now - self._active >= self.settings.slo
+
+    def dial(self, now: float) -> int:
+        """Ratio index in force: that of the last batch, or where the dial rests when there is nothing to do."""
+        return self.rest if self.idle(now) else self.current
+
+    def _turn(self, now: float, index: int) -> None:
+        if index != self.current:
+            self.switches += 1
+            self.current, self.since = index, now
 
     def _refusal(self, now: float, request: Request) -> Refusal | None:
         pace, busy = self._pace(), self._busy(now) / max(self.workers, 1)
@@ -258,14 +303,14 @@ class Scheduler:
             rate=self.rate.present(now), request_size=self.rate.request_size,
             workers=max(self.workers, 1), busy=self._busy(now), slo=self.settings.slo, overhead=self.overhead,
             allowed=self.allowed, full_batch=self.full_batch, current=self.current, since=self.since,
+            idle=self._woken and len(positions) == len(self.queue) and not self.running,
         )  # fmt: skip
+        self._woken = False
         index = self.policy.choose(view)
-        if index != self.current:
-            self.switches += 1
-            self.current, self.since = index, now
+        self._turn(now, index)
         head = self.queue[0]
         # The dial's wish is limited by the caller who is next; others join if they accept as much.
-        index = max((i for i in self.allowed if i <= min(index, head.cap)), default=self.allowed[0])
+        index = self.at_most(min(index, head.cap))
         positions, images = self._head(now, index)
         requests = self.queue.take(positions)
         expected = self.table.latency(index, images)
@@ -298,6 +343,7 @@ class Scheduler:
     def completed(self, now: float, batch: Batch, seconds: float) -> None:
         """A batch is done; `seconds` from giving it out to having its results."""
         self.running.pop(batch.id, None)
+        self._active = max(self._active, now)
         self.table.observe(batch.index, batch.images, seconds)
         if self.observer is not None:
             self.observer("done", now, batch=batch.id, seconds=seconds)
@@ -305,6 +351,7 @@ class Scheduler:
     def failed(self, now: float, batch: Batch) -> None:
         """A batch was lost with its worker."""
         self.running.pop(batch.id, None)
+        self._active = max(self._active, now)
         if self.observer is not None:
             self.observer("failed", now, batch=batch.id)
 

@@ -7,9 +7,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from bitdial.errors import ConfigError
+from bitdial.quantization.curve import losses, non_increasing
 
 FORMAT = "bitdial-service-table"
 VERSION = 1
@@ -24,8 +26,13 @@ class ServiceTable:
     ratios     ascending, as in the model
     batches    ascending batch sizes in images, the first is 1
     seconds    [ratio][batch], median seconds of one batch
-    accuracy   per ratio the share of right answers, 0..1; None where nothing was measured
+    accuracy   per ratio the share of right answers as it was measured, 0..1; None where nothing was measured
     about      JSON-able: model, processor, threads, ...; for people
+    agreement  per ratio the share of answers that are the smallest ratio's, 0..1, or None; empty: None for all
+    samples    images that both were measured on; None where unknown
+    ceiling    the highest ratio that keeps the 8-bit model's answers, as quantizing found; None where it did not look
+
+    Decisions use `expected` and `loss`, never the measured values themselves.
 
     Raises ConfigError for tables that contradict themselves.
     """
@@ -35,6 +42,9 @@ class ServiceTable:
     seconds: tuple[tuple[float, ...], ...]
     accuracy: tuple[float | None, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
+    agreement: tuple[float | None, ...] = ()
+    samples: int | None = None
+    ceiling: float | None = None
 
     def __post_init__(self) -> None:
         def wrong(what: str) -> ConfigError:
@@ -52,8 +62,14 @@ class ServiceTable:
             raise wrong("seconds must be positive")
         if len(self.accuracy) != len(self.ratios):
             raise wrong("one accuracy per ratio is needed (null where unknown)")
-        if not all(a is None or (math.isfinite(a) and 0 <= a <= 1) for a in self.accuracy):
-            raise wrong("accuracies must lie in 0..1")
+        object.__setattr__(self, "agreement", self.agreement or (None,) * len(self.ratios))
+        if len(self.agreement) != len(self.ratios):
+            raise wrong("one agreement per ratio is needed (null where unknown)")
+        shares = (*self.accuracy, *self.agreement, self.ceiling)
+        if not all(a is None or (math.isfinite(a) and 0 <= a <= 1) for a in shares):
+            raise wrong("accuracies, agreements and the ceiling must lie in 0..1")
+        if self.samples is not None and self.samples < 1:
+            raise wrong("the number of samples must be positive")
 
     def latency(self, index: int, images: int) -> float:
         """Seconds of a batch of so many images at ratio `index`: linear between measured sizes; beyond the largest, in
@@ -75,14 +91,24 @@ class ServiceTable:
         """Index of the largest ratio at or below `ratio`; -1 if all are larger."""
         return bisect.bisect_right(self.ratios, ratio + 1e-9) - 1
 
+    @cached_property
+    def expected(self) -> tuple[float | None, ...]:
+        """Accuracy per ratio to decide by: as measured, made non-increasing (`quantization.curve`)."""
+        return non_increasing(self.accuracy)
+
+    @cached_property
+    def _losses(self) -> tuple[float, ...]:
+        known = losses(self.accuracy, self.agreement, self.samples)
+        if known is None:
+            return tuple(UNKNOWN_LOSS * ratio for ratio in self.ratios)
+        return tuple(loss + DOUBT * ratio for loss, ratio in zip(known, self.ratios, strict=True))
+
     def loss(self, index: int) -> float:
-        """Accuracy given up against the smallest ratio, in 0..1, and a tenth of a point at the full dial besides: accuracies are
-        measured on so many images only, and a ratio that seems to cost nothing must still come down when it is not needed.
-        Where accuracies are unknown a full dial is taken to cost one point."""
-        first, here = self.accuracy[0], self.accuracy[index]
-        if any(a is None for a in self.accuracy) or first is None or here is None:
-            return UNKNOWN_LOSS * self.ratios[index]
-        return max(0.0, first - here) + DOUBT * self.ratios[index]
+        """Accuracy given up against the smallest ratio, in 0..1, as the curve made non-increasing and, where it is flat, the
+        agreement with the 8-bit model have it (`quantization.curve.losses`); and a tenth of a point at the full dial besides:
+        a ratio that seems to cost nothing must still come down when it is not needed. Where accuracies are unknown a full dial is
+        taken to cost one point."""
+        return self._losses[index]
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able; `from_json` reads it back."""
@@ -94,6 +120,9 @@ class ServiceTable:
             "seconds": [list(row) for row in self.seconds],
             "accuracy": list(self.accuracy),
             "about": dict(self.about),
+            "agreement": list(self.agreement),
+            "samples": self.samples,
+            "ceiling": self.ceiling,
         }
 
     @staticmethod
@@ -111,6 +140,9 @@ class ServiceTable:
                 tuple(tuple(_number(s) for s in row) for row in data["seconds"]),
                 tuple(None if a is None else _number(a) for a in data["accuracy"]),
                 dict(data.get("about") or {}),
+                tuple(None if a is None else _number(a) for a in data.get("agreement") or ()),
+                None if data.get("samples") is None else _whole(data["samples"]),
+                None if data.get("ceiling") is None else _number(data["ceiling"]),
             )
         except ConfigError:
             raise

@@ -32,6 +32,7 @@ class View:
     allowed          ratio indices that the server's own limits allow, ascending
     full_batch       images of a full batch
     current, since   the index in force, and since when
+    idle             the batch came after a time without work, and holds all there is: no burst, as far as can be seen
     """
 
     now: float
@@ -49,11 +50,13 @@ class View:
     full_batch: int
     current: int
     since: float
+    idle: bool = False
 
 
 class Policy(Protocol):
     """Chooses a ratio index out of `view.allowed`. One that stays below the last of them may say so in a method `top(table,
-    allowed)`, so that requests are refused and dropped by what it can do."""
+    allowed)`, so that requests are refused and dropped by what it can do; one that does not come down to the first of them when
+    there is nothing to do says where it rests in a method `rest(table, allowed)`."""
 
     name: str
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bitdial.errors import DataError
 from bitdial.files import write_atomically
+from bitdial.quantization.curve import non_increasing
 
 FORMAT, VERSION = "bitdial-loadtest", 1
 MOST_BYTES = 4 << 30
@@ -103,9 +104,10 @@ class Result:
 
     @property
     def expected_accuracy(self) -> Floats:
-        """Accuracy (0..1) that the model's stored curve gives for the ratio of each answer; NaN where it is not known."""
+        """Accuracy (0..1) that the model's stored curve, made non-increasing, gives for the ratio of each answer; NaN where it is
+        not known."""
         ratios = np.asarray(self.model.get("ratios") or [], np.float64)
-        curve = [math.nan if a is None else float(a) for a in self.model.get("accuracy") or []]
+        curve = [math.nan if a is None else float(a) for a in non_increasing(self.model.get("accuracy") or [])]
         if not len(ratios) or len(curve) != len(ratios):
             return np.full(len(self.ratio), np.nan)
         # Ratios come back as text with few digits: the nearest is meant.

@@ -27,9 +27,10 @@ def tensor_metadata(tensors: Sequence[TensorInfo]) -> list[dict[str, Any]]:
     return [{"name": t.name, "datatype": datatype_of(t.dtype), "shape": list(t.shape)} for t in tensors]
 
 
-def model_metadata(name: str, info: ModelInfo, slo: float) -> dict[str, Any]:
-    """GET /v2/models/{m}. `parameters` holds what this server adds: the ratios, their accuracies (0..1), the latency bound (given
-    in seconds)."""
+def model_metadata(name: str, info: ModelInfo, slo: float, top: float | None = None, bound_by: str = "") -> dict[str, Any]:
+    """GET /v2/models/{m}. `parameters` holds what this server adds: the ratios, their accuracies as measured (0..1), the latency
+    bound (given in seconds), the highest ratio that the dial takes (top; None: the last), and what bounds it
+    (`Settings.bound_by`)."""
     return {
         "name": name,
         "versions": [VERSION],
@@ -39,6 +40,8 @@ def model_metadata(name: str, info: ModelInfo, slo: float) -> dict[str, Any]:
         "parameters": {
             "ratios": list(info.ratios),
             "accuracy": list(info.accuracy),
+            "max_ratio": info.ratios[-1] if top is None else top,
+            "max_ratio_from": bound_by,
             "slo_ms": 1000.0 * slo,
             "digest": info.digest,
         },

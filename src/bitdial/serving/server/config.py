@@ -39,8 +39,8 @@ class ModelOptions(_Strict):
     max_wait_ms   how long a batch that is not full waits for more
     max_queue     requests that may wait
     timeout_ms    requests that cannot be answered so soon are dropped; None: the SLO
-    max_ratio     the dial is never turned further
-    min_accuracy  nor to a ratio whose measured accuracy (0..1) is below this
+    max_ratio     the dial is never turned further; None: than the ceiling in the model's file, if there is one
+    min_accuracy  nor to a ratio whose expected accuracy (0..1; as measured, made non-increasing) is below this
     workers       processes that run the model
     threads       CPU threads of each; None: the usable cores shared out
     isa, engine, memory   passed to the engine
@@ -54,7 +54,7 @@ class ModelOptions(_Strict):
     max_wait_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
     max_queue: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     timeout_ms: Positive | None = None
-    max_ratio: Share = 1.0
+    max_ratio: Share | None = None
     min_accuracy: Share | None = None
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None

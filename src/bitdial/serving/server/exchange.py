@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import NamedTuple
 
 from bitdial.serving.control import Scheduler, ServiceTable, Settings
@@ -52,7 +51,7 @@ async def _table(candidate: Candidate, settings: Settings, table: ServiceTable, 
         known = await asyncio.to_thread(lambda: read_cache(cache_path(info, settings.max_batch), info))
     found = known or table
     if found.ratios == info.ratios:
-        return dataclasses.replace(found, accuracy=info.accuracy)
+        return info.judge(found)
     return await measure_table(candidate.workers[0], settings.max_batch, seconds=MEASURING, remember=False)
 
 

@@ -169,6 +169,22 @@ class ServedModel:
         """Its workers."""
         return self._pool
 
+    @property
+    def top_ratio(self) -> float:
+        """The highest ratio that the dial may take. Raises NotReady before the model is loaded."""
+        return self.scheduler.table.table.ratios[self.scheduler.allowed[-1]]
+
+    @property
+    def bound_by(self) -> str:
+        """Why the dial goes no further (`Settings.bound_by`). Raises NotReady before the model is loaded."""
+        return self.settings.bound_by(self.scheduler.table.table)
+
+    def ceiling_words(self) -> str:
+        """What the model file says about its ceiling, for people."""
+        kept = self.info.kept
+        found = "" if kept is None else f": when it was quantized, it kept {kept.found_beyond()}"
+        return f"the dial goes up to {100 * self.top_ratio:.4g} %, the ceiling in the model file{found}; --max-ratio overrides"
+
     def reader(self) -> RequestReader:
         """Of requests to this model. Raises NotReady before it is loaded."""
         if self._reader is None:
@@ -209,20 +225,22 @@ class ServedModel:
                 f"the service table is of ratios {list(given.ratios)}, model '{self.name}' has {list(info.ratios)}: "
                 "leave --table out to measure one"
             )
-        return dataclasses.replace(given, accuracy=info.accuracy)
+        return info.judge(given)
 
     def _install(self, info: ModelInfo, table: ServiceTable) -> None:
         scheduler = Scheduler(table, self.settings, make_policy(self.policy), self._pool.size)
         if self.metrics is None:
             self.metrics = ModelMetrics(
-                self._registry, self.name, info.ratios, info.accuracy, self.settings.slo, self.clock
+                self._registry, self.name, info.ratios, table.expected, self.settings.slo, self.clock
             )
             self.metrics.on_read = self._gauges
         else:
-            self.metrics.use_model(info.ratios, info.accuracy)
+            self.metrics.use_model(info.ratios, table.expected)
         self._reader = RequestReader(info.inputs, info.outputs, self.settings.max_batch)
         self.output_names = [t.name for t in info.outputs]
         self._scheduler = scheduler
+        if self.bound_by == "model file":
+            logger.info("model '%s': %s", self.name, self.ceiling_words())
 
     def _end_recording(self, why: str = "") -> None:
         if self._recording is not None:
@@ -403,7 +421,7 @@ class ServedModel:
     async def _compute(self, scheduler: Scheduler, batch: Batch) -> None:
         index = batch.index
         if scheduler is not self._scheduler:  # the model file was exchanged this very moment
-            index = max(0, self.scheduler.table.table.at_or_below(scheduler.table.table.ratios[index]))
+            index = self.scheduler.at_most(self.scheduler.table.table.at_or_below(scheduler.table.table.ratios[index]))
         ratio = self._pool.info.ratios[index]
         waiting = [self._pending.get(r.id) for r in batch.requests]
         alive = [p for p in waiting if p is not None]
@@ -571,7 +589,7 @@ class ServedModel:
             return
         now = self.clock()
         self.metrics.gauges(
-            now, index=scheduler.current, queue_depth=len(scheduler.queue), queue_images=scheduler.queue.images,
+            now, index=scheduler.dial(now), queue_depth=len(scheduler.queue), queue_images=scheduler.queue.images,
             oldest_wait=scheduler.oldest_wait(now), switches=scheduler.switches, workers=self._pool.alive,
         )  # fmt: skip
 

@@ -217,7 +217,7 @@ def make_table(info: ModelInfo, times: dict[Cell, float]) -> ServiceTable:
         "measured_cells": len(times),
         "interpolated_cells": len(sizes) * (last + 1) - sum(n in sizes for _, n in times),
     }
-    return ServiceTable(info.ratios, tuple(sizes), tuple(rows), info.accuracy, about)
+    return info.judge(ServiceTable(info.ratios, tuple(sizes), tuple(rows), info.accuracy, about))
 
 
 def _share(info: ModelInfo, times: dict[Cell, float], sizes: Sequence[int], index: int, images: int) -> float:
@@ -263,4 +263,4 @@ def read_cache(path: Path, info: ModelInfo) -> ServiceTable | None:
         return None
     if table.ratios != info.ratios or table.about.get("digest") != info.digest:
         return None
-    return table
+    return info.judge(table)

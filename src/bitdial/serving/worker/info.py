@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from bitdial.quantization.answers import KeptAnswers
+from bitdial.serving.control import ServiceTable
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,13 @@ class ModelInfo:
     name       for people: the one asked for, else the file's name without its ending
     ratios     ascending
     accuracy   per ratio the share of right answers on evaluation data, 0..1; None where the file has none
+    agreement  per ratio the share of answers on those data that are the smallest ratio's; None as above
+    samples    of those data; None where unknown
     engine     JSON-able: name, processor, and what else the engine says of itself (isa, threads, kernels, memory, device)
     layers     JSON-able, one dict per integer layer in graph order: name, source (module path), kind, macs (per image), eligible,
                reason (why not), low (share of its multiply-accumulates that run low, per ratio)
     digest     sha256 of the file, hexadecimal
+    kept       what quantizing found out about the answers that each ratio keeps, if it did
     """
 
     name: str
@@ -78,10 +84,19 @@ class ModelInfo:
     engine: dict[str, Any]
     layers: list[dict[str, Any]]
     digest: str
+    agreement: tuple[float | None, ...] = ()
+    samples: int | None = None
+    kept: KeptAnswers | None = None
+
+    def judge(self, table: ServiceTable) -> ServiceTable:
+        """A service table of this model's ratios with what the file says about their worth: the one place where a curve becomes
+        what the controller goes by."""
+        ceiling = None if self.kept is None else self.kept.ceiling
+        return replace(table, accuracy=self.accuracy, agreement=self.agreement, samples=self.samples, ceiling=ceiling)
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able; `from_json` reads it back."""
-        return asdict(self)
+        return {**asdict(self), "kept": None if self.kept is None else self.kept.as_json()}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> ModelInfo:
@@ -99,6 +114,9 @@ class ModelInfo:
             dict(data["engine"]),
             [dict(row) for row in data["layers"]],
             data["digest"],
+            tuple(data["agreement"]),
+            data["samples"],
+            None if data["kept"] is None else KeptAnswers.from_json(data["kept"]),
         )
 
     def signature_difference(self, other: ModelInfo) -> str:

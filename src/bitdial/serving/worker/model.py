@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ from bitdial.graph.batch_axis import batch_axes
 from bitdial.graph.ir import BatchDim
 from bitdial.graph.structure import output_names
 from bitdial.processor import processor_name
+from bitdial.quantization.answers import kept_answers
+from bitdial.quantization.curve import column, sample_count
 from bitdial.quantization.program import Program
 from bitdial.serving.worker.batching import part
 from bitdial.serving.worker.errors import UnservableError
@@ -63,10 +64,13 @@ class LoadedModel:
             inputs,
             outputs,
             tuple(float(r) for r in program.ratios),
-            _accuracy(program),
+            column(program.curve, program.ratios, "accuracy"),
             _engine_info(self.engine, chosen),
             _layer_table(program),
             hashlib.sha256(data).hexdigest(),
+            column(program.curve, program.ratios, "agreement"),
+            sample_count(program.curve),
+            kept_answers(program),
         )
 
     def _warm_up(
@@ -247,24 +251,6 @@ def _output_infos(program: Program, found: Sequence[Array], path: str) -> tuple[
             raise UnservableError(f"{path}: output '{name}' is {kind} in the file, but comes as {list(array.shape)}")
         result.append(info)
     return tuple(result)
-
-
-def _accuracy(program: Program) -> tuple[float | None, ...]:
-    """Share of right answers per ratio, as stored in the file; other metrics, which may exceed 1, are left out."""
-    result: list[float | None] = []
-    for ratio in program.ratios:
-        value = None
-        for row in program.curve:
-            at, found = _number(row.get("ratio")), _number(row.get("accuracy"))
-            if at is not None and abs(at - ratio) < 1e-9 and found is not None and 0 <= found <= 1:
-                value = found
-        result.append(value)
-    return tuple(result)
-
-
-def _number(value: Any) -> float | None:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
 
 
 def _engine_info(engine: Engine, name: str) -> dict[str, Any]:

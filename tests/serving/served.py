@@ -26,6 +26,7 @@ from bitdial.serving.worker.file import ModelFile, read_descriptor
 T = TypeVar("T")
 RATIOS = (0.0, 0.5, 1.0)
 SHAPE = (3, 8, 8)
+LIMIT = 120.0  # seconds after which something hangs: generous, other programs may hold the machine up
 
 
 class FakeWorker:
@@ -40,6 +41,8 @@ class FakeWorker:
         self._info: ModelInfo | None = None
         self.content: dict[str, Any] = {}
         self.batches: list[tuple[list[int], int]] = []
+        self.free = asyncio.Event()
+        self.free.set()
 
     @property
     def info(self) -> ModelInfo:
@@ -81,6 +84,7 @@ class FakeWorker:
         seconds = self.content.get("seconds", [0.0] * len(self.info.ratios))[index]
         if seconds:
             await asyncio.sleep(seconds)
+        await self.free.wait()
         outputs, checked = [], []
         for (x,) in requests:
             good = bool(np.isfinite(x).all())
@@ -125,7 +129,12 @@ class Running:
 
     def do(self, job: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the server's loop."""
-        return asyncio.run_coroutine_threadsafe(job, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(job, self.loop).result(LIMIT)
+
+    def hold(self, on: bool = True) -> None:
+        """Whether batches of the workers that there are stay unanswered."""
+        for worker in self.workers:
+            self.loop.call_soon_threadsafe(worker.free.clear if on else worker.free.set)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a function on the server's loop."""
@@ -175,14 +184,21 @@ def serving(
     thread = threading.Thread(target=lambda: uvloop.run(main()), daemon=True)
     thread.start()
     try:
-        yield ready.result(60)
+        yield ready.result(LIMIT)
     finally:
         finish.set()
-        thread.join(20)
+        thread.join(LIMIT)
         assert not thread.is_alive(), "the server did not stop"
 
 
-def http(port: int, data: bytes, seconds: float = 10.0, pieces: Sequence[tuple[float, bytes]] = ()) -> bytes:
+def until(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def http(port: int, data: bytes, seconds: float = LIMIT, pieces: Sequence[tuple[float, bytes]] = ()) -> bytes:
     """Send bytes (then pieces, each after a pause), and all that comes back until the server closes or is silent for a while."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as client:
         with contextlib.suppress(ConnectionError, TimeoutError):

@@ -34,6 +34,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_data: needs the data folder (BITDIAL_DATA); skipped where it is absent")
 
 
+# Files that keep a process busy for long, longest first: with several processes they are begun before the others, so that none
+# of them is left to one process at the end (./test says --no-loadscope-reorder). The list is only about speed.
+LONG = (
+    "packaging/test_packaging_sanitizers.py",
+    "test_demo.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).resolve().parent
+    place = {tests / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("needs_data") is not None and not _data_folder().is_dir():
         pytest.skip(f"DATA FOLDER MISSING: {_data_folder()} does not exist; set BITDIAL_DATA to run this test")

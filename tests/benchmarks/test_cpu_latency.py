@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,11 +108,10 @@ def test_a_worker_answers_fails_and_ends(bench: dict[str, ModuleType], tmp_path:
 def test_a_worker_that_says_nothing_is_ended(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     protocol = bench["peers.protocol"]
     worker = protocol.Worker("bitdial_peer", tmp_path / "w.log")
-    started = time.monotonic()
     with pytest.raises(protocol.PeerError, match="no answer to 'memory'"):
         worker.ask("memory", timeout=0.0)  # the interpreter takes longer than that to start
     worker.close()
-    assert time.monotonic() - started < 30 and worker.process.returncode is not None
+    assert worker.process.returncode is not None
 
 
 def test_networks_carry_a_signal(bench: dict[str, ModuleType]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import cProfile
+import pstats
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -261,8 +263,8 @@ def test_torchvision_transformers() -> None:
     check_bounded(swin, 32)
 
 
-def test_planning_a_large_transformer_is_fast() -> None:
-    """ViT-B: 12 blocks of width 768; weights are views of one zero, planning looks at shapes only."""
+def vision_transformer(blocks: int) -> Graph:
+    """ViT-B, whose blocks of width 768 are 12; weights are views of one zero."""
     b = Build(3, 224, 224)
     b.constant = lambda *shape: _zeros(b, *shape)  # type: ignore[method-assign]
     width, tokens, heads = 768, 196, 12
@@ -270,7 +272,7 @@ def test_planning_a_large_transformer_is_fast() -> None:
     b.graph.nodes[-1].attrs["padding"] = [0, 0]
     b.graph.types[x] = TensorType((BatchDim(1), width, 14, 14))
     x = b.permute(b.reshape(x, width, tokens), 0, 2, 1)
-    for _ in range(12):
+    for _ in range(blocks):
         y = b.node("layer_norm", [x, b.constant(width), b.constant(width)], {"normalized_shape": [width], "eps": 1e-6})
         y = b.permute(b.reshape(b.linear(y, 3 * width), tokens, 3, heads, width // heads), 2, 0, 3, 1, 4)
         q, k, v = (b.node("select", [y], {"axis": 0, "index": i}) for i in range(3))
@@ -279,13 +281,26 @@ def test_planning_a_large_transformer_is_fast() -> None:
         x = b.linear(b.reshape(b.permute(y, 0, 2, 1, 3), tokens, width), width, residual=x)
         y = b.node("layer_norm", [x, b.constant(width), b.constant(width)], {"normalized_shape": [width], "eps": 1e-6})
         x = b.linear(b.linear(y, 4 * width), width, residual=x)
-    graph = b.done(b.linear(b.node("mean", [x], {"axes": [1], "keepdim": False}), 1000))
-    ranges = random_ranges(graph)
-    start = time.process_time()
-    plan = plan_layout(graph, ranges, 16, {n.name for n in layers(graph)[1:]})
-    assert time.process_time() - start < 5.0
-    assert not plan.frozen and len(plan.segments) == 1 + 12 * (12 + 1)
-    assert all(plan.permutation(n.inputs[0]) is not None for n in layers(graph)[1:])
+    return b.done(b.linear(b.node("mean", [x], {"axes": [1], "keepdim": False}), 1000))
+
+
+def test_the_work_of_planning_grows_with_the_depth_alone() -> None:
+    """Function calls and memory: planning looks at shapes only, and at every node a few times."""
+    calls, peaks = [], []
+    for blocks in (3, 12):
+        graph = vision_transformer(blocks)
+        ranges, eligible = random_ranges(graph), {n.name for n in layers(graph)[1:]}
+        with cProfile.Profile() as profile:
+            plan = plan_layout(graph, ranges, 16, eligible)
+        calls.append(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+        tracemalloc.start()
+        plan_layout(graph, ranges, 16, eligible)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert not plan.frozen and len(plan.segments) == 1 + blocks * (12 + 1)
+        assert all(plan.permutation(n.inputs[0]) is not None for n in layers(graph)[1:])
+    print(calls, peaks)
+    assert calls[1] < 5 * calls[0] and peaks[1] < 5 * peaks[0]
 
 
 def _zeros(b: Build, *shape: int) -> str:

@@ -215,7 +215,8 @@ def test_state_and_history_are_json(client: TestClient, source: Source) -> None:
     assert len(full["rows"]) >= 359 and full["present"]["ratio"] in RATIOS
     since = full["now"] - 10
     some = client.get("/live/history", params={"model": "vgg-cifar", "since": since}).json()
-    assert some["rows"] == [row for row in full["rows"] if row["t"] + 1 > since]
+    expected = [row for row in full["rows"] if row["t"] + 1 > since]
+    assert some["rows"][: len(expected)] == expected  # a second may have passed between the two
     assert client.get("/live/history", params={"model": HOSTILE}).json()["rows"] == []
 
 
@@ -266,7 +267,7 @@ def served(app: FastAPI) -> Iterator[str]:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not server.started and time.monotonic() < until:
             time.sleep(0.01)
         assert server.started
@@ -274,7 +275,7 @@ def served(app: FastAPI) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)
 
 
 def command(profile: str, *more: str) -> list[str]:
@@ -297,7 +298,7 @@ class Tab:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    async def until(self, expression: str, seconds: float = 8.0) -> Any:
+    async def until(self, expression: str, seconds: float = 60.0) -> Any:
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -316,7 +317,7 @@ def drive(steps: Callable[[Tab], Any]) -> list[str]:
     async def run(profile: str) -> None:
         waiting: dict[int, asyncio.Future[Any]] = {}
         port_file = Path(profile) / "DevToolsActivePort"
-        end = time.monotonic() + 15
+        end = time.monotonic() + 60
         while not (port_file.exists() and port_file.read_text().count("\n") >= 1):
             assert time.monotonic() < end, "the browser did not start"
             await asyncio.sleep(0.05)
@@ -342,7 +343,7 @@ def drive(steps: Callable[[Tab], Any]) -> list[str]:
                     number = send.count = getattr(send, "count", 0) + 1  # type: ignore[attr-defined]
                     waiting[number] = asyncio.get_running_loop().create_future()
                     await socket_.send_json({"id": number, "method": method, "params": parameters})
-                    answer = await asyncio.wait_for(waiting[number], 15)
+                    answer = await asyncio.wait_for(waiting[number], 60)
                     assert "error" not in answer, answer
                     return answer["result"]
 

@@ -102,8 +102,8 @@ def test_long_messages_pass_a_full_socket() -> None:
         sent = [{"text": "a" * 3_000_000}, {"n": 1}, {"text": "b" * 500_000}]
         for message in sent:
             frames.send(message)
-        assert [await asyncio.wait_for(answers.get(), 10) for _ in sent] == sent
-        assert await asyncio.wait_for(closed.get(), 10) == ""
+        assert [await asyncio.wait_for(answers.get(), 120) for _ in sent] == sent
+        assert await asyncio.wait_for(closed.get(), 120) == ""
         thread.join()
         frames.send({"n": 2})  # to nobody: no exception, and no second word of the end
         await asyncio.sleep(0.01)

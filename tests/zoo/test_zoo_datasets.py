@@ -338,15 +338,13 @@ def test_bad_settings(tmp_path: Path) -> None:
         load_dataset("digits", "test", Preprocessing())
 
 
-def test_cifar10_loads_from_the_cache_within_a_second(data_folder: Path, tmp_path: Path) -> None:
+def test_cifar10_loads_from_the_cache_without_decoding(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = data_folder / "cifar10"
     first = load_dataset(path, "test", cache_dir=tmp_path)
-    seconds = []
-    for _ in range(3):  # the best of three: other processes may hold the machine up
-        begin = time.perf_counter()
-        again = load_dataset(path, "test", cache_dir=tmp_path)
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 1.0
+    monkeypatch.setattr(image_files.FilePixels, "read", None)
+    again = load_dataset(path, "test", cache_dir=tmp_path)
     assert len(again) == 10_000 and np.bincount(again.labels).tolist() == [1000] * 10
     assert again.classes[0] == "airplane" and again.image_shape == (3, 32, 32)
     assert np.array_equal(again.images(range(0, 10_000, 997)), first.images(range(0, 10_000, 997)))

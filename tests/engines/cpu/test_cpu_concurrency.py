@@ -56,19 +56,23 @@ def residual() -> Quantized:
 # ---- threads ---------------------------------------------------------------------------------------------------------------
 
 
-def hammer(engines: list[CpuEngine], x: Floats, expected: list[list[Floats]], seconds: float, callers: int = 8) -> int:
-    """`callers` threads run batches and turn the dials at random; every output must be that of the ratio its call reports."""
+def hammer(engines: list[CpuEngine], x: Floats, expected: list[list[Floats]], calls: int, callers: int = 8) -> None:
+    """`callers` threads run batches and turn the dials at random; every output must be that of the ratio its call reports.
+    They go on until every one has made `calls` calls and every ratio was met, asked for and by the dial."""
     ratios = engines[0].ratios
     wanted = {r: e[0] for r, e in zip(ratios, expected, strict=True)}
-    stop = time.monotonic() + seconds
+    begun = time.monotonic()
     problems: list[str] = []
     seen: set[tuple[float, bool]] = set()
     counts = [0] * callers
 
+    def enough() -> bool:
+        return min(counts) >= calls and len(seen) == 2 * len(ratios)
+
     def caller(index: int) -> None:
         rng = np.random.default_rng(index)
         try:
-            while time.monotonic() < stop and not problems:
+            while not enough() and not problems and time.monotonic() < begun + 600:
                 engine = engines[int(rng.integers(len(engines)))]
                 order = rng.permutation(len(x))[: int(rng.integers(1, len(x) + 1))]
                 asked = [None, None, float(rng.choice(ratios))][int(rng.integers(3))]
@@ -89,26 +93,24 @@ def hammer(engines: list[CpuEngine], x: Floats, expected: list[list[Floats]], se
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(seconds + 60)
+        thread.join(700)
         assert not thread.is_alive(), "a caller hangs"
     assert not problems, problems[:3]
-    assert min(counts) > 0
-    assert {r for r, dial in seen if dial} == set(ratios) == {r for r, dial in seen if not dial}
-    return sum(counts)
+    assert enough(), (counts, seen)
 
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("threads", [1, 2])
 def test_eight_threads_run_and_turn_the_dial(residual: Quantized, threads: int) -> None:
     program, x, expected = residual
-    assert hammer([CpuEngine(program, threads=threads, kernels="fixed")], x, expected, 1.5) > 50
+    hammer([CpuEngine(program, threads=threads, kernels="fixed")], x, expected, 200)
 
 
 @pytest.mark.slow
-def test_eight_threads_run_and_turn_the_dial_for_a_minute(residual: Quantized) -> None:
+def test_eight_threads_run_and_turn_the_dial_for_long(residual: Quantized) -> None:
     program, x, expected = residual
     for threads, isa in ((2, ISAS[0]), (3, ISAS[0]), (2, ISAS[-1])):
-        hammer([CpuEngine(program, isa=isa, threads=threads)], x, expected, 20)
+        hammer([CpuEngine(program, isa=isa, threads=threads)], x, expected, 5000)
 
 
 def test_several_engines_at_once(residual: Quantized) -> None:
@@ -131,7 +133,7 @@ def test_several_engines_at_once(residual: Quantized) -> None:
     maker = threading.Thread(target=come_and_go)
     maker.start()
     try:
-        hammer(engines, x, expected, 1.5, callers=5)
+        hammer(engines, x, expected, 50, callers=5)
     finally:
         done.set()
         maker.join()
@@ -219,7 +221,7 @@ FORKS = """
                     code = 0 if all(answers) and len(answers) == 4 and status == 0 else 2
             finally:
                 os._exit(code)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:

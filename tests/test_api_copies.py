@@ -84,7 +84,7 @@ def test_pickles_are_read_by_another_process_without_torch(program: Any, images:
         "np.save('answers.npy', model(np.load('images.npy')))\n"
         "print(model.ratio, 'torch' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["0.75", "False"], done.stderr
     assert np.array_equal(np.load(tmp_path / "answers.npy"), model(images[:4]).numpy())
 

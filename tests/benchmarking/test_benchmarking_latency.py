@@ -136,4 +136,4 @@ def test_wrong_settings_are_typed_errors(program: Program, wrong: dict[str, Any]
 
 def test_needs_no_torch() -> None:
     code = "import sys, bitdial.benchmarking.latency, bitdial.report.latency_page; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

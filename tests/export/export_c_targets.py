@@ -64,7 +64,7 @@ def self_tester(tmp_path: Path) -> Callable[..., str]:
         command = [compiler, *standard, *WARNINGS, *flags, *sources, "-o", str(program)]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         assert built.returncode == 0, built.stderr[:4000]
-        done = subprocess.run([*emulator, str(program)], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*emulator, str(program)], capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{done.returncode}: {done.stdout[:2000]}{done.stderr[:2000]}"
         return done.stdout
 

@@ -78,10 +78,6 @@ def connections(running: Running) -> int:
     return len(running.server._uvicorn.server_state.connections)
 
 
-def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-
-
 def images(n: int, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).standard_normal((n, *SHAPE), dtype=np.float32)
 
@@ -181,7 +177,7 @@ def test_more_connections_than_are_taken(server: Running) -> None:
     open_: list[socket.socket] = []
     try:
         for _ in range(40):
-            open_.append(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+            open_.append(socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT))
         until(lambda: connections(server) == 40)
         answer = http(server.port, b"")
         assert status(answer) == 503 and b"retry-after: 1" in answer
@@ -209,7 +205,7 @@ def test_slow_clients_are_told_and_closed(server: Running) -> None:
     drip = [(0.1, bytes([b])) for b in whole[60:120]]
     assert status(http(server.port, whole[:60], pieces=drip)) == 408
     # A second request on the same connection is watched as the first one is.
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT) as client:
         client.sendall(whole)
         assert status(receive(client)) == 200
         time.sleep(HEADER_TIME + 0.4)  # idle is not slow
@@ -339,14 +335,14 @@ def test_requests_expire_while_no_worker_is_there(tmp_path: Path) -> None:
         assert status(http(running.port, infer_bytes())) == 500
         answers = [http(running.port, infer_bytes()) for _ in range(2)]
         assert [status(a) for a in answers] == [504, 504]
-        assert status(http(running.port, get("/v2/health/ready"))) == 503
-        assert status(http(running.port, get("/v2/health/live"))) == 200
+        assert status(get(running, "/v2/health/ready")) == 503
+        assert status(get(running, "/v2/health/live")) == 200
 
 
 # ---- what runs beside the requests -----------------------------------------------------------------------------------------
 
 
-def get(running: Running, path: str, method: str = "GET") -> bytes:
+def get(running: Running | Process, path: str, method: str = "GET") -> bytes:
     return http(running.port, f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
 
 
@@ -438,7 +434,7 @@ def test_one_connection_that_makes_trouble_does_not_hide_others(
         real(self, now)
 
     monkeypatch.setattr(GuardedProtocol, "check", check)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as broken:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT) as broken:
         assert receive(broken) == b""  # closed
     assert status(http(server.port, b"GET /v2 HTTP/1.1\r\n")) == 408
 
@@ -725,11 +721,11 @@ def test_a_second_signal_ends_it_at_once(model_file: Path, tmp_path: Path) -> No
     try:
         (worker,) = process.children()
         os.kill(worker, signal.SIGSTOP)  # a batch that never ends
-        with socket.create_connection(("127.0.0.1", process.port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", process.port), timeout=LIMIT) as client:
             client.sendall(infer_bytes(model="net", parameters={"slo_ms": 60000}))
-            until(lambda: b'bitdial_arrived_images_total{model="net"} 1.0' in http(process.port, get("/metrics")))
+            until(lambda: b'bitdial_arrived_images_total{model="net"} 1.0' in get(process, "/metrics"))
             process.process.send_signal(signal.SIGINT)
-            until(lambda: status(http(process.port, get("/v2/health/ready"))) == 503)
+            until(lambda: status(get(process, "/v2/health/ready")) == 503)
             assert status(http(process.port, infer_bytes(model="net"))) == 503
             time.sleep(0.2)
             assert process.process.poll() is None  # it waits for the answer

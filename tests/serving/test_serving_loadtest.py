@@ -466,7 +466,7 @@ def test_tls(tmp_path: Path) -> None:
     ]
     try:
         names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-        subprocess.run([*command, *names], check=True, capture_output=True, timeout=30)
+        subprocess.run([*command, *names], check=True, capture_output=True, timeout=300)
     except (OSError, subprocess.SubprocessError):
         pytest.skip("TLS IS NOT TESTED: openssl cannot make a certificate here")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

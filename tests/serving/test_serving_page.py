@@ -365,10 +365,10 @@ def drive(steps: Callable[[Tab], Any]) -> list[str]:
         finally:
             browser.terminate()
             try:
-                browser.wait(5)
+                browser.wait(60)
             except subprocess.TimeoutExpired:
                 browser.kill()
-                browser.wait(5)
+                browser.wait(60)
     return problems
 
 
@@ -379,7 +379,7 @@ def test_page_shows_the_figures(source: Source) -> None:
         done = subprocess.run(
             command(profile, "--virtual-time-budget=4000", "--dump-dom", url),
             capture_output=True,
-            timeout=60,
+            timeout=300,
             check=True,
         )
     page = done.stdout.decode()

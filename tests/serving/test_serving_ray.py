@@ -302,7 +302,7 @@ class Running:
                 os.kill(process, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -425,7 +425,7 @@ def test_two_replicas_for_real(model_file: Path, folder: Path) -> None:
 
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(PATIENCE) == 0, running.said()
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while (left := running.processes()) and time.monotonic() < end:
             time.sleep(0.1)
         assert not left, [Path(f"/proc/{p}/cmdline").read_bytes() for p in left if Path(f"/proc/{p}").exists()]

@@ -39,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
 LONG = (
     "packaging/test_packaging_sanitizers.py",
     "test_demo.py",
+    "serving/test_serving_ray.py",
+    "serving/test_serving_faults.py",
+    "test_architectures.py",
+    "graph/test_graph_capture.py",
+    "export/test_export_onnx.py",
+    "test_api.py",
 )
 
 

@@ -32,6 +32,15 @@ from bitdial.demo import main
 sys.exit(main(sys.argv[1:]))
 """
 
+# Shows what it does and keeps, beside it, the object that --json would print.
+BOTH = """
+import json, pathlib, sys
+from bitdial import demo
+from bitdial.cli.terminal import Terminal, plain
+Terminal.emit = lambda self, content: pathlib.Path("content.json").write_text(json.dumps(plain(content), allow_nan=False))
+sys.exit(demo.main(sys.argv[1:]))
+"""
+
 
 def run_demo(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
     what = ["-c", code] if code else ["-m", "bitdial.demo"]
@@ -52,19 +61,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shown(folder: Path) -> str:
-    done = run_demo(folder, "--quick", "--threads", "1")
+def both(folder: Path) -> tuple[str, dict[str, Any]]:
+    """What one run shows, and what it would print with --json."""
+    done = run_demo(folder, "--quick", "--threads", "1", code=BOTH)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout, json.loads((folder / "content.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def content(folder: Path, shown: str) -> dict[str, Any]:
-    """The same again: training is not repeated, results are."""
-    done = run_demo(folder, "--quick", "--threads", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def shown(both: tuple[str, dict[str, Any]]) -> str:
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def content(both: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    return both[1]
 
 
 def test_table_has_every_setting_and_baseline(shown: str, content: dict[str, Any]) -> None:
@@ -206,9 +217,18 @@ def test_commands_it_suggests_work(folder: Path, content: dict[str, Any], shown:
 
 def test_a_place_that_cannot_be_written_is_one_line(folder: Path) -> None:
     (folder / "file").write_text("")
-    done = run_demo(folder, "--quick", "--out", "file/below")
-    assert done.returncode == 2
+    done = run_demo(folder, "--quick", "--out", "file/below", "--json")
+    assert done.returncode == 2 and set(json.loads(done.stdout)) == {"error", "type"}
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_second_run_prints_one_object_and_does_not_train_again(folder: Path, content: dict[str, Any]) -> None:
+    before = (folder / "demo-output" / "digits-quick.safetensors").stat().st_mtime_ns
+    done = run_demo(folder, "--quick", "--threads", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == set(content)
+    assert (folder / "demo-output" / "digits-quick.safetensors").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
+from bitdial.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,8 +56,8 @@ def test_commands_exist() -> None:
     names = {shlex.split(line)[1] for line in SHELL if line.startswith("bitdial ")}
     assert {"quantize", "evaluate", "inspect", "compare", "report", "doctor"} <= names
     for name in sorted(names):
-        shown = subprocess.run([sys.executable, "-m", "bitdial.cli", name, "--help"], capture_output=True, text=True, check=True)
-        assert "Usage" in shown.stdout
+        shown = CliRunner().invoke(app, [name, "--help"])
+        assert shown.exit_code == 0 and "Usage" in shown.output
     for script in ("demo", "test"):
         assert (ROOT / script).exists() and f"./{script}" in README
     for path in re.findall(r"\]\(([^)#]+)\)", README):

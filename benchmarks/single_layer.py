@@ -170,12 +170,12 @@ def measure_layer(
             first = executors["naive"]
             first.run([x], first.settings(0), observe=observe)
             reference = float_layer(prepared.graph.node(target), prepared.graph, seen[source]) * scale
-            eight = _output(first, node, seen, np.zeros(layer.n_groups, np.bool_), zero, len(x), unit)
+            eight = _output(first, target, seen, np.zeros(layer.n_groups, np.bool_), zero, len(x), unit)
             float_norm += _square(reference)
             eight_norm += _square(eight)
             eight_error += _square(eight - reference)
             for (name, share), error in errors.items():
-                y = _output(executors[name], node, seen, masks[share], zero, len(x), unit)
+                y = _output(executors[name], target, seen, masks[share], zero, len(x), unit)
                 error.to_float += _square(y - reference)
                 error.to_eight += _square(y - eight)
         done += len(x)
@@ -202,12 +202,12 @@ def measure_layer(
 
 
 def _output(
-    executor: Executor, node: Node, values: dict[str, Tensor], low: npt.NDArray[np.bool_], bias: Tensor, batch: int,
+    executor: Executor, name: str, values: dict[str, Tensor], low: npt.NDArray[np.bool_], bias: Tensor, batch: int,
     unit: Tensor,
 ) -> Tensor:  # fmt: skip
     """float64 outputs of the layer in real units, from exact accumulators, without bias."""
-    setting = executor.layers[node.name].setting(torch.from_numpy(low), bias)
-    return executor.accumulators(node, values, setting, batch).double() * unit
+    setting = executor.layers[name].setting(torch.from_numpy(low), bias)
+    return executor.accumulators(executor.instructions[name], values, setting, batch).double() * unit
 
 
 def _square(x: Tensor) -> float:

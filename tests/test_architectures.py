@@ -108,12 +108,12 @@ class Recorder(Executor):
         super().__init__(program)
         self.seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def accumulators(self, node: Any, values: Any, setting: Any, batch: int) -> Tensor:
-        acc = super().accumulators(node, values, setting, batch)
-        if node.op != "matmul":
-            self.seen[node.name] = (
+    def accumulators(self, step: Any, values: Any, setting: Any, batch: int) -> Tensor:
+        acc = super().accumulators(step, values, setting, batch)
+        if setting is not None:
+            self.seen[step.name] = (
                 acc.double().numpy().astype(np.int64),
-                values[node.inputs[0]].numpy().astype(np.int64),
+                values[step.inputs[0]].numpy().astype(np.int64),
             )
         return acc
 

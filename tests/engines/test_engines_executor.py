@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bitdial.engines.reference import arithmetic
 from bitdial.engines.reference.executor import Executor
+from bitdial.quantization.instructions import Window
 from bitdial.quantization.program import Program
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -28,9 +29,9 @@ def run_layer(program: Program, inputs: list[np.ndarray], ratio_index: int) -> t
     executor = Executor(program)
     setting = executor.settings(ratio_index)
     tensors = [torch.from_numpy(x) for x in inputs]
-    node = program.graph.node("layer")
+    step = executor.instructions["layer"]
     batch = inputs[0].shape[0] // next(iter(program.graph.types[program.graph.inputs[0]].shape)).factor  # type: ignore
-    acc = executor.accumulators(node, {node.inputs[0]: tensors[0]}, setting["layer"], batch)
+    acc = executor.accumulators(step, {step.inputs[0]: tensors[0]}, setting["layer"], batch)
     out = executor.run(tensors, setting)[0]
     return acc.double().numpy(), out.numpy()
 
@@ -188,29 +189,24 @@ def test_exact_beyond_float32_convolution(oracle: ModuleType, make_layer_program
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_exact_without_onednn() -> None:
     """torch then takes NNPACK's Winograd for large batches of 3x3 convolutions, whose float32 sums are not exact."""
-    from bitdial.graph.ir import Node
-
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (16, 56, 14, 14), generator=generator).float()
     w = torch.randint(-127, 128, (8, 56, 3, 3), generator=generator).float()
-    attrs = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1))
     exact = F.conv2d(x.double(), w.double(), padding=1)
     with torch.backends.mkldnn.flags(enabled=False):
-        got = arithmetic.accumulate(Node("c", "conv", ["x"], attrs), x, w, 1000)
+        got = arithmetic.accumulate(x, w, 1000, window)
     assert torch.equal(got.double(), exact)
 
 
 @pytest.mark.parametrize("bound", [100, arithmetic.EXACT_FLOAT32, 4 * arithmetic.EXACT_FLOAT32, 2**31])
 def test_each_way_of_accumulating_is_exact(bound: int) -> None:
     """The split into nibbles and float64 give what float32 gives where that is exact."""
-    from bitdial.graph.ir import Node
-
     rng = np.random.default_rng(5)
-    node = Node("l", "linear", ["x"])
     for low, high in ((0, 256), (-127, 128)):
         x = torch.from_numpy(rng.integers(low, high, (4, 50)).astype(np.float32))
         w = torch.from_numpy(rng.integers(-127, 128, (6, 50)).astype(np.float32))
-        got = arithmetic.accumulate(node, x, w, bound)
+        got = arithmetic.accumulate(x, w, bound, None)
         assert torch.equal(got.double(), x.double() @ w.double().T)
         assert got.dtype == (torch.float32 if bound == 100 else torch.float64)
 
@@ -218,8 +214,6 @@ def test_each_way_of_accumulating_is_exact(bound: int) -> None:
 @settings(max_examples=25)
 @given(seed=SEEDS, transpose=st.booleans(), signed=st.tuples(st.booleans(), st.booleans()))
 def test_matmul_of_activations(seed: int, transpose: bool, signed: tuple[bool, bool]) -> None:
-    from bitdial.graph.ir import Node
-
     rng = np.random.default_rng(seed)
     m, k, n = (int(v) for v in rng.integers(1, 9, 3))
     k = 400 if seed % 3 == 0 else k
@@ -229,9 +223,9 @@ def test_matmul_of_activations(seed: int, transpose: bool, signed: tuple[bool, b
         a[:], b[:] = 127 if signed[0] else 255, 127 if signed[1] else 255
         a[..., 0] -= 1
     bound = k * (127 if signed[0] else 255) * (127 if signed[1] else 255)
-    node = Node("m", "matmul", ["a", "b"], {"transpose_b": transpose})
-    got = arithmetic.accumulate_matmul(node, torch.from_numpy(a).float(), torch.from_numpy(b).float(), bound)
-    assert (got.double().numpy() == a @ (b.swapaxes(-1, -2) if transpose else b)).all()
+    b = b.swapaxes(-1, -2) if transpose else b
+    got = arithmetic.accumulate_matmul(torch.from_numpy(a).float(), torch.from_numpy(b).float(), bound)
+    assert (got.double().numpy() == a @ b).all()
 
 
 @settings(max_examples=25)

@@ -200,11 +200,11 @@ def test_eight_bit_convolutions_are_used_only_where_they_are_exact() -> None:
     assert int8_convolutions() in (True, False)
     if int8_convolutions():
         from bitdial.engines.reference.fast_conv import _int8_conv
-        from bitdial.graph.ir import Node
+        from bitdial.quantization.instructions import Window
 
         generator = torch.Generator().manual_seed(1)
-        node = Node("c", "conv", [], {"stride": [2, 1], "padding": [0, 1], "dilation": [1, 1], "groups": 1})
+        window = Window((3, 3), (2, 1), (0, 1), (1, 1))
         x = torch.randint(0, 256, (3, 20, 9, 7), generator=generator).float()
         w = torch.randint(-127, 128, (8, 20, 3, 3), generator=generator).float()
         exact = torch.nn.functional.conv2d(x.double(), w.double(), None, [2, 1], [0, 1])
-        assert torch.equal(_int8_conv(x, w, node).double(), exact)
+        assert torch.equal(_int8_conv(x, w, window).double(), exact)

@@ -62,7 +62,8 @@ def test_mean_shift_of_a_group(make_layer_program: Any, random_integers: Any, ki
     bias = torch.zeros(6, dtype=torch.float64)
 
     def means(low: torch.Tensor) -> np.ndarray:
-        acc = executor.accumulators(node, {"x_q8": x}, executor.layers["layer"].setting(low, bias), 40).double()
+        setting = executor.layers["layer"].setting(low, bias)
+        acc = executor.accumulators(executor.instructions["layer"], {"x_q8": x}, setting, 40).double()
         result: np.ndarray = acc.movedim(1, -1).reshape(-1, 6).mean(0).numpy() if acc.dim() > 2 else acc.mean(0).numpy()
         return result
 
@@ -124,9 +125,9 @@ def test_bias_table_restores_the_means_layer_by_layer(conv_net: Any, helpers: An
     accumulators: dict[str, torch.Tensor] = {}
 
     class Watch(Executor):
-        def accumulators(self, node: Any, values: Any, setting: Any, batch: int) -> torch.Tensor:
-            accumulators[node.name] = super().accumulators(node, values, setting, batch).clone()
-            return accumulators[node.name].clone()
+        def accumulators(self, step: Any, values: Any, setting: Any, batch: int) -> torch.Tensor:
+            accumulators[step.name] = super().accumulators(step, values, setting, batch).clone()
+            return accumulators[step.name].clone()
 
     Watch(program).run([x], executor.settings(1))
     for name, layer in program.layers.items():

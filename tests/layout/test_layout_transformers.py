@@ -22,7 +22,7 @@ from layout_support import (
     values_of,
 )
 
-from bitdial.graph import BatchDim, TensorType
+from bitdial.graph import BatchDim, Graph, TensorType
 from bitdial.graph.capture import capture
 from bitdial.graph.passes import optimize
 from bitdial.layout import plan_layout

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitdial.engines.reference.executor import Executor, Setting
-from bitdial.graph.ir import Node
+from bitdial.quantization.instructions import Contract
 from bitdial.quantization.program import Program
 
 
@@ -21,15 +21,15 @@ class _Counter(Executor):
         self.clipped: dict[str, int] = {}
         self.total: dict[str, int] = {}
 
-    def lowered(self, node: Node, x: Tensor, setting: Setting, batch: int) -> Tensor:
-        y = super().lowered(node, x, setting, batch)
+    def lowered(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> Tensor:
+        y = super().lowered(step, x, setting, batch)
         if setting.low_channels is not None:
-            layer = self.layers[node.name].layer
-            channels = self.layers[node.name].axis % x.dim()
-            _, power = self.scales(node, x, setting, batch)
+            layer = self.layers[step.name].layer
+            channels = self.layers[step.name].axis % x.dim()
+            _, power = self.scales(step, x, setting, batch)
             clipped = ((x.abs() / power).round_() > layer.amax).movedim(channels, 0)[setting.low_channels]
-            self.clipped[node.name] = self.clipped.get(node.name, 0) + int(clipped.sum())
-            self.total[node.name] = self.total.get(node.name, 0) + clipped.numel()
+            self.clipped[step.name] = self.clipped.get(step.name, 0) + int(clipped.sum())
+            self.total[step.name] = self.total.get(step.name, 0) + clipped.numel()
         return y
 
 

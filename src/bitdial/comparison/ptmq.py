@@ -27,7 +27,8 @@ from bitdial.comparison.widths import SharedWidths
 from bitdial.errors import ConfigError
 from bitdial.finetuning.data import generator
 from bitdial.graph.interpreter import constant_tensors, evaluate_node
-from bitdial.graph.ir import Graph, Node
+from bitdial.graph.ir import Graph
+from bitdial.quantization.instructions import Instruction
 
 LOW_STEP = 16  # 8-bit steps in a step of 4 bits
 MIXED = 1.0 / 3.0  # weight of every width in the mixture
@@ -72,18 +73,18 @@ def blocks_of(graph: Graph, layers: Sequence[str]) -> list[Block]:
 
 
 class _Segments:
-    """The nodes of every width's program that belong to each block."""
+    """The instructions of every width's program that belong to each block."""
 
     def __init__(self, shared: SharedWidths, blocks: Sequence[Block]) -> None:
         self.shared = shared
-        self.nodes: dict[tuple[int, int], list[Node]] = {}
+        self.steps: dict[tuple[int, int], list[Instruction]] = {}
         for bits in shared.widths:
-            nodes = shared.network(bits).program.graph.nodes
+            steps = shared.network(bits).schedule.steps
+            names = [step.name for step in steps]
             start = 0
             for i, block in enumerate(blocks):
-                names = [n.name for n in nodes]
-                stop = names.index(block.output) + 1 if i + 1 < len(blocks) else len(nodes)
-                self.nodes[bits, i] = nodes[start:stop]
+                stop = names.index(block.output) + 1 if i + 1 < len(blocks) else len(steps)
+                self.steps[bits, i] = steps[start:stop]
                 start = stop
 
     def run(self, bits: int, index: int, block: Block, x: Tensor) -> Tensor:
@@ -93,10 +94,9 @@ class _Segments:
         q = program.qparams.get(block.inputs)
         values = {block.inputs: x if q is None else torch.clamp(torch.round(x / q.scale), q.qmin, q.qmax).to(network.dtype)}
         result = x
-        for node in self.nodes[bits, index]:
-            result = network._step(node, values, 0, x.shape[0])
-            values[node.name] = result
-        name = self.nodes[bits, index][-1].name
+        for step in self.steps[bits, index]:
+            result = values[step.name] = network.step(step, values, 0, x.shape[0])
+        name = self.steps[bits, index][-1].name
         out = program.qparams.get(name)
         return result.float() if out is None else result.float() * out.scale
 

@@ -20,15 +20,18 @@ from torch import Tensor, nn
 
 from bitdial.engines.reference import arithmetic
 from bitdial.errors import ConfigError
-from bitdial.finetuning.kernels import usable
+from bitdial.finetuning.instructions import HANDLERS
 from bitdial.finetuning.normalization import OutputNorm
-from bitdial.finetuning.rounding import function_table, look_up, lower, requantize, round_clamp
+from bitdial.finetuning.rounding import lower, requantize, round_clamp
 from bitdial.finetuning.tables import Lowering, bias_corrections, lowering
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
-from bitdial.graph.interpreter import apply_activation, evaluate_node, last_uses, move
+from bitdial.graph.interpreter import apply_activation
 from bitdial.graph.ir import MOVEMENT_OPS, Graph, Node
+from bitdial.graph.running import Schedule
 from bitdial.quantization.build import clamp_limits
+from bitdial.quantization.instructions import Contract, Instruction
+from bitdial.quantization.lower import lower as instructions_of
 from bitdial.quantization.program import Program
 
 _NORMS = frozenset({"layer_norm", "batch_norm"})
@@ -60,7 +63,8 @@ class TrainableNetwork(nn.Module):
         super().__init__()
         self.source, self.program, self.dtype = graph, program, dtype
         self.device = torch.device(device)
-        self.last_use = last_uses(program.graph)
+        steps = instructions_of(program)
+        self.schedule = Schedule(steps, {*program.graph.constants, *program.graph.outputs})
         self.float_nodes = graph.producers()
         self.learn_scales, self.learn_bias, self.normalize = learn_scales, learn_bias, normalize
         self.weights = nn.ParameterDict()
@@ -146,13 +150,14 @@ class TrainableNetwork(nn.Module):
             return learned
         return self.program.qparams[value].scale
 
-    def _limits(self, node: Node) -> tuple[int, int]:
-        """Smallest and largest integer of an operator's output; they move with its scale."""
-        lo, hi = node.attrs["clamp"]
-        if self.learn_scales and node.attrs.get("activation") is not None:
-            with torch.no_grad():
-                scale = float(self.scale(node.name))
-            lo, hi = clamp_limits(node, replace(self.program.qparams[node.name], scale=scale))
+    def limits(self, name: str, clamp: tuple[int, int]) -> tuple[int, int]:
+        """Smallest and largest integer of an 8-bit result, clamp with fixed scales; they move with its scale."""
+        node = self.program.graph.node(name)
+        if not self.learn_scales or node.attrs.get("activation") is None:
+            return clamp
+        with torch.no_grad():
+            scale = float(self.scale(name))
+        lo, hi = clamp_limits(node, replace(self.program.qparams[name], scale=scale))
         return lo, hi
 
     def layer_parameters(self, name: str) -> tuple[Tensor, Tensor | None]:
@@ -189,44 +194,18 @@ class TrainableNetwork(nn.Module):
         """Float outputs at ratio index `index` of the program's table. Raises InputError for a wrong shape."""
         graph = self.program.graph
         batch = check_inputs(graph, inputs)
-        values: dict[str, Tensor] = dict(zip(graph.inputs, inputs, strict=True))
-        for position, node in enumerate(graph.nodes):
-            values[node.name] = self._step(node, values, index, batch)
-            for operand in node.operands():
-                if self.last_use.get(operand) == position:
-                    values.pop(operand, None)
+        values = self.schedule.run(
+            dict(zip(graph.inputs, inputs, strict=True)), lambda step, values: self.step(step, values, index, batch)
+        )
         return [values[v].float() if v in values else self._constant(v) for v in graph.outputs]
 
     def _value(self, name: str, values: dict[str, Tensor]) -> Tensor:
         return values[name] if name in values else self._constant(name)
 
-    def _step(self, node: Node, values: dict[str, Tensor], index: int, batch: int) -> Tensor:
-        program = self.program
-        if node.name in program.layers:
-            if node.op == "matmul":
-                return self._matmul(node, values)
-            return self._layer(node, values, index, batch)
-        if node.op == "quantize":
-            q = program.qparams[node.name]
-            inverse = 1.0 / self.scale(node.name)
-            integers = requantize(self._value(node.inputs[0], values), inverse, None, q.qmin, q.qmax, self.dtype)
-            return arithmetic.channels_last(integers)
-        if node.op == "dequantize":
-            return self._value(node.inputs[0], values).float() * self.scale(node.inputs[0])
-        if node.name in program.qparams:
-            return self._integer(node, values, batch)
-        operands = [self._value(v, values) for v in node.operands()]
-        return evaluate_node(node, operands, batch)
-
-    def _matmul(self, node: Node, values: dict[str, Tensor]) -> Tensor:
-        a, b = (self._value(v, values) for v in node.inputs)
-        if node.attrs.get("transpose_b"):
-            b = b.transpose(-1, -2)
-        acc = torch.matmul(a, b)
-        factor = self.scale(node.inputs[0]) * self.scale(node.inputs[1]) * node.attrs.get("scale", 1.0)
-        if node.name in self.program.qparams:
-            return requantize(acc, factor / self.scale(node.name), None, *self._limits(node), self.dtype)
-        return apply_activation(acc.float() * factor, node.attrs.get("activation"))
+    def step(self, step: Instruction, values: dict[str, Tensor], index: int, batch: int) -> Tensor:
+        if isinstance(step, Contract):
+            return self._layer(step, values, index, batch)
+        return HANDLERS[type(step)](self, step, [self._value(v, values) for v in step.operands()], batch)
 
     def quantized_weight(self, name: str, index: int, weight: Tensor, scale: Tensor) -> Tensor:
         """Integers [O, I, *kernel] of a layer at a ratio, low groups read back."""
@@ -237,93 +216,57 @@ class TrainableNetwork(nn.Module):
             integers = lower(integers, low.weight_inverse, low.weight_power, -limit, limit)
         return integers
 
-    def _lowered(self, node: Node, x: Tensor, low: Lowering, batch: int) -> Tensor:
+    def _lowered(self, step: Contract, x: Tensor, low: Lowering, batch: int) -> Tensor:
         if self.program.extraction != "dynamic":
             return lower(x, low.inverse, low.power, low.lo, low.hi)
-        place = self.axes.get(node.inputs[0])
+        place = self.axes.get(step.inputs[0])
         if place is None:
-            raise ConfigError(f"layer '{node.name}': dynamic extraction cannot tell samples apart; use 'static'")
-        layer = self.program.layers[node.name]
-        axis = 1 if node.op == "conv" else -1
+            raise ConfigError(f"layer '{step.name}': dynamic extraction cannot tell samples apart; use 'static'")
+        layer = step.layer
         groups = torch.from_numpy(layer.channel_groups()).to(self.device)
         channels = low.low[groups].reshape(low.inverse.shape)
-        shift = arithmetic.dynamic_shift(x.detach().float(), axis, place, batch, groups, layer.n_groups, layer.amax)
+        shift = arithmetic.dynamic_shift(
+            x.detach().float(), step.axis, place, batch, groups, layer.n_groups, layer.amax
+        )
         shift = torch.where(channels, shift, 0.0)
         return lower(x, torch.exp2(-shift).to(x.dtype), torch.exp2(shift).to(x.dtype), low.lo, low.hi)
 
-    def _layer(self, node: Node, values: dict[str, Tensor], index: int, batch: int) -> Tensor:
-        name = node.name
+    def _layer(self, step: Contract, values: dict[str, Tensor], index: int, batch: int) -> Tensor:
+        name = step.name
         weight, bias = self.layer_parameters(name)
-        x = self._value(node.inputs[0], values)
+        x = self._value(step.inputs[0], values)
         low = self.lowerings[name, index]
         if low is not None:
-            x = self._lowered(node, x, low, batch)
-        step = self.scale(node.inputs[0])
-        scale = self.weight_scale(name, weight, bias, step)
+            x = self._lowered(step, x, low, batch)
+        unit = self.scale(step.inputs[0])
+        scale = self.weight_scale(name, weight, bias, unit)
         integers = arithmetic.channels_last(self.quantized_weight(name, index, weight, scale).to(self.dtype))
-        bare = Node(name, node.op, [node.inputs[0]], {k: v for k, v in node.attrs.items() if k != "activation"}, "w")
-        acc = evaluate_node(bare, [x, integers], batch)
-        unit = scale * step  # real value of one accumulator step
+        acc = arithmetic.product(x, integers, step.window)
+        unit = scale * unit  # real value of one accumulator step
         real = self.corrections[_key(name)][index]
         real = real + bias if bias is not None else real
-        shape = [1, -1, *[1] * (acc.dim() - 2)] if node.op == "conv" else [-1]
+        shape = [1, -1, *[1] * (acc.dim() - 2)] if step.window is not None else [-1]
         if self.observing and _key(name) in self.norms:
             norm = self.norms[_key(name)]
             assert isinstance(norm, OutputNorm)
             norm.observe(acc.detach(), unit.detach(), real.detach())
-        residual = self._value(node.residual, values) if node.residual is not None else None
-        if name not in self.program.qparams:
+        residual = self._value(step.residual, values) if step.residual is not None else None
+        if step.clamp is None:
             y = torch.addcmul(real.reshape(shape), acc.float(), unit.reshape(shape))
-            return apply_activation(y if residual is None else y + residual, node.attrs.get("activation"))
+            return apply_activation(y if residual is None else y + residual, step.activation)
         out = self.scale(name)
         multiplier, shifted = (unit / out).reshape(shape), (real / out).reshape(shape)
-        lo, hi = self._limits(node)
-        if node.residual is None:
+        lo, hi = self.limits(name, step.clamp)
+        if step.residual is None:
             return requantize(acc, multiplier, shifted, lo, hi, self.dtype)
-        return requantize(acc, multiplier, shifted, lo, hi, self.dtype, residual, self.scale(node.residual) / out)
+        return requantize(acc, multiplier, shifted, lo, hi, self.dtype, residual, self.scale(step.residual) / out)
 
-    def _integer(self, node: Node, values: dict[str, Tensor], batch: int) -> Tensor:
-        """The other 8-bit operators."""
-        operands = [self._value(v, values) for v in node.operands()]
-        x = operands[0]
-        if node.op in MOVEMENT_OPS:
-            return evaluate_node(node, operands, batch) if node.op == "max_pool" else move(node, x, batch)
-        out = self.scale(node.name)
-        if node.op == "table":
-            return self._table(node, x, batch)
-        lo, hi = self._limits(node)
-        factors = [self.scale(v) / out for v in node.inputs]
-        if node.op == "add":
-            return requantize(x, factors[0], None, lo, hi, self.dtype, operands[1], factors[1])
-        if node.op == "mul":
-            t = x.float() * operands[1].float() * (factors[0] * self.scale(node.inputs[1]))
-            return round_clamp(t, lo, hi, self.dtype)
-        if node.op == "concat":
-            parts = [
-                v if self._same_scale(name, node.name) else round_clamp(v.float() * f, lo, hi, self.dtype)
-                for name, v, f in zip(node.inputs, operands, factors, strict=True)
-            ]
-            return torch.cat(parts, dim=node.attrs["axis"])
-        y = evaluate_node(Node(node.name, node.op, list(node.inputs), node.attrs), [x.float()], batch)
-        return round_clamp(y * factors[0], lo, hi, self.dtype)
+    def factors(self, step: Instruction) -> list[Any]:
+        """Scale of every input over that of the result."""
+        out = self.scale(step.name)
+        return [self.scale(v) / out for v in step.inputs]
 
-    def _table(self, node: Node, x: Tensor, batch: int) -> Tensor:
-        """A function of one 8-bit value."""
-        q, source = self.program.qparams[node.name], self.program.qparams[node.inputs[0]]
-        function = Node(node.name, node.attrs["function"], list(node.inputs), node.attrs)
-        step, out = self.scale(node.inputs[0]), self.scale(node.name)
-
-        def apply(integers: Tensor) -> Tensor:
-            return round_clamp(evaluate_node(function, [integers * step], batch) / out, q.qmin, q.qmax, self.dtype)
-
-        found = None
-        if not self.learn_scales and usable(x, x.dtype):
-            if node.name not in self.tables:
-                self.tables[node.name] = function_table(apply, source.signed)
-            found = look_up(x, self.tables[node.name])
-        return apply(x.float()) if found is None else found
-
-    def _same_scale(self, a: str, b: str) -> bool:
+    def same_scale(self, a: str, b: str) -> bool:
         if self.learn_scales:
             return self.scale_of[a] == self.scale_of[b]
         return self.program.qparams[a].scale == self.program.qparams[b].scale

@@ -17,9 +17,10 @@ from bitdial.errors import GraphError
 from bitdial.graph.float_ops import ALLOWED
 from bitdial.graph.inputs import check_inputs
 from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
+from bitdial.graph.running import Schedule
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 _UNARY: dict[str, Callable[[Tensor, dict[str, Any]], Tensor]] = {
     "relu": lambda x, a: F.relu(x),
@@ -58,32 +59,17 @@ def run_graph(
         values[name] = tensor
         if observe is not None:
             observe(name, tensor)
-    last_use = last_uses(graph)
-    for index, node in enumerate(graph.nodes):
-        values[node.name] = evaluate_node(node, [values[v] for v in node.operands()], batch)
-        if observe is not None:
-            observe(node.name, values[node.name])
-        for operand in node.operands():
-            if last_use.get(operand) == index:
-                values.pop(operand, None)  # a node may read a value twice
+
+    def evaluate(node: Node, values: dict[str, Tensor]) -> Tensor:
+        return evaluate_node(node, [values[v] for v in node.operands()], batch)
+
+    Schedule(graph.nodes, {*graph.constants, *graph.outputs}).run(values, evaluate, observe)
     return [values[v] for v in graph.outputs]
 
 
 def constant_tensors(graph: Graph, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The graph's constants as tensors on a device."""
     return {name: torch.tensor(np.asarray(array, order="C"), device=device) for name, array in graph.constants.items()}
-
-
-def last_uses(graph: Graph) -> dict[str, int]:
-    """Value name -> index of the last node that reads it, for values that can be freed then (no constants, no outputs)."""
-    result: dict[str, int] = {}
-    for index, node in enumerate(graph.nodes):
-        for operand in node.operands():
-            if operand not in graph.constants:
-                result[operand] = index
-    for output in graph.outputs:
-        result.pop(output, None)
-    return result
 
 
 def resolve_shape(shape: Sequence[Any], batch: int) -> list[int]:
@@ -118,7 +104,7 @@ def evaluate_node(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
             weight = weight.view(torch.bfloat16).float() if stored else weight.bfloat16().float()
             x = x.bfloat16().float()
         if op == "conv":
-            y = _CONV[weight.dim() - 2](x, weight, bias, a["stride"], a["padding"], a["dilation"], a["groups"])
+            y = CONV[weight.dim() - 2](x, weight, bias, a["stride"], a["padding"], a["dilation"], a["groups"])
         else:
             y = F.linear(x, weight, bias)
         if node.residual is not None:
@@ -146,7 +132,7 @@ def evaluate_node(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
     if op == "softmax":
         return torch.softmax(x, dim=a["axis"])
     if op == "max_pool":
-        return _MAX_POOL[len(a["kernel"])](x, a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
+        return MAX_POOL[len(a["kernel"])](x, a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
     if op == "avg_pool":
         return F.avg_pool2d(x, a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"])
     if op == "mean":

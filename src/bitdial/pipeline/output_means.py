@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitdial.engines.reference.arithmetic import channel_sums
 from bitdial.engines.reference.executor import Executor, Setting
-from bitdial.graph.ir import Node
+from bitdial.quantization.instructions import Contract, MatMul
 from bitdial.quantization.program import Program
 
 
@@ -23,12 +23,14 @@ class _MeanExecutor(Executor):
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
-    def accumulators(self, node: Node, values: dict[str, Tensor], setting: Setting | None, batch: int) -> Tensor:  # type: ignore[override]
-        acc = super().accumulators(node, values, setting, batch)
-        if setting is not None:
-            total, count = channel_sums(node, acc)
-            self.sums[node.name] = self.sums.get(node.name, torch.zeros_like(total)) + total
-            self.counts[node.name] = self.counts.get(node.name, 0) + count
+    def accumulators(
+        self, step: Contract | MatMul, values: Mapping[str, Tensor], setting: Setting | None, batch: int
+    ) -> Tensor:
+        acc = super().accumulators(step, values, setting, batch)
+        if isinstance(step, Contract):
+            total, count = channel_sums(acc, step.axis)
+            self.sums[step.name] = self.sums.get(step.name, torch.zeros_like(total)) + total
+            self.counts[step.name] = self.counts.get(step.name, 0) + count
         return acc
 
 

@@ -259,8 +259,8 @@ def test_several_inputs() -> None:
 def test_the_extension_checks_sizes(engine: CpuEngine, x: Floats) -> None:
     """Nothing that Python hands over can make the compiled code write outside of an array."""
     own = engine.native
-    tensor = engine.compiled.places["x"].tensor
-    out = engine.compiled.places[engine.program.graph.outputs[0]].tensor
+    tensor = engine.compiled.buffers["x"].tensor
+    out = engine.compiled.buffers[engine.program.graph.outputs[0]].tensor
     y = np.empty(engine.shape(engine.program.graph.outputs[0], 2), np.float32)
     assert own.run([(tensor, x), (out, y)], 2, 0) == 0
     for arrays in (

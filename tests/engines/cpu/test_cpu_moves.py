@@ -12,18 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitdial.engines.cpu import native
-from bitdial.engines.cpu.compiler import COPY_AXES, Place, copy_loops, moved, offsets_of
 from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.engines.memory import COPY_AXES, Buffer, copy_loops, offsets_of
 from bitdial.graph.ir import Node
+from bitdial.quantization.instructions import moved
 
 Shape = list[int]
 
 
-def place(shape: Shape, halo: tuple[int, int] = (0, 0)) -> Place:
+def place(shape: Shape, halo: tuple[int, int] = (0, 0)) -> Buffer:
     """Where the compiler puts an 8-bit value of this shape (batch left out)."""
     if len(shape) == 3:
-        return Place(0, shape[1], shape[2], shape[0], 1, True, halo, False, False)
-    return Place(0, 1, math.prod(shape[:-1]), shape[-1] if shape else 1, 1, False, (0, 0), False, False)
+        return Buffer(shape[1], shape[2], shape[0], True, False, False, halo=halo)
+    return Buffer(1, math.prod(shape[:-1]), shape[-1] if shape else 1, False, False, False)
 
 
 def loops_of(

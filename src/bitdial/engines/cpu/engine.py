@@ -70,14 +70,14 @@ class CpuEngine:
         self._fallback: Fallback | None = None if self._runs_whole() else Fallback(self)
         if self._fallback is None:
             for name in program.graph.outputs:
-                self.native.set_external(self.compiled.places[name].tensor, True)
+                self.native.set_external(self.compiled.buffers[name].tensor, True)
         self.choice_source = tuning.choose_kernels(self)
         self.native.seal()
 
     def _runs_whole(self) -> bool:
         """Whether every node is compiled, and every output a tensor of its own that the steps can write to directly."""
         graph, compiled = self.program.graph, self.compiled
-        own = all(v in compiled.places and v not in graph.inputs for v in graph.outputs)
+        own = all(v in compiled.buffers and v not in graph.inputs for v in graph.outputs)
         return not compiled.reasons and own and len(set(graph.outputs)) == len(graph.outputs)
 
     # ---- the dial --------------------------------------------------------------------------------------------------------
@@ -123,10 +123,10 @@ class CpuEngine:
         return (results[0] if len(results) == 1 else results), self.program.ratios[index]
 
     def _run_whole(self, arrays: list[Array], n: int, index: int) -> list[Array]:
-        graph, places = self.program.graph, self.compiled.places
+        graph, buffers = self.program.graph, self.compiled.buffers
         outputs = [np.empty(self.shape(v, n), dtype=np.float32) for v in graph.outputs]
-        bound = [(places[v].tensor, a) for v, a in zip(graph.inputs, arrays, strict=True) if v in places]
-        bound += [(places[v].tensor, a) for v, a in zip(graph.outputs, outputs, strict=True)]
+        bound = [(buffers[v].tensor, a) for v, a in zip(graph.inputs, arrays, strict=True) if v in buffers]
+        bound += [(buffers[v].tensor, a) for v, a in zip(graph.outputs, outputs, strict=True)]
         bad = self.native.run(bound, n, index)
         if bad and self.check_finite:
             raise InputError(f"the batch holds {bad} NaN or infinite values")
@@ -190,11 +190,11 @@ class CpuEngine:
 
     def profile_arrays(self, batch: int) -> list[tuple[int, Array]]:
         """Inputs (normal, seeded) and outputs for `native.profile`."""
-        graph, places = self.program.graph, self.compiled.places
+        graph, buffers = self.program.graph, self.compiled.buffers
         rng = np.random.default_rng(0)
-        inputs = [rng.standard_normal(self.shape(v, batch), dtype=np.float32) for v in graph.inputs if v in places]
-        bound = [(places[v].tensor, a) for v, a in zip([v for v in graph.inputs if v in places], inputs, strict=True)]
-        return bound + [(places[v].tensor, np.empty(self.shape(v, batch), np.float32)) for v in graph.outputs]
+        inputs = [rng.standard_normal(self.shape(v, batch), dtype=np.float32) for v in graph.inputs if v in buffers]
+        bound = [(buffers[v].tensor, a) for v, a in zip([v for v in graph.inputs if v in buffers], inputs, strict=True)]
+        return bound + [(buffers[v].tensor, np.empty(self.shape(v, batch), np.float32)) for v in graph.outputs]
 
 
 def create(program: Program, **options: Any) -> CpuEngine:

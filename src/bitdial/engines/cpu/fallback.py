@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.engines.cpu.compiler import Elsewhere
+from bitdial.engines.cpu.compiler import FallbackNode
 from bitdial.errors import EngineError, InputError
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class Fallback:
             torch = importlib.import_module("torch")
             executor = importlib.import_module("bitdial.engines.reference.executor")
         except ImportError as error:
-            named = [i.node for i in engine.compiled.items if isinstance(i, Elsewhere)]
-            ops = ", ".join(f"{n.op} ('{n.source or n.name}')" for n in named[:5]) + (", ..." if len(named) > 5 else "")
+            named = [i.step for i in engine.compiled.items if isinstance(i, FallbackNode)]
+            ops = ", ".join(f"{n.operation} ('{n.source or n.name}')" for n in named[:5]) + (", ..." if len(named) > 5 else "")
             raise EngineError(
                 f"engine 'cpu' has no compiled form of {ops}; it runs them in the reference engine, which needs torch "
                 f"({error}): pip install bitdial[quantize]"
@@ -38,36 +38,36 @@ class Fallback:
         self._settings: dict[int, dict[str, Any]] = {}
         self._lock = threading.Lock()
         graph = engine.program.graph
-        self.last_elsewhere: dict[str, int] = {}  # value -> last item that reads it outside the compiled steps
+        self.last_fallback: dict[str, int] = {}  # value -> last item that reads it outside the compiled steps
         for index, item in enumerate(engine.compiled.items):
-            if isinstance(item, Elsewhere):
-                for value in item.node.operands():
-                    self.last_elsewhere[value] = index
+            if isinstance(item, FallbackNode):
+                for value in item.step.operands():
+                    self.last_fallback[value] = index
         for value in graph.outputs:
-            self.last_elsewhere[value] = len(engine.compiled.items)
+            self.last_fallback[value] = len(engine.compiled.items)
         self.written = self._reserve()
 
     def _reserve(self) -> set[str]:
         """Keep the memory of values that cross between compiled steps and others, from where they are made to where they are
         read. Returns the values made elsewhere that compiled steps read."""
         engine = self.engine
-        graph, places, reasons = engine.program.graph, engine.compiled.places, engine.compiled.reasons
+        graph, buffers, reasons = engine.program.graph, engine.compiled.buffers, engine.compiled.reasons
         compiled = [n for n in graph.nodes if n.name not in reasons]
         made = {n.name for n in compiled}
         written = {v for n in compiled for v in n.data_operands() if v in reasons}
         done = 0
         for item in engine.compiled.items:
-            if not isinstance(item, Elsewhere):
+            if not isinstance(item, FallbackNode):
                 done = item[1]
                 continue
-            for value in item.node.operands():
+            for value in item.step.operands():
                 if value in made:
-                    engine.native.touch(places[value].tensor, done)
-            if item.node.name in written:
-                engine.native.touch(places[item.node.name].tensor, done)
+                    engine.native.touch(buffers[value].tensor, done)
+            if item.step.name in written:
+                engine.native.touch(buffers[item.step.name].tensor, done)
         for value in graph.outputs:
             if value in made:
-                engine.native.touch(places[value].tensor, done)
+                engine.native.touch(buffers[value].tensor, done)
         return written
 
     def settings(self, index: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Fallback:
     def run(self, arrays: list[Array], n: int, index: int) -> list[Array]:
         """Outputs for checked inputs."""
         engine, torch = self.engine, self.torch
-        graph, places = engine.program.graph, engine.compiled.places
+        graph, buffers = engine.program.graph, engine.compiled.buffers
         native = engine.native
         settings = self.settings(index)
         if engine.check_finite and any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays):
@@ -98,8 +98,8 @@ class Fallback:
         values: dict[str, Any] = {}
         try:
             for name, array in own.items():
-                if name in places:
-                    native.bind(context, places[name].tensor, array)
+                if name in buffers:
+                    native.bind(context, buffers[name].tensor, array)
 
             def value(name: str) -> Any:
                 if name in values:
@@ -110,25 +110,25 @@ class Fallback:
                     array = own[name] if own[name].flags.writeable else own[name].copy()
                     values[name] = torch.from_numpy(array)
                 else:
-                    place = places[name]
+                    buffer = buffers[name]
                     values[name] = torch.empty(engine.shape(name, n), dtype=torch.float32)
-                    native.read(context, place.tensor, values[name].numpy(), place.channels_first)
+                    native.read(context, buffer.tensor, values[name].numpy(), buffer.channels_first)
                 return values[name]
 
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
                 for position, item in enumerate(engine.compiled.items):
-                    if not isinstance(item, Elsewhere):
+                    if not isinstance(item, FallbackNode):
                         native.run_in(context, index, *item)
                         continue
-                    node = item.node
-                    mine = {v: value(v) for v in node.operands() if v not in self.executor.constants}
-                    result = self.executor.step(node, mine, settings, n)
-                    values[node.name] = result
-                    if node.name in self.written:
-                        place = places[node.name]
+                    step = item.step
+                    mine = {v: value(v) for v in step.operands() if v not in self.executor.constants}
+                    result = self.executor.step(step, mine, settings, n)
+                    values[step.name] = result
+                    if step.name in self.written:
+                        buffer = buffers[step.name]
                         array = np.ascontiguousarray(result.numpy(), dtype=np.float32)
-                        native.write(context, place.tensor, array, place.channels_first)
-                    for name in [v for v in values if self.last_elsewhere.get(v, -1) <= position]:
+                        native.write(context, buffer.tensor, array, buffer.channels_first)
+                    for name in [v for v in values if self.last_fallback.get(v, -1) <= position]:
                         del values[name]
                 outputs = [np.asarray(value(v).numpy(), order="C") for v in graph.outputs]
                 # an output may be an input, or given twice

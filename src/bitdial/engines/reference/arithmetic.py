@@ -12,18 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitdial.graph.batch_axis import BatchAxis
-from bitdial.graph.ir import Node
+from bitdial.graph.interpreter import CONV
+from bitdial.quantization.instructions import Window
 
 EXACT_FLOAT32 = 1 << 24
 ALIGNMENT = 64  # bytes; of all memory that torch allocates on the CPU
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def _product(node: Node, x: Tensor, weight: Tensor) -> Tensor:
-    if node.op == "linear":
+def product(x: Tensor, weight: Tensor, w: Window | None) -> Tensor:
+    """Convolution, or linear product where there is no window, in the operands' own type."""
+    if w is None:
         return F.linear(x, weight)
-    a = node.attrs
-    return _CONV[weight.dim() - 2](x, weight, None, a["stride"], a["padding"], a["dilation"], a["groups"])
+    groups = x.shape[1] // weight.shape[1]
+    return CONV[weight.dim() - 2](x, weight, None, w.stride, w.padding, w.dilation, groups)
 
 
 def float32_is_exact(device: torch.device) -> bool:
@@ -50,35 +51,33 @@ def in_order(x: Tensor) -> Tensor:
     return x.flatten().view(x.shape)  # axes of one element: strides that say nothing, but are looked at
 
 
-def accumulate(node: Node, x: Tensor, weight: Tensor, bound: int) -> Tensor:
+def accumulate(x: Tensor, weight: Tensor, bound: int, window: Window | None) -> Tensor:
     """Exact accumulators of conv or linear as float32 (bound < 2^24) or float64 integers.
 
-    x: float32 integers, |x| <= 255. weight: float32 integers. bound: largest possible |accumulator|.
+    x: float32 integers, |x| <= 255. weight: float32 integers. bound: largest possible |accumulator|. window: None for linear.
     """
     if not float32_is_exact(x.device):
-        return _product(node, x.double(), weight.double())
+        return product(x.double(), weight.double(), window)
     if bound < EXACT_FLOAT32:
-        return _product(node, x, weight)
+        return product(x, weight, window)
     if (
         bound < 8 * EXACT_FLOAT32
     ):  # nibbles: |high| <= 15 and low <= 15, so either sum is below bound / 15 plus rounding
         high = torch.floor(x / 16.0)
         low = x - high * 16.0
-        return _product(node, high, weight).double() * 16.0 + _product(node, low, weight).double()
-    return _product(node, x.double(), weight.double())
+        return product(high, weight, window).double() * 16.0 + product(low, weight, window).double()
+    return product(x.double(), weight.double(), window)
 
 
-def channel_sums(node: Node, acc: Tensor) -> tuple[Tensor, int]:
+def channel_sums(acc: Tensor, axis: int) -> tuple[Tensor, int]:
     """(float64 [O]: sums of a layer's accumulators per output channel, exact in any order; how many each is of)."""
-    axis = 1 if node.op == "conv" else acc.dim() - 1
+    axis %= acc.dim()
     others = [i for i in range(acc.dim()) if i != axis]
     return acc.double().sum(dim=others), acc.numel() // acc.shape[axis]
 
 
-def accumulate_matmul(node: Node, a: Tensor, b: Tensor, bound: int) -> Tensor:
-    """Exact accumulators of a product of two activations."""
-    if node.attrs.get("transpose_b"):
-        b = b.transpose(-1, -2)
+def accumulate_matmul(a: Tensor, b: Tensor, bound: int) -> Tensor:
+    """Exact accumulators of a product of two activations; bound: largest possible |accumulator|."""
     if bound < EXACT_FLOAT32 and float32_is_exact(a.device):
         return torch.matmul(a, b)
     return torch.matmul(a.double(), b.double())

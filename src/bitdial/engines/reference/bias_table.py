@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from bitdial.engines.reference.arithmetic import channel_sums
 from bitdial.engines.reference.executor import Executor, Setting
+from bitdial.graph.ir import BatchDim
+from bitdial.graph.running import Schedule
+from bitdial.quantization.instructions import Contract
 from bitdial.quantization.program import Program
 from bitdial.quantization.weights import INT32_LIMIT
 
@@ -52,51 +56,40 @@ def _correct_one(
     settings: dict[str, Setting] = executor.settings(index)
     values = [dict(zip(graph.inputs, batch, strict=True)) for batch in batches]
     sizes = [batch[0].shape[0] for batch in batches]
-    for position, node in enumerate(graph.nodes):
-        layer = program.layers.get(node.name)
-        if layer is None or layer.weight is None or node.name not in float_means:
+    walks = [executor.schedule.walk(own) for own in values]
+    for steps in zip(*walks, strict=True):
+        step = steps[0]
+        if not isinstance(step, Contract) or step.name not in float_means:
             for own, n in zip(values, sizes, strict=True):
-                own[node.name] = executor.step(node, own, settings, n)
-        else:
-            setting = settings[node.name]
-            parts = [executor.accumulators(node, own, setting, n) for own, n in zip(values, sizes, strict=True)]
-            sums, counts = zip(*(channel_sums(node, part) for part in parts), strict=True)
-            mean = torch.stack(sums).sum(dim=0).cpu().numpy() / sum(counts)
-            activation = program.qparams[node.inputs[0]]
-            unit = layer.weight_scale.astype(np.float64) * activation.scale
-            bias = np.rint(float_means[node.name] / unit - mean)
-            room = INT32_LIMIT - layer.accumulator_bound
-            layer.bias[index] = np.clip(bias, -room, room).astype(np.int32)
-            setting.bias = torch.from_numpy(layer.bias[index].astype(np.float64)).to(executor.device)
-            executor.layers[node.name]._finish(setting)
-            for own, part in zip(values, parts, strict=True):
-                own[node.name] = executor.epilogue(node, part, own, setting)
-        for operand in node.operands():
-            if executor.last_use.get(operand) == position:
-                for own in values:
-                    own.pop(operand, None)
+                own[step.name] = executor.step(step, own, settings, n)
+            continue
+        layer, setting = step.layer, settings[step.name]
+        parts = [executor.accumulators(step, own, setting, n) for own, n in zip(values, sizes, strict=True)]
+        sums, counts = zip(*(channel_sums(part, step.axis) for part in parts), strict=True)
+        mean = torch.stack(sums).sum(dim=0).cpu().numpy() / sum(counts)
+        activation = program.qparams[step.inputs[0]]
+        unit = layer.weight_scale.astype(np.float64) * activation.scale
+        bias = np.rint(float_means[step.name] / unit - mean)
+        room = INT32_LIMIT - layer.accumulator_bound
+        layer.bias[index] = np.clip(bias, -room, room).astype(np.int32)
+        setting.bias = torch.from_numpy(layer.bias[index].astype(np.float64)).to(executor.device)
+        executor.layers[step.name]._finish(setting)
+        for own, part in zip(values, parts, strict=True):
+            own[step.name] = executor.epilogue(step, part, own, setting)
     first = graph.outputs[0]
     return [own[first] if first in own else executor.constants[first] for own in values]
 
 
 def live_bytes_per_sample(program: Program) -> int:
     """Peak of float32 bytes alive at once per sample while running layer by layer (a bound on calibration memory)."""
-    import math
-
-    from bitdial.graph.interpreter import last_uses
-    from bitdial.graph.ir import BatchDim
-
     def size(name: str) -> int:
         shape = program.graph.types[name].shape
         return 4 * math.prod(d.factor if isinstance(d, BatchDim) else d for d in shape)
 
-    last = last_uses(program.graph)
-    alive = {v: size(v) for v in program.graph.inputs}
+    graph = program.graph
+    alive = {v: size(v) for v in graph.inputs}
     peak = 0
-    for index, node in enumerate(program.graph.nodes):
+    for node in Schedule(graph.nodes, {*graph.constants, *graph.outputs}).walk(alive):
         alive[node.name] = size(node.name)
         peak = max(peak, sum(alive.values()) + size(node.name))  # accumulators beside the result
-        for operand in node.operands():
-            if last.get(operand) == index:
-                alive.pop(operand, None)
     return peak

@@ -1,9 +1,10 @@
-"""Runs a program node by node in exact integers. The engine, calibration of the bias table and the search build on it."""
+"""Runs a program by its instructions, in exact integers. The engine, the bias table and the search build on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,25 @@ from bitdial.engines.reference import arithmetic
 from bitdial.errors import EngineError
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
-from bitdial.graph.interpreter import (
-    apply_activation,
-    constant_tensors,
-    evaluate_node,
-    last_uses,
-    move,
+from bitdial.graph.interpreter import MAX_POOL, apply_activation, constant_tensors, evaluate_node, move
+from bitdial.graph.ir import MOVEMENT_OPS
+from bitdial.graph.running import Schedule
+from bitdial.quantization.instructions import (
+    Add,
+    Concat,
+    Contract,
+    Dequantize,
+    Float,
+    Instruction,
+    Lookup,
+    MatMul,
+    MaxPool,
+    Move,
+    Mul,
+    Quantize,
+    SumPool,
 )
-from bitdial.graph.ir import MOVEMENT_OPS, Node
+from bitdial.quantization.lower import lower
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import low_weights
 
@@ -91,28 +103,29 @@ class LayerState:
 
 
 class Executor:
-    """Evaluates the nodes of a program. Thread-safe: all state is written at construction or per call."""
+    """Evaluates the instructions of a program. Thread-safe: all state is written at construction or per call."""
 
     def __init__(self, program: Program, device: torch.device | str = "cpu") -> None:
         self.program, self.device = program, torch.device(device)
         self.graph = program.graph
         self.constants = constant_tensors(self.graph, self.device)
-        self.last_use = last_uses(self.graph)
+        self.schedule = Schedule(lower(program), {*self.graph.constants, *self.graph.outputs})
+        self.instructions = {step.name: step for step in self.schedule.steps}
         dynamic = program.extraction == "dynamic"
         self.batch_axes: dict[str, BatchAxis | None] = batch_axes(self.graph) if dynamic else {}
         self.layers: dict[str, LayerState] = {}
-        self.factors = {k: [float(f) for f in v] for k, v in program.factors.items()}
-        self.tables = {k: torch.from_numpy(v.astype(np.float32)).to(self.device) for k, v in program.tables.items()}
+        self.tables: dict[str, Tensor] = {}
         self.multipliers: dict[str, Tensor] = {}
-        for name, layer in program.layers.items():
-            node = self.graph.node(name)
-            rank = len(self.graph.types[name].shape)
-            shape = [1, -1, *[1] * (rank - 2)] if node.op == "conv" else [-1]
-            self.multipliers[name] = torch.from_numpy(layer.multiplier).to(self.device).reshape(shape)
-            if layer.weight is not None:
-                q = program.qparams[node.inputs[0]]
-                axis = 1 if node.op == "conv" else -1
-                self.layers[name] = LayerState(layer, axis, self.device, q.signed, q.qmax)
+        for step in self.schedule.steps:
+            if isinstance(step, Lookup):
+                self.tables[step.name] = torch.from_numpy(step.table.astype(np.float32)).to(self.device)
+            if isinstance(step, (Contract, MatMul)):
+                conv = isinstance(step, Contract) and step.window is not None
+                shape = _channel_axis(1 if conv else -1, len(self.graph.types[step.name].shape))
+                self.multipliers[step.name] = torch.from_numpy(step.layer.multiplier).to(self.device).reshape(shape)
+            if isinstance(step, Contract):
+                q = program.qparams[step.inputs[0]]
+                self.layers[step.name] = LayerState(step.layer, step.axis, self.device, q.signed, q.qmax)
 
     def settings(self, ratio_index: int) -> dict[str, Setting]:
         """The settings of every layer at a ratio of the program's table."""
@@ -132,125 +145,149 @@ class Executor:
     ) -> list[Tensor]:
         """Outputs for a batch. observe: called with every node's value (8-bit values as float32 integers)."""
         batch = check_inputs(self.graph, inputs)
-        values: dict[str, Tensor] = dict(zip(self.graph.inputs, inputs, strict=True))
-        for index, node in enumerate(self.graph.nodes):
-            values[node.name] = self.step(node, values, settings, batch)
-            if observe is not None:
-                observe(node.name, values[node.name])
-            for operand in node.operands():
-                if self.last_use.get(operand) == index:
-                    values.pop(operand, None)  # a node may read a value twice
-        return [values[v] if v in values else self.constants[v] for v in self.graph.outputs]
+        values = self.schedule.run(
+            dict(zip(self.graph.inputs, inputs, strict=True)),
+            lambda step, values: self.step(step, values, settings, batch),
+            observe,
+        )
+        return [self._value(v, values) for v in self.graph.outputs]
 
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         return values[name] if name in values else self.constants[name]
 
-    def lowered(self, node: Node, x: Tensor, setting: Setting, batch: int) -> Tensor:
+    def lowered(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> Tensor:
         """The layer's input with its low channels read back from low precision."""
         if setting.inverse is None:
             return x
         assert setting.low is not None and setting.high is not None
-        inverse, power = self.scales(node, x, setting, batch)
-        channel = self.layers[node.name].channel_shape(x.dim())
+        inverse, power = self.scales(step, x, setting, batch)
+        channel = self.layers[step.name].channel_shape(x.dim())
         return arithmetic.lower(x, inverse, setting.low.reshape(channel), setting.high.reshape(channel), power)
 
-    def scales(self, node: Node, x: Tensor, setting: Setting, batch: int) -> tuple[Tensor, Tensor]:
+    def scales(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> tuple[Tensor, Tensor]:
         """(2^-shift, 2^shift) of a layer's input, broadcastable against it; 1 where a channel stays at 8 bits."""
         assert setting.inverse is not None and setting.power is not None and setting.low_channels is not None
-        state = self.layers[node.name]
+        state = self.layers[step.name]
         channel = state.channel_shape(x.dim())
         if self.program.extraction != "dynamic":
             return setting.inverse.reshape(channel), setting.power.reshape(channel)
-        layer, place = state.layer, self.batch_axes.get(node.inputs[0])
+        layer, place = state.layer, self.batch_axes.get(step.inputs[0])
         if place is None:
             raise EngineError(
-                f"layer '{node.name}': it cannot be told which values of its input belong to one sample, so dynamic "
+                f"layer '{step.name}': it cannot be told which values of its input belong to one sample, so dynamic "
                 "extraction is not possible; use extraction='static', or keep the layer at 8 bits with keep_8bit"
             )
         shift = arithmetic.dynamic_shift(x, state.axis, place, batch, state.groups, layer.n_groups, layer.amax)
         shift = torch.where(setting.low_channels.reshape(channel), shift, 0.0)
         return torch.exp2(-shift), torch.exp2(shift)
 
-    def accumulators(self, node: Node, values: Mapping[str, Tensor], setting: Setting | None, batch: int) -> Tensor:
+    def accumulators(
+        self, step: Contract | MatMul, values: Mapping[str, Tensor], setting: Setting | None, batch: int
+    ) -> Tensor:
         """Exact accumulators of a layer, before the bias."""
-        if node.op == "matmul":
-            bound = self.program.layers[node.name].accumulator_bound
-            a, b = (self._value(v, values) for v in node.inputs)
-            return arithmetic.accumulate_matmul(node, a, b, bound)
+        x = self._value(step.inputs[0], values)
+        if isinstance(step, MatMul):
+            other = self._value(step.inputs[1], values)
+            other = other.transpose(-1, -2) if step.transpose_b else other
+            return arithmetic.accumulate_matmul(x, other, step.layer.accumulator_bound)
         assert setting is not None
-        x = self.lowered(node, self._value(node.inputs[0], values), setting, batch)
-        return arithmetic.accumulate(node, x, setting.weight, setting.bound)
+        return arithmetic.accumulate(self.lowered(step, x, setting, batch), setting.weight, setting.bound, step.window)
 
-    def epilogue(self, node: Node, acc: Tensor, values: Mapping[str, Tensor], setting: Setting | None) -> Tensor:
+    def epilogue(
+        self, step: Contract | MatMul, acc: Tensor, values: Mapping[str, Tensor], setting: Setting | None
+    ) -> Tensor:
         """Bias, multiplier, residual, activation, rounding."""
-        multiplier = self.multipliers[node.name]
+        multiplier = self.multipliers[step.name]
         if setting is None:
             t = arithmetic.scaled(acc, None, multiplier)
         else:
-            bias = setting.bias.reshape([1, -1, *[1] * (acc.dim() - 2)] if node.op == "conv" else [-1])
+            bias = setting.bias.reshape(multiplier.shape)
             if setting.small and acc.dtype == torch.float32:
                 t = arithmetic.scaled_small(acc, bias.float(), multiplier)
             else:
                 t = arithmetic.scaled(acc, bias, multiplier)
-        eight = node.name in self.program.qparams
-        if node.residual is not None:
-            residual = self._value(node.residual, values)
-            t = t + residual * self.program.layers[node.name].residual_factor if eight else t + residual
-        if eight:
-            return arithmetic.to_eight_bit(t, *node.attrs["clamp"])
-        return apply_activation(t, node.attrs.get("activation"))
+        if isinstance(step, Contract) and step.residual is not None:
+            residual = self._value(step.residual, values)
+            t = t + (residual if step.clamp is None else residual * step.layer.residual_factor)
+        if step.clamp is not None:
+            return arithmetic.to_eight_bit(t, *step.clamp)
+        return apply_activation(t, step.activation)
 
-    def step(self, node: Node, values: Mapping[str, Tensor], settings: Mapping[str, Setting], batch: int) -> Tensor:
-        """The value of one node."""
-        if node.name in self.program.layers:
-            setting = settings.get(node.name)
-            return self.epilogue(node, self.accumulators(node, values, setting, batch), values, setting)
-        operands = [self._value(v, values) for v in node.operands()]
-        x = operands[0] if operands else None
-        if x is None:
-            return _in_float(node, operands, batch)
-        factor = self.factors.get(node.name, [])
-        if node.op == "quantize":
-            q = self.program.qparams[node.name]
-            return arithmetic.channels_last(arithmetic.to_eight_bit(x * factor[0], q.qmin, q.qmax))
-        if node.op == "dequantize":
-            return x * factor[0]
-        if node.op == "table":
-            offset = 128.0 if self.program.qparams[node.inputs[0]].signed else 0.0
-            return self.tables[node.name][(x + offset).long()]
-        if node.name in self.program.qparams:
-            return self._integer(node, operands, factor, batch)
-        return _in_float(node, operands, batch)
-
-    def _integer(self, node: Node, operands: list[Tensor], factor: list[float], batch: int) -> Tensor:
-        x = operands[0]
-        if node.op in MOVEMENT_OPS:
-            if node.op == "max_pool":
-                return evaluate_node(node, operands, batch)
-            return move(node, x, batch)
-        lo, hi = node.attrs["clamp"]
-        if node.op == "add":
-            t = x * factor[0]
-            return arithmetic.to_eight_bit(t.add_(operands[1] * factor[1]), lo, hi)
-        if node.op == "mul":
-            return arithmetic.to_eight_bit(x * operands[1] * factor[0], lo, hi)
-        if node.op == "concat":
-            parts = [
-                arithmetic.to_eight_bit(v * f if f != 1.0 else v.clone(), lo, hi)
-                for v, f in zip(operands, factor, strict=True)
-            ]
-            return torch.cat(parts, dim=node.attrs["axis"])
-        if node.op == "mean":
-            total = x.double().sum(dim=node.attrs["axes"], keepdim=node.attrs["keepdim"]).float()
-        else:  # avg_pool: the sum over the window
-            a = node.attrs
-            ones = torch.ones(x.shape[1], 1, *a["kernel"], dtype=x.dtype, device=x.device)
-            total = torch.nn.functional.conv2d(x, ones, None, a["stride"], a["padding"], 1, x.shape[1])
-        return arithmetic.to_eight_bit(total * factor[0], lo, hi)
+    def step(
+        self, step: Instruction, values: Mapping[str, Tensor], settings: Mapping[str, Setting], batch: int
+    ) -> Tensor:
+        """The result of one instruction."""
+        if isinstance(step, (Contract, MatMul)):
+            setting = settings.get(step.name)
+            return self.epilogue(step, self.accumulators(step, values, setting, batch), values, setting)
+        operands = [self._value(v, values) for v in step.operands()]
+        return HANDLERS[type(step)](self, step, operands, batch)
 
 
-def _in_float(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
-    """A node in float. Its result depends on the operands' values alone, not on which engine or kernel made them."""
-    if node.op not in MOVEMENT_OPS:
-        operands = [arithmetic.in_order(v) for v in operands]
-    return evaluate_node(node, operands, batch)
+def _channel_axis(axis: int, rank: int) -> list[int]:
+    """The shape of a vector of channels that broadcasts against a tensor of `rank` axes."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return shape if axis != -1 else [-1]
+
+
+def _quantize(run: Executor, step: Quantize, x: list[Tensor], batch: int) -> Tensor:
+    return arithmetic.channels_last(arithmetic.to_eight_bit(x[0] * step.factor, step.lo, step.hi))
+
+
+def _dequantize(run: Executor, step: Dequantize, x: list[Tensor], batch: int) -> Tensor:
+    return x[0] * step.factor
+
+
+def _lookup(run: Executor, step: Lookup, x: list[Tensor], batch: int) -> Tensor:
+    return run.tables[step.name][(x[0] + float(step.offset)).long()]
+
+
+def _add(run: Executor, step: Add, x: list[Tensor], batch: int) -> Tensor:
+    t = x[0] * step.factors[0]
+    return arithmetic.to_eight_bit(t.add_(x[1] * step.factors[1]), step.lo, step.hi)
+
+
+def _mul(run: Executor, step: Mul, x: list[Tensor], batch: int) -> Tensor:
+    return arithmetic.to_eight_bit(x[0] * x[1] * step.factor, step.lo, step.hi)
+
+
+def _concat(run: Executor, step: Concat, x: list[Tensor], batch: int) -> Tensor:
+    parts = [
+        arithmetic.to_eight_bit(v * f if f != 1.0 else v.clone(), step.lo, step.hi)
+        for v, f in zip(x, step.factors, strict=True)
+    ]
+    return torch.cat(parts, dim=step.axis)
+
+
+def _sum_pool(run: Executor, step: SumPool, x: list[Tensor], batch: int) -> Tensor:
+    if step.window is None:
+        total = x[0].double().sum(dim=step.axes, keepdim=step.keepdim).float()
+    else:
+        kernel, stride, padding, _ = step.window.pairs
+        channels = x[0].shape[1]
+        ones = torch.ones(channels, 1, *kernel, dtype=x[0].dtype, device=x[0].device)
+        total = torch.nn.functional.conv2d(x[0], ones, None, stride, padding, 1, channels)
+    return arithmetic.to_eight_bit(total * step.factor, step.lo, step.hi)
+
+
+def _max_pool(run: Executor, step: MaxPool, x: list[Tensor], batch: int) -> Tensor:
+    w = step.window
+    return MAX_POOL[len(w.kernel)](x[0], w.kernel, w.stride, w.padding, w.dilation, step.ceil_mode)
+
+
+def _move(run: Executor, step: Move, x: list[Tensor], batch: int) -> Tensor:
+    return move(step.node, x[0], batch)
+
+
+def _float(run: Executor, step: Float, x: list[Tensor], batch: int) -> Tensor:
+    """An operator in float. Its result depends on the operands' values alone, not on which engine or kernel made them."""
+    if step.operation not in MOVEMENT_OPS:
+        x = [arithmetic.in_order(v) for v in x]
+    return evaluate_node(step.node, x, batch)
+
+
+HANDLERS: dict[type[Instruction], Callable[[Executor, Any, list[Tensor], int], Tensor]] = {
+    Quantize: _quantize, Dequantize: _dequantize, Lookup: _lookup, Add: _add, Mul: _mul, Concat: _concat,
+    SumPool: _sum_pool, MaxPool: _max_pool, Move: _move, Float: _float,
+}  # fmt: skip

@@ -234,13 +234,9 @@ class CandidateEvaluator:
         self, stage: _Stage, values: dict[str, Tensor], settings: Mapping[str, Setting], samples: int
     ) -> dict[str, Tensor]:
         self.statistics.multiplies += stage.macs * samples
-        for index in stage.nodes:
-            node = self.program.graph.nodes[index]
-            values[node.name] = self.executor.step(node, values, settings, samples)
-            for operand in node.operands():
-                if self.executor.last_use.get(operand) == index:
-                    values.pop(operand, None)
-        return values
+        return self.executor.schedule.run(
+            values, lambda step, own: self.executor.step(step, own, settings, samples), indices=stage.nodes
+        )
 
     def _remember(self, key: tuple[int, int, bytes], values: dict[str, Tensor]) -> None:
         packed = {}

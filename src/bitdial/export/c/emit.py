@@ -43,7 +43,7 @@ def signature(name: str, lowered: Lowered) -> str:
 def quantized_signature(name: str, lowered: Lowered) -> str | None:
     if lowered.quantized_input is None:
         return None
-    kind = "int8_t" if lowered.places[lowered.quantized_input].signed else "uint8_t"
+    kind = "int8_t" if lowered.buffers[lowered.quantized_input].signed else "uint8_t"
     outputs = [f"float *{_argument('out', i, lowered.outputs)}" for i in range(len(lowered.outputs))]
     return f"void {name}_run_quantized(const {kind} *in, {', '.join(outputs)})"
 
@@ -146,7 +146,7 @@ def _header(name: str, lowered: Lowered, plan: Plan, input_scale: float, constan
     shapes = []
     for kind, values in (("in", lowered.inputs), ("out", lowered.outputs)):
         for i, value in enumerate(values):
-            place = lowered.places[value]
+            place = lowered.buffers[value]
             shape = (
                 f"[{place.c}][{place.h}][{place.w}]" if place.channels_first else f"[{place.h * place.w}][{place.c}]"
             )
@@ -227,7 +227,7 @@ int {name}_ratio(void) {{ return fq_dial; }}
     outputs = [_argument("out", i, lowered.outputs) for i in range(len(lowered.outputs))]
     parameters = ", ".join([f"float *{o}" for o in outputs] + (["int32_t ratio"] if used else []))
     passed = ", ".join(outputs + (["ratio"] if used else []))
-    place = lowered.places[lowered.quantized_input]
+    place = lowered.buffers[lowered.quantized_input]
     planes = ", ".join(str(v) for v in place.planes)
     take = f"fq_import((const uint8_t *)in, {pointers.of(lowered.quantized_input)}, {planes});"
     return f"""{arena}
@@ -263,7 +263,7 @@ class _Pointers:
         if root in lowered.outputs:
             return _argument("out", lowered.outputs.index(root), lowered.outputs)
         place = f"fq_arena.bytes + {self.plan.offset(lowered, value)}"
-        return f"(fq_float *)(void *)({place})" if lowered.places[root].is_float else place
+        return f"(fq_float *)(void *)({place})" if lowered.buffers[root].is_float else place
 
 
 def _call(index: int, step: Step, pointers: _Pointers) -> str:
@@ -284,5 +284,5 @@ def _copies(lowered: Lowered) -> list[str]:
             source = _argument("out", first, lowered.outputs)
         if source is not None:
             target = _argument("out", i, lowered.outputs)
-            result.append(f"fq_copy_float({source}, {target}, {lowered.places[value].count});")
+            result.append(f"fq_copy_float({source}, {target}, {lowered.buffers[value].count});")
     return result

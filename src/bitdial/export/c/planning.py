@@ -130,7 +130,7 @@ def _lifetimes(lowered: Lowered, external: set[str]) -> dict[str, tuple[int, int
     live: dict[str, tuple[int, int, int]] = {}
     for index, step in enumerate(lowered.steps):
         if step.output not in external:
-            live[step.output] = (lowered.places[step.output].size, index, index)
+            live[step.output] = (lowered.buffers[step.output].size, index, index)
         for value in step.reads:
             root = lowered.root(value)
             if root in live:

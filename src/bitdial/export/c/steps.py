@@ -7,34 +7,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from bitdial.engines.memory import Buffer
 from bitdial.export.c.weights import PackedLayer
-
-
-@dataclass
-class Place:
-    """A value of one sample: rank-4 values lie channels last (h, w, c) where they are 8-bit; float values lie in the
-    network's own order. channels_first: its logical order has the channels first."""
-
-    h: int
-    w: int
-    c: int
-    channels_first: bool
-    signed: bool
-    is_float: bool
-
-    @property
-    def count(self) -> int:
-        return self.h * self.w * self.c
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.count * (4 if self.is_float else 1)
-
-    @property
-    def planes(self) -> tuple[int, int]:
-        """(positions, channels) of the change between the network's order and channels last."""
-        return (self.h * self.w, self.c) if self.channels_first else (1, self.count)
 
 
 @dataclass
@@ -78,12 +52,12 @@ class Step:
 class Lowered:
     """A program as steps.
 
-    places: value -> Place. alias: value -> the value whose memory it is. inputs, outputs: the graph's. ratios: exported.
+    buffers: value -> where it lies. alias: value -> the value whose memory it is. inputs, outputs: the graph's. ratios: exported.
     quantized_input: the step that quantizes the only input, if all else depends on its result alone.
     """
 
     steps: list[Step]
-    places: dict[str, Place]
+    buffers: dict[str, Buffer]
     alias: dict[str, str]
     inputs: list[str]
     outputs: list[str]

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bitdial._version import __version__
 from bitdial.engines.base import ratio_index
 from bitdial.errors import ConfigError
+from bitdial.export.onnx import compute, integers
 from bitdial.export.onnx.aten import write_aten
 from bitdial.export.onnx.builder import FLOAT, Builder, data_type
-from bitdial.export.onnx.compute import write_layer
-from bitdial.export.onnx.floats import FLOAT_OPS
-from bitdial.export.onnx.integers import INTEGER_OPS, dequantize
+from bitdial.export.onnx.floats import FLOAT_OPS, max_pool
 from bitdial.export.onnx.lowering import FIRST_INT4_OPSET
 from bitdial.export.onnx.movement import MOVEMENT
 from bitdial.export.onnx.writer import Writer
 from bitdial.files import write_atomically
-from bitdial.graph.ir import Node
+from bitdial.quantization.instructions import (
+    Add,
+    Concat,
+    Contract,
+    Dequantize,
+    Float,
+    Instruction,
+    Lookup,
+    MatMul,
+    MaxPool,
+    Move,
+    Mul,
+    Quantize,
+    SumPool,
+)
+from bitdial.quantization.lower import lower
 from bitdial.quantization.program import Program
 
 DEFAULT_OPSET = 21  # the first with 4-bit types
@@ -67,9 +82,9 @@ def to_onnx(
     if opset > largest:
         raise ConfigError(f"opset {opset}: the installed onnx package knows opsets up to {largest}; upgrade it")
     w = Writer(program, index, builder, chosen)
-    for node in program.graph.nodes:
-        written = _write_node(w, node)
-        assert written == node.name
+    for step in lower(program):
+        written = HANDLERS[type(step)](w, step)
+        assert written == step.name
     outputs = [_output(w, value, position) for position, value in enumerate(program.graph.outputs)]
     inputs = [
         builder.value_info(v, data_type(program.graph.types[v].dtype), w.onnx_shape(v)) for v in program.graph.inputs
@@ -122,20 +137,23 @@ def _check_options(opset: int, low: str | None) -> Low:
     return "int4" if low == "int4" else "int8"
 
 
-def _write_node(w: Writer, node: Node) -> str:
-    if node.name in w.program.layers:
-        return write_layer(w, node)
-    if node.op == "dequantize":
-        return dequantize(w, node)
+def _float(w: Writer, step: Float) -> str:
+    node = step.node
     if node.op in MOVEMENT:
         return MOVEMENT[node.op](w, node)
-    if w.encoding(node.name) is not None and node.op in INTEGER_OPS:
-        return INTEGER_OPS[node.op](w, node)
     if node.op in FLOAT_OPS:
         return FLOAT_OPS[node.op](w, node)
     if node.op.startswith("aten."):
         return write_aten(w, node)
     raise w.unsupported(node, "it has no ONNX form in bitdial")
+
+
+HANDLERS: dict[type[Instruction], Callable[[Writer, Any], str]] = {
+    Quantize: integers.quantize, Dequantize: integers.dequantize, Contract: compute.contract, MatMul: compute.matmul,
+    Lookup: integers.lookup, Add: integers.add, Mul: integers.mul, Concat: integers.concat, SumPool: integers.sum_pool,
+    MaxPool: lambda w, step: max_pool(w, step.name, step.inputs[0], step.window, step.ceil_mode),
+    Move: lambda w, step: MOVEMENT[step.node.op](w, step.node), Float: _float,
+}  # fmt: skip
 
 
 def _output(w: Writer, value: str, position: int) -> Any:

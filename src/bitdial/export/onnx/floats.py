@@ -12,6 +12,7 @@ from bitdial.export.onnx.builder import BFLOAT16, FLOAT
 from bitdial.export.onnx.writer import Writer
 from bitdial.graph.bfloat16 import from_bits
 from bitdial.graph.ir import Node
+from bitdial.quantization.instructions import Window
 
 FIRST_GELU_OPSET = 20
 
@@ -159,39 +160,35 @@ def _mean(w: Writer, node: Node) -> str:
     return w.b.reduce("ReduceMean", x, a["axes"], a["keepdim"], node.name, output=node.name)
 
 
-def end_pads(w: Writer, node: Node) -> list[int]:
+def end_pads(w: Writer, name: str, value: str, a: Window) -> list[int]:
     """Padding after each spatial axis with which a pool that rounds down has the output size of the graph."""
-    a = node.attrs
-    rank = len(a["kernel"])
     result = []
-    for i, (size, out) in enumerate(zip(w.shape(node.inputs[0])[2:], w.shape(node.name)[2:], strict=True)):
+    for i, (size, out) in enumerate(zip(w.shape(value)[2:], w.shape(name)[2:], strict=True)):
         assert isinstance(size, int) and isinstance(out, int)
-        window = a.get("dilation", [1] * rank)[i] * (a["kernel"][i] - 1) + 1
-        needed = (out - 1) * a["stride"][i] + window - size - a["padding"][i]
-        result.append(max(a["padding"][i], needed))
+        span = a.dilation[i] * (a.kernel[i] - 1) + 1
+        result.append(max(a.padding[i], (out - 1) * a.stride[i] + span - size - a.padding[i]))
     return result
 
 
-def max_pool(w: Writer, node: Node) -> str:
+def max_pool(w: Writer, name: str, value: str, a: Window, ceil_mode: bool) -> str:
     """On float32 and 8-bit values; padded cells never win."""
-    a = node.attrs
-    pads = [*a["padding"], *(end_pads(w, node) if a["ceil_mode"] else a["padding"])]
+    pads = [*a.padding, *(end_pads(w, name, value, a) if ceil_mode else a.padding)]
     return w.b.emit(
-        "MaxPool", [w.value(node.inputs[0])], node.name, output=node.name, kernel_shape=a["kernel"], strides=a["stride"],
-        pads=pads, dilations=a["dilation"],
-    )  # fmt: skip
+        "MaxPool", [w.value(value)], name, output=name, kernel_shape=a.kernel, strides=a.stride, pads=pads, dilations=a.dilation
+    )
 
 
-def window_sum(w: Writer, node: Node, x: str, pads: list[int], output: str | None = None) -> str:
-    """Sums of the windows of an avg_pool on [N, C, H, W]: a depthwise convolution with ones."""
-    a = node.attrs
-    channels = w.shape(node.inputs[0])[1]
+def _max_pool(w: Writer, node: Node) -> str:
+    return max_pool(w, node.name, node.inputs[0], Window.of(node.attrs), node.attrs["ceil_mode"])
+
+
+def window_sum(w: Writer, name: str, value: str, a: Window, x: str, pads: list[int]) -> str:
+    """Sums over windows of [N, C, H, W]: a depthwise convolution with ones. x: `value` as float32."""
+    channels = w.shape(value)[1]
     assert isinstance(channels, int)
     one = w.b.onnx.helper.make_tensor("one", FLOAT, [1], [1.0])
-    ones = w.b.emit("ConstantOfShape", [w.b.ints([channels, 1, *a["kernel"]])], f"{node.name}/ones", value=one)
-    return w.b.emit(
-        "Conv", [x, ones], f"{node.name}/sum", output=output, strides=a["stride"], pads=pads, group=channels
-    )
+    ones = w.b.emit("ConstantOfShape", [w.b.ints([channels, 1, *a.kernel])], f"{name}/ones", value=one)
+    return w.b.emit("Conv", [x, ones], f"{name}/sum", strides=a.stride, pads=pads, group=channels)
 
 
 def _avg_pool(w: Writer, node: Node) -> str:
@@ -211,13 +208,15 @@ def _avg_pool(w: Writer, node: Node) -> str:
         inside = (np.minimum(stop, size) - np.maximum(start, 0)).astype(np.float32)
         along = (stop - start).astype(np.float32) if a["count_include_pad"] else inside
         counts = counts * along.reshape([-1, 1] if i == 0 else [1, -1])
-    total = window_sum(w, node, x, [*a["padding"], *end_pads(w, node)])
+    window = Window.of(node.attrs)
+    ends = end_pads(w, node.name, node.inputs[0], window)
+    total = window_sum(w, node.name, node.inputs[0], window, x, [*window.padding, *ends])
     return w.b.emit("Div", [total, w.b.constant(counts)], node.name, output=node.name)
 
 
 FLOAT_OPS: dict[str, Callable[[Writer, Node], str]] = {
     "conv": conv, "linear": linear, "matmul": matmul, "add": _binary, "mul": _binary, "concat": _concat,
-    "batch_norm": _batch_norm, "layer_norm": _layer_norm, "softmax": _softmax, "mean": _mean, "max_pool": max_pool,
+    "batch_norm": _batch_norm, "layer_norm": _layer_norm, "softmax": _softmax, "mean": _mean, "max_pool": _max_pool,
     "avg_pool": _avg_pool, "silu": _unary, "gelu": _unary, "relu6": _unary, "clamp": _unary, "hardsigmoid": _unary,
     "leaky_relu": _unary, "elu": _unary, **dict.fromkeys(_PLAIN, _unary),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The other operators on 8-bit values (`bitdial.quantization.program` says what each computes).
+"""The other operators on 8-bit values (`bitdial.quantization.instructions` says what each computes).
 
 Every product and sum of the reference engine is one ONNX operator here, so that each is rounded once, in the same order.
 One input of `add` is multiplied by a Mul and not by its DequantizeLinear: between a pair of these and a QuantizeLinear
@@ -7,65 +7,58 @@ runtimes put 8-bit additions of their own, which round differently.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from bitdial.export.onnx.builder import FLOAT, INT32
 from bitdial.export.onnx.floats import window_sum
 from bitdial.export.onnx.writer import Writer
-from bitdial.graph.ir import BatchDim, Node
+from bitdial.graph.ir import BatchDim
+from bitdial.quantization.instructions import Add, Concat, Dequantize, Lookup, Mul, Quantize, SumPool
 
 EXACT_FLOAT32 = 1 << 24
 
 
-def _factors(w: Writer, node: Node) -> list[float]:
-    return [float(f) for f in w.program.factors[node.name]]
+def _scaled(w: Writer, step: Quantize | Mul | SumPool, total: str) -> str:
+    t = w.b.emit("Mul", [total, w.b.scalar(step.factor)], f"{step.name}/t")
+    return w.store(t, step.name, step.lo, step.hi)
 
 
-def _scaled(w: Writer, node: Node, total: str, factor: float) -> str:
-    t = w.b.emit("Mul", [total, w.b.scalar(factor)], f"{node.name}/t")
-    return w.store(t, node, *w.limits(node))
-
-
-def quantize(w: Writer, node: Node) -> str:
+def quantize(w: Writer, step: Quantize) -> str:
     """By the inverse scale, as the reference engine: dividing by the scale would round differently."""
-    return _scaled(w, node, w.value(node.inputs[0]), _factors(w, node)[0])
+    return _scaled(w, step, w.value(step.inputs[0]))
 
 
-def dequantize(w: Writer, node: Node) -> str:
-    scale = w.b.scalar(_factors(w, node)[0])
-    inputs = [w.value(node.inputs[0]), scale, w.zero(w.signed(node.inputs[0]))]
-    return w.b.emit("DequantizeLinear", inputs, node.name, output=node.name)
+def dequantize(w: Writer, step: Dequantize) -> str:
+    scale = w.b.scalar(step.factor)
+    inputs = [w.value(step.inputs[0]), scale, w.zero(w.signed(step.inputs[0]))]
+    return w.b.emit("DequantizeLinear", inputs, step.name, output=step.name)
 
 
-def table(w: Writer, node: Node) -> str:
+def lookup(w: Writer, step: Lookup) -> str:
     """A Gather; negative indices count from the end, so the entries of negative values stand there."""
-    entries = w.program.tables[node.name]
-    if w.signed(node.inputs[0]):
-        entries = np.roll(entries, -128)
-    index = w.b.cast(w.value(node.inputs[0]), INT32, f"{node.name}/index")
-    return w.b.emit("Gather", [w.b.constant(entries, f"{node.name}/table"), index], node.name, output=node.name, axis=0)
+    entries = np.roll(step.table, -step.offset)
+    index = w.b.cast(w.value(step.inputs[0]), INT32, f"{step.name}/index")
+    return w.b.emit("Gather", [w.b.constant(entries, f"{step.name}/table"), index], step.name, output=step.name, axis=0)
 
 
-def add(w: Writer, node: Node) -> str:
-    first, second = _factors(w, node)
-    left = w.b.emit("Mul", [w.dequantized(node.inputs[0]), w.b.scalar(first)], f"{node.name}/a")
-    t = w.b.emit("Add", [left, w.dequantized(node.inputs[1], second)], f"{node.name}/t")
-    return w.store(t, node, *w.limits(node))
+def add(w: Writer, step: Add) -> str:
+    first, second = step.factors
+    left = w.b.emit("Mul", [w.dequantized(step.inputs[0]), w.b.scalar(first)], f"{step.name}/a")
+    t = w.b.emit("Add", [left, w.dequantized(step.inputs[1], second)], f"{step.name}/t")
+    return w.store(t, step.name, step.lo, step.hi)
 
 
-def mul(w: Writer, node: Node) -> str:
-    product = w.b.emit("Mul", [w.dequantized(v) for v in node.inputs], f"{node.name}/product")
-    return _scaled(w, node, product, _factors(w, node)[0])
+def mul(w: Writer, step: Mul) -> str:
+    product = w.b.emit("Mul", [w.dequantized(v) for v in step.inputs], f"{step.name}/product")
+    return _scaled(w, step, product)
 
 
-def concat(w: Writer, node: Node) -> str:
-    encoding = w.encoding(node.name)
+def concat(w: Writer, step: Concat) -> str:
+    encoding = w.encoding(step.name)
     assert encoding is not None
-    lo, hi = w.limits(node)
+    lo, hi = step.lo, step.hi
     parts = []
-    for i, (value, factor) in enumerate(zip(node.inputs, _factors(w, node), strict=True)):
+    for i, (value, factor) in enumerate(zip(step.inputs, step.factors, strict=True)):
         own = w.encoding(value)
         assert own is not None
         if factor == 1.0 and own.signed == encoding.signed and lo <= own.qmin and hi >= own.qmax:
@@ -73,35 +66,23 @@ def concat(w: Writer, node: Node) -> str:
             continue
         t = w.dequantized(value)
         if factor != 1.0:
-            t = w.b.emit("Mul", [t, w.b.scalar(factor)], f"{node.name}/t")
-        parts.append(w.store(t, node, lo, hi, output=w.b.fresh(f"{node.name}/{i}")))
-    return w.b.emit("Concat", parts, node.name, output=node.name, axis=node.attrs["axis"])
+            t = w.b.emit("Mul", [t, w.b.scalar(factor)], f"{step.name}/t")
+        parts.append(w.store(t, step.name, lo, hi, output=w.b.fresh(f"{step.name}/{i}")))
+    return w.b.emit("Concat", parts, step.name, output=step.name, axis=step.axis)
 
 
-def mean(w: Writer, node: Node) -> str:
-    a = node.attrs
-    shape = w.shape(node.inputs[0])
-    cells = 1
-    for axis in a["axes"]:
-        size = shape[axis]
-        if isinstance(size, BatchDim):
-            raise w.unsupported(node, "it averages over the batch")
-        cells *= size
-    if cells * 255 < EXACT_FLOAT32:
-        total = w.b.reduce("ReduceSum", w.dequantized(node.inputs[0]), a["axes"], a["keepdim"], f"{node.name}/sum")
+def sum_pool(w: Writer, step: SumPool) -> str:
+    value = step.inputs[0]
+    if step.window is not None:
+        padding = step.window.padding
+        return _scaled(w, step, window_sum(w, step.name, value, step.window, w.dequantized(value), [*padding, *padding]))
+    assert step.axes is not None
+    if any(isinstance(w.shape(value)[axis], BatchDim) for axis in step.axes):
+        raise w.unsupported(step, "it averages over the batch")
+    if step.cells * 255 < EXACT_FLOAT32:
+        total = w.b.reduce("ReduceSum", w.dequantized(value), step.axes, step.keepdim, f"{step.name}/sum")
     else:
-        wide = w.b.cast(w.value(node.inputs[0]), INT32, f"{node.name}/wide")
-        total = w.b.reduce("ReduceSum", wide, a["axes"], a["keepdim"], f"{node.name}/sum")
-        total = w.b.cast(total, FLOAT, f"{node.name}/sum")
-    return _scaled(w, node, total, _factors(w, node)[0])
-
-
-def avg_pool(w: Writer, node: Node) -> str:
-    padding = node.attrs["padding"]
-    total = window_sum(w, node, w.dequantized(node.inputs[0]), [*padding, *padding])
-    return _scaled(w, node, total, _factors(w, node)[0])
-
-
-INTEGER_OPS: dict[str, Callable[[Writer, Node], str]] = {
-    "add": add, "mul": mul, "concat": concat, "mean": mean, "avg_pool": avg_pool, "table": table, "quantize": quantize,
-}  # fmt: skip
+        wide = w.b.cast(w.value(value), INT32, f"{step.name}/wide")
+        total = w.b.reduce("ReduceSum", wide, step.axes, step.keepdim, f"{step.name}/sum")
+        total = w.b.cast(total, FLOAT, f"{step.name}/sum")
+    return _scaled(w, step, total)

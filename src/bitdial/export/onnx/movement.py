@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from bitdial.export.onnx.builder import data_type
-from bitdial.export.onnx.floats import max_pool
 from bitdial.export.onnx.writer import Writer
 from bitdial.graph.ir import Node
 
@@ -72,5 +71,5 @@ def _pad(w: Writer, node: Node) -> str:
 
 MOVEMENT: dict[str, Callable[[Writer, Node], str]] = {
     "reshape": _reshape, "permute": _permute, "expand": _expand, "slice": _slice, "select": _select, "gather": _gather,
-    "roll": _roll, "pad": _pad, "max_pool": max_pool,
+    "roll": _roll, "pad": _pad,
 }  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 from bitdial.errors import ExportError
 from bitdial.export.onnx.builder import FLOAT, Builder
 from bitdial.graph.ir import BatchDim, Node, Shape
+from bitdial.quantization.instructions import Instruction
 from bitdial.quantization.program import Program, QParams
 
 
@@ -85,23 +86,16 @@ class Writer:
 
     # -- storing values ------------------------------------------------------------------------------------------------
 
-    def store(self, t: str, node: Node, lo: int, hi: int, output: str | None = None) -> str:
-        """Clamp, round half to even, and store as the node's 8-bit value (or `output`, of the same encoding).
+    def store(self, t: str, name: str, lo: int, hi: int, output: str | None = None) -> str:
+        """Clamp, round half to even, and store as the 8-bit value `name` (or `output`, of the same encoding).
 
         QuantizeLinear with scale 1 rounds so, and saturates to 0..255 or -128..127: only other limits need a Clip.
         """
-        signed = self.signed(node.name)
+        signed = self.signed(name)
         least, most = (-128, 127) if signed else (0, 255)
-        clipped = self.b.clip(t, lo if lo > least else None, hi if hi < most else None, f"{node.name}/clip")
-        name = node.name if output is None else output
+        clipped = self.b.clip(t, lo if lo > least else None, hi if hi < most else None, f"{name}/clip")
+        name = name if output is None else output
         return self.b.emit("QuantizeLinear", [clipped, self.b.scalar(1.0), self.zero(signed)], name, output=name)
-
-    def limits(self, node: Node) -> tuple[int, int]:
-        """The clamp of an 8-bit node, in its own steps."""
-        encoding = self.encoding(node.name)
-        assert encoding is not None
-        lo, hi = node.attrs.get("clamp", (encoding.qmin, encoding.qmax))
-        return int(lo), int(hi)
 
     # -- the batch -----------------------------------------------------------------------------------------------------
 
@@ -135,6 +129,7 @@ class Writer:
 
     # -- errors --------------------------------------------------------------------------------------------------------
 
-    def unsupported(self, node: Node, why: str) -> ExportError:
+    def unsupported(self, node: Node | Instruction, why: str) -> ExportError:
         where = f" (module '{node.source}')" if node.source else ""
-        return ExportError(f"operator '{node.op}' of node '{node.name}'{where} cannot be written as ONNX: {why}")
+        op = node.op if isinstance(node, Node) else node.operation
+        return ExportError(f"operator '{op}' of node '{node.name}'{where} cannot be written as ONNX: {why}")

@@ -1,0 +1,303 @@
+"""The integer program: a dozen instructions, whatever float graph the network came from. NumPy only.
+
+A value is named after the instruction that makes it. 8-bit values hold integers (uint8 or int8, see `QParams`), all others
+what their type says, as a rule float32. Factors are float32 numbers; `fl` is one float32 rounding, `rne` rounds half to even.
+
+  Quantize    float -> 8-bit   rne(clamp(fl(x * factor)))
+  Dequantize  8-bit -> float   fl(float(q) * factor)
+  Contract    conv or linear   acc = sum of products in int32, low groups read back (design notes, section 1);
+                               t = fl(float(acc + bias[ratio]) * multiplier[o]); t = fl(t + fl(float(r) * residual_factor)), or
+                               fl(t + r) for a float residual; 8-bit: rne(clamp(t)); float: activation(t)
+  MatMul      two activations  as Contract, without weights, bias and residual
+  Lookup      unary function   table[q] (unsigned) or table[q + 128] (signed)
+  Add         two values       rne(clamp(fl(fl(float(a) * Ra) + fl(float(b) * Rb))))
+  Mul         two values       rne(clamp(fl(float(a * b) * factor))), a * b exact
+  Concat      along an axis    per input: a factor of exactly 1.0 copies, any other rescales: rne(clamp(fl(float(q) * factor)))
+  SumPool     mean, avg_pool   rne(clamp(fl(float(sum) * factor))), sum exact
+  MaxPool     8-bit            the scale stays
+  Move        8-bit            values change places, the scale stays; may pad with 0
+  Float       anything else    the graph's operator in float (`node`), of values as they are
+
+The first eleven are integer arithmetic, equal to the bit in every engine; `Float` is torch's, or an engine's own within a stated
+bound. An engine or exporter is a table from these classes to handlers.
+
+Softmax and LayerNorm between 8-bit tensors, once an engine computes them itself, become instructions of their own here;
+until then they are `Float`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitdial.errors import GraphError
+from bitdial.graph.ir import Node
+from bitdial.quantization.program import QuantizedLayer
+
+INFINITY = math.inf
+Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Instruction:
+    """name: of the instruction and of its result. inputs: values read, in order. source: module path in the captured network."""
+
+    name: str
+    inputs: tuple[str, ...]
+    source: str
+
+    @property
+    def operation(self) -> str:
+        """The word for it in reports and errors."""
+        return type(self).__name__.lower()
+
+    def operands(self) -> tuple[str, ...]:
+        """All values that it reads."""
+        return self.inputs
+
+    def check(self) -> None:
+        """Raise GraphError where a field cannot be: what a file from elsewhere may hold."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "factor" and not math.isfinite(value):
+                raise self.broken(f"its factor is {value}")
+            if field.name == "factors" and (len(value) != len(self.inputs) or not all(map(math.isfinite, value))):
+                raise self.broken(f"{len(value)} factors for {len(self.inputs)} inputs, or one is not finite")
+
+    def broken(self, problem: str) -> GraphError:
+        return GraphError(f"'{self.name:.80}' ({self.operation}): {problem}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounding(Instruction):
+    """Ends in a clamp to the integers lo..hi, within the range of its result's encoding."""
+
+    lo: int
+    hi: int
+
+    def check(self) -> None:
+        super().check()
+        if not -127 <= self.lo <= self.hi <= 255:
+            raise self.broken(f"it clamps to {self.lo}..{self.hi}")
+
+
+@dataclass(frozen=True, eq=False)
+class Quantize(_Rounding):
+    factor: float
+
+
+@dataclass(frozen=True, eq=False)
+class Dequantize(Instruction):
+    factor: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """Of a convolution or pool, one number per spatial axis: sizes, strides, padding at either end, dilation."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @classmethod
+    def of(cls, attrs: dict[str, Any], kernel: Sequence[int] | None = None) -> Window:
+        """The window in a node's attributes; a convolution's kernel comes from its weight."""
+        kernel = attrs["kernel"] if kernel is None else kernel
+        rows = (kernel, attrs["stride"], attrs["padding"], attrs.get("dilation", [1] * len(kernel)))
+        return cls(*(tuple(int(v) for v in row) for row in rows))
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """(kernel, stride, padding, dilation) of a window over two axes."""
+        assert len(self.kernel) == 2
+        return tuple((v[0], v[1]) for v in (self.kernel, self.stride, self.padding, self.dilation))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, eq=False)
+class _Product(Instruction):
+    """Accumulators and epilogue. clamp: (lo, hi) of an 8-bit result; None: the result is float and takes `activation`."""
+
+    layer: QuantizedLayer
+    clamp: tuple[int, int] | None
+    activation: dict[str, Any] | None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The clamp, or what `activation` does to a float result; infinite where nothing is cut off."""
+        if self.clamp is not None:
+            return float(self.clamp[0]), float(self.clamp[1])
+        if self.activation is None:
+            return -INFINITY, INFINITY
+        if self.activation["kind"] == "relu":
+            return 0.0, INFINITY
+        return float(self.activation["lo"]), float(self.activation["hi"])
+
+
+@dataclass(frozen=True, eq=False)
+class Contract(_Product):
+    """A convolution (`window` is set; channels are axis 1) or a linear layer (the last axis is contracted)."""
+
+    residual: str | None
+    window: Window | None
+
+    @property
+    def operation(self) -> str:
+        return self.layer.kind
+
+    @property
+    def axis(self) -> int:
+        """The axis of the input that holds the feature channels."""
+        return -1 if self.window is None else 1
+
+    def operands(self) -> tuple[str, ...]:
+        return self.inputs if self.residual is None else (*self.inputs, self.residual)
+
+
+@dataclass(frozen=True, eq=False)
+class MatMul(_Product):
+    """Contracts the last axis of the first input with the second last of the second (the last: `transpose_b`).
+
+    scale: a constant factor of the float operator, for engines that compute scales anew; it is part of the multiplier.
+    """
+
+    transpose_b: bool
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup(_Rounding):
+    """table: uint8 or int8 [256]. offset: added to q for the index, 128 where the input is signed. function, attrs: the unary
+    operator of the float graph that the table holds."""
+
+    table: npt.NDArray[Any]
+    offset: int
+    function: str
+    attrs: dict[str, Any]
+
+    @property
+    def operation(self) -> str:
+        return "table"
+
+    def check(self) -> None:
+        super().check()
+        if self.table.shape != (256,) or self.table.dtype not in (np.uint8, np.int8):
+            raise self.broken("its table is not 256 8-bit entries")
+
+
+@dataclass(frozen=True, eq=False)
+class Add(_Rounding):
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Mul(_Rounding):
+    factor: float
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(_Rounding):
+    factors: tuple[float, ...]
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class SumPool(_Rounding):
+    """Over a window (`axes` is None) or over whole axes (`window` is None). cells: how many values each sum is of."""
+
+    factor: float
+    window: Window | None
+    ceil_mode: bool
+    axes: tuple[int, ...] | None
+    keepdim: bool
+    cells: int
+
+    @property
+    def operation(self) -> str:
+        return "mean" if self.window is None else "avg_pool"
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool(Instruction):
+    window: Window
+    ceil_mode: bool
+
+    @property
+    def operation(self) -> str:
+        return "max_pool"
+
+
+@dataclass(frozen=True, eq=False)
+class Move(Instruction):
+    """reshape, permute, expand, slice, select, roll, gather or pad with 0. node: that operator of the graph."""
+
+    node: Node
+
+    @property
+    def operation(self) -> str:
+        return self.node.op
+
+    def index_map(self, shape: tuple[int, ...]) -> Index | None:
+        """int64 [1, ...]: for one sample, the flat index into an input of `shape` (batch left out) of every element of the
+        result; -1 where it pads. None where values move between samples, or the operator has no such map."""
+        return moved(self.node, np.arange(math.prod(shape)).reshape(1, *shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Float(Instruction):
+    """node: the operator. reason: why it is not in integers."""
+
+    node: Node
+    reason: str
+
+    @property
+    def operation(self) -> str:
+        return self.node.op
+
+    def operands(self) -> tuple[str, ...]:
+        return tuple(self.node.operands())
+
+
+INSTRUCTIONS: tuple[type[Instruction], ...] = (
+    Quantize, Dequantize, Contract, MatMul, Lookup, Add, Mul, Concat, SumPool, MaxPool, Move, Float,
+)  # fmt: skip
+
+
+def moved(node: Node, index: Index) -> Index | None:
+    """What a movement operator does to an array of indices of one sample ([1, ...]); -1 where it pads. None: not known."""
+    a = node.attrs
+    if node.op == "reshape":
+        return index.reshape(1, -1) if len(a["shape"]) == 0 else _reshaped(index, a["shape"])
+    if node.op == "permute":
+        return np.transpose(index, a["axes"]) if int(a["axes"][0]) == 0 else None
+    axes = [int(v) % index.ndim for v in a.get("axes", [a.get("axis", 0)])]
+    if node.op in ("slice", "select", "gather", "roll") and 0 in axes:
+        return None
+    if node.op == "slice":
+        cut = [slice(None)] * index.ndim
+        cut[axes[0]] = slice(int(a["start"]), int(a["stop"]), int(a["step"]))
+        return index[tuple(cut)]
+    if node.op == "select":
+        chosen: Index = np.take(index, int(a["index"]), axis=axes[0])
+        return chosen
+    if node.op == "gather":
+        return np.take(index, np.asarray(a["indices"]), axis=axes[0])
+    if node.op == "roll":
+        return np.roll(index, a["shifts"], axis=axes)
+    if node.op == "pad" and float(a["value"]) == 0.0 and list(a["pads"][0]) == [0, 0]:
+        return np.pad(index, a["pads"], constant_values=-1)
+    return None
+
+
+def _reshaped(index: Index, shape: list[Any]) -> Index | None:
+    first = shape[0]
+    if not (isinstance(first, (list, tuple)) and first[0] == "N" and int(first[1]) == 1):
+        return None
+    if any(isinstance(d, (list, tuple)) for d in shape[1:]):
+        return None
+    return index.reshape(1, *[int(d) for d in shape[1:]])

@@ -32,7 +32,6 @@ from bitdial.pipeline import Prepared, prepare, quantize_prepared
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.program import Program
 from bitdial.zoo.image_files import cache_directory
-from bitdial.zoo.text import load_text
 from common import (
     Options,
     Progress,
@@ -50,6 +49,7 @@ from common import (
     trained_network,
     weights_file,
 )
+from language.text import load_text
 from language_model_training import trained_model
 from measure import TestBench, unpack_flags
 

@@ -23,9 +23,9 @@ from torch import nn
 from bitdial.benchmarking.perplexity import sequence_losses
 from bitdial.errors import ConfigError, DataError
 from bitdial.files import write_atomically
-from bitdial.zoo.char_transformer import char_transformer
-from bitdial.zoo.text import Pair, TextData
 from bitdial.zoo.weights import assign_weights
+from language.char_transformer import char_transformer
+from language.text import Pair, TextData
 
 RECIPE = "char-transformer-1"  # goes up with every change of the recipe or the network
 BATCH_SIZE = 16

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 
-from bitdial.comparison import Ground, Settings, Training
-from bitdial.comparison.methods import Built, build_all, get_method
 from bitdial.errors import BitdialError, ConfigError
 from bitdial.finetuning.config import FinetuneConfig
 from bitdial.finetuning.data import SampledBatches, flip_and_crop
@@ -40,6 +38,8 @@ from common import (
     trained_network,
     weights_file,
 )
+from comparison import Ground, Settings, Training
+from comparison.methods import Built, build_all, get_method
 from finetuning import ORDER_SEED, VALIDATION
 from machine import describe_machine
 from measure import TestBench, pack_flags, paired_difference

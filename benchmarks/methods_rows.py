@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitdial.comparison import METHODS
 from bitdial.errors import ConfigError
+from comparison import METHODS
 
 AVERAGES = (4.0, 5.0, 6.0, 8.0)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method under one setting; measured once per seed. settings: of `bitdial.comparison.Settings`; trained: uses
+    """One method under one setting; measured once per seed. settings: of `comparison.Settings`; trained: uses
     --epochs of training data."""
 
     name: str

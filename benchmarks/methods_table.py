@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.comparison import get_method
+from comparison import get_method
 from measure import unpack_flags
 from methods_rows import AVERAGES, Row, all_rows, seeded
 

@@ -17,7 +17,6 @@ FORMAT = 1
 # Source files that can change a figure; serving, report, command line and the like cannot.
 _NUMERIC_PARTS = (
     "graph", "quantization", "layout", "selection", "artifact", "engines", "finetuning", "benchmarking", "zoo", "pipeline",
-    "comparison",
 )  # fmt: skip
 
 
@@ -29,13 +28,11 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 def code_hash() -> str:
     """16 hex digits over the package's sources that compute figures."""
-    root = Path(bitdial.__file__).resolve().parent
-    files: list[Path] = []
-    for part in _NUMERIC_PARTS:
-        files += [p for p in (root / part).rglob("*") if p.suffix in (".py", ".cpp", ".h", ".cu")]
+    root, guests = Path(bitdial.__file__).resolve().parent, Path(__file__).resolve().parent
     digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for folder in (*(root / part for part in _NUMERIC_PARTS), guests / "comparison", guests / "language"):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".cpp", ".h", ".cu")):
+            digest.update(f"{folder.name}/{path.relative_to(folder)}".encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -28,8 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.artifact import load_program
+from bitdial.loadtest import poisson, read_trace, window, write_result
 from bitdial.serving.control import ServiceTable, Settings
-from bitdial.serving.loadtest import poisson, read_trace, window, write_result
 from bitdial.simulation.comparison import run_policy
 from bitdial.simulation.fleet import Fleet, Load, Noise
 from bitdial.simulation.oracle import best_schedule

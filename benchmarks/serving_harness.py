@@ -22,7 +22,7 @@ from bitdial.artifact import load_program
 from bitdial.benchmarking.latency import random_inputs
 from bitdial.engines.base import create_engine
 from bitdial.errors import DataError
-from bitdial.serving.loadtest import LoadPlan, Result, Schedule, Target, parse_url, run_load, summarize
+from bitdial.loadtest import LoadPlan, Result, Schedule, Target, parse_url, run_load, summarize
 from common import RESULTS
 from machine import describe_machine
 from results import ResultFile

@@ -15,11 +15,12 @@ import pytest
 from bitdial.benchmarking.latency import LatencyRow
 from bitdial.benchmarking.timing import Samples
 from bitdial.cli.terminal import Terminal
-from bitdial.demo import Demo, verdict
 from bitdial.engines.cpu import native
+from walk import Demo, verdict
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
+DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo"
 LABELS = ["float32", "naive 4-bit", "naive 4-bit"]
 RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
 needs_cpu_engine = pytest.mark.skipif(bool(native.missing()), reason=f"NO CPU ENGINE: {native.missing()}")
@@ -28,7 +29,8 @@ WITHOUT_EXTENSION = """
 import sys
 from bitdial.engines.cpu import native
 native._extension, native._problem = None, "no such module"
-from bitdial.demo import main
+sys.path.insert(0, sys.argv.pop(1))
+from walk import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -43,7 +45,7 @@ sys.exit(demo.main(sys.argv[1:]))
 
 
 def run_demo(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    what = ["-c", code] if code else ["-m", "bitdial.demo"]
+    what = ["-c", code, str(DEMO)] if code else [str(DEMO)]
     return subprocess.run(
         [sys.executable, *what, *arguments],
         cwd=folder,

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from bitdial.errors import ConfigError, DataError
-from bitdial.zoo.char_transformer import CharTransformer
-from bitdial.zoo.text import TextData, load_text
+from language.char_transformer import CharTransformer
+from language.text import TextData, load_text
 
 MODULES = (
     "machine", "results", "common", "measure", "accuracy_rows", "language_model_training", "language_model",

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("httptools", reason="the load generator needs bitdial[serve]")
 
-from bitdial.serving.loadtest import Result
+from bitdial.loadtest import Result
 
 MODULES = ("machine", "results", "common", "closed_loop", "serving_harness")
 

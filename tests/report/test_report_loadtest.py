@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdial.errors import ConfigError, DataError, OutputError
+from bitdial.loadtest.result import Result, Status
 from bitdial.report.drawing import save, write_plot
 from bitdial.report.loadtest import (
     MOST_WINDOWS,
@@ -24,7 +25,6 @@ from bitdial.report.loadtest import (
     windows,
 )
 from bitdial.report.loadtest_page import load_chart, render_load_html
-from bitdial.serving.loadtest.result import Result, Status
 
 
 def result(

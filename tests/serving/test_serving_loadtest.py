@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 pytest.importorskip("httptools", reason="the load generator needs httptools (the extra serve)")
 
 from bitdial.errors import ConfigError, DataError
-from bitdial.serving.loadtest import (
+from bitdial.loadtest import (
     LabelledImages,
     LoadPlan,
     Result,
@@ -314,7 +314,7 @@ def test_header_injection_is_refused() -> None:
 
 def test_an_idle_connection_that_the_server_closes_costs_no_request(server: Server) -> None:
     """HTTP servers close idle connections; a request that crosses such a close is sent again, and only such a one."""
-    from bitdial.serving.loadtest import client
+    from bitdial.loadtest import client
 
     async def drive() -> tuple[int, list[str]]:
         told: list[str] = []

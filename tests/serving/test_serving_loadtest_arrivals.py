@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdial.errors import ConfigError, DataError
-from bitdial.serving.loadtest import arrivals
-from bitdial.serving.loadtest.arrivals import fit_trace, poisson, rates, repeat, scale_rate, steps, uniform, window
-from bitdial.serving.loadtest.trace import read_trace
+from bitdial.loadtest import arrivals
+from bitdial.loadtest.arrivals import fit_trace, poisson, rates, repeat, scale_rate, steps, uniform, window
+from bitdial.loadtest.trace import read_trace
 
 gaps = st.lists(st.floats(0.0, 5.0, allow_subnormal=False), min_size=1, max_size=200)
 
@@ -209,10 +209,10 @@ def test_missing_folder_and_huge_traces(tmp_path: Path, monkeypatch: pytest.Monk
             read_trace(path)
     long = tmp_path / "long.csv"
     long.write_text("1\n2\n3\n")
-    monkeypatch.setattr("bitdial.serving.loadtest.trace.MOST_ARRIVALS", 2)
+    monkeypatch.setattr("bitdial.loadtest.trace.MOST_ARRIVALS", 2)
     with pytest.raises(DataError, match="3 arrivals"):
         read_trace(long)
-    monkeypatch.setattr("bitdial.serving.loadtest.trace.MOST_BYTES", 3)
+    monkeypatch.setattr("bitdial.loadtest.trace.MOST_BYTES", 3)
     with pytest.raises(DataError, match="MB"):
         read_trace(long)
 

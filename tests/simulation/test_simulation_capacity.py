@@ -10,9 +10,9 @@ import typer
 
 from bitdial.cli.simulate import simulate as command
 from bitdial.errors import ConfigError, DataError
+from bitdial.loadtest import arrivals
 from bitdial.serving.control import ServiceTable, Settings
 from bitdial.serving.control.policies import Scripted
-from bitdial.serving.loadtest import arrivals
 from bitdial.simulation import Fleet, Load, Noise, Sizing, machines_saved, simulate, smallest_fleet, summarize
 from bitdial.simulation.shaping import overload
 

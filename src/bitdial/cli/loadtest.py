@@ -15,8 +15,8 @@ from bitdial.cli.terminal import Terminal, percent, safe
 from bitdial.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from bitdial.loadtest import Result, Schedule, Snapshot
     from bitdial.report.loadtest import LoadReport
-    from bitdial.serving.loadtest import Result, Schedule, Snapshot
 
 KEY_VARIABLE = "BITDIAL_API_KEY"
 DEFAULT_SECONDS = 30.0
@@ -191,7 +191,7 @@ def loadtest(
         if len(target) > 2:
             raise ConfigError(f"'{target[2]}' is one argument too many: a load test takes URL and MODEL")
         _check_outputs(output, html, png)
-        from bitdial.serving.loadtest import LoadPlan, parse_url, read_labelled, run_load
+        from bitdial.loadtest import LoadPlan, parse_url, read_labelled, run_load
 
         schedule = make_schedule(
             trace, poisson, step, uniform, duration, scale_rate, keep_peaks, speed, begin, end, again, seed
@@ -234,7 +234,7 @@ def make_schedule(
     seed: int = 0,
 ) -> Schedule:
     """The schedule that the options of a load test (or of a simulation) describe. Raises ConfigError, DataError."""
-    from bitdial.serving import loadtest as load
+    from bitdial import loadtest as load
 
     choices = {"--trace": trace, "--poisson": poisson, "--step": step, "--uniform": uniform}
     given = [name for name, value in choices.items() if value is not None]
@@ -313,7 +313,7 @@ def _write(report: LoadReport, result: Result | None, output: Path | None, html:
 
     contents: dict[Path, bytes] = {}
     if output is not None and result is not None:
-        from bitdial.serving.loadtest import result_json
+        from bitdial.loadtest import result_json
 
         contents[output] = result_json(result)
     if html is not None:
@@ -329,7 +329,7 @@ def _write(report: LoadReport, result: Result | None, output: Path | None, html:
 
 
 def _compare(terminal: Terminal, paths: list[Path], title: str | None, html: Path | None, png: Path | None) -> None:
-    from bitdial.serving.loadtest import read_result, summarize
+    from bitdial.loadtest import read_result, summarize
 
     results = [read_result(path) for path in paths]
     report = _report(results, [r.title or p.stem for r, p in zip(results, paths, strict=True)], title)
@@ -342,7 +342,7 @@ def _compare(terminal: Terminal, paths: list[Path], title: str | None, html: Pat
 
 
 def _content(result: Result, written: list[Path]) -> dict[str, Any]:
-    from bitdial.serving.loadtest import summarize, warnings_of
+    from bitdial.loadtest import summarize, warnings_of
 
     return {
         "command": "loadtest",

@@ -19,9 +19,9 @@ from bitdial.errors import ConfigError, DataError, OutputError
 from bitdial.files import remedy
 
 if TYPE_CHECKING:
+    from bitdial.loadtest.arrivals import Schedule
     from bitdial.report.simulation import SimulationReport
     from bitdial.serving.control import ServiceTable, Settings
-    from bitdial.serving.loadtest.arrivals import Schedule
     from bitdial.simulation import ComparisonRow, Fleet, FleetSize, Load, Noise, Sizing
 
 MOST_RECORDING_BYTES = 4 << 30
@@ -42,8 +42,8 @@ def make_load(
     seed: int,
 ) -> Schedule:
     """The arrivals that the options ask for. Raises ConfigError, DataError."""
-    from bitdial.serving.loadtest import arrivals
-    from bitdial.serving.loadtest.trace import read_trace
+    from bitdial.loadtest import arrivals
+    from bitdial.loadtest.trace import read_trace
 
     if sum(choice is not None for choice in (trace, poisson, step)) != 1:
         raise ConfigError("say what comes: one of --trace FILE, --poisson RATE or --step RATE:TIME,...")

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitdial.errors import ConfigError, DataError
+from bitdial.loadtest.result import Result, Status, summarize, warnings_of
 from bitdial.report.axis import Axis, nice_ticks, time_axis
-from bitdial.serving.loadtest.result import Result, Status, summarize, warnings_of
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitdial.errors import ConfigError
-from bitdial.serving.loadtest.arrivals import Times, rates, speed_up
+from bitdial.loadtest.arrivals import Times, rates, speed_up
 
 _SCANNED = 400  # speeds looked at between a tenth and a hundred times the one at which the mean rate is the capacity
 

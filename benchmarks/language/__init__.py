@@ -1,0 +1,1 @@
+"""A small character model on text, for the case study of language models."""

@@ -1,0 +1,100 @@
+"""The demo's last step: a server under a burst that 8 bits cannot carry, once without the dial and once with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitdial.errors import EngineError
+from bitdial.loadtest import LoadPlan, Result, Schedule, Target, parse_url, run_load, steps, summarize
+from bitdial.serving.control import ServiceTable, Settings
+
+IMAGES = 64  # of a request: large enough that computing, not HTTP, is what queues
+POLICIES = {"8 bits only": "fixed:0", "with the dial": "planned"}
+CALM = 0.5  # of what 8 bits carry
+FILL = 0.6  # how far the burst goes from there to what the top ratio carries
+LEAST_GAIN = 1.2
+
+
+@dataclass(frozen=True)
+class Burst:
+    """What came of it. results: by the names in POLICIES. gain: of the top ratio in throughput. rates: requests/s, calm and
+    burst. slo: seconds."""
+
+    results: dict[str, Result]
+    gain: float
+    rates: tuple[float, float]
+    slo: float
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "gain": self.gain,
+            "calm_rate": self.rates[0],
+            "burst_rate": self.rates[1],
+            "slo_ms": 1000.0 * self.slo,
+            "runs": {name: summarize(result) for name, result in self.results.items()},
+        }
+
+
+def run_burst(model: Path, seconds: tuple[float, float], seed: int, progress: Callable[[str, float], None]) -> Burst:
+    """Serve the model twice, each time under the same arrivals: calm, burst, calm.
+
+    seconds: of each calm part, of the burst. Raises EngineError if the server does not start.
+    """
+    results: dict[str, Result] = {}
+    table: ServiceTable | None = None
+    slo, rates = 1.0, (0.0, 0.0)
+    for at, (name, policy) in enumerate(POLICIES.items()):
+        progress("burst", at / len(POLICIES))
+        if table is None:
+            with _Server(model, 1.0, "fixed:0") as first:  # measures what a request costs, and remembers it
+                table = first.table
+            slo = max(0.02, 6.0 * table.latency(0, IMAGES))
+            top = Settings().allowed(table)[-1]
+            low, high = (table.throughput(i, IMAGES) / IMAGES for i in (0, top))
+            rates = (CALM * low, low + FILL * max(high - low, 0.0))
+        with _Server(model, slo, policy) as server:
+            levels = [(rates[0], seconds[0]), (rates[1], seconds[1]), (rates[0], seconds[0])]
+            times = steps(levels, seed)
+            schedule = Schedule(times, 2 * seconds[0] + seconds[1], "calm, burst, calm")
+            plan = LoadPlan(schedule, images=IMAGES, slo=slo, send_slo=False, seed=seed, title=name)
+            results[name] = run_load(server.target, "digits", plan)
+    assert table is not None
+    gain = table.throughput(Settings().allowed(table)[-1], IMAGES) / table.throughput(0, IMAGES)
+    return Burst(results, gain, rates, slo)
+
+
+class _Server:
+    """`bitdial serve` as a process of its own, for as long as the block lasts."""
+
+    def __init__(self, model: Path, slo: float, policy: str) -> None:
+        self.command = [
+            sys.executable, "-m", "bitdial", "serve", f"digits={model}", "--port", "0", "--slo-ms", f"{1000 * slo:g}",
+            "--policy", policy, "--max-batch", str(IMAGES), "--threads", "1", "--json", "--quiet",
+        ]  # fmt: skip
+
+    def __enter__(self) -> _Server:
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            raise EngineError(f"the server did not start; try it by hand: {' '.join(self.command)}")
+        ready = json.loads(line)
+        self.target: Target = parse_url(ready["address"])[0]
+        self.table = ServiceTable.from_json(ready["models"][0]["table"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

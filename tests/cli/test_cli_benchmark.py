@@ -127,8 +127,6 @@ def test_help_has_examples(bitdial) -> None:
 
 
 def test_without_a_cpu_engine_the_reference_is_named(bitdial, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "bitdial.engines.base.available_engines", lambda: {"reference": "", "cpu": "no compiler was there"}
-    )
+    monkeypatch.setattr("bitdial.engines.cpu.native.missing", lambda: "no compiler was there")
     result = bitdial("benchmark", artifact, "--repeats", "1", "--ratio", "0")
     assert result.code == 0 and "no compiler was there" in result.err and "engine reference" in result.out

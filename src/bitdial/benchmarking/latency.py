@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.benchmarking.timing import Case, Plan, Samples, measure_interleaved, time_ratio, timed
-from bitdial.engines.base import Engine, create_engine, ratio_index
+from bitdial.engines.base import Engine, create_engine, engine_spec, ratio_index
 from bitdial.errors import ConfigError
 from bitdial.graph.ir import BatchDim
 from bitdial.quantization.program import Program
@@ -118,7 +118,7 @@ def engine_calls(
     """`calls` of a timing case: run the batch at the ratio."""
     argument: Any = batch[0] if len(batch) == 1 else list(batch)
     inner = timed(lambda: engine.run(argument, ratio))
-    if name != "reference":
+    if "threads" in engine_spec(name).options:
         return inner
 
     def calls(n: int) -> list[float]:
@@ -150,7 +150,8 @@ def measure_latency(
     for what, values in (("batch", batches), ("threads", threads)):
         if not values or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
             raise ConfigError(f"{what} is {list(values)}: give whole numbers of at least 1")
-    if not isas or (engine != "cpu" and any(isa is not None for isa in isas)):
+    spec = engine_spec(engine)
+    if not isas or ("isa" not in spec.options and any(isa is not None for isa in isas)):
         raise ConfigError(f"an instruction set can be forced on the cpu engine only, not on '{engine}'")
     table = program.ratios
     indices = range(len(table)) if ratios is None else sorted({ratio_index(table, r) for r in ratios})
@@ -161,7 +162,7 @@ def measure_latency(
     executed: dict[str, float | None] = {}
     for number, (batch, count, isa) in enumerate(settings):
         report("preparing", number / len(settings))
-        extra = {"isa": isa, "threads": count, "batch_hint": batch} if engine == "cpu" else {}
+        extra = spec.accepted({"isa": isa, "threads": count, "batch_hint": batch})
         one = create_engine(program, engine, **extra, **(options or {}))
         engines.append((batch, count, engine_isa(one) or (isa or ""), one))
         inputs = random_inputs(program, batch, seed)

@@ -157,23 +157,29 @@ def check_outputs(output: Path | None, plot: Path | None, html: Path | None) -> 
 
 def choose_engine(name: str | None, terminal: Terminal) -> str:
     """The engine asked for, or the fastest that can run here."""
-    from bitdial.engines.base import available_engines
+    from bitdial.engines.base import engine_specs
 
     if name is not None:
         return name
-    available = available_engines()
-    if available.get("cpu") == "":
-        return "cpu"
-    missing = available.get("cpu", "this build of bitdial has no cpu engine")
-    terminal.note(f"note: the cpu engine cannot run ({missing}); the reference engine is measured: it claims no speed")
-    return "reference"
+    lacking: list[str] = []
+    for spec in engine_specs().values():
+        if not spec.compiled:
+            terminal.note(f"note: {'; '.join(lacking)}; the {spec.name} engine is measured: it claims no speed")
+            return spec.name
+        missing = spec.missing()
+        if not missing:
+            return spec.name
+        lacking.append(f"the {spec.name} engine cannot run ({missing})")
+    raise EngineError(f"no engine can be measured here: {'; '.join(lacking)}")
 
 
 def choose_isas(text: str | None, engine: str) -> list[str | None]:
     """Instruction sets to measure, best first; [None]: the engine's own choice. Raises ConfigError, EngineError."""
     if text is None:
         return [None]
-    if engine != "cpu":
+    from bitdial.engines.base import engine_spec
+
+    if "isa" not in engine_spec(engine).options:
         raise ConfigError(f"--isa forces an instruction set on the cpu engine; the engine is '{engine}'")
     try:
         native = importlib.import_module("bitdial.engines.cpu.native")

@@ -98,6 +98,6 @@ def evaluate(
 
 def engine_options(engine: str, threads: int | None) -> dict[str, Any]:
     """Options of an engine that is to measure accuracy: all cores, and no time spent on choosing kernels."""
-    if engine != "cpu":
-        return {}
-    return {"threads": threads or machine.usable_cores(), "kernels": "fixed"}
+    from bitdial.engines.base import engine_spec
+
+    return engine_spec(engine).accepted({"threads": threads or machine.usable_cores(), "kernels": "fixed"})

@@ -133,12 +133,10 @@ def _wants_check(check: bool | None, terminal: Terminal) -> bool:
 def _compare(
     written: OnnxModel, program: Program, given: DataOptions | None, images: int | None, seed: int
 ) -> Comparison:
-    from bitdial.engines.base import available_engines, create_engine
+    from bitdial.engines.base import defining_engine
     from bitdial.export.onnx import compare, random_batches
 
-    missing = available_engines()
-    name = "cpu" if missing["reference"] and program.extraction != "dynamic" else "reference"
-    engine = create_engine(program, name)
+    engine = defining_engine(program)
     if given is None:
         batches: Iterator[list[Any]] = random_batches(program.graph, images or RANDOM_SAMPLES, seed, BATCH)
     else:

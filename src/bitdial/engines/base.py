@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import importlib
-import importlib.util
 import math
 import numbers
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from bitdial.errors import EngineError, RatioError
 from bitdial.quantization.program import Program
-
-# engine name -> module with `create(program, **options) -> Engine`
-ENGINES = {"reference": "bitdial.engines.reference.engine", "cpu": "bitdial.engines.cpu.engine"}
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ def ratio_index(ratios: Sequence[float], ratio: float) -> int:
         raise RatioError(f"ratio must be a number in 0..1, got {ratio!r}")
     if not 0.0 <= ratio <= 1.0:
         raise RatioError(f"ratio {ratio} is outside 0..1 (0 = all 8-bit, 1 = all eligible channels low)")
-    index = max((i for i, r in enumerate(ratios) if r <= ratio + 1e-9), default=-1)
+    index = at_or_below(ratios, ratio)
     if index < 0:
         raise RatioError(
             f"ratio {ratio} is below this model's smallest, {ratios[0]}: it was saved for a band of ratios"
@@ -56,34 +57,79 @@ def ratio_index(ratios: Sequence[float], ratio: float) -> int:
     return index
 
 
+def at_or_below(ratios: Sequence[float], ratio: float) -> int:
+    """Index of the largest of ascending `ratios` at or below `ratio`; -1 if all are larger."""
+    return bisect.bisect_right(ratios, ratio + 1e-9) - 1
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What the folder of an engine exports as SPEC; importing it must not import what the engine needs.
+
+    name      as users write it
+    compiled  made for speed: taken by default where it can run, and what is measured; the others define results
+    options   names that `create` takes
+    missing   () -> "" if it can be used on this machine, else what is missing and how to get it
+    can_run   (program) -> "" or why it cannot run this one
+    create    (program, **options) -> Engine
+    """
+
+    name: str
+    compiled: bool
+    options: frozenset[str]
+    missing: Callable[[], str]
+    can_run: Callable[[Program], str]
+    create: Callable[..., Engine]
+
+    def accepted(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the options that this engine has."""
+        return {name: value for name, value in options.items() if name in self.options}
+
+
+@functools.cache
+def engine_specs() -> dict[str, EngineSpec]:
+    """Every engine by name, compiled ones first: each folder beside this file that exports a SPEC."""
+    folders = pkgutil.iter_modules([str(Path(__file__).parent)])
+    modules = [importlib.import_module(f"bitdial.engines.{folder.name}") for folder in folders if folder.ispkg]
+    specs: list[EngineSpec] = [module.SPEC for module in modules]
+    return {spec.name: spec for spec in sorted(specs, key=lambda s: (not s.compiled, s.name))}
+
+
+def engine_spec(name: str) -> EngineSpec:
+    """The engine of that name. Raises EngineError if there is none."""
+    specs = engine_specs()
+    if name not in specs:
+        raise EngineError(f"unknown engine '{name}': choose one of {sorted(specs)}")
+    return specs[name]
+
+
 def available_engines() -> dict[str, str]:
     """Engine name -> "" if it can be used here, else what is missing."""
-    result = {}
-    for name in ENGINES:
-        result[name] = ""
-        if name == "reference" and importlib.util.find_spec("torch") is None:
-            result[name] = "torch is not installed: pip install bitdial[quantize]"
-        elif name == "cpu":
-            result[name] = importlib.import_module("bitdial.engines.cpu.native").missing()
-    return result
+    return {name: spec.missing() for name, spec in engine_specs().items()}
 
 
 def default_engine(program: Program, options: Sequence[str] = ()) -> str:
-    """The engine for a program when none is named: the compiled one where it is there and runs the program whole or in
-    part, else the reference engine. options: names of engine options given; those of the reference engine decide for it."""
-    if "device" in options or program.extraction == "dynamic" or available_engines()["cpu"]:
-        return "reference"
-    return "cpu"
+    """The engine for a program when none is named: the first that is there, runs the program whole or in part, and has the
+    options given, if any has; compiled ones come first."""
+    able = [s for s in engine_specs().values() if not s.missing() and not s.can_run(program)]
+    fitting = [s for s in able if s.options.issuperset(options)]
+    return (fitting or able or [engine_spec("reference")])[0].name
+
+
+def defining_engine(program: Program) -> Engine:
+    """An engine to compare others with: the reference engine, or, without torch, a compiled one that gives the same bits."""
+    able = [s for s in engine_specs().values() if not s.missing() and not s.can_run(program)]
+    spec = min(able, key=lambda s: s.compiled, default=engine_spec("reference"))
+    return create_engine(program, spec.name)
 
 
 def create_engine(program: Program, engine: str | None = None, **options: Any) -> Engine:
     """Engine of that name for a program (None: see `default_engine`). Raises EngineError if it is unknown or cannot run here."""
-    if engine is None:
-        engine = default_engine(program, list(options))
-    if engine not in ENGINES:
-        raise EngineError(f"unknown engine '{engine}': choose one of {sorted(ENGINES)}")
-    missing = available_engines()[engine]
+    spec = engine_spec(default_engine(program, list(options)) if engine is None else engine)
+    missing = spec.missing()
     if missing:
-        raise EngineError(f"engine '{engine}' cannot run: {missing}")
-    created: Engine = importlib.import_module(ENGINES[engine]).create(program, **options)
-    return created
+        raise EngineError(f"engine '{spec.name}' cannot run: {missing}")
+    unknown = sorted(options.keys() - spec.options)
+    if unknown:
+        raise EngineError(f"the {spec.name} engine has no option {unknown}; it takes {sorted(spec.options)}")
+    return spec.create(program, **options)

@@ -195,12 +195,3 @@ class CpuEngine:
         inputs = [rng.standard_normal(self.shape(v, batch), dtype=np.float32) for v in graph.inputs if v in buffers]
         bound = [(buffers[v].tensor, a) for v, a in zip([v for v in graph.inputs if v in buffers], inputs, strict=True)]
         return bound + [(buffers[v].tensor, np.empty(self.shape(v, batch), np.float32)) for v in graph.outputs]
-
-
-def create(program: Program, **options: Any) -> CpuEngine:
-    """Entry point for `bitdial.engines.create_engine`; options as CpuEngine's."""
-    known = {"isa", "threads", "kernels", "memory", "batch_hint", "check_finite"}
-    unknown = set(options) - known
-    if unknown:
-        raise EngineError(f"the cpu engine has no option {sorted(unknown)}; it takes {sorted(known)}")
-    return CpuEngine(program, **options)

@@ -98,11 +98,3 @@ def _from_numpy(array: npt.NDArray[Any]) -> Tensor:
     """Shares the array's memory where that is possible; the engine never writes into its inputs."""
     array = np.asarray(array, order="C")
     return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def create(program: Program, **options: Any) -> ReferenceEngine:
-    """Entry point for `bitdial.engines.create_engine`. Options: device, check_finite."""
-    unknown = set(options) - {"device", "check_finite"}
-    if unknown:
-        raise EngineError(f"the reference engine has no option {sorted(unknown)}; it takes device and check_finite")
-    return ReferenceEngine(program, **options)

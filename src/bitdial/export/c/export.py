@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bitdial.engines.base import available_engines, create_engine
+from bitdial.engines.base import defining_engine
 from bitdial.errors import ExportError, OutputError
 from bitdial.export.c.emit import write_sources
 from bitdial.export.c.lowering import lower_program
@@ -90,7 +90,7 @@ def export_c(
 
 def _expected(program: Program, ratios: Sequence[int], inputs: Sequence[Floats]) -> list[list[Floats]]:
     """Outputs of the reference engine (the compiled one, which gives the same bits, where torch is absent)."""
-    engine = create_engine(program, "cpu" if available_engines()["reference"] else "reference")
+    engine = defining_engine(program)
     result = []
     for index in ratios:
         outputs = engine.run(inputs[0] if len(inputs) == 1 else list(inputs), program.ratios[index])

@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from bitdial.engines.base import engine_spec
 from bitdial.errors import BitdialError, ConfigError
 from bitdial.processor import processor_name, usable_cores
 from bitdial.serving.control import ServiceTable
@@ -108,7 +109,7 @@ def make_models(config: ServerConfig, registry: Any = None, make: MakeWorker = P
 def engine_options(model: ModelConfig, workers: int) -> dict[str, Any]:
     """Options of a model's engine; workers: of all models, who share the cores."""
     options: dict[str, Any] = {"isa": model.isa, "memory": model.memory}
-    if model.engine != "reference":
+    if model.engine is None or "threads" in engine_spec(model.engine).options:
         options["threads"] = model.threads or max(1, usable_cores() // workers)
     return {key: value for key, value in options.items() if value is not None}
 

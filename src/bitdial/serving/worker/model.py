@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bitdial._version import __version__
 from bitdial.artifact import from_bytes
-from bitdial.engines.base import Engine, create_engine, default_engine
+from bitdial.engines.base import Engine, create_engine, default_engine, engine_spec
 from bitdial.errors import EngineError, InputError
 from bitdial.graph.batch_axis import batch_axes
 from bitdial.graph.ir import BatchDim
@@ -206,15 +206,15 @@ def _starts(images: Sequence[int]) -> list[int]:
 def _engine(program: Program, name: str | None, options: dict[str, Any]) -> tuple[Engine, str]:
     """The engine, and its name. What the reference engine does not take but can do in its own way is translated."""
     name = name or default_engine(program, list(options))
-    if name == "reference":
-        options.pop("batch_hint", None)  # nothing is timed
-        threads = options.pop("threads", 1)
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-            raise EngineError(f"threads must be a whole number in 1..1024, got {threads!r}")
-        engine = create_engine(program, name, **options)
-        importlib.import_module("torch").set_num_threads(threads)
-        return engine, name
-    return create_engine(program, name, **options), name
+    if "threads" in engine_spec(name).options:
+        return create_engine(program, name, **options), name
+    options.pop("batch_hint", None)  # nothing is timed
+    threads = options.pop("threads", 1)
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise EngineError(f"threads must be a whole number in 1..1024, got {threads!r}")
+    engine = create_engine(program, name, **options)
+    importlib.import_module("torch").set_num_threads(threads)
+    return engine, name
 
 
 def _input_infos(program: Program, path: str) -> tuple[TensorInfo, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import bitdial
 from bitdial.engines.reference.executor import Executor
-from bitdial.graph.ir import MOVEMENT_OPS
+from bitdial.graph.operators import MOVEMENT
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def check_layers(model: nn.Module, qm: Any, description: dict[str, Any], archite
     listed = {entry["name"] for entry in description["float_operators"]}
     assert all(entry["reason"] for entry in description["float_operators"])
     integer = {*qm.program.layers, *qm.program.qparams}
-    moved = MOVEMENT_OPS | {"quantize", "dequantize"}
+    moved = MOVEMENT | {"quantize", "dequantize"}
     assert {n.name for n in qm.program.graph.nodes if n.name not in integer and n.op not in moved} == listed
 
 

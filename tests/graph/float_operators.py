@@ -1,4 +1,4 @@
-"""One call of every operator of `bitdial.graph.float_ops.ALLOWED`, on operands of any dtype: what the sweep runs."""
+"""One call of every operator of `bitdial.graph.aten.ALLOWED`, on operands of any dtype: what the sweep runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitdial.graph.float_ops import ALLOWED
+from bitdial.graph.aten import ALLOWED
 
 
 class Operands:

@@ -19,8 +19,8 @@ from bitdial.api import QuantizedModel
 from bitdial.artifact import from_bytes, to_bytes
 from bitdial.engines.base import create_engine
 from bitdial.errors import CaptureError
+from bitdial.graph.aten import ALLOWED
 from bitdial.graph.capture import _Importer, capture
-from bitdial.graph.float_ops import ALLOWED
 from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph
 from bitdial.graph.passes import optimize

@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 
 from bitdial.errors import GraphError
+from bitdial.export.onnx.floats import FLOAT_OPS
+from bitdial.export.onnx.movement import MOVEMENT as MOVES_IN_ONNX
+from bitdial.graph import shapes
+from bitdial.graph.aten import ALLOWED, POINTWISE, SPATIAL
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
+from bitdial.graph.convert import CONVERTERS
+from bitdial.graph.interpreter import MEANING
 from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
+from bitdial.graph.operators import MOVEMENT, OPERATORS, UNARY, kind_of, of_kind
 from bitdial.graph.passes import PASSES
 from bitdial.graph.text import format_graph
 from bitdial.graph.verify import verify
+from bitdial.layout.rules import RULES
 
 N = BatchDim()
 
@@ -208,10 +216,19 @@ def test_eight_bit_values_are_told_from_integers() -> None:
         verify(graph, {"q", "r"})
 
 
-def test_every_operator_with_a_rule_is_in_the_right_graph() -> None:
-    from bitdial.graph.verify import _RULES
+def test_every_operator_whose_shape_is_not_its_inputs_is_in_the_right_graph() -> None:
+    ruled = {name for name, operator in OPERATORS.items() if operator.shape is not shapes.same}
+    assert ruled <= {n.op for n in build().nodes}
 
-    assert set(_RULES) <= {n.op for n in build().nodes}
+
+def test_every_pass_knows_every_operator() -> None:
+    """Passes keep dictionaries of their own by operator; what they leave out they must have a default for, by kind."""
+    moves_and_borders = MOVEMENT | of_kind("border")
+    assert {*MEANING, *moves_and_borders} == set(OPERATORS) and not (MOVEMENT - {"max_pool"}) & set(MEANING)
+    assert {*RULES, *UNARY, *of_kind("border")} == set(OPERATORS)
+    assert {*FLOAT_OPS, *MOVES_IN_ONNX, *of_kind("border")} == set(OPERATORS)
+    assert kind_of("conv") == "contraction" and kind_of("aten.sin.default") == "aten"
+    assert {name for name in (*POINTWISE, *SPATIAL) if name in ALLOWED or name in CONVERTERS} == POINTWISE | SPATIAL
 
 
 def test_passes_refuse_nothing_and_change_no_input() -> None:

@@ -27,7 +27,8 @@ from bitdial.finetuning.tables import Lowering, bias_corrections, lowering
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
 from bitdial.graph.interpreter import apply_activation
-from bitdial.graph.ir import MOVEMENT_OPS, Graph, Node
+from bitdial.graph.ir import Graph, Node
+from bitdial.graph.operators import MOVEMENT
 from bitdial.graph.running import Schedule
 from bitdial.quantization.build import clamp_limits
 from bitdial.quantization.instructions import Contract, Instruction
@@ -106,7 +107,7 @@ class TrainableNetwork(nn.Module):
         producers = self.program.graph.producers()
         for name in self.program.qparams:
             node = producers.get(name)
-            source = node.inputs[0] if node is not None and node.op in MOVEMENT_OPS else name
+            source = node.inputs[0] if node is not None and node.op in MOVEMENT else name
             groups[name] = groups.get(source, source)
         for node in self.program.graph.nodes:
             if node.op == "concat" and node.name in groups:  # inputs that are copied keep sharing its scale

@@ -2,7 +2,7 @@
 
 A converter turns one fx node into zero or more graph nodes and returns the value that stands for its result (a value
 name, or a list of names for operators with several outputs). What has no converter becomes an `aten.*` node if it is in
-`float_ops.ALLOWED`, else capture fails with its name.
+`aten.ALLOWED`, else capture fails with its name.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from bitdial.errors import CaptureError
-from bitdial.graph.float_ops import ALLOWED
+from bitdial.graph.aten import ALLOWED
 from bitdial.graph.ir import Node, Shape, TensorType
+from bitdial.graph.operators import OPERATORS
+from bitdial.graph.shapes import broadcast, shape_to_attr, value_shape
 from bitdial.graph.symbolic import Ref, dim_of, shape_of, tensor_type
-from bitdial.graph.verify import broadcast, shape_to_attr, value_shape
 
 _IDENTITY = frozenset(
     "aten.clone.default aten.contiguous.default aten.alias.default aten.detach.default aten.detach_.default "
@@ -115,7 +116,7 @@ class Converter:
         where = f" in module '{self.source}'" if self.source else ""
         return CaptureError(
             f"operator '{self.target}'{where} cannot be captured: {why}. Replace it in the model, or ask for the operator "
-            "to be added to bitdial/graph/float_ops.py"
+            "to be added to bitdial/graph/aten.py"
         )
 
     # -- fallback ------------------------------------------------------------------------------------------------------
@@ -552,9 +553,6 @@ def _table() -> dict[str, Callable[[Converter], Any]]:
         Converter.layer_norm: "layer_norm.default native_layer_norm.default",
         Converter.attention: "scaled_dot_product_attention.default",
         Converter.softmax: "softmax.int _softmax.default",
-        Converter.unary: "relu.default relu6.default hardtanh.default clamp.default sigmoid.default hardsigmoid.default "
-        "hardswish.default silu.default gelu.default tanh.default leaky_relu.default elu.default softplus.default "
-        "mish.default clamp_min.default",
         Converter.max_pool: "max_pool1d.default max_pool2d.default max_pool3d.default max_pool2d_with_indices.default",
         Converter.avg_pool: "avg_pool2d.default",
         Converter.adaptive_avg_pool: "adaptive_avg_pool1d.default adaptive_avg_pool2d.default",
@@ -572,7 +570,8 @@ def _table() -> dict[str, Callable[[Converter], Any]]:
         Converter.stack: "stack.default",
         Converter.roll: "roll.default",
     }
-    return {f"aten.{name}": function for function, names in groups.items() for name in names.split()}
+    table = {f"aten.{name}": function for function, names in groups.items() for name in names.split()}
+    return table | {name: Converter.unary for op in OPERATORS.values() for name in op.aten}
 
 
 CONVERTERS = _table()

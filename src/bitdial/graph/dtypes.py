@@ -12,29 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from bitdial.graph.aten import BOOLEAN, INDICES, PROMOTED, SECOND_INDICES, SUMS, TRUE
 from bitdial.graph.bfloat16 import STORED
-from bitdial.graph.ir import COMPUTE_OPS, MOVEMENT_OPS, UNARY_OPS, VALUE_DTYPES, Graph, Node
+from bitdial.graph.ir import VALUE_DTYPES, Graph, Node
+from bitdial.graph.operators import CONTRACTIONS, MOVEMENT, kind_of, of_kind
 
 _FLOATS = ("float16", "float32", "float64")  # in the order of promotion
-_ELEMENTWISE = frozenset({"add", "mul", "concat"})
-_EITHER = UNARY_OPS | _ELEMENTWISE | {"mean", "avg_pool"}  # encoded throughout, or float32
-
-# aten operators, by what they do to dtypes; all others keep that of their first tensor
-_TRUE = frozenset(
-    "acos acosh asin asinh atan atan2 atanh cos cosh cosine_similarity digamma erf erfc erfinv exp exp2 expm1 log log10 log1p "
-    "log2 logit logsumexp pairwise_distance reciprocal rsqrt sigmoid sin sinc sinh sqrt tan tanh".split()
-)  # integers become float32
-_PROMOTED = frozenset(
-    "add addcdiv addcmul bitwise_and bitwise_or cat clamp clamp_max clamp_min div floor_divide fmod lerp maximum minimum mul "
-    "pow remainder rsub stack sub where".split()
-)
-_BOOLEAN = frozenset(
-    "all any eq ge gt isfinite isinf isnan le logical_and logical_not logical_or logical_xor lt ne".split()
-)
-_INDICES = frozenset({"argmax", "argmin", "argsort", "one_hot"})
-_SUMS = frozenset({"cumprod", "cumsum", "prod", "sum", "trace"})  # of integers: int64
-_SECOND_INDICES = frozenset({"adaptive_max_pool1d", "adaptive_max_pool2d", "max", "min", "topk"})
-
+_EITHER = of_kind("unary", "elementwise", "reduction")  # encoded throughout, or float32
 
 def check_dtypes(node: Node, graph: Graph, encoded: Set[str]) -> None:
     """Compare the recorded dtype of a node with what its operands give. Raises ValueError, KeyError, TypeError, IndexError."""
@@ -50,7 +34,7 @@ def check_dtypes(node: Node, graph: Graph, encoded: Set[str]) -> None:
         return
     inputs = ["8-bit" if v in encoded else value_dtype(graph, v) for v in node.inputs]
     result = "8-bit" if node.name in encoded else out
-    if node.op in MOVEMENT_OPS:
+    if node.op in MOVEMENT:
         fits = result == inputs[0] and out == value_dtype(graph, node.inputs[0])
     elif node.op == "quantize":
         fits = (inputs, result) == (["float32"], "8-bit")
@@ -58,16 +42,16 @@ def check_dtypes(node: Node, graph: Graph, encoded: Set[str]) -> None:
         fits = (inputs, result) == (["8-bit"], "float32")
     elif node.op == "table":
         fits = (inputs, result) == (["8-bit"], "8-bit")
-    elif node.op in COMPUTE_OPS:
+    elif node.op in CONTRACTIONS:
         fits = _compute(node, graph, encoded, inputs, result)
     elif {*inputs, result} == {"8-bit"}:
         fits = node.op in _EITHER
     elif "8-bit" in (*inputs, result) or result != "float32":
         fits = False
-    elif node.op in _ELEMENTWISE:  # capture writes them with float32 operands only, but torch promotes others
+    elif kind_of(node.op) == "elementwise":  # capture writes them with float32 operands only, but torch promotes others
         fits = _promote([_type(v, graph) for v in node.inputs], []) == "float32"
     else:
-        promotes = node.op in _TRUE or node.op == "clamp"
+        promotes = node.op in TRUE or node.op == "clamp"
         fits = all(v == "float32" or (promotes and v not in _FLOATS) for v in inputs)
     if not fits:
         reads = ["8-bit" if v in encoded else value_dtype(graph, v) for v in node.operands()]
@@ -100,7 +84,7 @@ def aten_dtype(node: Node, graph: Graph) -> str:
     if type(output) is not int or output < 0:
         raise ValueError(f"its output {output!r:.40} is no number of an output")
     _check_template([args, list(kwargs.values())], len(node.inputs))
-    if output == 1 and name in _SECOND_INDICES:
+    if output == 1 and name in SECOND_INDICES:
         return "int64"
     for value in (*args, *kwargs.values()):
         if isinstance(value, dict) and "dtype" in value:
@@ -108,17 +92,17 @@ def aten_dtype(node: Node, graph: Graph) -> str:
     if name == "scalar_tensor":
         return "float32"
     first = _tensors(args, node, graph)[0][0]
-    if name in _BOOLEAN:
+    if name in BOOLEAN:
         return "uint8" if name in ("all", "any") and first == "uint8" else "bool"
-    if name in _INDICES:
+    if name in INDICES:
         return "int64"
-    if name in _SUMS:
+    if name in SUMS:
         return first if first in _FLOATS else "int64"
     divides = name == "div" and kwargs.get("rounding_mode", args[2] if len(args) > 2 else None) is None
-    if name in _TRUE or divides:
+    if name in TRUE or divides:
         promoted = _promoted(args[:2], node, graph)
         return promoted if promoted in _FLOATS else "float32"
-    if name in _PROMOTED:
+    if name in PROMOTED:
         return _promoted(_promoted_arguments(name, args, kwargs), node, graph)
     if name == "square" and first == "bool":
         return "int64"  # the power of a number

@@ -14,30 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitdial.errors import GraphError
-from bitdial.graph.float_ops import ALLOWED
+from bitdial.graph.aten import ALLOWED
 from bitdial.graph.inputs import check_inputs
 from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
 from bitdial.graph.running import Schedule
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-
-_UNARY: dict[str, Callable[[Tensor, dict[str, Any]], Tensor]] = {
-    "relu": lambda x, a: F.relu(x),
-    "relu6": lambda x, a: F.relu6(x),
-    "clamp": lambda x, a: torch.clamp(x, a["lo"], a["hi"]),
-    "sigmoid": lambda x, a: torch.sigmoid(x),
-    "hardsigmoid": lambda x, a: F.hardsigmoid(x),
-    "hardswish": lambda x, a: F.hardswish(x),
-    "silu": lambda x, a: F.silu(x),
-    "gelu": lambda x, a: F.gelu(x, approximate=a.get("approximate", "none")),
-    "tanh": lambda x, a: torch.tanh(x),
-    "leaky_relu": lambda x, a: F.leaky_relu(x, a["slope"]),
-    "elu": lambda x, a: F.elu(x, a.get("alpha", 1.0)),
-    "softplus": lambda x, a: F.softplus(x),
-    "mish": lambda x, a: F.mish(x),
-}
-
 
 def run_graph(
     graph: Graph,
@@ -92,56 +75,52 @@ def apply_activation(x: Tensor, activation: dict[str, Any] | None) -> Tensor:
 
 def evaluate_node(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
     """One node in float. operands: values of `node.operands()` in that order."""
-    op, a = node.op, node.attrs
-    n = len(node.inputs)
-    x = operands[0] if operands else torch.empty(0)
-    extra = list(operands[n:])
-    if op in ("conv", "linear"):
-        weight = extra.pop(0)
-        bias = extra.pop(0) if node.bias is not None else None
-        if a.get("precision") == "bfloat16":
-            stored = weight.dtype == torch.uint16
-            weight = weight.view(torch.bfloat16).float() if stored else weight.bfloat16().float()
-            x = x.bfloat16().float()
-        if op == "conv":
-            y = CONV[weight.dim() - 2](x, weight, bias, a["stride"], a["padding"], a["dilation"], a["groups"])
-        else:
-            y = F.linear(x, weight, bias)
-        if node.residual is not None:
-            y = y + extra.pop(0)
-        return apply_activation(y, a.get("activation"))
-    if op == "matmul":
-        b = operands[1].transpose(-1, -2) if a.get("transpose_b") else operands[1]
-        y = torch.matmul(x, b)
-        scale = a.get("scale", 1.0)
-        return apply_activation(y * scale if scale != 1.0 else y, a.get("activation"))
-    if op in _UNARY:
-        return _UNARY[op](x, a)
-    if op == "add":
-        return apply_activation(x + operands[1], a.get("activation"))
-    if op == "mul":
-        return x * operands[1]
-    if op == "concat":
-        return apply_activation(torch.cat(list(operands), dim=a["axis"]), a.get("activation"))
-    if op == "batch_norm":
-        gamma, beta, mean, var = operands[1:5]
-        return F.batch_norm(x, mean, var, gamma, beta, training=False, eps=a["eps"])
-    if op == "layer_norm":
-        affine = (operands[1] if n > 1 else None, operands[2] if n > 2 else None)
-        return F.layer_norm(x, a["normalized_shape"], *affine, eps=a["eps"])
-    if op == "softmax":
-        return torch.softmax(x, dim=a["axis"])
-    if op == "max_pool":
-        return MAX_POOL[len(a["kernel"])](x, a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
-    if op == "avg_pool":
-        return F.avg_pool2d(x, a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"])
-    if op == "mean":
-        return x.mean(dim=a["axes"], keepdim=a["keepdim"])
-    if op in _MOVEMENT:
-        return _MOVEMENT[op](x, a, batch)
-    if op.startswith("aten."):
-        return _aten(node, operands, batch)
-    raise GraphError(f"node '{node.name}': operator '{op}' has no float meaning")
+    if node.op in _MOVEMENT:
+        return _MOVEMENT[node.op](operands[0], node.attrs, batch)
+    meaning = MEANING.get(node.op, _aten if node.op.startswith("aten.") else None)
+    if meaning is None:
+        raise GraphError(f"node '{node.name}': operator '{node.op}' has no float meaning")
+    return meaning(node, operands, batch)
+
+
+def _layer(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
+    a, (x, weight, *extra) = node.attrs, operands
+    bias = extra.pop(0) if node.bias is not None else None
+    if a.get("precision") == "bfloat16":
+        stored = weight.dtype == torch.uint16
+        weight = weight.view(torch.bfloat16).float() if stored else weight.bfloat16().float()
+        x = x.bfloat16().float()
+    if node.op == "conv":
+        y = CONV[weight.dim() - 2](x, weight, bias, a["stride"], a["padding"], a["dilation"], a["groups"])
+    else:
+        y = F.linear(x, weight, bias)
+    return apply_activation(y if node.residual is None else y + extra.pop(0), a.get("activation"))
+
+
+def _matmul(node: Node, x: Sequence[Tensor], batch: int) -> Tensor:
+    y = torch.matmul(x[0], x[1].transpose(-1, -2) if node.attrs.get("transpose_b") else x[1])
+    scale = node.attrs.get("scale", 1.0)
+    return apply_activation(y * scale if scale != 1.0 else y, node.attrs.get("activation"))
+
+
+def _batch_norm(node: Node, x: Sequence[Tensor], batch: int) -> Tensor:
+    gamma, beta, mean, var = x[1:5]
+    return F.batch_norm(x[0], mean, var, gamma, beta, training=False, eps=node.attrs["eps"])
+
+
+def _layer_norm(node: Node, x: Sequence[Tensor], batch: int) -> Tensor:
+    affine = (x[1] if len(x) > 1 else None, x[2] if len(x) > 2 else None)
+    return F.layer_norm(x[0], node.attrs["normalized_shape"], *affine, eps=node.attrs["eps"])
+
+
+def _max_pool(node: Node, x: Sequence[Tensor], batch: int) -> Tensor:
+    a = node.attrs
+    return MAX_POOL[len(a["kernel"])](x[0], a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
+
+
+def _avg_pool(node: Node, x: Sequence[Tensor], batch: int) -> Tensor:
+    a = node.attrs
+    return F.avg_pool2d(x[0], a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"])
 
 
 def _pad(x: Tensor, a: dict[str, Any], batch: int) -> Tensor:
@@ -164,6 +143,36 @@ _MOVEMENT: dict[str, Callable[[Tensor, dict[str, Any], int], Tensor]] = {
     "pad": _pad,
     "roll": lambda x, a, n: torch.roll(x, a["shifts"], a["axes"]),
     "gather": lambda x, a, n: x.index_select(a["axis"], torch.tensor(a["indices"], device=x.device)),
+}
+
+
+# Every operator but those that move values (`_MOVEMENT`), which act alike on any dtype, and the borders of quantized programs.
+MEANING: dict[str, Callable[[Node, Sequence[Tensor], int], Tensor]] = {
+    "conv": _layer,
+    "linear": _layer,
+    "matmul": _matmul,
+    "add": lambda n, x, batch: apply_activation(x[0] + x[1], n.attrs.get("activation")),
+    "mul": lambda n, x, batch: x[0] * x[1],
+    "concat": lambda n, x, batch: apply_activation(torch.cat(list(x), dim=n.attrs["axis"]), n.attrs.get("activation")),
+    "relu": lambda n, x, batch: F.relu(x[0]),
+    "relu6": lambda n, x, batch: F.relu6(x[0]),
+    "clamp": lambda n, x, batch: torch.clamp(x[0], n.attrs["lo"], n.attrs["hi"]),
+    "sigmoid": lambda n, x, batch: torch.sigmoid(x[0]),
+    "hardsigmoid": lambda n, x, batch: F.hardsigmoid(x[0]),
+    "hardswish": lambda n, x, batch: F.hardswish(x[0]),
+    "silu": lambda n, x, batch: F.silu(x[0]),
+    "gelu": lambda n, x, batch: F.gelu(x[0], approximate=n.attrs.get("approximate", "none")),
+    "tanh": lambda n, x, batch: torch.tanh(x[0]),
+    "leaky_relu": lambda n, x, batch: F.leaky_relu(x[0], n.attrs["slope"]),
+    "elu": lambda n, x, batch: F.elu(x[0], n.attrs.get("alpha", 1.0)),
+    "softplus": lambda n, x, batch: F.softplus(x[0]),
+    "mish": lambda n, x, batch: F.mish(x[0]),
+    "mean": lambda n, x, batch: x[0].mean(dim=n.attrs["axes"], keepdim=n.attrs["keepdim"]),
+    "avg_pool": _avg_pool,
+    "max_pool": _max_pool,
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "softmax": lambda n, x, batch: torch.softmax(x[0], dim=n.attrs["axis"]),
 }
 
 

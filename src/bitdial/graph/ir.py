@@ -7,7 +7,7 @@ network (split, chunk, unbind) are written as one `slice` or `select` per output
 Shapes: a dimension is an int, or `BatchDim(k)` for "k times the batch size" (k > 1 appears where windows are folded into
 the batch, as in Swin). Nothing else is dynamic.
 
-Operators (x is the first input; attributes in brackets; semantics as in torch, float, evaluation mode):
+Operators (listed in `graph/operators.py`; x is the first input; attributes in brackets; as in torch, float, evaluation mode):
 
   conv        weight [O, I/groups, *k], optional bias, optional residual  {stride, padding, dilation, groups: int lists/int}
               one to three spatial dimensions, zero padding, padding is one number per spatial dimension
@@ -33,7 +33,7 @@ Operators (x is the first input; attributes in brackets; semantics as in torch, 
               softmax are float32 throughout, or 8-bit in a quantized program: `bitdial.graph.dtypes`)
   layer_norm  inputs x, [weight], [bias]  {normalized_shape, eps}
   softmax     {axis}
-  aten.*      a torch operator by overload name, from the fixed list in `graph/float_ops.py`; {args, kwargs}: a JSON
+  aten.*      a torch operator by overload name, from the fixed list in `graph/aten.py`; {args, kwargs}: a JSON
               template in which {"value": i} stands for inputs[i]; always runs in float
 
 `conv`, `linear`, `matmul`, `add` and `concat` may carry a fused activation: attrs["activation"] =
@@ -177,11 +177,3 @@ def _copy_json(value: Any) -> Any:
     if isinstance(value, list):
         return [_copy_json(v) for v in value]
     return value
-
-
-UNARY_OPS = frozenset(
-    "relu relu6 clamp sigmoid hardsigmoid hardswish silu gelu tanh leaky_relu elu softplus mish".split()
-)
-# Operators that move values without changing them, so that 8-bit values pass through with their scale.
-MOVEMENT_OPS = frozenset("reshape permute expand slice select roll gather pad max_pool".split())
-COMPUTE_OPS = frozenset({"conv", "linear", "matmul"})

@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bitdial.graph.ir import UNARY_OPS, BatchDim, Graph, Node
+from bitdial.graph.ir import BatchDim, Graph, Node
+from bitdial.graph.operators import OPERATORS, UNARY
 from bitdial.layout import labels as lb
 from bitdial.layout.labels import FROZEN, ZERO, Ids, Labels
 
 BATCH = 2
-# unary operators that leave a padded zero a zero
-_KEEP_ZERO = frozenset({"relu", "relu6", "hardswish", "silu", "gelu", "tanh", "leaky_relu", "elu", "mish"})
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def propagate(graph: Graph) -> Propagation:
         run.state.labels[value] = lb.unlabelled(concrete(graph, value))
     for node in graph.nodes:
         rule = RULES.get(node.op, unknown)
-        if node.op in UNARY_OPS:
+        if node.op in UNARY:
             rule = unary
         result = rule(run, node)
         run.state.labels[node.name] = result if result.moving is not None else lb.unlabelled(run.shape(node.name))
@@ -228,7 +227,7 @@ def keeps_zero(activation: dict[str, float | str] | None) -> bool:
 def unary(run: Run, node: Node) -> Labels:
     x = run.value(node.inputs[0])
     run.flow(node, node.inputs[0], node.name)
-    keep = node.op in _KEEP_ZERO or (node.op == "clamp" and keeps_zero({"kind": "clamp", **node.attrs}))
+    keep = OPERATORS[node.op].keeps_zero or (node.op == "clamp" and keeps_zero({"kind": "clamp", **node.attrs}))
     return run.no_zeros(x, keep)
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines.reference.layer_metrics import Noise
-from bitdial.graph.ir import MOVEMENT_OPS, BatchDim, Graph, Node, Shape
+from bitdial.graph.ir import BatchDim, Graph, Node, Shape
+from bitdial.graph.operators import MOVEMENT
 from bitdial.selection.layerwise.propagation import Energy, Flow, output_gains
 
-PASS_ON = MOVEMENT_OPS | {"quantize", "dequantize"}
+PASS_ON = MOVEMENT | {"quantize", "dequantize"}
 JOINS = ("add", "concat")
 
 

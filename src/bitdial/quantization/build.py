@@ -12,7 +12,8 @@ import torch
 
 from bitdial.errors import CalibrationError, ConfigError
 from bitdial.graph.interpreter import evaluate_node
-from bitdial.graph.ir import COMPUTE_OPS, MOVEMENT_OPS, UNARY_OPS, BatchDim, Graph, Node, Shape, TensorType
+from bitdial.graph.ir import BatchDim, Graph, Node, Shape, TensorType
+from bitdial.graph.operators import CONTRACTIONS, MOVEMENT, UNARY
 from bitdial.graph.passes.edit import drop_unused
 from bitdial.graph.verify import verify
 from bitdial.quantization.calibration import TensorStatistics, choose_range
@@ -102,7 +103,7 @@ def check_patterns(graph: Graph, config: QuantizeConfig) -> None:
     for setting in ("keep_8bit", "ignored"):
         for pattern in getattr(config, setting):
             if not any(matches(node, (pattern,)) for node in graph.nodes):
-                known = sorted({n.source or n.name for n in graph.nodes if n.op in COMPUTE_OPS})
+                known = sorted({n.source or n.name for n in graph.nodes if n.op in CONTRACTIONS})
                 shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
                 raise ConfigError(f"{setting} pattern '{pattern}' matches nothing; the layers are: {shown}")
 
@@ -186,13 +187,13 @@ class _Builder:
             self.shared[node.name] = encoding
             for value in node.inputs:
                 producer = self.producers.get(value)
-                private = len(consumers[value]) == 1 and producer is not None and producer.op not in MOVEMENT_OPS
+                private = len(consumers[value]) == 1 and producer is not None and producer.op not in MOVEMENT
                 same_sign = (value in self.non_negative) != encoding.signed
                 if private and same_sign and value not in self.shared:
                     self.shared[value] = encoding
 
     def _encode_output(self, node: Node) -> QParams:
-        if node.op in MOVEMENT_OPS:
+        if node.op in MOVEMENT:
             return self.qparams[node.inputs[0]]
         return self.shared.get(node.name) or self._encoding(node.name)
 
@@ -248,14 +249,14 @@ class _Builder:
             new.inputs = [self._float(v) for v in node.inputs]
             if node.residual is not None:
                 new.residual = self._float(node.residual)
-            if self.graph.types[name].dtype == "float32" and node.op not in MOVEMENT_OPS:
+            if self.graph.types[name].dtype == "float32" and node.op not in MOVEMENT:
                 self.program.float_reasons[name] = float_reason(node, self.graph, self.config.ignored)
         self.out.nodes.append(new)
 
     def _factors(self, node: Node, new: Node) -> None:
         scale = self.qparams[node.name].scale
         inputs = [self.qparams[v].scale for v in node.inputs]
-        if node.op in UNARY_OPS:
+        if node.op in UNARY:
             self._table(node, new)
         elif node.op in ("add", "concat"):
             factors = [1.0 if node.op == "concat" and s == scale else s / scale for s in inputs]
@@ -382,7 +383,7 @@ def check_types(program: Program) -> None:
     """Every 8-bit value has an 8-bit type and every integer layer 8-bit inputs (the program's own verifier)."""
     for name, layer in program.layers.items():
         node = program.graph.node(name)
-        assert node.op in COMPUTE_OPS and layer.kind == node.op
+        assert node.op in CONTRACTIONS and layer.kind == node.op
         for value in node.inputs:
             if value not in program.qparams:
                 raise CalibrationError(f"layer '{name}' reads '{value}', which is not 8-bit")

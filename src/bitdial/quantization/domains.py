@@ -11,12 +11,10 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
-from bitdial.graph.ir import COMPUTE_OPS, MOVEMENT_OPS, UNARY_OPS, Graph, Node
+from bitdial.graph.ir import Graph, Node
+from bitdial.graph.operators import CONTRACTIONS, OPERATORS, kind_of
 
-_NON_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "aten._safe_softmax.default"})
-_INHERIT = frozenset(
-    {"reshape", "permute", "expand", "slice", "select", "roll", "gather", "max_pool", "mean", "avg_pool"}
-)
+_ATEN_SIGN = {"aten._safe_softmax.default": "always"}
 
 
 def non_negative_values(graph: Graph) -> set[str]:
@@ -26,11 +24,11 @@ def non_negative_values(graph: Graph) -> set[str]:
         activation = node.attrs.get("activation")
         clamped = node.op == "clamp" and node.attrs["lo"] >= 0.0
         fused = activation is not None and (activation["kind"] == "relu" or activation.get("lo", -1.0) >= 0.0)
-        inherits = (node.op in _INHERIT or node.op in ("add", "mul", "concat")) and all(
-            v in proven for v in node.inputs
-        )
-        padded = node.op == "pad" and node.inputs[0] in proven and node.attrs.get("value", 0.0) >= 0.0
-        if node.op in _NON_NEGATIVE or clamped or fused or inherits or padded:
+        sign = OPERATORS[node.op].non_negative if node.op in OPERATORS else _ATEN_SIGN.get(node.op)
+        inherits = sign == "inputs" and all(v in proven for v in node.inputs)
+        if node.op == "pad":
+            inherits = inherits and node.attrs.get("value", 0.0) >= 0.0
+        if sign == "always" or clamped or fused or inherits:
             proven.add(node.name)
     return proven
 
@@ -44,7 +42,7 @@ def integer_layers(graph: Graph, ignored: tuple[str, ...]) -> set[str]:
     """Names of the conv, linear and matmul nodes that run in integers (all but those the user, or a precision attribute,
     keeps in float)."""
     return {
-        n.name for n in graph.nodes if n.op in COMPUTE_OPS and "precision" not in n.attrs and matches(n, ignored) is None
+        n.name for n in graph.nodes if n.op in CONTRACTIONS and "precision" not in n.attrs and matches(n, ignored) is None
     }
 
 
@@ -58,7 +56,7 @@ def eight_bit_values(graph: Graph, layers: set[str], ignored: tuple[str, ...] = 
         changed = False
         for name in [v for v in capable if v in values]:
             node = capable[name]
-            needs_inputs = node.op not in COMPUTE_OPS
+            needs_inputs = node.op not in CONTRACTIONS
             if (needs_inputs and not all(v in values for v in node.data_operands())) or not any(
                 _wants(reader, name, values, layers) for reader in consumers[name]
             ):
@@ -70,7 +68,7 @@ def eight_bit_values(graph: Graph, layers: set[str], ignored: tuple[str, ...] = 
 def _can_deliver(node: Node, graph: Graph, layers: set[str]) -> bool:
     if graph.types[node.name].dtype != "float32":
         return False
-    if node.op in COMPUTE_OPS:
+    if node.op in CONTRACTIONS:
         return node.name in layers
     if node.op == "avg_pool":
         a = node.attrs
@@ -80,11 +78,11 @@ def _can_deliver(node: Node, graph: Graph, layers: set[str]) -> bool:
         return bool(node.attrs.get("value", 0.0) == 0.0)
     if node.op in ("add", "mul"):
         return not any(graph.is_constant(v) for v in node.inputs)
-    return node.op in UNARY_OPS or node.op in MOVEMENT_OPS or node.op in ("concat", "mean")
+    return kind_of(node.op) in ("unary", "movement") or node.op in ("concat", "mean")
 
 
 def _wants(reader: Node, value: str, values: set[str], layers: set[str]) -> bool:
-    if reader.op in COMPUTE_OPS and reader.name in layers:
+    if reader.op in CONTRACTIONS and reader.name in layers:
         return value in reader.inputs or reader.name in values  # as a residual only if the result is 8-bit too
     return reader.name in values
 
@@ -123,9 +121,9 @@ def float_reason(node: Node, graph: Graph, ignored: tuple[str, ...]) -> str:
         return f"ignored pattern '{pattern}'"
     if "precision" in node.attrs:
         return f"{node.attrs['precision']} layer"
-    if node.op.startswith("aten."):
+    if kind_of(node.op) == "aten":
         return "no 8-bit form of this operator"
-    if node.op in ("layer_norm", "softmax", "batch_norm"):
+    if kind_of(node.op) == "normalization":
         return "normalisation stays in float"
     if any(graph.is_constant(v) for v in node.inputs):
         return "combines with a float constant"

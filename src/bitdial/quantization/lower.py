@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bitdial.errors import GraphError
-from bitdial.graph.ir import MOVEMENT_OPS, Node
+from bitdial.graph.ir import Node
+from bitdial.graph.operators import MOVEMENT
 from bitdial.quantization.instructions import (
     Add,
     Concat,
@@ -47,7 +48,7 @@ def _lower(program: Program, node: Node) -> Instruction:
         return Float(**head, node=node, reason=program.float_reasons.get(node.name, ""))
     if node.op == "max_pool":
         return MaxPool(**head, window=Window.of(node.attrs), ceil_mode=bool(node.attrs["ceil_mode"]))
-    if node.op in MOVEMENT_OPS:
+    if node.op in MOVEMENT:
         return Move(**head, node=node)
     make = _ROUNDING.get(node.op)
     if make is None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.graph.ir import COMPUTE_OPS, BatchDim, Node
+from bitdial.graph.ir import BatchDim, Node
+from bitdial.graph.operators import CONTRACTIONS
 from bitdial.quantization.answers import KEY, kept_answers
 from bitdial.quantization.effective_bits import bit_length, group_maximum
 from bitdial.quantization.program import Program, QuantizedLayer
@@ -96,7 +97,7 @@ def float_layer_macs(program: Program) -> dict[str, int]:
     return {
         node.name: _macs(program, node)
         for node in program.graph.nodes
-        if node.op in COMPUTE_OPS and node.name not in program.layers
+        if node.op in CONTRACTIONS and node.name not in program.layers
     }
 
 

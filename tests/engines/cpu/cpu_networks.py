@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bitdial.engines.cpu.engine import CpuEngine
 from bitdial.engines.reference.engine import ReferenceEngine
-from bitdial.graph.ir import MOVEMENT_OPS, BatchDim, Graph, Node, TensorType
+from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
+from bitdial.graph.operators import MOVEMENT
 from bitdial.graph.verify import infer_shape, verify
 from bitdial.pipeline import prepare, quantize_prepared
 from bitdial.quantization.config import QuantizeConfig
@@ -34,7 +35,7 @@ UNARY = [
     "relu6",
 ]
 # Float operators whose results do not depend on where a value lies: no rounding, or one.
-EXACT = MOVEMENT_OPS | {"add", "mul", "concat", "relu", "relu6", "clamp", "leaky_relu", "dequantize", "quantize"}
+EXACT = MOVEMENT | {"add", "mul", "concat", "relu", "relu6", "clamp", "leaky_relu", "dequantize", "quantize"}
 QUICK = QuantizeConfig(
     selector="random", calibration_images=12, search_images=4, batch_size=12, group_size=8, shift_choice="value_error"
 )

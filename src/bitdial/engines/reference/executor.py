@@ -15,7 +15,7 @@ from bitdial.errors import EngineError
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
 from bitdial.graph.interpreter import MAX_POOL, apply_activation, constant_tensors, evaluate_node, move
-from bitdial.graph.ir import MOVEMENT_OPS
+from bitdial.graph.operators import MOVEMENT
 from bitdial.graph.running import Schedule
 from bitdial.quantization.instructions import (
     Add,
@@ -282,7 +282,7 @@ def _move(run: Executor, step: Move, x: list[Tensor], batch: int) -> Tensor:
 
 def _float(run: Executor, step: Float, x: list[Tensor], batch: int) -> Tensor:
     """An operator in float. Its result depends on the operands' values alone, not on which engine or kernel made them."""
-    if step.operation not in MOVEMENT_OPS:
+    if step.operation not in MOVEMENT:
         x = [arithmetic.in_order(v) for v in x]
     return evaluate_node(step.node, x, batch)
 

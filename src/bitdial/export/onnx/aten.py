@@ -11,6 +11,7 @@ from bitdial.export.onnx.builder import data_type
 from bitdial.export.onnx.floats import layer_norm, unary
 from bitdial.export.onnx.writer import Writer
 from bitdial.graph.ir import BatchDim, Node
+from bitdial.graph.operators import UNARY
 
 _UNARY = {
     "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "asin": "Asin", "asinh": "Asinh", "atan": "Atan", "atanh": "Atanh",
@@ -18,7 +19,6 @@ _UNARY = {
     "isnan": "IsNaN", "log": "Log", "logical_not": "Not", "neg": "Neg", "reciprocal": "Reciprocal", "round": "Round",
     "sgn": "Sign", "sign": "Sign", "sin": "Sin", "sinh": "Sinh", "sqrt": "Sqrt", "tan": "Tan", "tanh": "Tanh",
 }  # fmt: skip
-_OWN_UNARY = {"relu", "relu6", "sigmoid", "silu", "hardsigmoid", "hardswish", "softplus", "mish"}
 _ARITHMETIC = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow", "maximum": "Max", "minimum": "Min"}
 _COMPARE = {"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"}
 _LOGICAL = {"logical_and": "And", "logical_or": "Or", "logical_xor": "Xor"}
@@ -97,7 +97,7 @@ def write_aten(w: Writer, node: Node) -> str:
         raise a.refuse("it has several outputs")
     if a.name in _UNARY and a.overload == "default":
         return a.emit(_UNARY[a.name], [a.x()])
-    if a.name in _OWN_UNARY:
+    if a.name in UNARY - {"clamp", "leaky_relu"} and len(a.args) == 1 and not a.kwargs:
         return unary(w, a.name, {}, a.x(), node.name)
     if a.name in _ARITHMETIC or a.name in ("rsub", "remainder"):
         return _arithmetic(a)

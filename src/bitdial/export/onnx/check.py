@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from bitdial.errors import ConfigError, ExportError
 from bitdial.export.onnx.builder import require
-from bitdial.graph.ir import MOVEMENT_OPS, BatchDim, Graph
+from bitdial.graph.ir import BatchDim, Graph
+from bitdial.graph.operators import OPERATORS
 from bitdial.quantization.program import Program
 
 MOST_STEPS, LEAST_AGREEMENT = 1.0, 0.999
@@ -58,9 +59,6 @@ class Comparison:
         return f"{which}, top-1 the same for {100 * LEAST_AGREEMENT:.1f} %"
 
 
-_MOVES = MOVEMENT_OPS | {"quantize", "dequantize", "add", "mul", "relu", "relu6", "clamp", "concat"}
-
-
 def rounds_in_float(program: Program) -> bool:
     """Whether a float32 operator whose last bit depends on the runtime stands before a `quantize`."""
     producers = program.graph.producers()
@@ -72,7 +70,7 @@ def rounds_in_float(program: Program) -> bool:
         if node is None or value in seen or value in program.qparams or value in program.layers:
             continue
         seen.add(value)
-        if node.op not in _MOVES:
+        if node.op not in OPERATORS or OPERATORS[node.op].rounds:
             return True
         waiting.extend(node.data_operands())
     return False

@@ -12,12 +12,11 @@ from bitdial.export.onnx.builder import BFLOAT16, FLOAT
 from bitdial.export.onnx.writer import Writer
 from bitdial.graph.bfloat16 import from_bits
 from bitdial.graph.ir import Node
+from bitdial.graph.operators import OPERATORS
 from bitdial.quantization.instructions import Window
 
 FIRST_GELU_OPSET = 20
 
-_PLAIN = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "softplus": "Softplus", "mish": "Mish",
-          "hardswish": "HardSwish"}  # fmt: skip
 
 
 def fused_activation(w: Writer, t: str, activation: dict[str, Any] | None, output: str) -> str:
@@ -91,8 +90,8 @@ def matmul(w: Writer, node: Node) -> str:
 def unary(w: Writer, op: str, a: dict[str, Any], x: str, output: str) -> str:
     """One of the graph's activation functions."""
     b = w.b
-    if op in _PLAIN:
-        return b.emit(_PLAIN[op], [x], output, output=output)
+    if OPERATORS[op].onnx:
+        return b.emit(OPERATORS[op].onnx, [x], output, output=output)
     if op == "relu6":
         return b.clip(x, 0.0, 6.0, output, output=output)
     if op == "clamp":
@@ -218,5 +217,5 @@ FLOAT_OPS: dict[str, Callable[[Writer, Node], str]] = {
     "conv": conv, "linear": linear, "matmul": matmul, "add": _binary, "mul": _binary, "concat": _concat,
     "batch_norm": _batch_norm, "layer_norm": _layer_norm, "softmax": _softmax, "mean": _mean, "max_pool": _max_pool,
     "avg_pool": _avg_pool, "silu": _unary, "gelu": _unary, "relu6": _unary, "clamp": _unary, "hardsigmoid": _unary,
-    "leaky_relu": _unary, "elu": _unary, **dict.fromkeys(_PLAIN, _unary),
+    "leaky_relu": _unary, "elu": _unary, **{name: _unary for name, operator in OPERATORS.items() if operator.onnx},
 }  # fmt: skip

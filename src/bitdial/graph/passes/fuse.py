@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitdial.graph.ir import Graph, Node
+from bitdial.graph.operators import OPERATORS
 from bitdial.graph.passes.edit import drop_unused, rename_value
 
-_CARRIERS = frozenset({"conv", "linear", "matmul", "add", "concat"})
 Choice = Mapping[str, str]  # add node -> the layer that takes it; "": it stays an operation of its own
 
 
@@ -94,7 +94,8 @@ def _activation(node: Node) -> dict[str, Any]:
 
 def _fuse_activation(graph: Graph, node: Node, origins: dict[str, str]) -> None:
     before = next((n for n in graph.nodes if n.name == node.inputs[0]), None)
-    if before is None or before.op not in _CARRIERS or "activation" in before.attrs or not _private(graph, before):
+    carries = before is not None and before.op in OPERATORS and OPERATORS[before.op].fuses
+    if before is None or not carries or "activation" in before.attrs or not _private(graph, before):
         return
     before.attrs["activation"] = _activation(node)
     graph.nodes.remove(node)

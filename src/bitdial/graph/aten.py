@@ -2,8 +2,8 @@
 
 A graph read from a file can name only these: all are pure functions of their arguments (no randomness, no in-place
 writes, no file or network access) whose results are real numbers of a size that follows from the arguments' sizes. An
-operator that is missing here makes capture fail with its name and module path; adding one is one word in this file, and one
-in `graph/dtypes.py` where it does not keep its input's dtype.
+operator that is missing here makes capture fail with its name and module path. Adding one is one word in this file, and one more
+in each of its sets that the operator belongs to: what it does to dtypes, and to channels.
 """
 
 from __future__ import annotations
@@ -44,3 +44,51 @@ scalar_tensor.default movedim.int
 """.split()
 
 ALLOWED = frozenset({f"aten.{name}.default" for name in _DEFAULT} | {f"aten.{name}" for name in _OVERLOADS})
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(f"aten.{name}" for name in text.split())
+
+
+# ---- what operators do to dtypes, by name without overload; all others keep that of their first tensor
+
+TRUE = frozenset(
+    "acos acosh asin asinh atan atan2 atanh cos cosh cosine_similarity digamma erf erfc erfinv exp exp2 expm1 log log10 log1p "
+    "log2 logit logsumexp pairwise_distance reciprocal rsqrt sigmoid sin sinc sinh sqrt tan tanh".split()
+)  # integers become float32
+PROMOTED = frozenset(
+    "add addcdiv addcmul bitwise_and bitwise_or cat clamp clamp_max clamp_min div floor_divide fmod lerp maximum minimum mul "
+    "pow remainder rsub stack sub where".split()
+)
+BOOLEAN = frozenset(
+    "all any eq ge gt isfinite isinf isnan le logical_and logical_not logical_or logical_xor lt ne".split()
+)
+INDICES = frozenset({"argmax", "argmin", "argsort", "one_hot"})
+SUMS = frozenset({"cumprod", "cumsum", "prod", "sum", "trace"})  # of integers: int64
+SECOND_INDICES = frozenset({"adaptive_max_pool1d", "adaptive_max_pool2d", "max", "min", "topk"})
+
+# ---- what operators do to channels; all others read them in their original order
+
+# value by value, with broadcasting between several operands
+POINTWISE = _names(
+    "abs.default acos.default asin.default atan.default ceil.default celu.default clamp.default clamp_max.default "
+    "clamp_min.default clone.default cos.default cosh.default div.Tensor div.Scalar elu.default erf.default "
+    "exp.default exp2.default expm1.default floor.default gelu.default hardshrink.default hardsigmoid.default "
+    "hardswish.default hardtanh.default leaky_relu.default log.default log10.default log1p.default log2.default "
+    "log_sigmoid.default maximum.default minimum.default mish.default neg.default pow.Tensor_Scalar "
+    "pow.Tensor_Tensor reciprocal.default relu.default relu6.default round.default rsqrt.default rsub.Scalar "
+    "rsub.Tensor selu.default sigmoid.default sign.default silu.default sin.default softplus.default "
+    "softshrink.default sqrt.default square.default sub.Scalar sub.Tensor tan.default tanh.default "
+    "threshold.default trunc.default add.Tensor add.Scalar mul.Tensor mul.Scalar to.dtype _to_copy.default "
+)
+
+# each works on the last d axes of every channel, d being the digit in its name, and maps zeros to zeros
+SPATIAL = _names(
+    "adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_avg_pool3d.default "
+    "adaptive_max_pool1d.default adaptive_max_pool2d.default avg_pool1d.default avg_pool2d.default "
+    "avg_pool3d.default max_pool1d.default max_pool2d.default max_pool3d.default reflection_pad1d.default "
+    "reflection_pad2d.default reflection_pad3d.default replication_pad1d.default replication_pad2d.default "
+    "replication_pad3d.default upsample_nearest1d.vec upsample_nearest2d.default upsample_nearest2d.vec "
+    "upsample_linear1d.vec upsample_bilinear2d.default upsample_bilinear2d.vec upsample_bicubic2d.default "
+    "upsample_bicubic2d.vec _upsample_bilinear2d_aa.default "
+)

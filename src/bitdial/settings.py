@@ -1,11 +1,14 @@
-"""What the configs have in common: they are immutable, and what cannot be set raises ConfigError by its name."""
+"""What the configs have in common: they are immutable, what cannot be set raises ConfigError by its name, and a field says all
+that there is to say of a setting: type, bounds, default, and the words and panel of its option on the command line.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bitdial.errors import BitdialError, ConfigError
 
@@ -13,14 +16,35 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
     from typing_extensions import Self
 
-__all__ = ["BaseConfig"]
+__all__ = ["BaseConfig", "setting"]
+
+
+def setting(
+    default: Any,
+    told: str,
+    metavar: str = "",
+    panel: str = "",
+    *,
+    option: str = "",
+    read: str = "",
+    env: str = "",
+    **limits: Any,
+) -> Any:
+    """A field of a config that is also an option of the command line (`bitdial.cli.configs.options_of` makes it).
+
+    told: its help. metavar: "" for a flag, or where the type's own words (Literal) do. option: other than the field's name with
+    dashes, or with a short form. read: how the text is read, a key of `bitdial.cli.configs.READERS`. env: variable that may give
+    it. limits: as pydantic's Field takes them.
+    """
+    extra: dict[str, Any] = {"option": option, "metavar": metavar, "panel": panel, "read": read, "env": env}
+    return Field(default, description=told, json_schema_extra=extra, **limits)
 
 
 class BaseConfig(BaseModel):
     """Settings given by name. Unknown names and values out of range raise ConfigError, which names class and setting.
 
     An error of bitdial's own that a validator of a subclass raises reaches the caller as it is. A subclass that holds data
-    rather than settings names another error.
+    rather than settings names another error. What `setting` tells of the fields is added to the class's docstring.
     """
 
     refusal: ClassVar[type[BitdialError]] = ConfigError
@@ -37,6 +61,13 @@ class BaseConfig(BaseModel):
             where = ".".join((type(self).__name__, *_place(first, values)))
             shown = f"{first.get('input')!r:.200}"
             raise self.refusal(f"{where}: {first['msg']} (got {shown})") from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
+        told = [f"{name}: {field.description}" for name, field in cls.model_fields.items() if field.description]
+        if told:
+            lines = "\n".join(f"    {line}" for line in told)
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or cls.__name__)}\n\nSettings:\n{lines}"
 
     def updated(self, **changes: Any) -> Self:
         """A copy with some settings changed (validated)."""

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from bitdial.artifact import load_program
-from bitdial.cli import finetune_options, finetune_work, main
-from bitdial.finetuning.config import FinetuneConfig
+from bitdial.cli import finetune_work, main
 
 QUICK = [
     "--epochs",
@@ -243,7 +242,7 @@ def write_npz(path: Path, classes: list[str]) -> Path:
         ("report", "OutputError", "does not exist"),
         ("plot", "ConfigError", ".png"),
         ("setting of quantization", "ConfigError", "--group-size"),
-        ("learning rate", "ConfigError", "learning_rate"),
+        ("learning rate", "ConfigError", "--learning-rate"),
         ("device", "ConfigError", "abacus"),
         ("start is no model", "ArtifactError", ""),
         ("start is finetuned", "DataError", "finetuned already"),
@@ -325,17 +324,3 @@ def test_wrong_input_is_refused_with_the_remedy(
     assert result.json["type"] == kind and told in result.json["error"]
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     assert case != "existing output" or out.read_text() == "precious"
-
-
-def test_every_setting_has_an_option_that_states_its_default(bitdial: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitdial.cli.finetune import finetune
-
-    annotations = finetune.__annotations__
-    for name, field in FinetuneConfig.model_fields.items():
-        alias = getattr(finetune_options, annotations[name].partition(".")[2])
-        option = alias.__metadata__[0]
-        default = field.default
-        stated = "no" if default is False else f"{default:g}" if isinstance(default, float) else str(default)
-        assert f"Default: {stated}" in option.help, name
-        assert str((option.default, *option.param_decls)[0]).startswith(f"--{name.replace('_', '-')}")
-    assert bitdial("finetune", "--help").out.count("bitdial finetune resnet20.bitdial") == 2

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitdial.cli.options import parse_band, parse_numbers, parse_ratios, parse_share, parse_size
+from bitdial.cli.reading import parse_band, parse_numbers, parse_ratios, parse_share, parse_size
 from bitdial.cli.terminal import duration, percent, plain, safe, size_name
 from bitdial.errors import ConfigError
 
@@ -79,17 +79,3 @@ def test_words() -> None:
     assert percent(0.87654) == "87.65 %" and percent(None) == "-"
     assert size_name(1023) == "1023 bytes" and size_name(1536) == "1.5 KiB" and size_name(3 << 30) == "3.00 GiB"
     assert duration(12.34) == "12.3 s" and duration(119.9) == "2 min 0 s"
-
-
-def test_defaults_of_quantize_are_those_of_the_config() -> None:
-    import inspect
-
-    from bitdial.cli.quantize import quantize
-    from bitdial.quantization.config import QuantizeConfig
-
-    parameters = inspect.signature(quantize).parameters
-    shared = {name: p.default for name, p in parameters.items() if name in QuantizeConfig.model_fields}
-    assert {"group_size", "low_bits", "weight_granularity", "selector", "rounding_slack", "shift_choice"} <= set(shared)
-    config = QuantizeConfig()
-    for name in sorted(set(shared) - {"ratios", "keep_8bit", "ignored"}):
-        assert shared[name] == getattr(config, name), name

@@ -9,8 +9,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,7 @@ from bitdial.cli import (
     serve,
     simulate,
 )
+from bitdial.cli.configs import LazyCommand, lazy
 from bitdial.errors import BitdialError
 
 __all__ = ["app", "main"]
@@ -52,120 +53,95 @@ app = typer.Typer(
 )
 
 
-def _examples(*lines: str) -> str:
-    return "\n\n".join(["Examples:", *(f"  {line}" for line in lines)])
-
-
-app.command(
-    epilog=_examples(
+# Each command with examples of its use.
+_COMMANDS: dict[Callable[..., Any], tuple[str, ...]] = {
+    quantize.quantize: (
         "bitdial quantize --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 -o resnet20.bitdial",
         "bitdial quantize --model my_net.py:Net --weights net.pt --data pictures --resize 224 -o net.bitdial",
         "bitdial quantize --model zoo:digits --weights w.safetensors --data digits --selector greedy -o digits.bitdial",
-    )
-)(quantize.quantize)
-app.command(
-    epilog=_examples(
+    ),
+    finetune.finetune: (
         "bitdial finetune resnet20.bitdial --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 -o tuned.bitdial",
         "bitdial finetune resnet20.bitdial --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 -o tuned.bitdial "
         "--epochs 2 --report tuned.html",
         "bitdial finetune --model my_net.py:Net --weights net.pt --data pictures --resize 224 --device cuda -o tuned.bitdial",
-    )
-)(finetune.finetune)
-app.command(
-    epilog=_examples(
+    ),
+    compile.compile: (
         "bitdial compile --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 --budget-size 70% -o plan.bitdial",
         "bitdial compile --model zoo:vgg --weights v.safetensors --data cifar10 --metric sqnr --budget-latency 85% -o v.bitdial",
         "bitdial compile --model my_net.py:Net --weights net.pt --data pictures --precisions int8,bfloat16,float32 "
         "--accuracy-floor 91% -o mixed.bitdial",
-    )
-)(compile.compile)
-app.command(
-    epilog=_examples(
+    ),
+    evaluate.evaluate: (
         "bitdial evaluate resnet20.bitdial --data cifar10 --ratios 0,50,100",
         "bitdial evaluate digits.bitdial --data digits --engine cpu --json",
-    )
-)(evaluate.evaluate)
-app.command(
-    epilog=_examples(
+    ),
+    inspect.inspect: (
         "bitdial inspect resnet20.bitdial --layers",
         "bitdial inspect resnet20.bitdial --verify --json",
         "bitdial inspect resnet20.bitdial --engine cpu --batch 8",
         "bitdial inspect resnet20.bitdial --engine cpu --isa avx2 --kernels fixed",
-    )
-)(inspect.inspect)
-app.command(
-    epilog=_examples(
+    ),
+    compare.compare: (
         "bitdial compare evolutionary.bitdial greedy.bitdial",
         "bitdial compare a.bitdial b.bitdial --data cifar10 --images 2000",
-    )
-)(compare.compare)
-app.command(
-    epilog=_examples(
+    ),
+    report.report: (
         "bitdial report resnet20.bitdial -o resnet20.html",
         "bitdial report resnet20.bitdial -o resnet20.html --data cifar10",
-    )
-)(report.report)
-app.command(
-    epilog=_examples(
+    ),
+    benchmark.benchmark: (
         "bitdial benchmark resnet20.bitdial --batch 1,8 --threads 1,2",
         "bitdial benchmark resnet20.bitdial --ratio 0,50,100 --plot latency.svg -o latency.json",
-    )
-)(benchmark.benchmark)
-app.command(
-    name="latency-table",
-    epilog=_examples(
+    ),
+    latency_table.latency_table: (
         "bitdial latency-table resnet20.bitdial -o zen4.json",
         "bitdial latency-table resnet50.bitdial -o zen4-2t.json --threads 2 --batch 1",
-        "bitdial quantize --model zoo:resnet20 --weights w.safetensors --data cifar10 --low-bits auto "
-        "--latency-table zen4.json -o wide.bitdial",
+        "bitdial quantize --model zoo:resnet20 --weights w.safetensors --data cifar10 --low-bits auto --latency-table "
+        "zen4.json -o wide.bitdial",
     ),
-)(latency_table.latency_table)
-app.command(
-    epilog=_examples(
+    serve.serve: (
         "bitdial serve resnet20.bitdial --slo-ms 50",
         "bitdial serve small=resnet20.bitdial large=resnet56.bitdial --slo-ms 50 --min-accuracy 88%",
         "bitdial serve --config server.toml --host 0.0.0.0 --api-key-file key.txt --tls-cert cert.pem --tls-key key.pem",
-    )
-)(serve.serve)
-app.command(
-    epilog=_examples(
+    ),
+    loadtest.loadtest: (
         "bitdial loadtest http://127.0.0.1:8000 --poisson 40 --images 16 --slo-ms 50 --html load.html",
         "bitdial loadtest http://127.0.0.1:8000 resnet20 --step 20:10s,80:10s,20:10s -o adaptive.json --png load.png",
         "bitdial loadtest http://127.0.0.1:8000 --trace requests.csv --speed 60 --duration 60s --data test.npz --images 16",
         "bitdial loadtest --compare adaptive.json fixed8.json -o compared.html --png compared.png",
-    )
-)(loadtest.loadtest)
-app.command(
-    epilog=_examples(
+    ),
+    deploy.deploy: (
         "bitdial deploy resnet20.bitdial --slo-ms 50 --min-replicas 1 --max-replicas 8 --threads 1",
         "bitdial deploy resnet20.bitdial --address ray://head:10001 --ship --detach",
         "bitdial deploy resnet20.bitdial --max-replicas 8 --dry-run > serve.yaml",
-    )
-)(deploy.deploy)
-app.command(
-    epilog=_examples(
+    ),
+    simulate.simulate: (
         "bitdial simulate table.json --poisson 60 --images 16 --slo-ms 80 --compare --plot run.png",
         "bitdial simulate table.json --trace requests.csv --speed 60 --rate 2000 --slo-ms 50 --replicas auto --mean-accuracy 87%",
         "bitdial simulate resnet20.bitdial --poisson 200 --slo-ms 50 --overhead-ms 0.5 --shared-core",
         "bitdial simulate --replay decisions.jsonl",
-    )
-)(simulate.simulate)
-app.command(
-    name="export-c",
-    epilog=_examples(
+    ),
+    export_c.export_c: (
         "bitdial export-c resnet20.bitdial -o resnet20-c",
         "bitdial export-c resnet20.bitdial -o small --ratio 100% --name resnet20_low",
         "bitdial export-c resnet20.bitdial -o fast --ram 250000",
     ),
-)(export_c.export_c)
-app.command(
-    name="export-onnx",
-    epilog=_examples(
+    export_onnx.export_onnx: (
         "bitdial export-onnx resnet20.bitdial --ratio 50 -o resnet20-half.onnx",
         "bitdial export-onnx resnet20.bitdial --ratio 1 --low int8 --opset 19 -o resnet20-low.onnx",
     ),
-)(export_onnx.export_onnx)
-app.command(epilog=_examples("bitdial doctor", "bitdial doctor --json"))(doctor.doctor)
+    doctor.doctor: (
+        "bitdial doctor",
+        "bitdial doctor --json",
+    ),
+}
+for _command, _lines in _COMMANDS.items():
+    app.command(
+        name=_command.__name__.replace("_", "-"),
+        cls=LazyCommand,
+        epilog="\n\n".join(["Examples:", *(f"  {line}" for line in _lines)]),
+    )(lazy(_command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitdial.cli import files, machine, options
+from bitdial.cli import files, machine, options, reading
 from bitdial.cli.terminal import Terminal, percent, plain, ratio_name
 from bitdial.errors import ConfigError, EngineError
 
@@ -97,7 +97,7 @@ def benchmark(
     with terminal.running():
         batches = parse_counts(batch, "--batch", MOST_IMAGES)
         thread_counts = parse_counts(threads, "--threads", MOST_THREADS)
-        wanted = None if ratio.strip() == "all" else options.parse_ratios(ratio, "--ratio")
+        wanted = None if ratio.strip() == "all" else reading.parse_ratios(ratio, "--ratio")
         check_outputs(output, plot, html)
         from bitdial.artifact import load_program
         from bitdial.benchmarking.latency import measure_latency

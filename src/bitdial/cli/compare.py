@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitdial.cli import machine, options
+from bitdial.cli.configs import command
 from bitdial.cli.terminal import Terminal, percent, ratio_name, size_name
 from bitdial.errors import ConfigError
 
@@ -15,20 +16,15 @@ if TYPE_CHECKING:
     from bitdial.cli.data import DataOptions
 
 
+@command
 def compare(
+    *,
     first: Annotated[Path, typer.Argument(metavar="A.bitdial", help="One model.", show_default=False)],
     second: Annotated[Path, typer.Argument(metavar="B.bitdial", help="The other.", show_default=False)],
-    data: options.Data = None,
+    data: options.Data,
     images: options.Images = None,
     engine: options.EngineName = "reference",
     batch_size: options.BatchSize = 100,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    split_seed: options.SplitSeed = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = False,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -42,7 +38,7 @@ def compare(
 
         paths = [first, second]
         files = [inspect_file(path) for path in paths]
-        if data is None:
+        if "data" not in data:
             curves = [[dict(row) for row in file["curve"] or []] for file in files]
             settings = [_evaluation(file) for file in files]
             comparable = bool(settings[0]) and settings[0] == settings[1]
@@ -56,7 +52,7 @@ def compare(
         else:
             from bitdial.cli.data import DataOptions
 
-            given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download)
+            given = DataOptions(**data)
             curves = _measure(terminal, paths, given, images, engine, batch_size, seed, threads)
             comparable = True
         merged = merge(curves[0], curves[1], comparable)

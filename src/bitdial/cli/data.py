@@ -7,45 +7,71 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitdial.cli.options import parse_numbers, parse_size
 from bitdial.errors import ConfigError, DataError
-from bitdial.quantization.program import Program
+from bitdial.settings import BaseConfig, setting
 
 if TYPE_CHECKING:
     import torch
 
+    from bitdial.quantization.program import Program
     from bitdial.zoo.datasets import ImageSet, Split
     from bitdial.zoo.preprocessing import Preprocessing
 
+_PANEL = "Data"
 
-@dataclass(frozen=True)
-class DataOptions:
+
+class DataOptions(BaseConfig):
     """The data options of a command as given; None where left out."""
 
-    spec: str
-    mean: str | None = None
-    std: str | None = None
-    resize: str | None = None
-    crop: float | None = None
-    split_seed: int | None = None
-    root: Path | None = None
-    download: bool = False
+    data: str = setting(
+        ...,
+        "A folder of pictures (with train/ and test/, or train.zip and test.zip), a .zip or .npz file, 'digits', or "
+        "torchvision:NAME.",
+        "DATA", _PANEL,
+    )  # fmt: skip
+    mean: tuple[float, ...] | None = setting(
+        None,
+        "Mean of the pixels (0..1) per channel; one number for grey. Default: what the model was quantized with, else "
+        "ImageNet's.",
+        "R,G,B", _PANEL, read="numbers",
+    )  # fmt: skip
+    std: tuple[float, ...] | None = setting(
+        None, "Standard deviation of the pixels; defaults as for --mean.", "R,G,B", _PANEL, read="numbers"
+    )
+    resize: tuple[int, int] | None = setting(
+        None, "Picture size the network takes: 224 or 224x320 (height x width). Default: as the pictures are.", "SIZE", _PANEL,
+        read="size",
+    )  # fmt: skip
+    crop: float | None = setting(
+        None,
+        "With --resize: scale the picture so that the size is this share of its shorter side, and cut the centre out (0.875 is "
+        "usual for ImageNet). Default: stretch.",
+        "SHARE", _PANEL,
+    )  # fmt: skip
+    split_seed: int | None = setting(
+        None,
+        "Seed of the split into train and test where the data have none of their own. Default: the one the model was quantized "
+        "with, else 0.",
+        "N", _PANEL, ge=0,
+    )  # fmt: skip
+    data_root: Path | None = setting(None, "Where torchvision: data sets lie. Default: ./data.", "DIR", _PANEL)
+    download: bool = setting(False, "Let torchvision fetch the data set if it is not there.", "", _PANEL)
 
     def preprocessing(self, stored: Mapping[str, Any]) -> Preprocessing | None:
         """Options first, then what the model was quantized with, then ImageNet's mean and std; None for 'digits'."""
         from bitdial.zoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
         given = (self.mean, self.std, self.resize, self.crop)
-        if self.spec == "digits":
+        if self.data == "digits":
             if any(option is not None for option in given):
                 raise ConfigError("--data digits comes ready made: leave --mean, --std, --resize and --crop out")
             return None
         if (self.mean is None) != (self.std is None):
             raise ConfigError("--mean and --std belong together: give both or none")
         known = stored.get("preprocessing") or {}
-        mean = parse_numbers(self.mean, "--mean") if self.mean is not None else known.get("mean", IMAGENET_MEAN)
-        std = parse_numbers(self.std, "--std") if self.std is not None else known.get("std", IMAGENET_STD)
-        size = parse_size(self.resize) if self.resize is not None else known.get("size")
+        mean = self.mean if self.mean is not None else known.get("mean", IMAGENET_MEAN)
+        std = self.std if self.std is not None else known.get("std", IMAGENET_STD)
+        size = self.resize if self.resize is not None else known.get("size")
         crop = self.crop if self.crop is not None else known.get("crop_fraction")
         return Preprocessing(tuple(mean), tuple(std), None if size is None else (size[0], size[1]), crop)
 
@@ -59,11 +85,11 @@ class DataOptions:
 
         known = stored or {}
         return load_dataset(
-            self.spec,
+            self.data,
             split,
             self.preprocessing(known),
             seed=self.seed_of_split(known),
-            root=self.root,
+            root=self.data_root,
             download=self.download,
         )
 
@@ -72,7 +98,7 @@ class DataOptions:
         known = stored or {}
         settings = self.preprocessing(known)
         return {
-            "data": short_name(self.spec),
+            "data": short_name(self.data),
             "split_seed": self.seed_of_split(known),
             "preprocessing": None
             if settings is None

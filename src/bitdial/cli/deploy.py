@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitdial.cli import options
+from bitdial.cli import options, reading
 from bitdial.cli.terminal import Terminal
 from bitdial.errors import ConfigError
 
@@ -215,9 +215,8 @@ def deploy(
         entry: dict[str, Any] = {
             **model_arguments([str(model)])[0],
             "slo_ms": slo, "policy": policy, "max_batch": max_batch, "max_wait_ms": max_wait, "max_queue": max_queue,
-            "max_ratio": None if max_ratio is None else options.parse_share(max_ratio, "--max-ratio"),
-            "threads": threads, "engine": engine, "isa": isa,
-            "min_accuracy": None if min_accuracy is None else options.parse_share(min_accuracy, "--min-accuracy"),
+            "max_ratio": reading.parse_share(max_ratio, "--max-ratio"), "threads": threads, "engine": engine, "isa": isa,
+            "min_accuracy": None if min_accuracy is None else reading.parse_share(min_accuracy, "--min-accuracy"),
             "table": table,
         }  # fmt: skip
         entry["path"] = str(Path(entry["path"]).absolute())
@@ -229,8 +228,8 @@ def deploy(
             {
                 "models": [entry], "host": host, "port": port, "route_prefix": route_prefix, "every_node": every_node,
                 "min_replicas": min_replicas, "max_replicas": min_replicas if max_replicas is None else max_replicas,
-                "utilization": options.parse_share(utilization, "--utilization"), "up_delay": up_delay, "down_delay": down_delay,
-                "hysteresis": options.parse_share(hysteresis, "--hysteresis"), "num_cpus": num_cpus, "ship": ship,
+                "utilization": reading.parse_share(utilization, "--utilization"), "up_delay": up_delay, "down_delay": down_delay,
+                "hysteresis": reading.parse_share(hysteresis, "--hysteresis"), "num_cpus": num_cpus, "ship": ship,
                 "api_key": None if api_key_file is None else read_key_file(api_key_file),
                 "tls_cert": tls_cert, "tls_key": tls_key, "drain_timeout": drain,
             }

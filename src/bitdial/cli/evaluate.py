@@ -7,14 +7,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bitdial.cli import machine, options
+from bitdial.cli import machine, options, reading
+from bitdial.cli.configs import command
 from bitdial.cli.terminal import Terminal, duration
 from bitdial.errors import ConfigError
 
 
+@command
 def evaluate(
+    *,
     model: options.Model,
-    data: options.Data = None,
+    data: options.Data,
     ratios: Annotated[
         str | None,
         typer.Option(
@@ -30,13 +33,6 @@ def evaluate(
     images: options.Images = None,
     engine: options.EngineName = "reference",
     batch_size: options.BatchSize = 100,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    split_seed: options.SplitSeed = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = False,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -46,8 +42,8 @@ def evaluate(
     """Measure accuracy, and agreement with the 8-bit model, at each setting of the dial."""
     terminal = Terminal(json, quiet)
     with terminal.running():
-        wanted = options.parse_ratios(ratios) if ratios is not None else None
-        if data is None:
+        wanted = reading.parse_ratios(ratios) if ratios is not None else None
+        if "data" not in data:
             raise ConfigError("evaluate needs --data: the images to measure on")
         from bitdial.api import load
         from bitdial.cli.data import Batches, DataOptions, check_fit, draw
@@ -60,7 +56,7 @@ def evaluate(
         if wanted is not None and list(wanted) != chosen:
             have = ", ".join(f"{100 * r:.4g}" for r in program.ratios)
             terminal.note(f"note: the model has the ratios {have} %; the nearest at or below those asked for are used")
-        given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download)
+        given = DataOptions(**data)
         stored = program.provenance.get("source") or {}
         everything = given.load(split, stored)
         check_fit(program, everything)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bitdial.cli import options
+from bitdial.cli import options, reading
 from bitdial.cli.terminal import Terminal, ratio_name, size_name
 
 
@@ -66,9 +66,9 @@ def export_c(
         program = load_program(model)
         chosen: list[int] | None = None
         if ratio is not None:
-            chosen = [ratio_index(program.ratios, options.parse_share(ratio, "--ratio"))]
+            chosen = [ratio_index(program.ratios, reading.parse_share(ratio, "--ratio"))]
         elif ratios != "all":
-            chosen = sorted({ratio_index(program.ratios, r) for r in options.parse_ratios(ratios)})
+            chosen = sorted({ratio_index(program.ratios, r) for r in reading.parse_ratios(ratios)})
         result = export(program, name, chosen, ram=ram)
         files = write_folder(result, output, force)
         if result.arena == result.bound:

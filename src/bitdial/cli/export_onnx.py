@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bitdial.cli import options
+from bitdial.cli import options, reading
+from bitdial.cli.configs import command
 from bitdial.cli.terminal import Terminal, duration, percent, ratio_name, size_name
 from bitdial.errors import ConfigError, ExportError
 
@@ -23,7 +24,9 @@ RANDOM_SAMPLES, DATA_SAMPLES = 64, 256
 BATCH = 16
 
 
+@command
 def export_onnx(
+    *,
     model: options.Model,
     ratio: Annotated[
         str,
@@ -58,7 +61,7 @@ def export_onnx(
             show_default=False,
         ),
     ] = None,
-    data: options.Data = None,
+    data: options.Data,
     images: Annotated[
         int | None,
         typer.Option(
@@ -70,13 +73,6 @@ def export_onnx(
             show_default=False,
         ),
     ] = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    split_seed: options.SplitSeed = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = False,
     seed: options.Seed = 0,
     force: options.Force = False,
     json: options.Json = False,
@@ -86,7 +82,7 @@ def export_onnx(
     """Write the model at one fixed ratio as an ONNX graph of quantize/dequantize pairs with 4-bit and 8-bit weights."""
     terminal = Terminal(json, quiet)
     with terminal.running():
-        wanted = options.parse_share(ratio, "--ratio")
+        wanted = reading.parse_share(ratio, "--ratio")
         from bitdial.artifact import load_program
         from bitdial.cli.data import DataOptions
         from bitdial.cli.files import check_output
@@ -98,7 +94,7 @@ def export_onnx(
         written = to_onnx(program, wanted, opset=opset, low=low, digest=_digest(model))
         if abs(written.ratio - wanted) > 1e-9:
             terminal.note(f"note: the model has no ratio {ratio_name(wanted)}; {ratio_name(written.ratio)} is written")
-        given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download) if data else None
+        given = DataOptions(**data) if "data" in data else None
         found, seconds = None, 0.0
         if _wants_check(check, terminal):
             started = time.perf_counter()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from bitdial.cli import files, machine, options
-from bitdial.cli import finetune_options as own
+from bitdial.cli.configs import Given, command, options_of
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, duration, size_name
 from bitdial.errors import ConfigError
 
@@ -18,74 +21,100 @@ if TYPE_CHECKING:
 _LIBRARIES = ("zoo:", "torchvision:", "timm:")  # their networks have random weights unless --weights is given
 
 
+@command
 def finetune(
+    *,
     output: options.ModelOutput,
-    start: own.Start = None,
-    model: own.Spec = None,
-    weights: own.Weights = None,
+    start: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL.bitdial",
+            help="What bitdial quantize wrote: its settings and groups are kept. Left out: the network is quantized first.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        option("--model", "SPEC", "The float network, as for bitdial quantize. Naming a module or file runs its code."),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        option(
+            "--weights", "FILE",
+            "Its trained weights, those that were quantized: .safetensors, .pt or .pth (no pickled objects).",
+        ),
+    ] = None,
     num_classes: options.NumClasses = None,
-    data: options.Data = None,
-    train_images: own.TrainImages = None,
-    validation_images: own.ValidationImages = None,
-    augment: own.AugmentImages = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    split_seed: options.SplitSeed = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = False,
-    epochs: own.Epochs = None,
-    batch_size: own.BatchSize = None,
-    accumulation: own.Accumulation = None,
-    optimizer: own.Optimizer = None,
-    learning_rate: own.LearningRate = None,
-    warmup: own.Warmup = None,
-    weight_decay: own.WeightDecay = None,
-    gradient_clip: own.GradientClip = None,
-    rederivations: own.Rederivations = None,
-    reselect: own.Reselect = None,
-    evaluations: own.Evaluations = None,
-    keep: own.Keep = None,
-    patience: own.Patience = None,
-    divergence: own.Divergence = None,
-    seed: own.TrainingSeed = None,
-    passes: own.Passes = None,
-    low_ratio: own.LowRatio = None,
-    low_weight: own.LowWeight = None,
-    cross_entropy: own.CrossEntropy = None,
-    distillation: own.Distillation = None,
-    temperature: own.Temperature = None,
-    teacher: own.Teacher = None,
-    scales: own.Scales = None,
-    bias: own.Bias = None,
-    batch_norm: own.BatchNorm = None,
-    device: own.Device = None,
-    precision: own.Precision = None,
-    checkpoint_seconds: own.CheckpointSeconds = None,
+    data: options.Data,
+    train_images: Annotated[
+        int | None,
+        option(
+            "--train-images", "N", "Train on so many images, drawn by the seed of the quantization. Default: all.",
+            options.DATA_PANEL, min=1,
+        ),
+    ] = None,
+    validation_images: Annotated[
+        int | None,
+        option(
+            "--validation-images", "N",
+            "Images of the train part held out to judge states; used neither for training nor for calibration. 0: none, the last "
+            "state is the result. Default: 5 % of the train part, at most 2000.", options.DATA_PANEL, min=0,
+        ),
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        option(
+            "--augment/--no-augment", "",
+            "Random horizontal flips and shifts by up to 4 pixels. Default: for colour pictures, not for grey ones or ready "
+            "arrays, which are often letters or digits. Switch it off where left and right differ in meaning.",
+            options.DATA_PANEL,
+        ),
+    ] = None,
+    training: Annotated[Given, options_of("bitdial.finetuning.config:FinetuneConfig")],
     threads: options.Threads = None,
-    resume: own.Resume = True,
-    images: own.Images = None,
-    ratios: own.Ratios = None,
-    low_bits: own.LowBits = None,
-    group_size: own.GroupSize = None,
-    extraction: own.Extraction = None,
-    keep_8bit: own.Keep8Bit = None,
-    ignored: own.Ignored = None,
-    smooth: own.Smooth = None,
-    selector: own.Selector = None,
-    search_images: own.SearchImages = None,
-    population: own.Population = None,
-    generations: own.Generations = None,
-    evaluate: own.Evaluate = None,
-    eval_images: own.EvalImages = 2000,
-    report: own.Report = None,
-    plot: own.Plot = None,
+    resume: Annotated[
+        bool,
+        option(
+            "--resume/--no-resume", "",
+            "Go on with an interrupted training of the same settings; OUT.bitdial.finetune.ckpt keeps it.", "Device",
+        ),
+    ] = True,
+    quantizing: Annotated[
+        Given,
+        options_of(
+            "bitdial.quantization.config:QuantizeConfig",
+            without=("seed", "batch_size"),
+            panel="Quantizing first (without MODEL.bitdial)",
+        ),
+    ],
+    evaluate: Annotated[
+        bool | None,
+        option(
+            "--evaluate/--no-evaluate", "",
+            "Measure the curve before and after on the test part, and keep both. Default: if there is one.",
+            options.EVALUATION_PANEL,
+        ),
+    ] = None,
+    eval_images: Annotated[
+        int,
+        option(
+            "--eval-images", "N", "Test images at most, drawn by the seed of the quantization.", options.EVALUATION_PANEL, min=1
+        ),
+    ] = 2000,
+    report: Annotated[
+        Path | None,
+        option(
+            "--report", "FILE.html", "Also write a page: curve before and after, training, settings.", options.OUTPUT_PANEL
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        option("--plot", "FILE.png|.svg", "Also write its pictures as one (needs matplotlib).", options.OUTPUT_PANEL),
+    ] = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Train a quantized network on, so that one model is good at every ratio of its dial.
 
     Give what bitdial quantize wrote together with the network, weights and data it was made from; or leave the file out, and the
@@ -96,35 +125,15 @@ def finetune(
     started = time.perf_counter()
     with terminal.running():
         _check_sources(start, model, weights, data, output)
-        assert model is not None and data is not None
+        assert model is not None
         files.check_output(output, force)
         _check_reports(report, plot)
         from bitdial.finetuning.config import FinetuneConfig
 
-        settings = FinetuneConfig(
-            **_given(
-                epochs=epochs, batch_size=batch_size, accumulation=accumulation, optimizer=optimizer,
-                learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, gradient_clip=gradient_clip,
-                rederivations=rederivations, reselect=reselect, evaluations=evaluations, keep=keep, patience=patience,
-                divergence=divergence, seed=seed, passes=passes, low_ratio=low_ratio, low_weight=low_weight,
-                cross_entropy=cross_entropy, distillation=distillation, temperature=temperature, teacher=teacher,
-                scales=scales, bias=bias, batch_norm=batch_norm, device=device, precision=precision,
-                checkpoint_seconds=checkpoint_seconds,
-            )
-        )  # fmt: skip
-        quantizing = _given(
-            ratios=None if ratios is None else options.parse_ratios(ratios), low_bits=low_bits, group_size=group_size,
-            extraction=extraction, keep_8bit=tuple(keep_8bit) if keep_8bit else None,
-            ignored=tuple(ignored) if ignored else None, smooth=smooth, selector=selector,
-            search_images=search_images, population=population, generations=generations,
-        )  # fmt: skip
-        if start is not None:
-            brought = [*quantizing, *(["images"] if images is not None else [])]
-            if brought:
-                name = brought[0].replace("_", "-")
-                raise ConfigError(
-                    f"--{name} is decided by {start.name} already; leave it out, or leave {start.name} out"
-                )
+        settings = FinetuneConfig(**training)
+        if start is not None and quantizing:
+            name = quantizing.flags[0]
+            raise ConfigError(f"{name} is decided by {start.name} already; leave it out, or leave {start.name} out")
         machine.set_threads(threads)
         from bitdial.artifact import load_program
         from bitdial.cli.data import DataOptions
@@ -139,16 +148,15 @@ def finetune(
         if program is not None and start is not None:
             config = start_config(program, start.name)
         else:
-            config = QuantizeConfig(
-                **quantizing, seed=settings.seed, calibration_images=images or options.DEFAULT_IMAGES
-            )
+            config = QuantizeConfig(**quantizing, seed=settings.seed)
         stored = (program.provenance.get("source") or {}) if program is not None else {}
-        given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download)
+        given = DataOptions(**data)
         network = build_model(model, weights, num_classes)
         train = given.load("train", stored)
-        wanted = (
-            _calibration_images(program) if program is not None else images or min(options.DEFAULT_IMAGES, len(train))
-        )
+        if program is not None:
+            wanted = _calibration_images(program)
+        else:
+            wanted = quantizing.get("calibration_images", min(config.calibration_images, len(train)))
         parts = split_train(train, wanted, config.seed, validation_images, train_images, augment)
         test, of = load_test(given, stored, evaluate, eval_images, config.seed, terminal)
         if program is not None:
@@ -205,12 +213,7 @@ def finetune(
         )
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    """The options that were given; the configs know the defaults of the others."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _check_sources(start: Path | None, model: str | None, weights: Path | None, data: str | None, output: Path) -> None:
+def _check_sources(start: Path | None, model: str | None, weights: Path | None, data: Given, output: Path) -> None:
     """Raise ConfigError unless there is a network with its original weights, and data."""
     if start is not None:
         if model is None or (weights is None and model.startswith(_LIBRARIES)):
@@ -223,7 +226,7 @@ def _check_sources(start: Path | None, model: str | None, weights: Path | None, 
         raise ConfigError("finetune needs --model and --weights, and MODEL.bitdial if it is quantized already")
     elif weights is None and model.startswith(_LIBRARIES):
         raise ConfigError(f"{model} without --weights has random weights; give the trained ones with --weights")
-    if data is None:
+    if "data" not in data:
         raise ConfigError("finetune needs --data: the labelled pictures to train on")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitdial.cli import files, options
+from bitdial.cli import files, options, reading
 from bitdial.cli.terminal import Terminal, percent, safe
 from bitdial.errors import ConfigError, DataError
 
@@ -198,7 +198,7 @@ def loadtest(
         )  # fmt: skip
         plan = LoadPlan(
             schedule, images, None if slo_ms is None else slo_ms / 1e3,
-            max_ratio=None if max_ratio is None else options.parse_share(max_ratio, "--max-ratio"),
+            max_ratio=None if max_ratio is None else reading.parse_share(max_ratio, "--max-ratio"),
             timeout=timeout, warmup=warmup, max_connections=max_connections, seed=seed, title=title or "",
         )  # fmt: skip
         place, named = parse_url(target[0], api_key=read_key(api_key_file), ca_file=ca, verify=not insecure)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from bitdial.cli import files, machine, options
+from bitdial.cli import files, machine, options, reading
+from bitdial.cli.configs import Given, command, options_of
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, duration, percent, ratio_name, size_name
 from bitdial.errors import ConfigError, DataError
 
@@ -21,247 +21,50 @@ if TYPE_CHECKING:
     from bitdial.quantization.config import QuantizeConfig
     from bitdial.zoo.datasets import ImageSet
 
-_SEARCH, _PRECISION, _EVALUATION = "Search", "Precision", options.EVALUATION_PANEL
+_SEARCH, _EVALUATION = "Search", options.EVALUATION_PANEL
 
 
-def parse_low_bits(text: str) -> int | str:
-    """The word auto, or the number; its range is the config's to check. Raises ConfigError."""
-    if text.strip() == "auto":
-        return "auto"
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"--low-bits {text} is neither a number of bits, 2 to 7, nor auto") from None
-
-
+@command
 def quantize(
+    *,
     model: options.NetworkSpec,
     output: options.ModelOutput,
     weights: options.Weights = None,
     num_classes: options.NumClasses = None,
-    data: options.Data = None,
-    images: options.CalibrationImages = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    split_seed: options.SplitSeed = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = False,
-    ratios: Annotated[
-        str,
-        typer.Option(
-            "--ratios",
-            metavar="LIST",
-            help="Settings of the dial: shares of the eligible multiplies that run low. Above 1 they are percent; 0 is "
-            "always among them.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = "0,25,50,75,100",
-    low_bits: Annotated[
-        Any,  # int or "auto"
-        typer.Option(
-            "--low-bits",
-            parser=lambda text: parse_low_bits(str(text)),
-            metavar="2..7|auto",
-            help="Width of low values; auto: per layer the widest that is about as fast as 4 bits on the target of "
-            "--latency-table.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = 4,
-    low_bits_weights: Annotated[
-        int | None,
-        typer.Option(
-            "--low-bits-weights",
-            metavar="2..7",
-            help="Width of low weights, if different.",
-            rich_help_panel=_PRECISION,
-            show_default=False,
-        ),
-    ] = None,
-    group_size: Annotated[
-        int,
-        typer.Option(
-            "--group-size", metavar="N", help="Feature channels that share a shift.", rich_help_panel=_PRECISION
-        ),
-    ] = 16,
-    weight_granularity: Annotated[
-        str,
-        typer.Option(
-            "--weight-granularity",
-            metavar="output|block|group",
-            help="What shares a weight shift.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = "group",
-    shift_choice: Annotated[
-        str,
-        typer.Option(
-            "--shift-choice",
-            metavar="least_squares|value_error|plain",
-            help="Shifts of least output error, of least error of the activations, or from the largest magnitudes.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = "least_squares",
-    rounding_slack: Annotated[
-        float,
-        typer.Option(
-            "--rounding-slack",
-            metavar="0..1",
-            help="How far 8-bit weights may move, in low steps, to round better at low precision; 0: not at all.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = 0.2,
-    smooth: Annotated[
-        float | None,
-        typer.Option(
-            "--smooth",
-            metavar="0..1",
-            help="For transformers: move range differences behind LayerNorms into the weights first (SmoothQuant's "
-            "alpha; 1: all of them).",
-            rich_help_panel=_PRECISION,
-            show_default=False,
-        ),
-    ] = None,
-    extraction: Annotated[
-        str,
-        typer.Option(
-            "--extraction",
-            metavar="static|dynamic|naive",
-            help="Activation shifts from calibration, from each sample at run time, or always the top bits.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = "static",
-    calibration_method: Annotated[
-        str,
-        typer.Option(
-            "--calibration-method",
-            metavar="mse|percentile|minmax",
-            help="How ranges are chosen.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = "mse",
-    keep_8bit: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--keep-8bit",
-            metavar="PATTERN",
-            help="Layers that never run low, e.g. 'head*' (repeatable).",
-            rich_help_panel=_PRECISION,
-            show_default=False,
-        ),
-    ] = None,
-    ignored: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ignored",
-            metavar="PATTERN",
-            help="Layers left in float (repeatable).",
-            rich_help_panel=_PRECISION,
-            show_default=False,
-        ),
-    ] = None,
-    latency_table: Annotated[
-        Path | None,
-        typer.Option(
-            "--latency-table",
-            metavar="FILE",
-            help="Times of layers measured on a target, for --low-bits auto, --latency-gain and predicted times.",
-            rich_help_panel=_PRECISION,
-            show_default=False,
-        ),
-    ] = None,
-    auto_tolerance: Annotated[
-        float,
-        typer.Option(
-            "--auto-tolerance",
-            metavar="1..10",
-            help="With --low-bits auto: most time of a layer, as a multiple of its 4-bit time.",
-            rich_help_panel=_PRECISION,
-        ),
-    ] = 1.15,
+    data: options.Data,
+    settings: Annotated[Given, options_of("bitdial.quantization.config:QuantizeConfig")],
     band: Annotated[
         str | None,
-        typer.Option(
-            "--band",
-            metavar="LOW..HIGH",
-            help="Keep only these ratios in the file; what is low at all of them is stored packed.",
-            rich_help_panel=_PRECISION,
-            show_default=False,
+        option(
+            "--band", "LOW..HIGH", "Keep only these ratios in the file; what is low at all of them is stored packed.", "Precision"
         ),
     ] = None,
-    selector: Annotated[
-        str, typer.Option("--selector", metavar="NAME", help="evolutionary, greedy or random.", rich_help_panel=_SEARCH)
-    ] = "evolutionary",
-    search_images: Annotated[
-        int,
-        typer.Option(
-            "--search-images",
-            metavar="N",
-            help="Calibration images that candidates are scored on.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = 256,
-    population: Annotated[
-        int, typer.Option("--population", metavar="N", help="Candidates per generation.", rich_help_panel=_SEARCH)
-    ] = 50,
-    generations: Annotated[
-        int, typer.Option("--generations", metavar="N", help="Generations per ratio.", rich_help_panel=_SEARCH)
-    ] = 50,
-    latency_gain: Annotated[
-        float,
-        typer.Option(
-            "--latency-gain",
-            metavar="0..1",
-            help="Let every ratio r have at least this times r of the predicted gain of 100 % in time (needs "
-            "--latency-table); 0: accuracy alone decides.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = 0.0,
-    independent: Annotated[
-        bool, typer.Option("--independent", help="Choose each ratio alone, without nesting.", rich_help_panel=_SEARCH)
-    ] = False,
+    independent: Annotated[bool, option("--independent", "", "Choose each ratio alone, without nesting.", _SEARCH)] = False,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on with an interrupted search of the same settings; OUT.bitdial.search.json keeps it.",
-            rich_help_panel=_SEARCH,
+        option(
+            "--resume/--no-resume", "",
+            "Go on with an interrupted search of the same settings; OUT.bitdial.search.json keeps it.", _SEARCH,
         ),
     ] = True,
     evaluate: Annotated[
         bool | None,
-        typer.Option(
-            "--evaluate/--no-evaluate",
-            help="Measure the curve and its baselines on the test part, and keep them. Default: if there is one.",
-            rich_help_panel=_EVALUATION,
-            show_default=False,
+        option(
+            "--evaluate/--no-evaluate", "",
+            "Measure the curve and its baselines on the test part, and keep them. Default: if there is one.", _EVALUATION,
         ),
     ] = None,
     eval_images: options.EvalImages = 1000,
-    keep_answers: Annotated[
-        str,
-        typer.Option(
-            "--keep-answers", metavar="SHARE", rich_help_panel=_EVALUATION,
-            help="Share of the 8-bit model's answers on the calibration images that a ratio of use keeps. Others are warned "
-            "of, and serve stops below them. 0: all are of use.",
-        ),
-    ] = "97%",
     naive: Annotated[
-        bool,
-        typer.Option(
-            "--naive/--no-naive", help="Also measure naive extraction, the baseline.", rich_help_panel=_EVALUATION
-        ),
+        bool, option("--naive/--no-naive", "", "Also measure naive extraction, the baseline.", _EVALUATION)
     ] = True,
     report: options.Report = None,
-    batch_size: options.BatchSize = 64,
-    seed: options.Seed = 0,
     threads: options.Threads = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Quantize a trained network once; the file it writes runs at any setting of its dial.
 
     Calibration and search use the train part of the data, evaluation the test part. Ctrl-C during the search loses
@@ -270,7 +73,7 @@ def quantize(
     terminal = Terminal(json, quiet)
     started = time.perf_counter()
     with terminal.running():
-        if data is None:
+        if "data" not in data:
             raise ConfigError(
                 "quantize needs --data: pictures like those the network will see. Random numbers would give a model "
                 "that looks quantized and is not accurate"
@@ -282,24 +85,14 @@ def quantize(
             check_report(report)
         from bitdial.quantization.config import QuantizeConfig
 
-        config = QuantizeConfig(
-            ratios=options.parse_ratios(ratios), selector=selector, group_size=group_size,
-            low_bits=low_bits, low_bits_weights=low_bits_weights, latency_table=latency_table,
-            auto_tolerance=auto_tolerance, latency_gain=latency_gain,
-            extraction=extraction, weight_granularity=weight_granularity,
-            shift_choice=shift_choice, rounding_slack=rounding_slack, smooth=smooth,
-            calibration=calibration_method, nested=not independent, calibration_images=images or options.DEFAULT_IMAGES,
-            search_images=search_images, population=population, generations=generations,
-            keep_answers=options.parse_share(keep_answers, "--keep-answers"),
-            keep_8bit=tuple(keep_8bit or ()), ignored=tuple(ignored or ()), seed=seed, batch_size=batch_size,
-        )  # fmt: skip
+        config = QuantizeConfig(**settings, nested=not independent)
         kept = check_band(band, config)
         machine.set_threads(threads)
         from bitdial.cli.data import DataOptions
 
-        given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download)
+        given = DataOptions(**data)
         task = Task(terminal, config, given, model, weights)
-        network, calibration, test = task.load(num_classes, images, evaluate, eval_images)
+        network, calibration, test = task.load(num_classes, settings.get("calibration_images"), evaluate, eval_images)
         checkpoint = output.with_name(output.name + ".search.json")
         if not resume:
             checkpoint.unlink(missing_ok=True)
@@ -344,7 +137,7 @@ def check_band(text: str | None, config: QuantizeConfig) -> tuple[float, float] 
     """The band, if it holds a ratio of the config; found out now, not after the search."""
     if text is None:
         return None
-    low, high = options.parse_band(text)
+    low, high = reading.parse_band(text)
     if not any(low - 1e-9 <= ratio <= high + 1e-9 for ratio in config.ratios):
         have = ", ".join(f"{100 * r:.4g}" for r in config.ratios)
         raise ConfigError(f"--band {text} contains none of the ratios {have} %: widen it, or add one to --ratios")
@@ -377,9 +170,9 @@ class Task:
         if self.weights is None and self.spec.startswith(("zoo:", "torchvision:", "timm:")):
             self.terminal.note(f"note: {self.spec} without --weights has random weights; accuracies will say nothing")
         train = self.given.load("train")
-        if images is None and len(train) < options.DEFAULT_IMAGES:
+        if images is None and len(train) < self.config.calibration_images:
             self.terminal.note(f"note: {train.name} has {len(train)} train images; all are used for calibration")
-        n = images if images is not None else min(options.DEFAULT_IMAGES, len(train))
+        n = images if images is not None else min(self.config.calibration_images, len(train))
         chosen = train.calibration_subset(n, self.config.seed)
         test = None
         if evaluate is not False:

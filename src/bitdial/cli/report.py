@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitdial.cli import files, machine, options
+from bitdial.cli.configs import command
 from bitdial.cli.terminal import Terminal
 from bitdial.errors import ConfigError, OutputError
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 SATURATION_IMAGES = 512  # enough to see which layers clip; counting takes a run per ratio
 
 
+@command
 def report(
+    *,
     model: options.Model,
     output: Annotated[
         Path,
@@ -41,7 +44,7 @@ def report(
             "--csv", metavar="DIR", help="Write the tables into this folder too, as CSV files.", show_default=False
         ),
     ] = None,
-    data: options.Data = None,
+    data: options.Data,
     images: options.Images = None,
     title: Annotated[
         str | None,
@@ -49,13 +52,6 @@ def report(
     ] = None,
     engine: options.EngineName = "reference",
     batch_size: options.BatchSize = 100,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    split_seed: options.SplitSeed = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = False,
     seed: options.Seed = 0,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -80,14 +76,14 @@ def report(
         evaluation = program.provenance.get("evaluation") or {}
         curve: list[dict[str, Any]] | None = None
         saturation: list[dict[str, Any]] = []
-        if data is not None:
+        if "data" in data:
             from bitdial.cli.data import Batches, DataOptions, check_fit, draw
             from bitdial.cli.measure import measure_curve
 
             machine.set_threads(threads)
             from bitdial.api import QuantizedModel
 
-            given = DataOptions(data, mean, std, resize, crop, split_seed, data_root, download)
+            given = DataOptions(**data)
             stored = program.provenance.get("source") or {}
             everything = given.load("test", stored)
             check_fit(program, everything)
@@ -120,7 +116,7 @@ def report(
         written = write_report(content, output, png, csv)
         for path in written:
             terminal.say(f"wrote {path}")
-        if data is None and not program.curve:
+        if "data" not in data and not program.curve:
             terminal.note("note: the model holds no curve; --data measures one")
         terminal.emit({"command": "report", "model": str(model), "files": [str(path) for path in written]})
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitdial.cli import options
+from bitdial.cli import options, reading
 from bitdial.cli.terminal import Terminal, percent, plain, ratio_name, safe
 from bitdial.errors import ConfigError
 
@@ -227,8 +227,8 @@ def serve(
                 "slo_ms": slo_ms, "policy": policy, "max_batch": max_batch, "max_wait_ms": max_wait_ms,
                 "max_queue": max_queue, "timeout_ms": timeout_ms, "workers": workers, "threads": threads, "isa": isa,
                 "engine": engine, "memory": memory, "table": table, "save_table": save_table,
-                "max_ratio": None if max_ratio is None else options.parse_share(max_ratio, "--max-ratio"),
-                "min_accuracy": None if min_accuracy is None else options.parse_share(min_accuracy, "--min-accuracy"),
+                "max_ratio": None if max_ratio is None else reading.parse_share(max_ratio, "--max-ratio"),
+                "min_accuracy": None if min_accuracy is None else reading.parse_share(min_accuracy, "--min-accuracy"),
             },
             None if config is None else config.parent,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitdial.cli import files, options
+from bitdial.cli import files, options, reading
 from bitdial.cli.simulate_work import Work, make_load, replay_decisions, write_outputs
 from bitdial.cli.terminal import Terminal, count_name, duration, ratio_name
 from bitdial.errors import ConfigError, DataError
@@ -225,8 +225,8 @@ def simulate(
         settings = Settings(
             slo=1e-3 * slo_ms, timeout=None if timeout_ms is None else 1e-3 * timeout_ms,
             max_batch=max_batch or (images if images > 1 else times.batches[-1]), max_wait=1e-3 * max_wait_ms,
-            max_queue=max_queue, max_ratio=None if max_ratio is None else options.parse_share(max_ratio, "--max-ratio"),
-            min_accuracy=None if min_accuracy is None else options.parse_share(min_accuracy, "--min-accuracy"),
+            max_queue=max_queue, max_ratio=1.0 if max_ratio is None else reading.parse_share(max_ratio, "--max-ratio"),
+            min_accuracy=None if min_accuracy is None else reading.parse_share(min_accuracy, "--min-accuracy"),
         )  # fmt: skip
         automatic = replicas.strip() == "auto"
         fleet = Fleet(1 if automatic else parse_replicas(replicas), workers, balancer, 1e-3 * overhead_ms, shared_core)
@@ -264,8 +264,8 @@ def simulate(
         rows: list[ComparisonRow] = []
         if automatic:
             sizing = Sizing(
-                options.parse_share(attainment, "--attainment"),
-                None if mean_accuracy is None else options.parse_share(mean_accuracy, "--mean-accuracy"), most,
+                reading.parse_share(attainment, "--attainment"),
+                None if mean_accuracy is None else reading.parse_share(mean_accuracy, "--mean-accuracy"), most,
             )  # fmt: skip
             content["sizing"] = {**asdict(sizing), **work.size(policy, sizing)}
         else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bitdial.cli import options
+from bitdial.cli import reading
 from bitdial.cli.terminal import Terminal, count_name, percent, plain, ratio_name
 from bitdial.errors import ConfigError, DataError, OutputError
 from bitdial.files import remedy
@@ -68,7 +68,7 @@ def make_load(
             )
         from bitdial.simulation.shaping import overload as bent
 
-        found = bent(times, capacity, options.parse_share(overload, "--overload"), window)
+        found = bent(times, capacity, reading.parse_share(overload, "--overload"), window)
         told = (
             f"{trace.name}, {found.speed:.3g} times as fast: {100 * found.share:.0f} % of windows of {window:g} s above the "
             f"capacity at the smallest ratio, at most {found.peak:.2f} times it"

@@ -4,77 +4,80 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
-
 from bitdial.errors import ConfigError
-from bitdial.settings import BaseConfig
+from bitdial.settings import BaseConfig, setting
+
+_TRAINING, _LOSS, _NETWORK, _DEVICE = "Training", "Passes and loss", "Scales, bias, norms", "Device"
 
 
 class FinetuneConfig(BaseConfig):
     """Settings of `bitdial.finetune`. Unknown names and values out of range raise ConfigError.
 
-    epochs              passes over the training data
-    batch_size          samples per step on the device; `accumulation` steps make one update
-    optimizer           "adamw" or "sgd" (momentum 0.9)
-    learning_rate       at its peak: linear warm-up over the first `warmup` share of all updates, cosine to 0 after it
-    weight_decay        of weights (not of biases, norms and scales)
-    passes              "dual": every step runs a high (8-bit) and a low pass over the same batch and adds their losses;
-                        "low": the low pass alone; "sampled": one pass at a ratio drawn per step
-    low_ratio           of the low pass: "mixed" (the highest ratio in every second step, one drawn from the others in
-                        between), "highest", or "uniform" (any ratio above 0)
-    low_weight          weight of the low pass's loss beside the high pass's
-    cross_entropy       weight of the loss against the labels
-    distillation        weight of the distance to the teacher (Kullback-Leibler divergence of soft labels); 0: no teacher
-    temperature         of both soft labels
-    teacher             "float": the network before quantization; "8bit": the quantized network at ratio 0, both frozen
-    scales              "fixed": activation scales from calibration, weight scales from the largest weights; "learned" (LSQ)
-    bias                "derived": the bias table restores the 8-bit model's means, derived anew as weights move; "learned":
-                        the table's rows are parameters that start there
-    batch_norm          "folded", or "reestimated": running statistics of every convolution's outputs go on being followed
-    rederivations       how often, at equal distances, shifts and bias table are derived anew while training
-    reselect            choose the low groups of the ratios between anew when training is over
-    gradient_clip       largest norm of the gradient of an update; 0: any
-    precision           "float32", "bfloat16" (8-bit integers are exact in it, accumulators are rounded), or "auto":
-                        bfloat16 where the processor multiplies in it
-    device              a torch device; "auto": cuda where there is one
-    keep                which state is the result: "best" by the mean accuracy over the ratios on the validation data (the
-                        latest of those that are equally good, to a standard error), or "last". Validation data that the
-                        float network knows by heart favour states near the start. After a divergence it is the best
-    patience            stop after so many evaluations without a better score; 0: never
-    evaluations         evaluations on the validation data per epoch
-    divergence          stop when the loss is not finite or, over 20 updates, exceeds this many times its first value
-    checkpoint_seconds  time between checkpoints
-    seed                of the order of samples, augmentation and drawn ratios
+    passes = "dual" adds the losses of a high (8-bit) and a low pass over the same batch. distillation weighs the Kullback-Leibler
+    divergence of soft labels. scales "fixed": activation scales from calibration, weight scales from the largest weights. In
+    bfloat16 8-bit integers are exact, accumulators are rounded. keep = "best" goes by the mean accuracy over the ratios on the
+    validation data, and takes the latest of those that are equally good, to a standard error; validation data that the float
+    network knows by heart favour states near the start. After a divergence it is the best in any case.
     """
 
-    epochs: int = Field(3, ge=1)
-    batch_size: int = Field(128, ge=1)
-    accumulation: int = Field(1, ge=1)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(5e-4, gt=0.0)
-    warmup: float = Field(0.05, ge=0.0, le=1.0)
-    weight_decay: float = Field(1e-4, ge=0.0)
-    passes: Literal["dual", "low", "sampled"] = "dual"
-    low_ratio: Literal["mixed", "highest", "uniform"] = "mixed"
-    low_weight: float = Field(1.0, gt=0.0)
-    cross_entropy: float = Field(1.0, ge=0.0)
-    distillation: float = Field(0.25, ge=0.0)
-    temperature: float = Field(4.0, gt=0.0)
-    teacher: Literal["float", "8bit"] = "float"
-    scales: Literal["fixed", "learned"] = "fixed"
-    bias: Literal["derived", "learned"] = "derived"
-    batch_norm: Literal["folded", "reestimated"] = "folded"
-    rederivations: int = Field(4, ge=0)
-    reselect: bool = False
-    gradient_clip: float = Field(1.0, ge=0.0)
-    precision: Literal["float32", "bfloat16", "auto"] = "auto"
-    device: str = "auto"
-    keep: Literal["best", "last"] = "best"
-    patience: int = Field(0, ge=0)
-    evaluations: int = Field(1, ge=1)
-    divergence: float = Field(5.0, gt=1.0)
-    checkpoint_seconds: float = Field(120.0, ge=0.0)
-    seed: int = Field(0, ge=0)
+    epochs: int = setting(3, "Passes over the training data.", "N", _TRAINING, ge=1)
+    batch_size: int = setting(128, "Images per step on the device.", "N", _TRAINING, ge=1)
+    accumulation: int = setting(1, "Steps per update.", "N", _TRAINING, ge=1)
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", "sgd: momentum 0.9.", panel=_TRAINING)
+    learning_rate: float = setting(5e-4, "At its peak; warm-up before, half a cosine after.", "RATE", _TRAINING, gt=0.0)
+    warmup: float = setting(0.05, "Share of all updates that warm up.", "0..1", _TRAINING, ge=0.0, le=1.0)
+    weight_decay: float = setting(1e-4, "Of weights, not of biases, norms and scales.", "RATE", _TRAINING, ge=0.0)
+    passes: Literal["dual", "low", "sampled"] = setting(
+        "dual", "A high and a low pass per step, the low one alone, or one at a drawn ratio.", panel=_LOSS
+    )
+    low_ratio: Literal["mixed", "highest", "uniform"] = setting(
+        "mixed",
+        "Ratio of the low pass: the highest in every second step and any other between, always the highest, or any.",
+        panel=_LOSS,
+    )
+    low_weight: float = setting(1.0, "Weight of the low pass.", "X", _LOSS, gt=0.0)
+    cross_entropy: float = setting(1.0, "Weight of the loss against the labels.", "X", _LOSS, ge=0.0)
+    distillation: float = setting(0.25, "Weight of the distance to the teacher; 0: no teacher.", "X", _LOSS, ge=0.0)
+    temperature: float = setting(4.0, "Of the soft labels.", "T", _LOSS, gt=0.0)
+    teacher: Literal["float", "8bit"] = setting(
+        "float", "The network before or after quantization (at ratio 0).", panel=_LOSS
+    )
+    scales: Literal["fixed", "learned"] = setting("fixed", "Learned: LSQ, as parameters.", panel=_NETWORK)
+    bias: Literal["derived", "learned"] = setting(
+        "derived", "Bias table that restores the 8-bit model's means, or rows that are trained.", panel=_NETWORK
+    )
+    batch_norm: Literal["folded", "reestimated"] = setting(
+        "folded", "Reestimated: statistics of the outputs of convolutions go on being followed.", panel=_NETWORK
+    )
+    rederivations: int = setting(
+        4, "How often shifts and bias table are derived anew meanwhile, at equal distances.", "N", _TRAINING, ge=0
+    )
+    reselect: bool = setting(
+        False, "Choose the low groups of the ratios between anew at the end.", "", _TRAINING, option="--reselect/--no-reselect"
+    )
+    gradient_clip: float = setting(1.0, "Largest norm of an update's gradient; 0: any.", "NORM", _TRAINING, ge=0.0)
+    precision: Literal["float32", "bfloat16", "auto"] = setting(
+        "auto", "Of convolutions; auto: bfloat16 where the processor multiplies in it.", panel=_DEVICE
+    )
+    device: str = setting("auto", "A device of torch; auto: cuda where there is one.", "NAME", _DEVICE)
+    keep: Literal["best", "last"] = setting(
+        "best",
+        "Which state is the result: the best on the held-out images (the latest of equals), or the last.",
+        panel=_TRAINING,
+    )
+    patience: int = setting(0, "Stop after so many evaluations without a better one; 0: never.", "N", _TRAINING, ge=0)
+    evaluations: int = setting(1, "On the validation images, per epoch.", "N", _TRAINING, ge=1)
+    divergence: float = setting(
+        5.0,
+        "Stop when the mean loss of 20 updates exceeds the first so many times, or is not finite.",
+        "FACTOR",
+        _TRAINING,
+        gt=1.0,
+    )
+    checkpoint_seconds: float = setting(120.0, "Time between checkpoints.", "S", _DEVICE, ge=0.0)
+    seed: int = setting(
+        0, "Seed of order, augmentation and drawn ratios (and of quantizing, where that comes first).", "N", _TRAINING, ge=0
+    )
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)

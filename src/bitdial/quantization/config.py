@@ -8,78 +8,110 @@ from pydantic import Field, field_validator
 
 from bitdial.errors import ConfigError
 from bitdial.quantization.latency_table import LatencyTableSetting
-from bitdial.settings import BaseConfig
+from bitdial.settings import BaseConfig, setting
+
+_PRECISION, _SEARCH = "Precision", "Search"
 
 
 class QuantizeConfig(BaseConfig):
     """Settings of `bitdial.quantize`. Unknown names and values out of range raise ConfigError.
 
-    ratios              shares of the low-eligible multiply-accumulates that run low; 0 is always among them
-    selector            "evolutionary" | "greedy" | "random"
-    group_size          feature channels that share a shift (16, 32; 64 for the NPU)
-    low_bits            width of low activations and weights, 2 to 7; "auto": per layer the widest that is about as fast as 4
-                        bits on the target of `latency_table` (by up to `auto_tolerance`)
-    low_bits_weights    width of low weights, if different
-    latency_table       times of layers measured on a target: a path or a `LatencyTable`; for low_bits = "auto" and
-                        latency_gain, and to predict the time of every ratio
-    auto_tolerance      for low_bits = "auto": most time, as a multiple of the 4-bit time
-    latency_gain        0: groups are chosen by accuracy alone. Above: at every ratio r they also have at least latency_gain
-                        * r of the predicted gain of ratio 1 in time (0.8: 40 % of it at 50 %), where that is possible
-    extraction          "static" shifts from calibration, "dynamic" per sample at run time, "naive": always the top bits
-    shift_choice        "least_squares": least error of the layer's outputs; "value_error": of the activations themselves
-                        (weights by output error); "plain": from the largest magnitude of each group
-    weight_granularity  weight shifts per "output" channel and group, per "block" of 16 outputs, or per "group"
-    calibration         range of a tensor: "mse", "percentile" or "minmax"
-    percentile          for calibration = "percentile", in percent
-    equalize            None, or 0..1: move range differences between channels into the weights first (1: all of them)
-    smooth              None, or 0..1: SmoothQuant's alpha; move range differences behind LayerNorms into the linear layers
-                        that read them (1: all of them). Not together with equalize, which decides the same factors
-    rounding_slack      how far an 8-bit weight may move, in low steps, so that its low value rounds to the better side
-    bias_correction     restore the mean of every layer's outputs at every ratio
-    sort_channels       sort channels by range so that groups are alike (layout; no cost at run time)
-    nested              groups low at one ratio stay low at higher ones (False: chosen for every ratio alone)
-    calibration_images  at most so many samples are used
-    keep_answers        share of the 8-bit model's answers that a useful ratio keeps on the calibration samples; quantizing warns
-                        of ratios that keep less, and serving stops below them unless told otherwise. 0: all are useful
-    search_images       samples that the search scores candidates on
-    population, generations, survivors  of the evolutionary search
-    keep_8bit, ignored  glob patterns of module paths or node names: never low; left in float
-    lower_first_last, lower_depthwise   let these layers run low too (they stay at 8 bits otherwise)
-    seed                of selection
-    batch_size          samples per step while calibrating and searching
+    `latency_table` is a path or a `LatencyTable`. It is needed for low_bits = "auto" and latency_gain; with latency_gain = 0.8
+    the groups of 50 % also have at least 40 % of the predicted gain of ratio 1 in time, where that is possible. Of
+    shift_choice, "value_error" chooses weight shifts by output error all the same. `smooth` and `equalize` decide the same
+    factors: set one of them.
     """
 
-    ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    selector: Literal["evolutionary", "greedy", "random"] = "evolutionary"
-    group_size: int = Field(16, ge=1, le=4096)
-    low_bits: Annotated[int, Field(ge=2, le=7)] | Literal["auto"] = 4
-    low_bits_weights: int | None = Field(None, ge=2, le=7)
-    latency_table: LatencyTableSetting | None = None
-    auto_tolerance: float = Field(1.15, ge=1.0, le=10.0)
-    latency_gain: float = Field(0.0, ge=0.0, le=1.0)
-    extraction: Literal["static", "dynamic", "naive"] = "static"
-    shift_choice: Literal["least_squares", "value_error", "plain"] = "least_squares"
-    weight_granularity: Literal["output", "block", "group"] = "group"
-    calibration: Literal["minmax", "percentile", "mse"] = "mse"
-    percentile: float = Field(99.99, gt=50.0, le=100.0)
-    equalize: float | None = Field(None, ge=0.0, le=1.0)
-    smooth: float | None = Field(None, ge=0.0, le=1.0)
-    rounding_slack: float = Field(0.2, ge=0.0, le=1.0)
-    bias_correction: bool = True
-    sort_channels: bool = True
-    nested: bool = True
-    calibration_images: int = Field(256, ge=1)
-    keep_answers: float = Field(0.97, ge=0.0, le=1.0)
-    search_images: int = Field(256, ge=1)
-    population: int = Field(50, ge=2)
-    generations: int = Field(50, ge=0)
-    survivors: int = Field(15, ge=1)
-    keep_8bit: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    lower_first_last: bool = False
-    lower_depthwise: bool = False
-    seed: int = Field(0, ge=0)
-    batch_size: int = Field(64, ge=1)
+    ratios: tuple[float, ...] = setting(
+        (0.0, 0.25, 0.5, 0.75, 1.0),
+        "Settings of the dial: shares of the eligible multiplies that run low. Above 1 they are percent; 0 is always among them.",
+        "LIST", _PRECISION, read="ratios",
+    )  # fmt: skip
+    selector: Literal["evolutionary", "greedy", "random"] = setting(
+        "evolutionary", "evolutionary, greedy or random.", "NAME", _SEARCH
+    )
+    low_bits: Annotated[int, Field(ge=2, le=7)] | Literal["auto"] = setting(
+        4,
+        "Width of low values; auto: per layer the widest that is about as fast as 4 bits on the target of --latency-table.",
+        "2..7|auto", _PRECISION, read="low bits",
+    )  # fmt: skip
+    low_bits_weights: int | None = setting(None, "Width of low weights, if different.", "2..7", _PRECISION, ge=2, le=7)
+    group_size: int = setting(16, "Feature channels that share a shift.", "N", _PRECISION, ge=1, le=4096)
+    weight_granularity: Literal["output", "block", "group"] = setting(
+        "group", "What shares a weight shift, within a group: one output channel, a block of 16, or all.", panel=_PRECISION
+    )
+    shift_choice: Literal["least_squares", "value_error", "plain"] = setting(
+        "least_squares",
+        "Shifts of least output error, of least error of the activations, or from the largest magnitudes.",
+        panel=_PRECISION,
+    )
+    rounding_slack: float = setting(
+        0.2,
+        "How far 8-bit weights may move, in low steps, to round better at low precision; 0: not at all.",
+        "0..1", _PRECISION, ge=0.0, le=1.0,
+    )  # fmt: skip
+    smooth: float | None = setting(
+        None,
+        "For transformers: move range differences behind LayerNorms into the weights first (SmoothQuant's alpha; 1: all "
+        "of them).",
+        "0..1", _PRECISION, ge=0.0, le=1.0,
+    )  # fmt: skip
+    equalize: float | None = Field(
+        None, ge=0.0, le=1.0, description="Move range differences between channels into the weights first; 1: all of them."
+    )
+    extraction: Literal["static", "dynamic", "naive"] = setting(
+        "static",
+        "Activation shifts from calibration, from each sample at run time, or always the top bits.",
+        panel=_PRECISION,
+    )
+    calibration: Literal["mse", "percentile", "minmax"] = setting(
+        "mse", "How ranges are chosen.", "", _PRECISION, option="--calibration-method"
+    )
+    percentile: float = Field(99.99, gt=50.0, le=100.0, description="For calibration = 'percentile', in percent.")
+    bias_correction: bool = Field(True, description="Restore the mean of every layer's outputs at every ratio.")
+    sort_channels: bool = Field(
+        True, description="Sort channels by range so that groups are alike (layout; no cost at run time)."
+    )
+    keep_8bit: tuple[str, ...] = setting(
+        (), "Layers that never run low, e.g. 'head*' (repeatable).", "PATTERN", _PRECISION
+    )
+    ignored: tuple[str, ...] = setting((), "Layers left in float (repeatable).", "PATTERN", _PRECISION)
+    lower_first_last: bool = Field(False, description="Let the first and the last layer run low too.")
+    lower_depthwise: bool = Field(False, description="Let depthwise convolutions run low too.")
+    latency_table: LatencyTableSetting | None = setting(
+        None,
+        "Times of layers measured on a target, for --low-bits auto, --latency-gain and predicted times.",
+        "FILE", _PRECISION, read="path",
+    )  # fmt: skip
+    auto_tolerance: float = setting(
+        1.15,
+        "With --low-bits auto: most time of a layer, as a multiple of its 4-bit time.",
+        "1..10", _PRECISION, ge=1.0, le=10.0,
+    )  # fmt: skip
+    calibration_images: int = setting(
+        256, "Calibration images, drawn by --seed from the train part (all if fewer).", "N", "Data", option="--images", ge=1
+    )
+    keep_answers: float = setting(
+        0.97,
+        "Share of the 8-bit model's answers on the calibration images that a ratio of use keeps. Others are warned of, and "
+        "serve stops below them. 0: all are of use.",
+        "SHARE", "Evaluation", read="share", ge=0.0, le=1.0,
+    )  # fmt: skip
+    search_images: int = setting(256, "Calibration images that candidates are scored on.", "N", _SEARCH, ge=1)
+    population: int = setting(50, "Candidates per generation.", "N", _SEARCH, ge=2)
+    generations: int = setting(50, "Generations per ratio.", "N", _SEARCH, ge=0)
+    survivors: int = Field(15, ge=1, description="Candidates of a generation that the next one descends from.")
+    latency_gain: float = setting(
+        0.0,
+        "Let every ratio r have at least this times r of the predicted gain of 100 % in time (needs --latency-table); 0: "
+        "accuracy alone decides.",
+        "0..1", _SEARCH, ge=0.0, le=1.0,
+    )  # fmt: skip
+    nested: bool = Field(
+        True, description="Groups low at one ratio stay low at higher ones (False: each ratio is chosen alone)."
+    )
+    batch_size: int = setting(64, "Images per step.", "N", ge=1)
+    seed: int = setting(0, "Seed of every random choice.", "N", ge=0)
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from bitdial.errors import ConfigError
 from bitdial.quantization.latency_table import LatencyTableSetting
-from bitdial.settings import BaseConfig
+from bitdial.settings import BaseConfig, setting
 
 PRECISIONS = ("low", "int8", "bfloat16", "float32")  # ascending
 Precision = Literal["low", "int8", "bfloat16", "float32"]
@@ -19,72 +19,94 @@ COMBINED = "combined"
 RELATIVE_TIME: dict[Precision, float] = {"low": 0.75, "int8": 1.0, "bfloat16": 4.0, "float32": 4.0}
 
 
+_PLAN, _BUDGETS = "Plan", "Budgets"
+
+
 class LayerwiseConfig(BaseConfig):
     """Settings of `bitdial.compile`. Unknown names and values out of range raise ConfigError.
 
-    Where the paper (QuantuneV2, arXiv 2501.07161) is silent, the setting says what was assumed.
-
-    precisions          what a layer may be: "low" (all its groups low), "int8", "bfloat16", "float32"
-    metric              what ranks the layers: "propagated", the noise that reaches the network's output; local metrics, any of
-                        "weight", "activation", "sqnr", "mse", or "combined" for all four; several are averaged, each
-                        scaled to sum 1 over the layers (assumed)
-    sqnr_change         how "change in SQNR" is read: "local", "output", "power" or "decibel"; see
-                        `bitdial.selection.layerwise.scores` (the default is assumed)
-    order               "density": layers are raised by what they gain per byte or second; "score": the most sensitive first,
-                        all the way up, as a plain ranking does (assumed)
-    budget_size         largest file, in bytes; or as a share of the all-int8 file's ("80%")
-    budget_latency      longest time per sample, in seconds; or as a share of the all-int8 plan's ("80%"), which is all that
-                        latency = "macs" can take
-    latency             where times come from: "macs" (multiply-accumulates times `relative_time`), "table" (`latency_table`),
-                        "measured" (a table measured here with the CPU engine)
-    latency_table       a path or a `LatencyTable`, for latency = "table"
-    relative_time       time of a multiply-accumulate at each precision, int8 being 1. Used by "macs", and for float layers by all
-                        (no engine here compiles them). Believed, not measured
-    accuracy_floor      least top-1 accuracy on the validation data, 0..1
-    low_bits, low_bits_weights, group_size, weight_granularity, calibration, percentile, rounding_slack, sort_channels
-                        as in QuantizeConfig
-    bias                "samples": means are restored from the float run's samples, with no further run; "runs": layer by layer on
-                        the calibration data once the plan is made, two runs more; "none"
-    fusion              "best": the legal fusion with the fewest conversions, given the plan; "default"; "none": unfused;
-                        "isolated": unfused, and every layer between a quantize and a dequantize of its own
-    dial                keep ratio 0 (low layers at 8 bits) beside ratio 1, the plan. Without it low weights are stored packed
-    lower_first_last    first and last layer may be low; here the scores decide
-    lower_depthwise     depthwise convolutions may be low
-    ignored             glob patterns of layers left in float32 and out of the plan
-    calibration_images, batch_size, seed
-    patches             samples of a layer's input, rows per layer
-    metric_values       samples of a value, numbers per value, compared between the two runs
+    Where the paper (QuantuneV2, arXiv 2501.07161) is silent, the setting says what was assumed. Several metrics are averaged,
+    each scaled to sum 1 over the layers (assumed); see `bitdial.selection.layerwise.scores` for sqnr_change, whose default is
+    assumed. Budgets are bytes and seconds, or shares such as "80%", which is all that latency = "macs" can take.
     """
 
-    precisions: tuple[Precision, ...] = ("low", "int8")
-    metric: tuple[Metric, ...] = ("propagated",)
-    sqnr_change: Literal["local", "output", "power", "decibel"] = "local"
-    order: Literal["density", "score"] = "density"
-    budget_size: float | str | None = None
-    budget_latency: float | str | None = None
-    latency: Literal["macs", "table", "measured"] = "macs"
-    latency_table: LatencyTableSetting | None = None
-    relative_time: dict[Precision, float] = Field(default_factory=RELATIVE_TIME.copy)
-    accuracy_floor: float | None = Field(None, ge=0.0, le=1.0)
-    low_bits: int = Field(4, ge=2, le=7)
-    low_bits_weights: int | None = Field(None, ge=2, le=7)
-    group_size: int = Field(16, ge=1, le=4096)
-    weight_granularity: Literal["output", "block", "group"] = "group"
-    calibration: Literal["minmax", "percentile", "mse"] = "mse"
-    percentile: float = Field(99.99, gt=50.0, le=100.0)
-    rounding_slack: float = Field(0.2, ge=0.0, le=1.0)
-    sort_channels: bool = True
-    bias: Literal["samples", "runs", "none"] = "samples"
-    fusion: Literal["best", "default", "none", "isolated"] = "best"
-    dial: bool = False
-    lower_first_last: bool = True
-    lower_depthwise: bool = False
-    ignored: tuple[str, ...] = ()
-    calibration_images: int = Field(256, ge=1)
-    batch_size: int = Field(64, ge=1)
-    seed: int = Field(0, ge=0)
-    patches: int = Field(1024, ge=16)
-    metric_values: int = Field(65536, ge=16)
+    precisions: tuple[Precision, ...] = setting(
+        ("low", "int8"),
+        "What a layer may be: low, int8, bfloat16, float32. Float layers run in torch, and are no faster.",
+        "LIST", _PLAN, read="words",
+    )  # fmt: skip
+    metric: tuple[Metric, ...] = setting(
+        ("propagated",),
+        "What ranks the layers: propagated (noise carried to the network's output), or local metrics: weight, activation, sqnr, "
+        "mse, several joined by +, or combined for these four.",
+        "NAMES", _PLAN, read="metrics",
+    )  # fmt: skip
+    sqnr_change: Literal["local", "output", "power", "decibel"] = setting(
+        "local", "How the change in SQNR is taken; see docs/layerwise.md.", panel=_PLAN
+    )
+    order: Literal["density", "score"] = setting(
+        "density", "Raise layers by gain per byte or second, or the most sensitive first.", panel=_PLAN
+    )
+    fusion: Literal["best", "default", "none", "isolated"] = setting(
+        "best",
+        "best: the fusion with the fewest conversions for the plan; the last two are for comparison.",
+        panel=_PLAN,
+    )
+    low_bits: int = setting(4, "Width of low values.", "2..7", _PLAN, ge=2, le=7)
+    low_bits_weights: int | None = Field(None, ge=2, le=7, description="Width of low weights, if different.")
+    group_size: int = setting(16, "Feature channels that share a shift.", "N", _PLAN, ge=1, le=4096)
+    weight_granularity: Literal["output", "block", "group"] = Field("group", description="As in QuantizeConfig.")
+    calibration: Literal["minmax", "percentile", "mse"] = Field("mse", description="As in QuantizeConfig.")
+    percentile: float = Field(99.99, gt=50.0, le=100.0, description="As in QuantizeConfig.")
+    rounding_slack: float = Field(0.2, ge=0.0, le=1.0, description="As in QuantizeConfig.")
+    sort_channels: bool = Field(True, description="As in QuantizeConfig.")
+    bias: Literal["samples", "runs", "none"] = Field(
+        "samples",
+        description="Means are restored from the float run's samples; from two runs more, layer by layer; or not at all.",
+    )
+    ignored: tuple[str, ...] = setting(
+        (), "Layers left in float32 and out of the plan (repeatable).", "PATTERN", _PLAN
+    )
+    dial: bool = setting(
+        False,
+        "Keep ratio 0 (low layers at 8 bits) beside 100 %, the plan; low weights then take 8 bits in the file.",
+        "", _PLAN, option="--keep-dial",
+    )  # fmt: skip
+    lower_first_last: bool = Field(True, description="First and last layer may be low; here the scores decide.")
+    lower_depthwise: bool = Field(False, description="Depthwise convolutions may be low.")
+    budget_size: float | str | None = setting(
+        None,
+        "Largest file: 300k, 1.5MB, 200KiB, or a share of the all-int8 file's: 80%.",
+        "BYTES|SHARE", _BUDGETS, read="bytes",
+    )  # fmt: skip
+    budget_latency: float | str | None = setting(
+        None,
+        "Longest time per sample: 5ms, 800us, or a share of the all-int8 plan's: 80%.",
+        "TIME|SHARE", _BUDGETS, read="seconds",
+    )  # fmt: skip
+    latency: Literal["macs", "table", "measured"] = Field(
+        "macs", description="Where times come from: multiply-accumulates, `latency_table`, or the CPU engine here."
+    )
+    latency_table: LatencyTableSetting | None = setting(
+        None, "Times of layers measured on a target (bitdial latency-table).", "FILE", _BUDGETS, read="path"
+    )
+    relative_time: dict[Precision, float] = Field(
+        default_factory=RELATIVE_TIME.copy,
+        description="Time of a multiply-accumulate at each precision, int8 being 1: for 'macs', and for float layers by all (no "
+        "engine here compiles them). Believed, not measured.",
+    )
+    accuracy_floor: float | None = setting(
+        None,
+        "Least top-1 accuracy on images of the train part that calibration does not use, e.g. 91%.",
+        "SHARE", _BUDGETS, read="share", ge=0.0, le=1.0,
+    )  # fmt: skip
+    calibration_images: int = setting(
+        256, "Calibration images, drawn by --seed from the train part (all if fewer).", "N", "Data", option="--images", ge=1
+    )
+    batch_size: int = setting(64, "Images per step.", "N", ge=1)
+    seed: int = setting(0, "Seed of every random choice.", "N", ge=0)
+    patches: int = Field(1024, ge=16, description="Samples of a layer's input, rows per layer.")
+    metric_values: int = Field(65536, ge=16, description="Numbers per value that are compared between the two runs.")
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**values)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
     from typing_extensions import Self
 
-__all__ = ["BaseConfig", "setting"]
+__all__ = ["BaseConfig", "Strict", "setting"]
 
 
 def setting(
@@ -40,15 +40,27 @@ def setting(
     return Field(default, description=told, json_schema_extra=extra, **limits)
 
 
-class BaseConfig(BaseModel):
+class Strict(BaseModel):
+    """Immutable, and without names of unknown meaning. What the fields' descriptions tell is added to the class's docstring."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
+        told = [f"{name}: {field.description}" for name, field in cls.model_fields.items() if field.description]
+        if told:
+            lines = "\n".join(f"    {line}" for line in told)
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or cls.__name__)}\n\nSettings:\n{lines}"
+
+
+class BaseConfig(Strict):
     """Settings given by name. Unknown names and values out of range raise ConfigError, which names class and setting.
 
     An error of bitdial's own that a validator of a subclass raises reaches the caller as it is. A subclass that holds data
-    rather than settings names another error. What `setting` tells of the fields is added to the class's docstring.
+    rather than settings names another error.
     """
 
     refusal: ClassVar[type[BitdialError]] = ConfigError
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -61,13 +73,6 @@ class BaseConfig(BaseModel):
             where = ".".join((type(self).__name__, *_place(first, values)))
             shown = f"{first.get('input')!r:.200}"
             raise self.refusal(f"{where}: {first['msg']} (got {shown})") from None
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
-        told = [f"{name}: {field.description}" for name, field in cls.model_fields.items() if field.description]
-        if told:
-            lines = "\n".join(f"    {line}" for line in told)
-            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or cls.__name__)}\n\nSettings:\n{lines}"
 
     def updated(self, **changes: Any) -> Self:
         """A copy with some settings changed (validated)."""

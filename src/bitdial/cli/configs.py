@@ -173,24 +173,24 @@ class Command:
 
     def __call__(self, **values: Any) -> Any:
         context: typer.Context | None = values.pop(_CONTEXT, None)
-        names: dict[str, str] = {}
+        flags: dict[str, str] = {}
         try:
             for parameter, group in self.groups.items():
                 given = Given()
                 for option in group:
                     value = values.pop(option.name)
                     source = context.get_parameter_source(option.name) if context is not None else None
-                    names[f"{option.config}.{option.name}"] = option.flag
                     if source is not None and source.name != "DEFAULT":
+                        flags[option.name] = option.flag
                         given[option.name] = option.read(value)
                         given.flags.append(option.flag)
                 values[parameter] = given
             return self.function(**values)
-        except ConfigError as error:  # it names class and setting; here the setting has the option's name
+        except ConfigError as error:  # it names a setting, as in models.0.slo_ms; who gave it as an option knows that name
             place, colon, rest = str(error).partition(": ")
-            found = next((f for name, f in names.items() if place == name or place.startswith(f"{name}.")), None)
-            if colon and found is not None:
-                error.args = (f"{found}: {rest}", *error.args[1:])
+            flag = next((flags[part] for part in place.split(".") if part in flags), None)
+            if colon and flag is not None:
+                error.args = (f"{flag}: {rest}", *error.args[1:])
             raise
 
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from bitdial.cli import options, reading
+from bitdial.cli import options
+from bitdial.cli.configs import Given, command, options_of
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal
 from bitdial.errors import ConfigError
 
@@ -21,173 +21,71 @@ if TYPE_CHECKING:
     from bitdial.serving.ray.deployment import Deployed
 
 LOOK = 2.0  # seconds between looks at the replicas
-_DIAL, _REPLICAS, _NETWORK, _OUTPUT = "Dial and queue", "Replicas", "Cluster and network", options.OUTPUT_PANEL
+_NETWORK, _SERVER = "Cluster and network", "bitdial.serving.server.config"
 
 
+@command
 def deploy(
+    *,
     model: options.Model,
-    slo: Annotated[
-        float, typer.Option("--slo-ms", metavar="MS", help="Answers should be ready so soon.", rich_help_panel=_DIAL)
-    ] = 100.0,
-    policy: Annotated[
-        str, typer.Option("--policy", metavar="NAME", help="What turns the dial.", rich_help_panel=_DIAL)
-    ] = "planned",
-    max_batch: Annotated[
-        int, typer.Option("--max-batch", metavar="N", min=1, help="Images of the largest batch.", rich_help_panel=_DIAL)
-    ] = 32,
-    max_wait: Annotated[
-        float,
-        typer.Option("--max-wait-ms", metavar="MS", help="How long a small batch waits for more.", rich_help_panel=_DIAL),
-    ] = 0.0,
-    max_queue: Annotated[
-        int,
-        typer.Option(
-            "--max-queue", metavar="N", min=1, help="Requests that may wait at a replica; more are refused (503).",
-            rich_help_panel=_DIAL,
+    dial: Annotated[
+        Given,
+        options_of(
+            f"{_SERVER}:ModelOptions",
+            only=("slo_ms", "policy", "max_batch", "max_wait_ms", "max_queue", "max_ratio", "min_accuracy", "table"),
+            panel="Dial and queue",
+            told={
+                "max_queue": "Requests that may wait at a replica; more are refused (503).",
+                "table": "Service table of the replicas' machines. Default: every replica measures its own when it starts, and "
+                "remembers it.",
+            },
         ),
-    ] = 1024,
-    max_ratio: options.MaxRatio = None,
-    min_accuracy: Annotated[
-        str | None,
-        typer.Option(
-            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose expected accuracy is lower.",
-            rich_help_panel=_DIAL, show_default=False,
+    ],
+    cluster: Annotated[
+        Given,
+        options_of(
+            "bitdial.serving.ray.config:DeployConfig", without=("api_key", "max_body_mb", "max_connections", "record")
         ),
-    ] = None,
-    table: Annotated[
-        Path | None,
-        typer.Option(
-            "--table", metavar="FILE.json",
-            help="Service table of the replicas' machines. Default: every replica measures its own when it starts, and "
-            "remembers it.",
-            rich_help_panel=_DIAL, show_default=False,
-        ),
-    ] = None,
-    min_replicas: Annotated[
-        int, typer.Option("--min-replicas", metavar="N", min=1, help="Never fewer.", rich_help_panel=_REPLICAS)
-    ] = 1,
+    ],
     max_replicas: Annotated[
         int | None,
-        typer.Option(
-            "--max-replicas", metavar="N", min=1, help="Never more. Default: as --min-replicas.",
-            rich_help_panel=_REPLICAS, show_default=False,
-        ),
-    ] = None,
-    utilization: Annotated[
-        str,
-        typer.Option(
-            "--utilization", metavar="SHARE", help="How busy replicas should be at the smallest ratio; the rest is for bursts.",
-            rich_help_panel=_REPLICAS,
-        ),
-    ] = "70%",
-    up_delay: Annotated[
-        float,
-        typer.Option(
-            "--up-delay", metavar="SECONDS", help="Add replicas when they were needed for so long.", rich_help_panel=_REPLICAS
-        ),
-    ] = 15.0,
-    down_delay: Annotated[
-        float,
-        typer.Option(
-            "--down-delay", metavar="SECONDS", help="Take some away when fewer were enough for so long.",
-            rich_help_panel=_REPLICAS,
-        ),
-    ] = 300.0,
-    hysteresis: Annotated[
-        str,
-        typer.Option(
-            "--hysteresis", metavar="SHARE", help="And only if fewer would do with so much more work.",
-            rich_help_panel=_REPLICAS,
-        ),
-    ] = "20%",
-    threads: Annotated[
-        int, typer.Option("--threads", metavar="N", min=1, help="Threads of a replica's engine.", rich_help_panel=_REPLICAS)
-    ] = 1,
-    num_cpus: Annotated[
-        float | None,
-        typer.Option(
-            "--num-cpus", metavar="N", min=0, help="CPUs that Ray sets aside for a replica. Default: as --threads.",
-            rich_help_panel=_REPLICAS, show_default=False,
-        ),
+        option("--max-replicas", "N", "Never more. Default: as --min-replicas.", "Replicas", min=1),
     ] = None,
     engine: Annotated[
-        str | None,
-        typer.Option(
-            "--engine", metavar="NAME", help="Default: cpu where it can run, else reference.", rich_help_panel=_REPLICAS,
-            show_default=False,
+        Given,
+        options_of(
+            f"{_SERVER}:ModelOptions",
+            only=("threads", "engine", "isa"),
+            panel="Replicas",
+            told={
+                "threads": "Threads of a replica's engine. Default: 1.",
+                "engine": "Default: cpu where it can run, else reference.",
+            },
         ),
-    ] = None,
-    isa: options.Isa = None,
+    ],
     address: Annotated[
         str | None,
-        typer.Option(
-            "--address", metavar="ADDRESS",
-            help="Of a Ray cluster: ray://HOST:10001, HOST:6379 or auto. Default: RAY_ADDRESS, else a cluster of its own on "
-            "this machine.",
-            rich_help_panel=_NETWORK, show_default=False,
+        option(
+            "--address", "ADDRESS",
+            "Of a Ray cluster: ray://HOST:10001, HOST:6379 or auto. Default: RAY_ADDRESS, else a cluster of its own on this "
+            "machine.", _NETWORK,
         ),
     ] = None,
-    ship: Annotated[
-        bool,
-        typer.Option(
-            "--ship", help="Send the model file through the cluster. Default: every node reads it at the same path.",
-            rich_help_panel=_NETWORK,
-        ),
-    ] = False,
     name: Annotated[
         str | None,
-        typer.Option(
-            "--name", metavar="NAME", help="Of the model in URLs and of the application. Default: the file's.",
-            rich_help_panel=_NETWORK, show_default=False,
-        ),
+        option("--name", "NAME", "Of the model in URLs and of the application. Default: the file's.", _NETWORK),
     ] = None,
-    route_prefix: Annotated[
-        str, typer.Option("--route-prefix", metavar="PATH", help="Path before /v2/...", rich_help_panel=_NETWORK)
-    ] = "/",
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Where Ray's proxies listen.", rich_help_panel=_NETWORK)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", metavar="N", min=1, max=65535, help="And on which port.", rich_help_panel=_NETWORK)
-    ] = 8000,
-    every_node: Annotated[
-        bool, typer.Option("--every-node", help="A proxy on every node, not only on the head.", rich_help_panel=_NETWORK)
-    ] = False,
     api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--api-key-file", metavar="FILE", help="Ask callers for the key in this file.", rich_help_panel=_NETWORK,
-            show_default=False,
-        ),
+        Path | None, option("--api-key-file", "FILE", "Ask callers for the key in this file.", _NETWORK)
     ] = None,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option("--tls-cert", metavar="FILE.pem", rich_help_panel=_NETWORK, show_default=False,
-                     help="Certificate, on every node with a proxy."),
-    ] = None,
-    tls_key: Annotated[
-        Path | None,
-        typer.Option("--tls-key", metavar="FILE.pem", help="And its key.", rich_help_panel=_NETWORK, show_default=False),
-    ] = None,
-    drain: Annotated[
-        float,
-        typer.Option(
-            "--drain-timeout", metavar="SECONDS", help="How long running requests may take when replicas end.",
-            rich_help_panel=_NETWORK,
-        ),
-    ] = 30.0,
     detach: Annotated[
-        bool,
-        typer.Option("--detach", help="Return when it runs, and leave it on the cluster.", rich_help_panel=_NETWORK),
+        bool, option("--detach", "", "Return when it runs, and leave it on the cluster.", _NETWORK)
     ] = False,
-    remove: Annotated[
-        bool,
-        typer.Option("--remove", help="Take down what --detach left on the cluster.", rich_help_panel=_NETWORK),
-    ] = False,
+    remove: Annotated[bool, option("--remove", "", "Take down what --detach left on the cluster.", _NETWORK)] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Only print the configuration, as 'serve deploy' and KubeRay take it.", rich_help_panel=_OUTPUT
+        option(
+            "--dry-run", "", "Only print the configuration, as 'serve deploy' and KubeRay take it.", options.OUTPUT_PANEL
         ),
     ] = False,
     json: options.Json = False,
@@ -212,28 +110,20 @@ def deploy(
             raise ConfigError(
                 "--detach needs the --address of a cluster: one that is started here ends with this command"
             )
-        entry: dict[str, Any] = {
-            **model_arguments([str(model)])[0],
-            "slo_ms": slo, "policy": policy, "max_batch": max_batch, "max_wait_ms": max_wait, "max_queue": max_queue,
-            "max_ratio": reading.parse_share(max_ratio, "--max-ratio"), "threads": threads, "engine": engine, "isa": isa,
-            "min_accuracy": None if min_accuracy is None else reading.parse_share(min_accuracy, "--min-accuracy"),
-            "table": table,
-        }  # fmt: skip
-        entry["path"] = str(Path(entry["path"]).absolute())
-        if table is not None:
-            entry["table"] = str(table.absolute())
+        entry: dict[str, Any] = {**model_arguments([str(model)])[0], **dial, **engine}
+        for key in ("path", "table"):
+            if key in entry:
+                entry[key] = str(Path(entry[key]).absolute())
         if name is not None:
             entry["name"] = name
         config = make_deploy_config(
             {
-                "models": [entry], "host": host, "port": port, "route_prefix": route_prefix, "every_node": every_node,
-                "min_replicas": min_replicas, "max_replicas": min_replicas if max_replicas is None else max_replicas,
-                "utilization": reading.parse_share(utilization, "--utilization"), "up_delay": up_delay, "down_delay": down_delay,
-                "hysteresis": reading.parse_share(hysteresis, "--hysteresis"), "num_cpus": num_cpus, "ship": ship,
+                **cluster,
+                "models": [entry],
+                "max_replicas": cluster.get("min_replicas", 1) if max_replicas is None else max_replicas,
                 "api_key": None if api_key_file is None else read_key_file(api_key_file),
-                "tls_cert": tls_cert, "tls_key": tls_key, "drain_timeout": drain,
             }
-        )  # fmt: skip
+        )
         if dry_run:
             document = serve_document(config)
             terminal.say(json_text.dumps(document, indent=2))

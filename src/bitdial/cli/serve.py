@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitdial.cli import options, reading
+from bitdial.cli import options
+from bitdial.cli.configs import Given, command, options_of
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, percent, plain, ratio_name, safe
 from bitdial.errors import ConfigError
 
@@ -22,176 +24,22 @@ if TYPE_CHECKING:
     from bitdial.serving.server.run import Server
 
 WORTHWHILE = 1.2  # below this factor between the ends of the dial it cannot help a network (measured, see the README)
-_BATCH, _DIAL, _ENGINE = options.BATCHING_PANEL, options.DIAL_PANEL, options.ENGINE_PANEL
-_WEB = "Network and security"
 
 
+@command
 def serve(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME=]MODEL.bitdial...", help="Models to serve.", show_default=False),
-    ] = None,
-    slo_ms: Annotated[
-        float | None,
-        typer.Option(
-            "--slo-ms", metavar="MS", help="An answer should be ready so soon. Default: 100.", rich_help_panel=_DIAL,
-            show_default=False,
-        ),
-    ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy", metavar="NAME", help="What turns the dial: planned (default), lookahead, slackfit, ladder, fixed:RATIO.",
-            rich_help_panel=_DIAL, show_default=False,
-        ),
-    ] = None,
-    max_ratio: options.MaxRatio = None,
-    min_accuracy: Annotated[
-        str | None,
-        typer.Option(
-            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose expected accuracy, by the stored curve, is lower.",
-            rich_help_panel=_DIAL, show_default=False,
-        ),
-    ] = None,
-    table: Annotated[
-        Path | None,
-        typer.Option(
-            "--table", metavar="FILE", help="Use these service times instead of measuring (of one model).",
-            rich_help_panel=_DIAL, show_default=False,
-        ),
-    ] = None,
-    save_table: Annotated[
-        Path | None,
-        typer.Option(
-            "--save-table", metavar="FILE", help="Write the service times there (of one model).",
-            rich_help_panel=_DIAL, show_default=False,
-        ),
-    ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            "--record", metavar="FILE", help="Record every decision there, to replay or study.", rich_help_panel=_DIAL,
-            show_default=False,
-        ),
-    ] = None,
-    max_batch: Annotated[
-        int | None,
-        typer.Option(
-            "--max-batch", metavar="N", help="Images of the largest batch, and of the largest request. Default: 32.",
-            rich_help_panel=_BATCH, show_default=False,
-        ),
-    ] = None,
-    max_wait_ms: Annotated[
-        float | None,
-        typer.Option(
-            "--max-wait-ms", metavar="MS", help="How long a batch that is not full waits for more. Default: 0.",
-            rich_help_panel=_BATCH, show_default=False,
-        ),
-    ] = None,
-    max_queue: Annotated[
-        int | None,
-        typer.Option(
-            "--max-queue", metavar="N", help="Requests that may wait; more get 503. Default: 1024.",
-            rich_help_panel=_BATCH, show_default=False,
-        ),
-    ] = None,
-    timeout_ms: options.TimeoutMs = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", metavar="N", help="Processes per model. Default: 1.", rich_help_panel=_ENGINE, show_default=False
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", metavar="N", help="CPU threads of each. Default: the usable cores, shared out.",
-            rich_help_panel=_ENGINE, show_default=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            "--engine", metavar="NAME", help="What runs the models; see bitdial doctor. Default: cpu where it can.",
-            rich_help_panel=_ENGINE, show_default=False,
-        ),
-    ] = None,
-    isa: options.Isa = None,
-    memory: options.Memory = None,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            "--host", metavar="ADDRESS", help="Where to listen. Default: 127.0.0.1, this machine only.",
-            rich_help_panel=_WEB, show_default=False,
-        ),
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port", metavar="N", help="Default: 8000. 0: any free one, which is printed.", rich_help_panel=_WEB,
-            show_default=False,
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            "--api-key", metavar="KEY", envvar="BITDIAL_API_KEY", show_envvar=True, rich_help_panel=_WEB, show_default=False,
-            help="Ask callers for this key. Other users of the machine see it here; better use the variable or a file.",
-        ),
-    ] = None,
+    *,
+    models: Annotated[list[str] | None, typer.Argument(metavar="[NAME=]MODEL.bitdial...", help="Models to serve.")] = None,
+    model: Annotated[Given, options_of("bitdial.serving.server.config:ModelOptions")],
+    server: Annotated[Given, options_of("bitdial.serving.server.config:ServerConfig")],
     api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--api-key-file", metavar="FILE", help="Ask callers for the key in this file.", rich_help_panel=_WEB,
-            show_default=False,
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls-cert", metavar="FILE.pem", help="Certificate (chain), for HTTPS.", rich_help_panel=_WEB, show_default=False
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Path | None,
-        typer.Option("--tls-key", metavar="FILE.pem", help="Its key.", rich_help_panel=_WEB, show_default=False),
-    ] = None,
-    max_body_mb: Annotated[
-        float | None,
-        typer.Option(
-            "--max-body-mb", metavar="MIB", help="Largest request body. Default: what --max-batch images need as JSON.",
-            rich_help_panel=_WEB, show_default=False,
-        ),
-    ] = None,
-    max_json_mb: Annotated[
-        float | None,
-        typer.Option(
-            "--max-json-mb", metavar="MIB", help="Most JSON in a request; larger tensors: in binary. Default: 4, or one image.",
-            rich_help_panel=_WEB, show_default=False,
-        ),
-    ] = None,
-    max_connections: Annotated[
-        int | None,
-        typer.Option(
-            "--max-connections", metavar="N", help="Connections at once. Default: 1024.", rich_help_panel=_WEB,
-            show_default=False,
-        ),
-    ] = None,
-    drain_seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--drain-seconds", metavar="S", help="How long a stopping server answers what it took in. Default: 30.",
-            rich_help_panel=_WEB, show_default=False,
-        ),
+        Path | None, option("--api-key-file", "FILE", "Ask callers for the key in this file.", "Network and security")
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="FILE.toml|.json", help="Read settings there; options given here win.", show_default=False
-        ),
+        Path | None, option("--config", "FILE.toml|.json", "Read settings there; options given here win.")
     ] = None,
     dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Print a Grafana dashboard of the metrics, to import, and stop.")
+        bool, option("--dashboard", "", "Print a Grafana dashboard of the metrics, to import, and stop.")
     ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -212,26 +60,11 @@ def serve(
         from bitdial.serving.server.config import KEY_VARIABLE, make_config, read_config_file, read_key_file
 
         if api_key_file is not None:
-            if api_key is not None and os.environ.get(KEY_VARIABLE) != api_key:
+            if server.get("api_key", os.environ.get(KEY_VARIABLE)) != os.environ.get(KEY_VARIABLE):
                 raise ConfigError("--api-key and --api-key-file are both given; use one")
-            api_key = read_key_file(api_key_file)
-        given = make_config(
-            list(models or []),
-            None if config is None else read_config_file(config),
-            {
-                "host": host, "port": port, "api_key": api_key, "tls_cert": tls_cert, "tls_key": tls_key,
-                "max_body_mb": max_body_mb, "max_json_mb": max_json_mb, "max_connections": max_connections,
-                "drain_timeout": drain_seconds, "record": record,
-            },
-            {
-                "slo_ms": slo_ms, "policy": policy, "max_batch": max_batch, "max_wait_ms": max_wait_ms,
-                "max_queue": max_queue, "timeout_ms": timeout_ms, "workers": workers, "threads": threads, "isa": isa,
-                "engine": engine, "memory": memory, "table": table, "save_table": save_table,
-                "max_ratio": None if max_ratio is None else reading.parse_share(max_ratio, "--max-ratio"),
-                "min_accuracy": None if min_accuracy is None else reading.parse_share(min_accuracy, "--min-accuracy"),
-            },
-            None if config is None else config.parent,
-        )  # fmt: skip
+            server["api_key"] = read_key_file(api_key_file)
+        read = None if config is None else read_config_file(config)
+        given = make_config(list(models or []), read, server, model, None if config is None else config.parent)
         _warn(terminal, given, api_key_file)
         check_tables(given)
         _log(quiet)

@@ -13,6 +13,7 @@ from bitdial.errors import ConfigError
 from bitdial.serving.control import ServiceTable
 from bitdial.serving.ray.scaling import ScalingSettings, WorkPolicy, policy_arguments
 from bitdial.serving.server.config import KEY_VARIABLE, ModelConfig, Positive, ServerConfig, explain
+from bitdial.settings import setting
 
 DEPLOYMENT = "model"  # name of the one deployment in the application
 BUILDER = "bitdial.serving.ray.deployment:application"
@@ -22,29 +23,46 @@ SPARE = 64  # requests beside those queued and computed: such as ask for metadat
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+_REPLICAS, _NETWORK = "Replicas", "Cluster and network"
+
+
 class DeployConfig(ServerConfig):
     """A server's settings, of which one model and what Ray's proxy can keep are used, and replicas. Times in seconds.
 
-    application      name on the cluster; None: the model's
-    route_prefix     path before /v2/...; several applications on a cluster need different ones
-    every_node       a proxy on each node with replicas, instead of one on the head node
-    min_replicas ... smoothing   see ScalingSettings
-    num_cpus         what Ray sets aside for a replica; None: as many as it has threads
-    ship             send the model file through the cluster instead of having every node read it at its path
+    See ScalingSettings for how min_replicas and what follows act together.
     """
 
-    application: str | None = None
-    route_prefix: str = "/"
-    every_node: bool = False
-    min_replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
-    max_replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
-    utilization: Annotated[float, Field(gt=0, le=1)] = 0.7
-    up_delay: NotNegative = 15.0
-    down_delay: NotNegative = 300.0
-    hysteresis: Annotated[float, Field(ge=0, le=10)] = 0.2
-    smoothing: Positive = 15.0
-    num_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    ship: bool = False
+    application: str | None = Field(None, description="Name on the cluster; None: the model's.")
+    min_replicas: int = setting(1, "Never fewer.", "N", _REPLICAS, ge=1, le=10_000)
+    max_replicas: int = Field(1, ge=1, le=10_000, description="Never more.")
+    utilization: float = setting(
+        0.7,
+        "How busy replicas should be at the smallest ratio; the rest is for bursts.",
+        "SHARE", _REPLICAS, read="share", gt=0, le=1,
+    )  # fmt: skip
+    up_delay: NotNegative = setting(15.0, "Add replicas when they were needed for so long.", "SECONDS", _REPLICAS)
+    down_delay: NotNegative = setting(
+        300.0, "Take some away when fewer were enough for so long.", "SECONDS", _REPLICAS
+    )
+    hysteresis: float = setting(
+        0.2, "And only if fewer would do with so much more work.", "SHARE", _REPLICAS, read="share", ge=0, le=10
+    )
+    smoothing: Positive = Field(15.0, description="Time constant of the average over the arriving work.")
+    num_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = setting(
+        None, "CPUs that Ray sets aside for a replica. Default: as --threads.", "N", _REPLICAS
+    )
+    ship: bool = setting(
+        False, "Send the model file through the cluster. Default: every node reads it at the same path.", "", _NETWORK
+    )
+    route_prefix: str = setting("/", "Path before /v2/...", "PATH", _NETWORK)
+    host: str = setting("127.0.0.1", "Where Ray's proxies listen.", "ADDRESS", _NETWORK)
+    port: int = setting(8000, "And on which port.", "N", _NETWORK, ge=1, le=65535)
+    every_node: bool = setting(False, "A proxy on every node, not only on the head.", "", _NETWORK)
+    tls_cert: Path | None = setting(None, "Certificate, on every node with a proxy.", "FILE.pem", _NETWORK)
+    tls_key: Path | None = setting(None, "And its key.", "FILE.pem", _NETWORK)
+    drain_timeout: Positive = setting(
+        30.0, "How long running requests may take when replicas end.", "SECONDS", _NETWORK
+    )
 
     @field_validator("route_prefix")
     @classmethod

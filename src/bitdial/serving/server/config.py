@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bitdial.errors import ConfigError
 from bitdial.serving.control.policies import make_policy
 from bitdial.serving.control.scheduler import Settings
+from bitdial.settings import Strict, setting
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RESERVED = {"stats"}  # /v2/models/stats is a page of its own
@@ -26,43 +27,49 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+_DIAL, _BATCH, _ENGINE, _WEB = "The dial", "Batching and limits", "Engine", "Network and security"
 
 
-class ModelOptions(_Strict):
-    """How a model is served; times in milliseconds, as people write them.
+class ModelOptions(Strict):
+    """How a model is served; times in milliseconds, as people write them."""
 
-    slo_ms        an answer should be ready so soon
-    policy        what turns the dial: "planned", "slackfit:dwell=1", "fixed:0.5", ...
-    max_batch     images of the largest batch, and of the largest request
-    max_wait_ms   how long a batch that is not full waits for more
-    max_queue     requests that may wait
-    timeout_ms    requests that cannot be answered so soon are dropped; None: the SLO
-    max_ratio     the dial is never turned further; None: than the ceiling in the model's file, if there is one
-    min_accuracy  nor to a ratio whose expected accuracy (0..1; as measured, made non-increasing) is below this
-    workers       processes that run the model
-    threads       CPU threads of each; None: the usable cores shared out
-    isa, engine, memory   passed to the engine
-    table         file of a service table to use instead of measuring one
-    save_table    file to write the service table to
-    """
-
-    slo_ms: Positive = 100.0
-    policy: str = "planned"
-    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
-    max_wait_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
-    max_queue: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
-    timeout_ms: Positive | None = None
-    max_ratio: Share | None = None
-    min_accuracy: Share | None = None
-    workers: Annotated[int, Field(ge=1, le=256)] = 1
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    isa: str | None = None
-    engine: str | None = None
-    memory: str | None = None
-    table: Path | None = None
-    save_table: Path | None = None
+    slo_ms: Positive = setting(100.0, "An answer should be ready so soon.", "MS", _DIAL)
+    policy: str = setting(
+        "planned", "What turns the dial: planned, lookahead, slackfit, ladder, fixed:RATIO.", "NAME", _DIAL
+    )
+    max_ratio: Share | None = setting(
+        None,
+        "Never turn the dial further, e.g. 50% or 0.5. Default: the ceiling that quantizing found, if it found one.",
+        "SHARE", _DIAL, read="share",
+    )  # fmt: skip
+    min_accuracy: Share | None = setting(
+        None, "Nor to a ratio whose expected accuracy, by the stored curve, is lower.", "SHARE", _DIAL, read="share"
+    )
+    table: Path | None = setting(None, "Use these service times instead of measuring (of one model).", "FILE", _DIAL)
+    save_table: Path | None = setting(None, "Write the service times there (of one model).", "FILE", _DIAL)
+    max_batch: int = setting(32, "Images of the largest batch, and of the largest request.", "N", _BATCH, ge=1, le=4096)
+    max_wait_ms: float = setting(
+        0.0, "How long a batch that is not full waits for more.", "MS", _BATCH, ge=0, le=60_000
+    )
+    max_queue: int = setting(1024, "Requests that may wait; more get 503.", "N", _BATCH, ge=1, le=1_000_000)
+    timeout_ms: Positive | None = setting(
+        None, "Drop requests that cannot be answered so soon. Default: the SLO.", "MS", _BATCH
+    )
+    workers: int = setting(1, "Processes per model.", "N", _ENGINE, ge=1, le=256)
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = setting(
+        None, "CPU threads of each. Default: the usable cores, shared out.", "N", _ENGINE
+    )
+    engine: str | None = setting(
+        None, "What runs the models; see bitdial doctor. Default: cpu where it can.", "NAME", _ENGINE
+    )
+    isa: str | None = setting(
+        None,
+        "Instruction set of the cpu engine; see bitdial doctor. Default: BITDIAL_CPU_ISA, else the best that the processor has.",
+        "NAME", _ENGINE,
+    )  # fmt: skip
+    memory: str | None = setting(
+        None, "Of the cpu engine; small: one copy of the weights. Default: fast.", "fast|small", _ENGINE
+    )
 
     @field_validator("policy")
     @classmethod
@@ -98,37 +105,37 @@ class ModelConfig(ModelOptions):
         return value
 
 
-class ServerConfig(_Strict):
-    """A server.
+class ServerConfig(Strict):
+    """A server and the models it serves, at least one."""
 
-    host, port        where it listens; port 0: any free one
-    models            at least one
-    api_key           callers must show it; None: no key is asked for
-    tls_cert, tls_key PEM files; both or none
-    max_body_mb       largest request body, MiB; None: what the models' largest requests need as JSON
-    max_json_mb       most JSON in it, MiB; None: 4, or what one image needs
-    header_timeout    seconds for a request's head to arrive, and for a TLS handshake
-    body_timeout      seconds for its body, and for a client to take its answer
-    keep_alive        seconds that an idle connection is kept
-    max_connections   connections at once; more are refused
-    drain_timeout     seconds that a stopping server waits for requests it has taken in
-    record            file that decisions are recorded to (one per model)
-    """
-
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
     models: tuple[ModelConfig, ...] = Field(min_length=1)
-    api_key: str | None = Field(default=None, repr=False)
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    max_body_mb: Positive | None = None
-    max_json_mb: Positive | None = None
-    header_timeout: Positive = 10.0
-    body_timeout: Positive = 30.0
-    keep_alive: Positive = 75.0
-    max_connections: Annotated[int, Field(ge=1)] = 1024
-    drain_timeout: Positive = 30.0
-    record: Path | None = None
+    host: str = setting("127.0.0.1", "Where to listen; the default is this machine only.", "ADDRESS", _WEB)
+    port: int = setting(8000, "0: any free one, which is printed.", "N", _WEB, ge=0, le=65535)
+    api_key: str | None = setting(
+        None,
+        "Ask callers for this key. Other users of the machine see it here; better use the variable or a file.",
+        "KEY", _WEB, env=KEY_VARIABLE, repr=False,
+    )  # fmt: skip
+    tls_cert: Path | None = setting(None, "Certificate (chain), for HTTPS.", "FILE.pem", _WEB)
+    tls_key: Path | None = setting(None, "Its key.", "FILE.pem", _WEB)
+    max_body_mb: Positive | None = setting(
+        None, "Largest request body. Default: what --max-batch images need as JSON.", "MIB", _WEB
+    )
+    max_json_mb: Positive | None = setting(
+        None, "Most JSON in a request; larger tensors: in binary. Default: 4, or one image.", "MIB", _WEB
+    )
+    header_timeout: Positive = Field(
+        10.0, description="Seconds for a request's head to arrive, and for a TLS handshake."
+    )
+    body_timeout: Positive = Field(30.0, description="Seconds for its body, and for a client to take its answer.")
+    keep_alive: Positive = Field(75.0, description="Seconds that an idle connection is kept.")
+    max_connections: int = setting(1024, "Connections at once; more are refused.", "N", _WEB, ge=1)
+    drain_timeout: Positive = setting(
+        30.0, "How long a stopping server answers what it took in.", "S", _WEB, option="--drain-seconds"
+    )
+    record: Path | None = setting(
+        None, "Record every decision there, to replay or study (a file for each model).", "FILE", _DIAL
+    )
 
     @field_validator("api_key")
     @classmethod
@@ -260,6 +267,14 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"--config {path} must hold an object of settings, with 'models'")
     return value
+
+
+def make_options(**values: Any) -> ModelOptions:
+    """Raises ConfigError that names the setting."""
+    try:
+        return ModelOptions(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
 
 
 def make_config(

@@ -145,7 +145,7 @@ def run(
 ) -> Result:
     target, _ = parse_url(f"http://127.0.0.1:{server.port}")
     observer = more.pop("observer", None)
-    plan = LoadPlan(Schedule(uniform(rate, seconds), seconds, "even"), **{"slo": 0.1, "warmup": 1, **more})
+    plan = LoadPlan(schedule=Schedule(uniform(rate, seconds), seconds, "even"), **{"slo": 0.1, "warmup": 1, **more})
     return run_load(target, "net", plan, data=data, observer=observer, every=0.1)
 
 
@@ -259,7 +259,7 @@ def test_a_server_that_tells_nothing_of_ratios(server: Server) -> None:
 def test_before_the_test_what_cannot_work_is_said(server: Server) -> None:
     target, name = parse_url(f"127.0.0.1:{server.port}/v2/models/net/infer", api_key="s3cret")
     assert name == "net" and "s3cret" not in target.url
-    plan = LoadPlan(Schedule(uniform(50, 0.1), 0.1, ""))
+    plan = LoadPlan(schedule=Schedule(uniform(50, 0.1), 0.1, ""))
     assert run_load(target, None, plan).ok.all()  # the server's only model
     assert server.headers[-1]["authorization"] == "Bearer s3cret"
     with pytest.raises(ServerError, match="404"):
@@ -443,9 +443,9 @@ def test_labelled_files(tmp_path: Path) -> None:
 )
 def test_impossible_plans(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        LoadPlan(Schedule(uniform(10, 1), 1.0, ""), **wrong)
+        LoadPlan(schedule=Schedule(uniform(10, 1), 1.0, ""), **wrong)
     with pytest.raises(ConfigError):
-        LoadPlan(Schedule(np.empty(0), 1.0, ""))
+        LoadPlan(schedule=Schedule(np.empty(0), 1.0, ""))
 
 
 def test_tls(tmp_path: Path) -> None:
@@ -474,7 +474,7 @@ def test_tls(tmp_path: Path) -> None:
     server = Server(context)
     try:
         url = f"https://127.0.0.1:{server.port}"
-        plan = LoadPlan(Schedule(uniform(50, 0.2), 0.2, ""), images=500)  # 8 kB: several TLS records
+        plan = LoadPlan(schedule=Schedule(uniform(50, 0.2), 0.2, ""), images=500)  # 8 kB: several TLS records
         for target in (parse_url(url, ca_file=cert)[0], parse_url(url, verify=False)[0]):
             assert run_load(target, "net", plan).ok.all()
         with pytest.raises(ServerError, match="not trusted"):

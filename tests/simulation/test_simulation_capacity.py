@@ -26,20 +26,20 @@ def poisson(rate: float, n: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("policy", ["fixed:0", "fixed:1", "lookahead"])
 def test_the_fleet_found_is_the_smallest(policy):
-    load, sizing = Load(poisson(1000, 2500)), Sizing(0.99)
+    load, sizing = Load(poisson(1000, 2500)), Sizing(attainment=0.99)
     found = smallest_fleet(TABLE, WANTED, policy, load, sizing)
     assert found.replicas is not None
     for replicas in range(max(1, found.replicas - 3), found.replicas + 1):
-        outcome = simulate(TABLE, WANTED, policy, load, Fleet(replicas))
+        outcome = simulate(TABLE, WANTED, policy, load, Fleet(replicas=replicas))
         assert sizing.met(summarize(outcome, TABLE, WANTED.slo)) == (replicas == found.replicas)
     assert len(found.tried) < 16
 
 
 def test_the_dial_saves_machines_until_accuracy_is_asked_for():
     load = Load(poisson(1000, 2500))
-    fixed = smallest_fleet(TABLE, WANTED, "fixed:0", load, Sizing(0.99))
-    dial = smallest_fleet(TABLE, WANTED, "lookahead", load, Sizing(0.99))
-    accurate = smallest_fleet(TABLE, WANTED, "lookahead", load, Sizing(0.99, 0.895))
+    fixed = smallest_fleet(TABLE, WANTED, "fixed:0", load, Sizing(attainment=0.99))
+    dial = smallest_fleet(TABLE, WANTED, "lookahead", load, Sizing(attainment=0.99))
+    accurate = smallest_fleet(TABLE, WANTED, "lookahead", load, Sizing(attainment=0.99, accuracy=0.895))
     assert fixed.replicas is not None and dial.replicas is not None and accurate.replicas is not None
     assert dial.replicas < accurate.replicas <= fixed.replicas
     saved = machines_saved(fixed, dial)
@@ -48,7 +48,7 @@ def test_the_dial_saves_machines_until_accuracy_is_asked_for():
 
 
 def test_a_fleet_that_cannot_be_found():
-    found = smallest_fleet(TABLE, WANTED, "fixed:0", Load(poisson(1500, 1000)), Sizing(0.99, most=3))
+    found = smallest_fleet(TABLE, WANTED, "fixed:0", Load(poisson(1500, 1000)), Sizing(attainment=0.99, most=3))
     assert found.replicas is None and max(found.tried) == 3
     assert machines_saved(found, found) is None
     assert json.dumps(found.as_json())
@@ -131,7 +131,7 @@ def test_the_oracle_s_schedule_is_written(run, tmp_path):
     script = Scripted.read(str(tmp_path / "s.json"))
     times = arrivals.poisson(120, 3.0, 0)
     assert len(script.indices) == times.size
-    outcome = simulate(TABLE, WANTED, lambda: script, Load(times), noise=Noise(0.0))
+    outcome = simulate(TABLE, WANTED, lambda: script, Load(times), noise=Noise(batch=0.0))
     assert summarize(outcome, TABLE, WANTED.slo).attainment == 1.0
     assert set(script.indices) == {0, 1, 2}
 

@@ -66,9 +66,8 @@ def test_every_request_ends_once(
         return observer
 
     load = Load(poisson(rate, 200, seed), images)
-    outcome = simulate(
-        TABLE, wanted, policy, load, Fleet(replicas, workers, balancer, overhead, shared), Noise(0.2), seed, observe
-    )
+    fleet = Fleet(replicas=replicas, workers=workers, balancer=balancer, overhead=overhead, shared_core=shared)
+    outcome = simulate(TABLE, wanted, policy, load, fleet, Noise(batch=0.2), seed, observe)
     n = load.arrivals.size
     assert set(np.unique(outcome.status)) <= {ANSWERED, SHED, EXPIRED}  # none is left behind
     answered = outcome.status == ANSWERED
@@ -91,7 +90,7 @@ def test_every_request_ends_once(
 
 def test_engines_run_one_batch_at_a_time():
     load = Load(poisson(600, 2000))
-    outcome = simulate(TABLE, Settings(slo=0.1, max_batch=4), "slackfit", load, Fleet(3, balancer="round-robin"))
+    outcome = simulate(TABLE, Settings(slo=0.1, max_batch=4), "slackfit", load, Fleet(replicas=3, balancer="round-robin"))
     for replica in range(3):
         mine = (outcome.replica == replica) & (outcome.status == ANSWERED)
         spans = np.unique(np.stack([outcome.begun[mine], outcome.finish[mine]], 1), axis=0)
@@ -101,7 +100,7 @@ def test_engines_run_one_batch_at_a_time():
 def test_same_seed_same_result_whatever_the_clock(monkeypatch):
     def run(seed):
         return simulate(TABLE, Settings(slo=0.05, max_batch=4), "lookahead", Load(poisson(700, 1500)),
-                        Fleet(4, overhead=2e-4, shared_core=True), Noise(0.1, 0.1), seed)  # fmt: skip
+                        Fleet(replicas=4, overhead=2e-4, shared_core=True), Noise(batch=0.1, replica=0.1), seed)  # fmt: skip
 
     first = run(1)
 
@@ -123,7 +122,7 @@ def test_mean_wait_is_that_of_theory(load):
     table = ServiceTable((0.0,), (1,), ((service,),), (None,))
     patient = Settings(slo=1e3, max_batch=1, max_queue=10**6)
     arrivals = poisson(load / service, n, 5)
-    outcome = simulate(table, patient, "fixed:0", Load(arrivals), noise=Noise(0.0))
+    outcome = simulate(table, patient, "fixed:0", Load(arrivals), noise=Noise(batch=0.0))
     waits = [0.0]
     for gap in np.diff(arrivals):
         waits.append(max(0.0, waits[-1] + service - gap))
@@ -140,7 +139,7 @@ def test_several_engines_are_one_queue():
     table = ServiceTable((0.0,), (1,), ((service,),), (None,))
     arrivals = Load(poisson(2 * load / service, 25_000, 6))
     outcome = simulate(
-        table, Settings(slo=1e3, max_batch=1, max_queue=10**6), "fixed:0", arrivals, Fleet(1, 2), Noise(0.0)
+        table, Settings(slo=1e3, max_batch=1, max_queue=10**6), "fixed:0", arrivals, Fleet(workers=2), Noise(batch=0.0)
     )
     exponential = load**2 / (1 - load**2) * service  # mean wait of M/M/2
     wait = summarize(outcome, table, 1e3).mean_wait
@@ -154,7 +153,7 @@ def test_overhead_delays_and_a_shared_core_slows():
 
     def latency(gap, fleet):
         load = Load(np.arange(200) * gap)
-        return simulate(table, Settings(slo=10.0, max_batch=1), "fixed:0", load, fleet, Noise(0.0)).latency
+        return simulate(table, Settings(slo=10.0, max_batch=1), "fixed:0", load, fleet, Noise(batch=0.0)).latency
 
     assert np.allclose(latency(0.02, Fleet()), 0.010)
     assert np.allclose(latency(0.02, Fleet(overhead=0.002)), 0.012)
@@ -169,7 +168,7 @@ def test_overhead_delays_and_a_shared_core_slows():
 def test_a_recorded_simulation_replays(policy):
     stream, wanted = io.StringIO(), Settings(slo=0.05, max_batch=4, max_wait=0.002)
     recorder = Recorder(stream, TABLE, wanted, policy, 2)
-    simulate(TABLE, wanted, policy, Load(poisson(500, 1500)), Fleet(2, 2, overhead=1e-4), Noise(0.1), 3,
+    simulate(TABLE, wanted, policy, Load(poisson(500, 1500)), Fleet(replicas=2, workers=2, overhead=1e-4), Noise(batch=0.1), 3,
              observer=lambda replica: recorder if replica == 0 else None)  # fmt: skip
     lines = stream.getvalue().splitlines()
     assert sum('"event": "next"' in line for line in lines) > 200
@@ -183,7 +182,7 @@ def test_a_recorded_simulation_replays(policy):
 def test_a_thousand_replicas():
     replicas = 1000
     outcome = simulate(
-        TABLE, Settings(slo=0.05, max_batch=4), "lookahead", Load(poisson(replicas * 90, 10_000)), Fleet(replicas)
+        TABLE, Settings(slo=0.05, max_batch=4), "lookahead", Load(poisson(replicas * 90, 10_000)), Fleet(replicas=replicas)
     )
     figures = summarize(outcome, TABLE, 0.05)
     assert figures.attainment > 0.99
@@ -195,7 +194,7 @@ def test_balancers_differ_as_known():
     load, wanted = Load(poisson(10 * 160, 8_000, 1)), Settings(slo=1.0, max_batch=1)
     waits = {
         name: summarize(
-            simulate(TABLE, wanted, "fixed:1", load, Fleet(10, balancer=name), Noise(0.5)), TABLE, 1.0
+            simulate(TABLE, wanted, "fixed:1", load, Fleet(replicas=10, balancer=name), Noise(batch=0.5)), TABLE, 1.0
         ).mean_wait
         for name in BALANCERS
     }

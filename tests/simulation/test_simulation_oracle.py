@@ -102,7 +102,7 @@ def test_the_schedule_runs_in_the_scheduler_as_planned():
 
 def test_no_policy_beats_the_oracle():
     arrivals = np.cumsum(np.random.default_rng(7).exponential(1 / 130, 4000))
-    rows = compare(TABLE, Settings(slo=0.06, max_batch=1), Load(arrivals), noise=Noise(0.0))
+    rows = compare(TABLE, Settings(slo=0.06, max_batch=1), Load(arrivals), noise=Noise(batch=0.0))
     assert [row.policy for row in rows][-1] == "oracle"
     oracle = rows[-1].summary
     for row in rows[:-1]:
@@ -114,12 +114,12 @@ def test_no_policy_beats_the_oracle():
 def test_where_there_is_no_oracle_it_is_said():
     load, wanted = Load(np.arange(3.0)), Settings(slo=0.06, max_batch=1)
     assert oracle_reason(TABLE, wanted, load) == ""
-    assert "one replica" in oracle_reason(TABLE, wanted, load, Fleet(2))
+    assert "one replica" in oracle_reason(TABLE, wanted, load, Fleet(replicas=2))
     batching = ServiceTable((0.0,), (1, 8), ((0.01, 0.02),), (None,))
     assert "one request per batch" in oracle_reason(batching, Settings(slo=0.06, max_batch=8), load)
     with pytest.raises(ConfigError, match="one replica"):
-        run_policy("oracle", TABLE, wanted, load, Fleet(2))
-    assert all(row.policy != "oracle" for row in compare(TABLE, wanted, load, ["fixed:0", "oracle"], Fleet(2)))
+        run_policy("oracle", TABLE, wanted, load, Fleet(replicas=2))
+    assert all(row.policy != "oracle" for row in compare(TABLE, wanted, load, ["fixed:0", "oracle"], Fleet(replicas=2)))
 
 
 @pytest.mark.parametrize(

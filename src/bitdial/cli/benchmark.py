@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from bitdial.cli import files, machine, options, reading
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, percent, plain, ratio_name
 from bitdial.errors import ConfigError, EngineError
 
@@ -30,58 +29,37 @@ def benchmark(
     model: options.Model,
     engine: Annotated[
         str | None,
-        typer.Option(
-            "--engine",
-            metavar="NAME",
-            help="What runs the model; see bitdial doctor. Default: cpu where it can run, else reference.",
-            show_default=False,
+        option(
+            "--engine", "NAME",
+            "What runs the model; see bitdial doctor. Default: cpu where it can run, else reference.",
         ),
     ] = None,
-    batch: Annotated[str, typer.Option("--batch", metavar="LIST", help="Batch sizes, e.g. 1,8.")] = "1",
-    threads: Annotated[str, typer.Option("--threads", metavar="LIST", help="Numbers of threads, e.g. 1,2.")] = "1",
+    batch: Annotated[str, option("--batch", "LIST", "Batch sizes, e.g. 1,8.")] = "1",
+    threads: Annotated[str, option("--threads", "LIST", "Numbers of threads, e.g. 1,2.")] = "1",
     ratio: Annotated[
-        str,
-        typer.Option("--ratio", metavar="all|LIST", help="Settings of the dial, e.g. 0,50,100 (above 1: percent)."),
+        str, option("--ratio", "all|LIST", "Settings of the dial, e.g. 0,50,100 (above 1: percent).")
     ] = "all",
     isa: Annotated[
-        str | None,
-        typer.Option(
-            "--isa",
-            metavar="all|LIST",
-            help="Instruction sets to force on the cpu engine. Default: its own choice.",
-            show_default=False,
-        ),
+        str | None, option("--isa", "all|LIST", "Instruction sets to force on the cpu engine. Default: its own choice.")
     ] = None,
-    repeats: Annotated[
-        int, typer.Option("--repeats", metavar="N", min=1, help="Rounds; each runs every setting once.")
-    ] = 15,
+    repeats: Annotated[int, option("--repeats", "N", "Rounds; each runs every setting once.", min=1)] = 15,
     budget: Annotated[
-        float | None,
-        typer.Option(
-            "--budget", metavar="SECONDS", help="Begin no new round after so long (three are run anyway).",
-            show_default=False,
-        ),
+        float | None, option("--budget", "SECONDS", "Begin no new round after so long (three are run anyway).")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE.json", help="Write all figures there as JSON; a file there is replaced.",
-            rich_help_panel=options.OUTPUT_PANEL, show_default=False,
+        option(
+            "--output -o", "FILE.json",
+            "Write all figures there as JSON; a file there is replaced.", options.OUTPUT_PANEL,
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            "--plot", metavar="FILE.png|.svg", help="Draw accuracy against latency (needs matplotlib).",
-            rich_help_panel=options.OUTPUT_PANEL, show_default=False,
-        ),
+        option("--plot", "FILE.png|.svg", "Draw accuracy against latency (needs matplotlib).", options.OUTPUT_PANEL),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(
-            "--html", metavar="FILE.html", help="Write picture and table as one self-contained page.",
-            rich_help_panel=options.OUTPUT_PANEL, show_default=False,
-        ),
+        option("--html", "FILE.html", "Write picture and table as one self-contained page.", options.OUTPUT_PANEL),
     ] = None,
     seed: options.Seed = 0,
     json: options.Json = False,

@@ -30,7 +30,7 @@ def compare(
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Compare sizes, settings and curves of two models: the stored curves, or fresh ones on the test part of --data."""
     terminal = Terminal(json, quiet)
     with terminal.running():

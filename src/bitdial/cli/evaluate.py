@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-import typer
-
 from bitdial.cli import machine, options, reading
 from bitdial.cli.configs import command
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, duration
 from bitdial.errors import ConfigError
 
@@ -20,15 +19,13 @@ def evaluate(
     data: options.Data,
     ratios: Annotated[
         str | None,
-        typer.Option(
-            "--ratios",
-            metavar="LIST",
-            help="Settings of the dial, e.g. 0,50,100 or 0,0.5,1 (above 1: percent). Default: all the model has.",
-            show_default=False,
+        option(
+            "--ratios", "LIST",
+            "Settings of the dial, e.g. 0,50,100 or 0,0.5,1 (above 1: percent). Default: all the model has.",
         ),
     ] = None,
     split: Annotated[
-        Literal["train", "test", "all"], typer.Option("--split", metavar="train|test|all", help="Part of the data.")
+        Literal["train", "test", "all"], option("--split", "train|test|all", "Part of the data.")
     ] = "test",
     images: options.Images = None,
     engine: options.EngineName = "reference",
@@ -38,7 +35,7 @@ def evaluate(
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Measure accuracy, and agreement with the 8-bit model, at each setting of the dial."""
     terminal = Terminal(json, quiet)
     with terminal.running():

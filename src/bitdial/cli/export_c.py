@@ -5,46 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from bitdial.cli import options, reading
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, ratio_name, size_name
 
 
 def export_c(
     model: options.Model,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the C files.")],
+    output: Annotated[Path, option("--output -o", "DIR", "Folder of the C files.")],
     ratio: Annotated[
         str | None,
-        typer.Option(
-            "--ratio",
-            metavar="R",
-            help="One fixed ratio: smaller, with low weights stored at two a byte. The entry at or below R is taken.",
-            show_default=False,
+        option(
+            "--ratio", "R",
+            "One fixed ratio: smaller, with low weights stored at two a byte. The entry at or below R is taken.",
         ),
     ] = None,
     ratios: Annotated[
-        str,
-        typer.Option(
-            "--ratios", metavar="LIST", help="'all', or some of them: 0,50,100. All but one share the weights."
-        ),
+        str, option("--ratios", "LIST", "'all', or some of them: 0,50,100. All but one share the weights.")
     ] = "all",
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Prefix of files and functions.")] = "net",
+    name: Annotated[str, option("--name", "NAME", "Prefix of files and functions.")] = "net",
     ram: Annotated[
         int,
-        typer.Option(
-            "--ram",
-            metavar="BYTES",
-            min=0,
-            help="Let the arena grow to this size where that makes ratios above 0 faster. Default: as small as it can be.",
-            show_default=False,
+        option(
+            "--ram", "BYTES",
+            "Let the arena grow to this size where that makes ratios above 0 faster. Default: as small as it can be.",
+            show_default=False, min=0,
         ),
     ] = 0,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Write NAME.h, NAME.c and the self-test NAME_test.c.
 
     The C code allocates nothing, needs no library and gives the reference engine's results bit for bit at every ratio;

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from bitdial.cli import options, reading
 from bitdial.cli.configs import command
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, duration, percent, ratio_name, size_name
 from bitdial.errors import ConfigError, ExportError
 
@@ -30,47 +29,36 @@ def export_onnx(
     model: options.Model,
     ratio: Annotated[
         str,
-        typer.Option(
-            "--ratio",
-            metavar="R",
-            help="Setting of the dial that the file has, e.g. 50, 50% or 0.5 (above 1: percent); the model's nearest at "
-            "or below it is taken.",
-            show_default=False,
+        option(
+            "--ratio", "R",
+            "Setting of the dial that the file has, e.g. 50, 50% or 0.5 (above 1: percent); the model's nearest at or "
+            "below it is taken.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.onnx", help="The file.", show_default=False)],
-    opset: Annotated[
-        int, typer.Option("--opset", metavar="N", help="ONNX operator set, 18 to 24; 4-bit types need 21.")
-    ] = 21,
+    output: Annotated[Path, option("--output -o", "FILE.onnx", "The file.")],
+    opset: Annotated[int, option("--opset", "N", "ONNX operator set, 18 to 24; 4-bit types need 21.")] = 21,
     low: Annotated[
         Literal["int4", "int8"] | None,
-        typer.Option(
-            "--low",
-            metavar="int4|int8",
-            help="How weights of low channels are stored; the results are the same. Default: int4 where the opset has "
-            "it.",
-            show_default=False,
+        option(
+            "--low", "int4|int8",
+            "How weights of low channels are stored; the results are the same. Default: int4 where the opset has it.",
         ),
     ] = None,
     check: Annotated[
         bool | None,
-        typer.Option(
-            "--check/--no-check",
-            help="Compare ONNX Runtime with bitdial before writing, and write nothing where they differ by more than one "
+        option(
+            "--check/--no-check", "",
+            "Compare ONNX Runtime with bitdial before writing, and write nothing where they differ by more than one "
             "output step, or in 0.1 % of the top-1 answers. Default: where onnxruntime is installed.",
-            show_default=False,
         ),
     ] = None,
     data: options.Data,
     images: Annotated[
         int | None,
-        typer.Option(
-            "--images",
-            metavar="N",
-            min=1,
-            help=f"Samples to compare on. Default: {DATA_SAMPLES} test images of --data, else {RANDOM_SAMPLES} of random "
-            "numbers.",
-            show_default=False,
+        option(
+            "--images", "N",
+            f"Samples to compare on. Default: {DATA_SAMPLES} test images of --data, else {RANDOM_SAMPLES} of random "
+            f"numbers.", min=1,
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -78,7 +66,7 @@ def export_onnx(
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Write the model at one fixed ratio as an ONNX graph of quantize/dequantize pairs with 4-bit and 8-bit weights."""
     terminal = Terminal(json, quiet)
     with terminal.running():

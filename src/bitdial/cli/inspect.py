@@ -4,74 +4,52 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from bitdial.cli import options
 from bitdial.cli.inspect_engine import EngineOptions, examine_engine, print_engine
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, count_name, ratio_name, size_name
 from bitdial.errors import ArtifactError
 
 
 def inspect(
     model: options.Model,
-    layers: Annotated[bool, typer.Option("--layers", help="A table of all layers: precision, groups, shifts.")] = False,
-    graph: Annotated[bool, typer.Option("--graph", help="The network's graph as text.")] = False,
+    layers: Annotated[bool, option("--layers", "", "A table of all layers: precision, groups, shifts.")] = False,
+    graph: Annotated[bool, option("--graph", "", "The network's graph as text.")] = False,
     verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify", help="Compare every tensor with its hash and check every rule; exit code 2 if broken."
-        ),
+        bool, option("--verify", "", "Compare every tensor with its hash and check every rule; exit code 2 if broken.")
     ] = False,
     engine: Annotated[
         str | None,
-        typer.Option(
-            "--engine",
-            metavar="cpu",
-            help="Load the model into this engine too and show its layers there: kernel by ratio, milliseconds, GMAC/s and "
-            "share of the measured peak, what hinders a faster kernel, bytes of weights.",
-            rich_help_panel=options.ENGINE_PANEL,
-            show_default=False,
+        option(
+            "--engine", "cpu",
+            "Load the model into this engine too and show its layers there: kernel by ratio, milliseconds, GMAC/s and "
+            "share of the measured peak, what hinders a faster kernel, bytes of weights.", options.ENGINE_PANEL,
         ),
     ] = None,
     isa: options.Isa = None,
     threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            metavar="N",
-            min=1,
-            help="Threads of the engine. Default: 1.",
-            rich_help_panel=options.ENGINE_PANEL,
-            show_default=False,
-        ),
+        int | None, option("--threads", "N", "Threads of the engine. Default: 1.", options.ENGINE_PANEL, min=1)
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(
-            "--batch",
-            metavar="N",
-            min=1,
-            help="Samples per run that kernels are chosen for and timed with. Default: 1.",
-            rich_help_panel=options.ENGINE_PANEL,
-            show_default=False,
+        option(
+            "--batch", "N",
+            "Samples per run that kernels are chosen for and timed with. Default: 1.", options.ENGINE_PANEL, min=1,
         ),
     ] = None,
     kernels: Annotated[
         str | None,
-        typer.Option(
-            "--kernels",
-            metavar="auto|fixed|NAME",
-            help="auto (default): by timing, remembered on this machine; fixed: by rule; or one of direct, fip, winograd, "
-            "winograd_fip, narrow wherever it is exact.",
-            rich_help_panel=options.ENGINE_PANEL,
-            show_default=False,
+        option(
+            "--kernels", "auto|fixed|NAME",
+            "auto (default): by timing, remembered on this machine; fixed: by rule; or one of direct, fip, winograd, "
+            "winograd_fip, narrow wherever it is exact.", options.ENGINE_PANEL,
         ),
     ] = None,
     memory: options.Memory = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Show what a .bitdial file holds: sizes, settings, layers, what runs in float and why, the stored curve.
 
     With --engine cpu also how it runs on this machine: which kernel computes each layer at each ratio, and how fast.

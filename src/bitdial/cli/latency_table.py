@@ -5,29 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from bitdial.cli import files, options
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal
 
 
 def latency_table(
     model: options.Model,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.json", help="Where the table goes.")],
+    output: Annotated[Path, option("--output -o", "FILE.json", "Where the table goes.")],
     isa: options.Isa = None,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Batch size to time at.")] = 8,
-    repeats: Annotated[
-        int, typer.Option("--repeats", metavar="N", min=1, help="Runs per kernel; the median counts.")
-    ] = 9,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", metavar="NAME", help="Name of the target in the table.", show_default=False),
-    ] = None,
+    threads: Annotated[int, option("--threads", "N", "Threads.", min=1)] = 1,
+    batch: Annotated[int, option("--batch", "N", "Batch size to time at.", min=1)] = 8,
+    repeats: Annotated[int, option("--repeats", "N", "Runs per kernel; the median counts.", min=1)] = 9,
+    target: Annotated[str | None, option("--target", "NAME", "Name of the target in the table.")] = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
-) -> None:
+) -> None:  # fmt: skip
     """Time every conv and linear layer of a .bitdial file with every exact kernel of the CPU engine.
 
     The table serves any network with layers of these shapes: `bitdial quantize --low-bits auto --latency-table FILE` picks per

@@ -21,122 +21,44 @@ def option(names: str, metavar: str, told: str, panel: str = "", **more: Any) ->
 Model = Annotated[Path, typer.Argument(metavar="MODEL.bitdial", help="The quantized model.", show_default=False)]
 NetworkSpec = Annotated[
     str,
-    typer.Option(
-        "--model",
-        metavar="SPEC",
-        help="zoo:NAME, torchvision:NAME, timm:NAME, package.module:callable or path/to/file.py:callable. Naming a "
-        "module or file runs its code.",
-        show_default=False,
+    option(
+        "--model", "SPEC",
+        "zoo:NAME, torchvision:NAME, timm:NAME, package.module:callable or path/to/file.py:callable. Naming a module "
+        "or file runs its code.",
     ),
 ]
 Weights = Annotated[
-    Path | None,
-    typer.Option(
-        "--weights",
-        metavar="FILE",
-        help="Trained weights: .safetensors, .pt or .pth (no pickled objects).",
-        show_default=False,
-    ),
+    Path | None, option("--weights", "FILE", "Trained weights: .safetensors, .pt or .pth (no pickled objects).")
 ]
-NumClasses = Annotated[
-    int | None,
-    typer.Option("--num-classes", metavar="N", min=1, help="Outputs of the last layer.", show_default=False),
-]
+NumClasses = Annotated[int | None, option("--num-classes", "N", "Outputs of the last layer.", min=1)]
 Data = Annotated[Given, options_of("bitdial.cli.data:DataOptions")]
 Images = Annotated[
-    int | None,
-    typer.Option(
-        "--images",
-        metavar="N",
-        min=1,
-        help="Use so many images, drawn by --seed. Default: all.",
-        rich_help_panel=DATA_PANEL,
-        show_default=False,
-    ),
+    int | None, option("--images", "N", "Use so many images, drawn by --seed. Default: all.", DATA_PANEL, min=1)
 ]
 EvalImages = Annotated[
-    int,
-    typer.Option(
-        "--eval-images",
-        metavar="N",
-        min=1,
-        help="Test images at most, drawn by --seed.",
-        rich_help_panel=EVALUATION_PANEL,
-    ),
+    int, option("--eval-images", "N", "Test images at most, drawn by --seed.", EVALUATION_PANEL, min=1)
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images per step.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of every random choice.")]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: torch's own choice.", show_default=False),
-]
-EngineName = Annotated[str, typer.Option("--engine", metavar="NAME", help="What runs the model; see bitdial doctor.")]
+BatchSize = Annotated[int, option("--batch-size", "N", "Images per step.", min=1)]
+Seed = Annotated[int, option("--seed", "N", "Seed of every random choice.", min=0)]
+Threads = Annotated[int | None, option("--threads", "N", "CPU threads. Default: torch's own choice.", min=1)]
+EngineName = Annotated[str, option("--engine", "NAME", "What runs the model; see bitdial doctor.")]
 Isa = Annotated[
     str | None,
-    typer.Option(
-        "--isa",
-        metavar="NAME",
-        help="Instruction set of the cpu engine; see bitdial doctor. Default: BITDIAL_CPU_ISA, else the best that the "
-        "processor has.",
-        rich_help_panel=ENGINE_PANEL,
-        show_default=False,
+    option(
+        "--isa", "NAME",
+        "Instruction set of the cpu engine; see bitdial doctor. Default: BITDIAL_CPU_ISA, else the best that the "
+        "processor has.", ENGINE_PANEL,
     ),
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(
-        "--memory",
-        metavar="fast|small",
-        help="Of the cpu engine; small: one copy of the weights. Default: fast.",
-        rich_help_panel=ENGINE_PANEL,
-        show_default=False,
-    ),
+    option("--memory", "fast|small", "Of the cpu engine; small: one copy of the weights. Default: fast.", ENGINE_PANEL),
 ]
-MaxRatio = Annotated[
-    str | None,
-    typer.Option(
-        "--max-ratio",
-        metavar="SHARE",
-        help="Never turn the dial further, e.g. 50% or 0.5. Default: the ceiling that quantizing found, if it found one.",
-        rich_help_panel=DIAL_PANEL,
-        show_default=False,
-    ),
-]
-TimeoutMs = Annotated[
-    float | None,
-    typer.Option(
-        "--timeout-ms",
-        metavar="MS",
-        help="Drop requests that cannot be answered so soon. Default: the SLO.",
-        rich_help_panel=BATCHING_PANEL,
-        show_default=False,
-    ),
-]
-ModelOutput = Annotated[
-    Path, typer.Option("--output", "-o", metavar="OUT.bitdial", help="The file to write.", show_default=False)
-]
-Report = Annotated[
-    Path | None,
-    typer.Option(
-        "--report",
-        metavar="FILE.html",
-        help="Also write the report.",
-        rich_help_panel=OUTPUT_PANEL,
-        show_default=False,
-    ),
-]
-Force = Annotated[
-    bool, typer.Option("--force", "-f", help="Replace files that exist already.", rich_help_panel=OUTPUT_PANEL)
-]
+ModelOutput = Annotated[Path, option("--output -o", "OUT.bitdial", "The file to write.")]
+Report = Annotated[Path | None, option("--report", "FILE.html", "Also write the report.", OUTPUT_PANEL)]
+Force = Annotated[bool, option("--force -f", "", "Replace files that exist already.", OUTPUT_PANEL)]
 Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print one JSON object to standard output, and nothing else.", rich_help_panel=OUTPUT_PANEL
-    ),
+    bool, option("--json", "", "Print one JSON object to standard output, and nothing else.", OUTPUT_PANEL)
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.", rich_help_panel=OUTPUT_PANEL)
-]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show where an error arose (traceback).", rich_help_panel=OUTPUT_PANEL)
-]
+Quiet = Annotated[bool, option("--quiet -q", "", "No progress bars and no notes.", OUTPUT_PANEL)]
+Debug = Annotated[bool, option("--debug", "", "Show where an error arose (traceback).", OUTPUT_PANEL)]

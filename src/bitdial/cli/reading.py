@@ -96,6 +96,14 @@ def parse_amount(text: str, units: dict[str, float], option: str, example: str) 
         raise ConfigError(f"{option}: '{text}' is no amount; write for example {example}") from None
 
 
+def parse_ms(text: str, option: str) -> float:
+    """Seconds, of milliseconds."""
+    try:
+        return 1e-3 * float(text)
+    except ValueError:
+        raise ConfigError(f"{option}: '{text}' is no number of milliseconds") from None
+
+
 @dataclass(frozen=True)
 class Reader:
     """How a kind of setting is written. read: (text, option) to the value. show: a default as it would be written."""
@@ -111,6 +119,7 @@ READERS = {
     "words": Reader(parse_words, ",".join),
     "metrics": Reader(lambda text, _: text, "+".join),
     "path": Reader(lambda text, _: Path(text)),
+    "ms": Reader(parse_ms, lambda seconds: f"{1e3 * seconds:g}"),
     "bytes": Reader(lambda text, option: parse_amount(text, _UNITS, option, "300k, 1.5MB or 80%")),
     "seconds": Reader(lambda text, option: parse_amount(text, _TIMES, option, "5ms or 80%")),
     "numbers": Reader(parse_numbers),

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from bitdial.cli import files, machine, options
 from bitdial.cli.configs import command
+from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal
 from bitdial.errors import ConfigError, OutputError
 
@@ -26,30 +25,14 @@ SATURATION_IMAGES = 512  # enough to see which layers clip; counting takes a run
 def report(
     *,
     model: options.Model,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="REPORT.html", help="The report; a file there is replaced.", show_default=False
-        ),
-    ],
+    output: Annotated[Path, option("--output -o", "REPORT.html", "The report; a file there is replaced.")],
     png: Annotated[
-        Path | None,
-        typer.Option(
-            "--png", metavar="DIR", help="Write the plots into this folder too (needs matplotlib).", show_default=False
-        ),
+        Path | None, option("--png", "DIR", "Write the plots into this folder too (needs matplotlib).")
     ] = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option(
-            "--csv", metavar="DIR", help="Write the tables into this folder too, as CSV files.", show_default=False
-        ),
-    ] = None,
+    csv: Annotated[Path | None, option("--csv", "DIR", "Write the tables into this folder too, as CSV files.")] = None,
     data: options.Data,
     images: options.Images = None,
-    title: Annotated[
-        str | None,
-        typer.Option("--title", metavar="TEXT", help="Heading. Default: the file's name.", show_default=False),
-    ] = None,
+    title: Annotated[str | None, option("--title", "TEXT", "Heading. Default: the file's name.")] = None,
     engine: options.EngineName = "reference",
     batch_size: options.BatchSize = 100,
     seed: options.Seed = 0,
@@ -57,7 +40,7 @@ def report(
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Write the report of a model: curve, map of low groups, value ranges, what ran in float, search.
 
     --png: accuracy.png, agreement.png, executed.png, groups.png, unused.png, ranges.png, search.png.
@@ -129,9 +112,9 @@ def check_report(output: Path, png: Path | None = None, csv: Path | None = None)
         from bitdial.report.drawing import check_plotting
 
         check_plotting()
-    for folder, option in ((png, "--png"), (csv, "--csv")):
+    for folder, name in ((png, "--png"), (csv, "--csv")):
         if folder is not None:
-            _check_new_folder(folder, option)
+            _check_new_folder(folder, name)
 
 
 def _check_new_folder(folder: Path, option: str) -> None:

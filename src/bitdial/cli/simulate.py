@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitdial.cli import files, options, reading
-from bitdial.cli.simulate_work import Work, make_load, replay_decisions, write_outputs
+from bitdial.cli import files, options
+from bitdial.cli.configs import Given, command, options_of
+from bitdial.cli.options import option
+from bitdial.cli.simulate_work import Work, replay_decisions, write_outputs
 from bitdial.cli.terminal import Terminal, count_name, duration, ratio_name
 from bitdial.errors import ConfigError, DataError
 
@@ -19,182 +21,66 @@ if TYPE_CHECKING:
     from bitdial.simulation import ComparisonRow
 
 MOST_TABLE_BYTES = 16 << 20
-_LOAD, _FLEET = "Load", "Fleet"
-_DIAL, _BATCH, _OUTPUT = options.DIAL_PANEL, options.BATCHING_PANEL, options.OUTPUT_PANEL
+_OUTPUT = options.OUTPUT_PANEL
 
 
+@command
 def simulate(
+    *,
     table: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[TABLE.json|MODEL.bitdial]", show_default=False,
+            metavar="[TABLE.json|MODEL.bitdial]",
             help="Service times (bitdial serve --save-table writes them), or a model to measure here.",
         ),
     ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            "--trace", metavar="FILE.csv", help="Arrival times in seconds, column arrival_s.", rich_help_panel=_LOAD,
-            show_default=False,
-        ),
-    ] = None,
-    poisson: Annotated[
-        float | None,
-        typer.Option(
-            "--poisson", metavar="RATE", help="Random arrivals, so many requests/s.", rich_help_panel=_LOAD,
-            show_default=False,
-        ),
-    ] = None,
-    step: Annotated[
-        str | None,
-        typer.Option(
-            "--step", metavar="RATE:TIME,...", help="Random arrivals in steps, e.g. 20:10s,80:10s,20:10s.",
-            rich_help_panel=_LOAD, show_default=False,
-        ),
-    ] = None,
-    length: Annotated[
-        str | None,
-        typer.Option(
-            "--duration", metavar="TIME", help="Of --poisson (default: 60s), or of the trace as played.",
-            rich_help_panel=_LOAD, show_default=False,
-        ),
-    ] = None,
-    speed: Annotated[
-        float, typer.Option("--speed", metavar="FACTOR", help="Play the trace so much faster.", rich_help_panel=_LOAD)
-    ] = 1.0,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--rate", metavar="RATE", help="Scale the trace to so many requests/s, at its own speed.",
-            rich_help_panel=_LOAD, show_default=False,
-        ),
-    ] = None,
-    overload: Annotated[
-        str | None,
-        typer.Option(
-            "--overload", metavar="SHARE", help="Play the trace so fast that the fleet at the smallest ratio is overloaded "
-            "in this share of the windows, e.g. 20%.", rich_help_panel=_LOAD, show_default=False,
-        ),
-    ] = None,
-    images: Annotated[
-        int, typer.Option("--images", metavar="N", min=1, help="Images per request.", rich_help_panel=_LOAD)
-    ] = 1,
-    slo_ms: Annotated[
-        float, typer.Option("--slo-ms", metavar="MS", help="An answer should be ready so soon.", rich_help_panel=_DIAL)
-    ] = 100.0,
+    load: Annotated[Given, options_of("bitdial.cli.arrivals:SimulatedArrivals")],
+    images: Annotated[int, option("--images", "N", "Images per request.", "Load", min=1)] = 1,
     policy: Annotated[
         str,
-        typer.Option(
-            "--policy", metavar="NAME", help="What turns the dial: planned, lookahead, slackfit, ladder, fixed:RATIO, oracle.",
-            rich_help_panel=_DIAL,
+        option(
+            "--policy", "NAME", "What turns the dial: planned, lookahead, slackfit, ladder, fixed:RATIO, oracle.",
+            options.DIAL_PANEL,
         ),
     ] = "planned",
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Run all policies beside each other.", rich_help_panel=_DIAL)
-    ] = False,
-    max_ratio: options.MaxRatio = None,
-    min_accuracy: Annotated[
-        str | None,
-        typer.Option(
-            "--min-accuracy", metavar="SHARE", help="Nor to a ratio whose expected accuracy is lower.", rich_help_panel=_DIAL,
-            show_default=False,
+    compare: Annotated[bool, option("--compare", "", "Run all policies beside each other.", options.DIAL_PANEL)] = False,
+    dial: Annotated[
+        Given,
+        options_of(
+            "bitdial.serving.server.config:ModelOptions",
+            only=("slo_ms", "max_ratio", "min_accuracy", "max_wait_ms", "max_queue", "timeout_ms"),
+            told={"min_accuracy": "Nor to a ratio whose accuracy is lower.", "max_queue": "Requests that may wait."},
         ),
-    ] = None,
-    replicas: Annotated[
-        str,
-        typer.Option("--replicas", metavar="N|auto", help="Servers; auto: as few as will do.", rich_help_panel=_FLEET),
-    ] = "1",
-    attainment: Annotated[
-        str,
-        typer.Option(
-            "--attainment", metavar="SHARE", help="With auto: requests to be answered within the SLO.", rich_help_panel=_FLEET
-        ),
-    ] = "0.99",
-    mean_accuracy: Annotated[
-        str | None,
-        typer.Option(
-            "--mean-accuracy", metavar="SHARE", help="With auto: accuracy to be reached on average over requests.",
-            rich_help_panel=_FLEET, show_default=False,
-        ),
-    ] = None,
-    most: Annotated[
-        int, typer.Option("--most", metavar="N", min=1, help="With auto: the largest fleet to try.", rich_help_panel=_FLEET)
-    ] = 1000,
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="N", min=1, help="Engines of one server.", rich_help_panel=_FLEET)
-    ] = 1,
-    balancer: Annotated[
-        str,
-        typer.Option(
-            "--balancer", metavar="NAME", help="round-robin, least-loaded or power-of-two.", rich_help_panel=_FLEET
-        ),
-    ] = "power-of-two",
-    overhead_ms: Annotated[
-        float,
-        typer.Option("--overhead-ms", metavar="MS", help="The server's own time per request.", rich_help_panel=_FLEET),
-    ] = 0.0,
-    shared_core: Annotated[
-        bool,
-        typer.Option("--shared-core", help="Server and engine share a core: it delays batches too.", rich_help_panel=_FLEET),
-    ] = False,
-    noise: Annotated[
-        float,
-        typer.Option("--noise", metavar="SIGMA", help="Spread of batch times (of their logarithm).", rich_help_panel=_FLEET),
-    ] = 0.03,
-    replica_noise: Annotated[
-        float, typer.Option("--replica-noise", metavar="SIGMA", help="The same between servers.", rich_help_panel=_FLEET)
-    ] = 0.0,
+    ],
     max_batch: Annotated[
         int | None,
-        typer.Option(
-            "--max-batch", metavar="N", min=1, help="Images of the largest batch. Default: one request's, or the table's "
-            "largest with --images 1.", rich_help_panel=_BATCH, show_default=False,
+        option(
+            "--max-batch", "N", "Images of the largest batch. Default: one request's, or the table's largest with --images 1.",
+            options.BATCHING_PANEL, min=1,
         ),
     ] = None,
-    max_wait_ms: Annotated[
-        float,
-        typer.Option("--max-wait-ms", metavar="MS", help="How long a batch that is not full waits.", rich_help_panel=_BATCH),
-    ] = 0.0,
-    max_queue: Annotated[
-        int, typer.Option("--max-queue", metavar="N", min=1, help="Requests that may wait.", rich_help_panel=_BATCH)
-    ] = 1024,
-    timeout_ms: options.TimeoutMs = None,
-    window: Annotated[
-        float, typer.Option("--window", metavar="SECONDS", help="Of the time series and of --overload.", rich_help_panel=_OUTPUT)
-    ] = 1.0,
+    replicas: Annotated[str, option("--replicas", "N|auto", "Servers; auto: as few as will do.", "Fleet")] = "1",
+    wanted: Annotated[Given, options_of("bitdial.simulation.capacity:Sizing")],
+    servers: Annotated[Given, options_of("bitdial.simulation.fleet:Fleet")],
+    noise: Annotated[Given, options_of("bitdial.simulation.fleet:Noise")],
+    window: Annotated[float, option("--window", "SECONDS", "Of the time series and of --overload.", _OUTPUT)] = 1.0,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE.json", help="Write all figures there; a file there is replaced.",
-            rich_help_panel=_OUTPUT, show_default=False,
-        ),
+        option("--output -o", "FILE.json", "Write all figures there; a file there is replaced.", _OUTPUT),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            "--plot", metavar="FILE.png|.svg", help="Draw load, latency, ratio and accuracy over time.",
-            rich_help_panel=_OUTPUT, show_default=False,
-        ),
+        option("--plot", "FILE.png|.svg", "Draw load, latency, ratio and accuracy over time.", _OUTPUT),
     ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            "--record", metavar="FILE", help="Record the decisions of the first server.", rich_help_panel=_OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
+    record: Annotated[Path | None, option("--record", "FILE", "Record the decisions of the first server.", _OUTPUT)] = None,
     save_schedule: Annotated[
-        Path | None,
-        typer.Option(
-            "--save-schedule", metavar="FILE.json", help="Write the oracle's ratio per request there.",
-            rich_help_panel=_OUTPUT, show_default=False,
-        ),
+        Path | None, option("--save-schedule", "FILE.json", "Write the oracle's ratio per request there.", _OUTPUT)
     ] = None,
     replay: Annotated[
         Path | None,
-        typer.Option(
-            "--replay", metavar="FILE", help="Instead: take the decisions of a recording again (bitdial serve --record) and "
-            "tell the differences.", rich_help_panel=_OUTPUT, show_default=False,
+        option(
+            "--replay", "FILE",
+            "Instead: take the decisions of a recording again (bitdial serve --record) and tell the differences.", _OUTPUT,
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -217,42 +103,39 @@ def simulate(
                 "give a file of service times (bitdial serve MODEL --save-table FILE writes one), or --replay"
             )
         _check_outputs(output, plot, record, save_schedule)
+        from bitdial.cli.arrivals import SimulatedArrivals, make_load
         from bitdial.quantization.curve import rise_remark
-        from bitdial.serving.control import Settings, make_policy
+        from bitdial.serving.control import make_policy
+        from bitdial.serving.server.config import make_options
         from bitdial.simulation import Fleet, Load, Noise, Sizing
 
         times = read_table(table, max_batch or max(images, 1 if images > 1 else 32), terminal)
-        settings = Settings(
-            slo=1e-3 * slo_ms, timeout=None if timeout_ms is None else 1e-3 * timeout_ms,
-            max_batch=max_batch or (images if images > 1 else times.batches[-1]), max_wait=1e-3 * max_wait_ms,
-            max_queue=max_queue, max_ratio=1.0 if max_ratio is None else reading.parse_share(max_ratio, "--max-ratio"),
-            min_accuracy=None if min_accuracy is None else reading.parse_share(min_accuracy, "--min-accuracy"),
-        )  # fmt: skip
+        settings = make_options(
+            **dial, max_batch=max_batch or (images if images > 1 else times.batches[-1])
+        ).settings()
         automatic = replicas.strip() == "auto"
-        fleet = Fleet(1 if automatic else parse_replicas(replicas), workers, balancer, 1e-3 * overhead_ms, shared_core)
-        spread = Noise(noise, replica_noise)
+        fleet = Fleet(**servers, replicas=1 if automatic else parse_replicas(replicas))
+        spread = Noise(**noise)
         allowed = settings.allowed(times)
         if policy != "oracle":
             make_policy(policy)
         one = [
-            workers * times.throughput(i, max(images, settings.max_batch)) / images for i in (allowed[0], allowed[-1])
+            fleet.workers * times.throughput(i, max(images, settings.max_batch)) / images for i in (allowed[0], allowed[-1])
         ]
-        played = make_load(
-            trace, poisson, step, length, speed, rate, overload, window, fleet.replicas * one[0], automatic, seed
-        )
-        load = Load(played.times, images)
-        work = Work(terminal, times, settings, load, fleet, spread, seed)
+        played = make_load(SimulatedArrivals(**load), window, fleet.replicas * one[0], automatic, seed)
+        requests = Load(played.times, images)
+        work = Work(terminal, times, settings, requests, fleet, spread, seed)
         content: dict[str, Any] = {
             "command": "simulate",
             "table": str(table),
-            "load": {"text": played.text, "requests": load.arrivals.size, "seconds": played.seconds, "images": images},
+            "load": {"text": played.text, "requests": requests.arrivals.size, "seconds": played.seconds, "images": images},
             "settings": asdict(settings),
-            "fleet": {**asdict(fleet), "replicas": "auto" if automatic else fleet.replicas},
-            "noise": asdict(spread),
+            "fleet": {**fleet.model_dump(), "replicas": "auto" if automatic else fleet.replicas},
+            "noise": spread.model_dump(),
             "seed": seed,
             "capacity_per_replica": {"smallest_ratio": one[0], "largest_ratio": one[1], "unit": "requests/s"},
         }
-        terminal.say(f"load: {played.text}; {count_name(load.arrivals.size)} requests in {duration(played.seconds)}")
+        terminal.say(f"load: {played.text}; {count_name(requests.arrivals.size)} requests in {duration(played.seconds)}")
         terminal.say(
             f"one server carries {one[0]:.1f} requests/s at ratio {ratio_name(times.ratios[allowed[0]])}, {one[1]:.1f} at "
             f"{ratio_name(times.ratios[allowed[-1]])} ({one[1] / one[0]:.2f}x)"
@@ -263,11 +146,8 @@ def simulate(
             terminal.note(f"note: {remark}")
         rows: list[ComparisonRow] = []
         if automatic:
-            sizing = Sizing(
-                reading.parse_share(attainment, "--attainment"),
-                None if mean_accuracy is None else reading.parse_share(mean_accuracy, "--mean-accuracy"), most,
-            )  # fmt: skip
-            content["sizing"] = {**asdict(sizing), **work.size(policy, sizing)}
+            sizing = Sizing(**wanted)
+            content["sizing"] = {**sizing.model_dump(), **work.size(policy, sizing)}
         else:
             rows = work.run(policy, compare, record)
             content["rows"] = [row.as_json() for row in rows]

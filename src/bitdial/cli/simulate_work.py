@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json as json_text
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,69 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bitdial.cli import reading
 from bitdial.cli.terminal import Terminal, count_name, percent, plain, ratio_name
 from bitdial.errors import ConfigError, DataError, OutputError
 from bitdial.files import remedy
 
 if TYPE_CHECKING:
-    from bitdial.loadtest.arrivals import Schedule
     from bitdial.report.simulation import SimulationReport
     from bitdial.serving.control import ServiceTable, Settings
     from bitdial.simulation import ComparisonRow, Fleet, FleetSize, Load, Noise, Sizing
 
 MOST_RECORDING_BYTES = 4 << 30
 _Progress = Callable[[str, float], None]
-
-
-def make_load(
-    trace: Path | None,
-    poisson: float | None,
-    step: str | None,
-    length: str | None,
-    speed: float,
-    rate: float | None,
-    overload: str | None,
-    window: float,
-    capacity: float,
-    automatic: bool,
-    seed: int,
-) -> Schedule:
-    """The arrivals that the options ask for. Raises ConfigError, DataError."""
-    from bitdial.loadtest import arrivals
-    from bitdial.loadtest.trace import read_trace
-
-    if sum(choice is not None for choice in (trace, poisson, step)) != 1:
-        raise ConfigError("say what comes: one of --trace FILE, --poisson RATE or --step RATE:TIME,...")
-    seconds = None if length is None else arrivals.parse_duration(length)
-    if trace is None and (speed != 1.0 or rate is not None or overload is not None):
-        raise ConfigError("--speed, --rate and --overload bend a trace; give --trace FILE")
-    if poisson is not None:
-        lasts = seconds or 60.0
-        return arrivals.Schedule(arrivals.poisson(poisson, lasts, seed), lasts, f"Poisson, {poisson:g} requests/s")
-    if step is not None:
-        if seconds is not None:
-            raise ConfigError("--step holds its own durations; leave --duration out")
-        levels = arrivals.parse_steps(step)
-        return arrivals.Schedule(arrivals.steps(levels, seed), sum(s for _, s in levels), f"steps {step}")
-    assert trace is not None
-    times = read_trace(trace)
-    arrivals.check_beginning(times)
-    if overload is not None:
-        if speed != 1.0 or rate is not None or automatic:
-            raise ConfigError(
-                "--overload finds the speed for a fleet of given size; leave --speed, --rate and auto out"
-            )
-        from bitdial.simulation.shaping import overload as bent
-
-        found = bent(times, capacity, reading.parse_share(overload, "--overload"), window)
-        told = (
-            f"{trace.name}, {found.speed:.3g} times as fast: {100 * found.share:.0f} % of windows of {window:g} s above the "
-            f"capacity at the smallest ratio, at most {found.peak:.2f} times it"
-        )
-        kept = found.times if seconds is None else found.times[found.times < seconds]
-        return arrivals.Schedule(kept, min(float(found.times[-1]), seconds or math.inf), told)
-    return arrivals.fit_trace(times, text=trace.name, speed=speed, duration=seconds, rate=rate, seed=seed)
 
 
 @dataclass(frozen=True)

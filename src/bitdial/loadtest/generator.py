@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import Field, InstanceOf, field_validator
 
 from bitdial.errors import ConfigError
 from bitdial.loadtest.arrivals import Schedule
@@ -29,6 +30,7 @@ from bitdial.loadtest.model import RemoteModel, error_text, find_model
 from bitdial.loadtest.payload import LabelledImages, Payload, build_payload, count_right, read_document
 from bitdial.loadtest.result import Result, Status
 from bitdial.loadtest.timer import LoopTimer
+from bitdial.settings import BaseConfig, setting
 
 # Overdue requests sent in one turn of the event loop: answers must not be kept waiting for their time stamp.
 BURST = 16
@@ -39,42 +41,42 @@ _NAMES = [s.name.lower() for s in Status]
 _QUIET = 0.002  # the progress view is drawn when no request is due within this
 
 
-@dataclass(frozen=True)
-class LoadPlan:
-    """One test. Seconds.
+_REQUESTS = "Requests"
 
-    images: of each request. slo: what attainment is counted against; None: the server's own, if it says. send_slo: also send it
-    as a parameter. max_ratio: sent as a parameter if given. timeout: from the scheduled time. warmup: requests sent one after
-    another before the test and not recorded. connections: opened ahead; max_connections: never more.
-    """
 
-    schedule: Schedule
-    images: int = 1
-    slo: float | None = None
-    send_slo: bool = True
-    max_ratio: float | None = None
-    timeout: float = 10.0
-    warmup: int = 8
-    connections: int = 16
-    max_connections: int = 1024
-    seed: int = 0
-    title: str = ""
+class LoadPlan(BaseConfig):
+    """One test. Seconds."""
 
-    def __post_init__(self) -> None:
-        def check(fine: bool, what: str) -> None:
-            if not fine:
-                raise ConfigError(what)
+    schedule: InstanceOf[Schedule] = Field(description="When requests are due.")
+    images: int = setting(1, "Images per request.", "N", _REQUESTS, ge=1)
+    slo: float | None = setting(
+        None,
+        "Answers should come so soon; sent with every request. Default: the server's own, if it tells.",
+        "MS", _REQUESTS, option="--slo-ms", read="ms", gt=0, allow_inf_nan=False,
+    )  # fmt: skip
+    send_slo: bool = Field(default=True, description="Send `slo` as a parameter, too.")
+    max_ratio: float | None = setting(
+        None,
+        "Sent with every request: the server must not turn the dial further for it (50, 50% or 0.5).",
+        "SHARE", _REQUESTS, read="share", ge=0, le=1,
+    )  # fmt: skip
+    timeout: float = setting(
+        10.0, "Give a request up so long after it was due.", "SECONDS", _REQUESTS, gt=0, allow_inf_nan=False
+    )
+    warmup: int = setting(8, "Requests sent one by one before the test, not counted.", "N", _REQUESTS, ge=0)
+    connections: int = Field(default=16, ge=1, description="Connections that are opened ahead.")
+    max_connections: int = setting(
+        1024, "Never open more; requests then wait (and it is told).", "N", "Connection", ge=1
+    )
+    seed: int = setting(0, "Seed of every random choice.", "N", ge=0)
+    title: str = setting("", "Heading and name in legends.", "TEXT", "Output")
 
-        check(len(self.schedule.times) > 0, "the schedule has no request; raise the rate or the duration")
-        check(self.images >= 1, f"a request needs at least one image, got {self.images}")
-        check(
-            self.slo is None or (math.isfinite(self.slo) and self.slo > 0), f"the SLO must be positive, got {self.slo}"
-        )
-        check(self.max_ratio is None or 0 <= self.max_ratio <= 1, f"max_ratio must lie in 0..1, got {self.max_ratio}")
-        check(math.isfinite(self.timeout) and self.timeout > 0, f"the timeout must be positive, got {self.timeout}")
-        check(self.warmup >= 0, f"the number of warm-up requests must not be negative, got {self.warmup}")
-        check(self.connections >= 1, f"at least one connection is needed, got {self.connections}")
-        check(self.max_connections >= 1, f"at least one connection must be allowed, got {self.max_connections}")
+    @field_validator("schedule")
+    @classmethod
+    def _some(cls, schedule: Schedule) -> Schedule:
+        if not len(schedule.times):
+            raise ConfigError("the schedule has no request; raise the rate or the duration")
+        return schedule
 
 
 @dataclass(frozen=True)

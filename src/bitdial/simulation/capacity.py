@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from bitdial.errors import ConfigError
 from bitdial.serving.control import Scheduler, ServiceTable, Settings, make_policy
+from bitdial.settings import BaseConfig, setting
 from bitdial.simulation.fleet import MOST_REPLICAS, Fleet, Load, Noise, simulate
 from bitdial.simulation.outcome import Summary, summarize
 
 
-@dataclass(frozen=True)
-class Sizing:
-    """attainment: share of all requests answered within the SLO that must be reached. accuracy: request-weighted mean that must
-    be reached, 0..1; None: any. most: give up beyond so many replicas."""
+class Sizing(BaseConfig):
+    """What a fleet must reach, and where to give up."""
 
-    attainment: float = 0.99
-    accuracy: float | None = None
-    most: int = 1000
-
-    def __post_init__(self) -> None:
-        if not 0 < self.attainment <= 1:
-            raise ConfigError(f"the attainment to reach must lie in 0..1, got {self.attainment}")
-        if self.accuracy is not None and not 0 <= self.accuracy <= 1:
-            raise ConfigError(f"the accuracy to reach must lie in 0..1, got {self.accuracy}")
-        if not 1 <= self.most <= MOST_REPLICAS:
-            raise ConfigError(f"the largest fleet must lie in 1..{MOST_REPLICAS}, got {self.most}")
+    attainment: float = setting(
+        0.99, "With auto: requests to be answered within the SLO.", "SHARE", "Fleet", read="share", gt=0, le=1
+    )
+    accuracy: float | None = setting(
+        None,
+        "With auto: accuracy to be reached on average over requests.",
+        "SHARE", "Fleet", option="--mean-accuracy", read="share", ge=0, le=1,
+    )  # fmt: skip
+    most: int = setting(1000, "With auto: the largest fleet to try.", "N", "Fleet", ge=1, le=MOST_REPLICAS)
 
     def met(self, summary: Summary) -> bool:
         """Whether a run reaches both."""
@@ -80,7 +76,7 @@ def smallest_fleet(
     def enough(replicas: int) -> bool:
         report = None if progress is None else (lambda share: progress(replicas, share))
         outcome = simulate(
-            table, settings, policy, load, replace(fleet, replicas=replicas), noise, seed, progress=report
+            table, settings, policy, load, fleet.updated(replicas=replicas), noise, seed, progress=report
         )
         tried[replicas] = summarize(outcome, table, settings.slo)
         return sizing.met(tried[replicas])

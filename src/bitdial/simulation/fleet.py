@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from bitdial.errors import ConfigError
 from bitdial.serving.control import Batch, Policy, Request, Scheduler, ServiceTable, Settings, make_policy
 from bitdial.serving.control.scheduler import Observer
+from bitdial.settings import BaseConfig, setting
 from bitdial.simulation.balancers import make_balancer
 from bitdial.simulation.outcome import ANSWERED, EXPIRED, SHED, Outcome
 
@@ -28,50 +30,41 @@ _SUBMIT, _DONE, _WAKE, _SENT = range(4)
 _PROGRESS_STEP = 4096  # requests between two calls of `progress`
 
 
-@dataclass(frozen=True)
-class Fleet:
-    """What serves.
+_PANEL = "Fleet"
 
-    replicas     servers, each with its own queue and dial
-    workers      engines of one replica
-    balancer     "round-robin", "least-loaded" or "power-of-two"
-    overhead     seconds of the server's thread per request, half before the queue, half after the batch
-    shared_core  server and engine share a core: while the server's thread works, the engine stands still
+
+class Fleet(BaseConfig):
+    """What serves: replicas, each with its own queue and dial. Seconds.
+
+    Half of the overhead comes before the queue, half after the batch. On a shared core the engine stands still while the server's
+    thread works.
     """
 
-    replicas: int = 1
-    workers: int = 1
-    balancer: str = "power-of-two"
-    overhead: float = 0.0
-    shared_core: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.replicas <= MOST_REPLICAS:
-            raise ConfigError(f"the number of replicas must lie in 1..{MOST_REPLICAS}, got {self.replicas}")
-        if self.workers < 1:
-            raise ConfigError(f"a replica needs at least one worker, got {self.workers}")
-        if not (math.isfinite(self.overhead) and self.overhead >= 0):
-            raise ConfigError(f"the overhead per request must be a time of 0 or more, got {self.overhead}")
+    replicas: int = Field(default=1, ge=1, le=MOST_REPLICAS, description="Servers.")
+    workers: int = setting(1, "Engines of one server.", "N", _PANEL, ge=1)
+    balancer: str = setting("power-of-two", "round-robin, least-loaded or power-of-two.", "NAME", _PANEL)
+    overhead: float = setting(
+        0.0, "The server's own time per request.", "MS", _PANEL, option="--overhead-ms", read="ms", ge=0, allow_inf_nan=False
+    )
+    shared_core: bool = setting(False, "Server and engine share a core: it delays batches too.", "", _PANEL)
 
 
-@dataclass(frozen=True)
-class Noise:
-    """How far batches depart from the service table: lognormal factors with median 1.
+class Noise(BaseConfig):
+    """How far batches depart from the service table: lognormal factors with median 1. 0.03: most batches within 6 %. Those of
+    servers hold for the whole run."""
 
-    batch     standard deviation of the logarithm, from batch to batch (0.03: most within 6 %)
-    replica   the same from replica to replica, for the whole run: machines that are not alike
-    factor    of all batches: machines that are slower (above 1) or faster than the one measured
-    """
-
-    batch: float = 0.03
-    replica: float = 0.0
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not all(math.isfinite(v) and v >= 0 for v in (self.batch, self.replica)):
-            raise ConfigError(f"noise must not be negative, got {self.batch} and {self.replica}")
-        if not (math.isfinite(self.factor) and self.factor > 0):
-            raise ConfigError(f"the factor on service times must be positive, got {self.factor}")
+    batch: float = setting(
+        0.03, "Spread of batch times (of their logarithm).", "SIGMA", _PANEL, option="--noise", ge=0, allow_inf_nan=False
+    )
+    replica: float = setting(
+        0.0, "The same between servers.", "SIGMA", _PANEL, option="--replica-noise", ge=0, allow_inf_nan=False
+    )
+    factor: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Of all batches: machines that are slower (above 1) or faster than the one measured.",
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ import pytest
 from bitdial import __version__
 from bitdial.engines.cpu import native
 
-COMMANDS = ("quantize", "finetune", "evaluate", "inspect", "compare", "report", "benchmark", "doctor")
+COMMANDS = (
+    *("quantize", "finetune", "compile", "evaluate", "inspect", "compare", "report", "benchmark", "latency-table", "serve"),
+    *("loadtest", "deploy", "simulate", "export-c", "export-onnx", "doctor"),
+)
 # Makes `import torch` and `find_spec("torch")` behave as where torch is not installed.
 WITHOUT_TORCH = """
 import importlib.machinery, sys

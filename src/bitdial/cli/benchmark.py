@@ -76,7 +76,7 @@ def benchmark(
         batches = parse_counts(batch, "--batch", MOST_IMAGES)
         thread_counts = parse_counts(threads, "--threads", MOST_THREADS)
         wanted = None if ratio.strip() == "all" else reading.parse_ratios(ratio, "--ratio")
-        check_outputs(output, plot, html)
+        files.check_outputs(output=output, plot=plot, html=html)
         from bitdial.artifact import load_program
         from bitdial.benchmarking.latency import measure_latency
         from bitdial.benchmarking.timing import Plan
@@ -115,22 +115,6 @@ def parse_counts(text: str, option: str, most: int) -> tuple[int, ...]:
     if not all(p.isascii() and p.isdigit() and len(p) <= 9 and 1 <= int(p) <= most for p in parts):
         raise ConfigError(f"{option}: '{text}' is no list of whole numbers of 1 to {most}; write for example 1,8")
     return tuple(sorted({int(part) for part in parts}))
-
-
-def check_outputs(output: Path | None, plot: Path | None, html: Path | None) -> None:
-    """Raise OutputError or ConfigError early if a file could not be written or drawn."""
-    places = [path.absolute() for path in (output, plot, html) if path is not None]
-    if len(set(places)) < len(places):
-        raise ConfigError("--output, --plot and --html name the same file; give each its own")
-    if output is not None:
-        files.check_output(output, force=output.suffix.lower() == ".json", option="--output")
-    if html is not None:
-        files.check_output(html, force=html.suffix.lower() in (".html", ".htm"), option="--html")
-    if plot is not None:
-        from bitdial.report.drawing import check_plot_path
-
-        check_plot_path(plot)
-        files.check_output(plot, force=True, option="--plot")
 
 
 def choose_engine(name: str | None, terminal: Terminal) -> str:

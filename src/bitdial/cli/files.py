@@ -6,8 +6,11 @@ import os
 import secrets
 from pathlib import Path
 
-from bitdial.errors import OutputError
+from bitdial.errors import ConfigError, OutputError
 from bitdial.files import remedy
+
+_DRAWN = ("--plot", "--png")
+_REPLACED = {"--output": (".json",), "--save-schedule": (".json",), "--html": (".html", ".htm")}
 
 
 def check_output(path: Path, force: bool, option: str = "-o") -> None:
@@ -17,6 +20,21 @@ def check_output(path: Path, force: bool, option: str = "-o") -> None:
     if os.path.lexists(path) and not force:
         raise OutputError(f"{path} exists already; give another name, or --force to replace it")
     check_folder(path.absolute().parent, option)
+
+
+def check_outputs(**outputs: Path | None) -> None:
+    """Raise OutputError or ConfigError early if the file of an option (by its name) could not be written or drawn, or if two are
+    the same. Pictures, pages and figures are made again and again: a former one is replaced without asking.
+    """
+    given = {f"--{name.replace('_', '-')}": path for name, path in outputs.items() if path is not None}
+    if len({path.absolute() for path in given.values()}) < len(given):
+        raise ConfigError(f"two of {', '.join(given)} name the same file; give each its own")
+    for option, path in given.items():
+        if option in _DRAWN:
+            from bitdial.report.drawing import check_plot_path
+
+            check_plot_path(path, option)
+        check_output(path, force=option in _DRAWN or path.suffix.lower() in _REPLACED.get(option, ()), option=option)
 
 
 def check_folder(folder: Path, option: str) -> None:

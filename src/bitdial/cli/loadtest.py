@@ -83,12 +83,12 @@ def loadtest(
             page = html if html is not None else output
             if html is not None and output is not None:
                 raise ConfigError("--compare writes one page: give either -o or --html")
-            _check_outputs(None, page, png)
+            files.check_outputs(html=page, png=png)
             _compare(terminal, [Path(name) for name in target], requests.get("title"), page, png)
             return
         if len(target) > 2:
             raise ConfigError(f"'{target[2]}' is one argument too many: a load test takes URL and MODEL")
-        _check_outputs(output, html, png)
+        files.check_outputs(output=output, html=html, png=png)
         from bitdial.cli.arrivals import Arrivals, make_schedule
         from bitdial.loadtest import LoadPlan, parse_url, read_labelled, run_load
 
@@ -123,21 +123,6 @@ def read_key(path: Path | None) -> str | None:
     if not key:
         raise DataError(f"{path} is empty; it should hold the API key")
     return key
-
-
-def _check_outputs(output: Path | None, html: Path | None, png: Path | None) -> None:
-    places = [path.absolute() for path in (output, html, png) if path is not None]
-    if len(set(places)) < len(places):
-        raise ConfigError("two outputs name the same file; give each its own")
-    if output is not None:
-        files.check_output(output, force=output.suffix.lower() == ".json", option="--output")
-    if html is not None:
-        files.check_output(html, force=html.suffix.lower() in (".html", ".htm"), option="--html")
-    if png is not None:
-        from bitdial.report.drawing import check_plot_path
-
-        check_plot_path(png, "--png")
-        files.check_output(png, force=True, option="--png")
 
 
 def _report(results: list[Result], names: list[str] | None, title: str | None) -> LoadReport:

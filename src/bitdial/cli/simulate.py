@@ -102,7 +102,7 @@ def simulate(
             raise ConfigError(
                 "give a file of service times (bitdial serve MODEL --save-table FILE writes one), or --replay"
             )
-        _check_outputs(output, plot, record, save_schedule)
+        files.check_outputs(output=output, plot=plot, record=record, save_schedule=save_schedule)
         from bitdial.cli.arrivals import SimulatedArrivals, make_load
         from bitdial.quantization.curve import rise_remark
         from bitdial.serving.control import make_policy
@@ -197,20 +197,3 @@ def parse_replicas(text: str) -> int:
     if not (stripped.isascii() and stripped.isdigit() and len(stripped) <= 9 and int(stripped) >= 1):
         raise ConfigError(f"--replicas: '{text}' is neither a whole number from 1 nor auto")
     return int(stripped)
-
-
-def _check_outputs(output: Path | None, plot: Path | None, record: Path | None, schedule: Path | None) -> None:
-    places = [path.absolute() for path in (output, plot, record, schedule) if path is not None]
-    if len(set(places)) < len(places):
-        raise ConfigError("two of the files to write are the same; give each its own name")
-    if output is not None:
-        files.check_output(output, force=output.suffix.lower() == ".json", option="--output")
-    if schedule is not None:
-        files.check_output(schedule, force=schedule.suffix.lower() == ".json", option="--save-schedule")
-    if record is not None:
-        files.check_output(record, force=False, option="--record")
-    if plot is not None:
-        from bitdial.report.drawing import check_plot_path
-
-        check_plot_path(plot)
-        files.check_output(plot, force=True, option="--plot")

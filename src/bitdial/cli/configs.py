@@ -58,14 +58,13 @@ class options_of:
         for key in self.only or fields:
             info = fields[key]
             if key not in self.without and isinstance(info.json_schema_extra, dict):
-                yield Option(name, key, info, self.told.get(key, info.description or ""), self.panel)
+                yield Option(key, info, self.told.get(key, info.description or ""), self.panel)
 
 
 @dataclass(frozen=True)
 class Option:
     """One field as an option. told: its help; panel: "" for the field's own."""
 
-    config: str
     name: str
     info: FieldInfo
     told: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import os
 import shutil
@@ -61,8 +62,17 @@ def needs_compiler(native_expected: bool) -> None:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory, run: Run, native_expected: bool) -> Path:
-    """The wheel of this tree, built without network; build/ keeps the object files for the next time."""
-    out = tmp_path_factory.mktemp("wheel")
+    """The wheel of this tree, built without network, once also where several processes test; build/ keeps the object files
+    for the next time."""
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if base.name.startswith("popen-") else base) / "wheel"
+    out.mkdir(exist_ok=True)
+    with open(out / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return next(out.glob("bitdial-*.whl"), None) or build_wheel(out, run, native_expected)
+
+
+def build_wheel(out: Path, run: Run, native_expected: bool) -> Path:
     options = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out)
     command = (sys.executable, "-m", "pip", "wheel", *options, ROOT)
     done = run(*command, cwd=out, BITDIAL_REQUIRE_NATIVE="1" if native_expected else "0")

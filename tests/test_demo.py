@@ -37,10 +37,11 @@ sys.exit(main(sys.argv[1:]))
 # Shows what it does and keeps, beside it, the object that --json would print.
 BOTH = """
 import json, pathlib, sys
-from bitdial import demo
+sys.path.insert(0, sys.argv.pop(1))
+from walk import main
 from bitdial.cli.terminal import Terminal, plain
 Terminal.emit = lambda self, content: pathlib.Path("content.json").write_text(json.dumps(plain(content), allow_nan=False))
-sys.exit(demo.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 

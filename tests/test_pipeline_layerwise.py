@@ -62,10 +62,10 @@ def test_the_network_runs_exactly_twice(graph: Graph, images: Tensor, monkeypatc
             samples["float", node.name] += batch
         return evaluate(node, operands, batch)
 
-    def count_integers(self: Executor, node: Any, values: Any, settings: Any, batch: int) -> Tensor:
-        if node.op in ("conv", "linear"):
-            samples["quantized", node.name] += batch
-        return step(self, node, values, settings, batch)
+    def count_integers(self: Executor, one: Any, values: Any, settings: Any, batch: int) -> Tensor:
+        if one.operation in ("conv", "linear"):
+            samples["quantized", one.name] += batch
+        return step(self, one, values, settings, batch)
 
     monkeypatch.setattr(interpreter, "evaluate_node", count_float)
     monkeypatch.setattr(Executor, "step", count_integers)

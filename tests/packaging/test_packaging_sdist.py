@@ -50,6 +50,7 @@ def test_contents(sdist: Path) -> None:
         "README.md",
         "LICENSE",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "constraints.txt",
         "demo",
         "test",

@@ -374,7 +374,8 @@ def requests(draw: Any, sound: bool) -> bytes:
     data = head.encode("latin-1") + content
     if not sound and not draw(st.integers(0, 5)):
         at = draw(st.integers(0, len(data)))
-        data = data[:at] + draw(st.sampled_from([b"", b"\r", b"\n", b" ", b"\x00", b"0", b":"])) + data[at + 1 :]
+        # No blanks: the parser takes several in a request line for one, as RFC 9112 (3) allows, and h11 does not.
+        data = data[:at] + draw(st.sampled_from([b"", b"\r", b"\n", b"\x00", b"0", b":"])) + data[at + 1 :]
     return data
 
 

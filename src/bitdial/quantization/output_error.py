@@ -1,4 +1,4 @@
-"""Shifts of least squared OUTPUT error, from samples of a layer's inputs. Pure NumPy functions.
+"""Shifts of least squared OUTPUT error, from samples of a layer's inputs. Pure functions.
 
 Choosing shifts by the error of the values themselves clips too much: clipping errors all point towards zero and add up
 over taps and channels that fire together, while rounding errors cancel. Measured in outputs, with the covariance of the
@@ -6,6 +6,11 @@ inputs, both count as what they cost (design notes, section 1, ask for least squ
 
 Notation per group: P [n, m] samples of the inputs of m = channels * taps weights, P_low the same read back from low
 precision, w8 and w_low [O, m]. Where the bias table restores means, samples are centred first: only variance counts.
+
+Errors of outputs are n * O numbers per shift and group, so they are made once per group, for the shift that was chosen.
+The others are compared by |R + E|^2 - |R|^2 = 2 <R, E> + |E|^2 with E a product of something small: the residual R is
+multiplied by the one factor that all shifts share, and |E|^2 is a quadratic form in m * m sums of products. Every term
+is of the size of an error, so that nothing cancels; equal costs go to the smaller shift.
 """
 
 from __future__ import annotations
@@ -15,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from bitdial.quantization.effective_bits import naive_shift, read_back_table
+from bitdial.quantization.effective_bits import naive_shift
 from bitdial.quantization.program import BLOCK_ROWS, QuantizedLayer, WeightGranularity
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -54,17 +59,27 @@ class LayerSamples:
         start = (index // n_local) * size
         return slice(start, start + size)
 
-    def low_inputs(self, index: int, shift: int) -> npt.NDArray[np.int16]:
-        """int16 [n, channels * taps]: the inputs of one group read back from low precision."""
-        return read_back_table(shift, self.layer.amax, self.signed)[self.group(index) + 128]
+    def inputs(self, index: int) -> Tensor:
+        """float32 [n, channels * taps]: the integers of one group."""
+        return torch.from_numpy(self.group(index)).float()
 
-    def low_weights(self, index: int, shift: int) -> npt.NDArray[np.int16]:
-        """int16 [rows, channels * taps]: the weights of one group read back from low precision."""
-        return read_back_table(shift, self.layer.wmax)[self.weights(index) + 128]
+    def low_inputs(self, x: Tensor, shifts: Sequence[int]) -> Tensor:
+        """float32 [len(shifts), *x.shape]: inputs read back from low precision, at each shift."""
+        return _read_back(x, shifts, self.layer.amax, self.signed)
 
-    def prepare(self, samples: npt.NDArray[np.int16]) -> Floats:
-        x = samples.astype(np.float32)
-        return x - x.mean(axis=0) if self.centred else x
+    def low_weights(self, w: Tensor, shifts: Sequence[int]) -> Tensor:
+        """float32 [len(shifts), *w.shape]: weights read back from low precision, at each shift."""
+        return _read_back(w, shifts, self.layer.wmax, True)
+
+    def centre(self, x: Tensor) -> Tensor:
+        """x [.., n, m] without the means over the samples, in place; as it is where means are not restored."""
+        return x.sub_(x.sum(dim=-2, keepdim=True) / x.shape[-2]) if self.centred else x
+
+
+def _read_back(x: Tensor, shifts: Sequence[int], limit: int, signed: bool) -> Tensor:
+    """As `effective_bits.read_back`, exact in float32 too: powers of two, and torch rounds half to even."""
+    step = torch.exp2(torch.tensor(shifts, dtype=torch.float32)).reshape(-1, *[1] * x.dim())
+    return (x / step).round_().clamp_(-limit if signed else 0, limit).mul_(step)
 
 
 def activation_shifts(readers: Sequence[LayerSamples]) -> npt.NDArray[np.uint8]:
@@ -75,21 +90,25 @@ def activation_shifts(readers: Sequence[LayerSamples]) -> npt.NDArray[np.uint8]:
     layer = readers[0].layer
     shifts = range(naive_shift(readers[0].signed, layer.amax) + 1)
     result = np.zeros(layer.n_groups, np.uint8)
-    residuals: list[Floats] = [np.zeros(0, np.float32)] * len(readers)
+    residuals = [torch.zeros(0)] * len(readers)
     for g in range(layer.n_groups):
-        costs = np.zeros(len(shifts))
-        errors: list[list[Floats]] = []
+        costs = torch.zeros(len(shifts), dtype=torch.float64)
+        found: list[tuple[Tensor, Tensor]] = []
         for i, own in enumerate(readers):
-            scale = own.layer.weight_scale[own.rows(g)]
-            w = own.weights(g).T * scale  # real units
-            samples = own.group(g)
-            found = [own.prepare(own.low_inputs(g, s) - samples) @ w for s in shifts]
-            if g % own.layer.weight_shift.shape[1] == 0:
-                residuals[i] = np.zeros_like(found[0])
-            costs += [float(np.square(residuals[i] + e).sum(dtype=np.float64)) / len(e) for e in found]
-            errors.append(found)
-        result[g] = int(np.argmin(costs))
-        residuals = [r + found[result[g]] for r, found in zip(residuals, errors, strict=True)]
+            n_local = own.layer.weight_shift.shape[1]
+            w = torch.from_numpy(own.weights(g) * own.layer.weight_scale[own.rows(g), None])  # real units
+            x = own.inputs(g)
+            change = own.centre(own.low_inputs(x, shifts).sub_(x))  # [shifts, n, m]
+            if g % n_local == 0:
+                residuals[i] = x.new_zeros(len(x), len(w))
+            gain = change @ (w.T @ w)
+            if g % n_local:
+                gain += (residuals[i] @ w).mul_(2.0)
+            costs += gain.mul_(change).sum(dim=1).double().sum(dim=1) / len(x)
+            found.append((change, w))
+        result[g] = best = int(costs.argmin())
+        for residual, (change, w) in zip(residuals, found, strict=True):
+            residual.addmm_(change[best], w.T)
     return result
 
 
@@ -101,6 +120,8 @@ def weight_shifts(
 
     Groups are taken in order, and each shift is chosen for the error that the groups before it have left: an error that
     cancels theirs is worth more than a small one, and clipping in every group would add up.
+
+    The error of a group is P w8 - P_low w_low = (P - P_low) w8 + P_low (w8 - w_low).
     """
     layer = samples.layer
     assert layer.weight is not None
@@ -109,24 +130,30 @@ def weight_shifts(
     unit = layer.weight_scale.astype(np.float64) ** 2
     result = np.zeros((layer.weight.shape[0], n_local), np.uint8)
     scores = np.zeros(layer.n_groups)
-    residual: Floats = np.zeros(0, np.float32)
+    residual = torch.zeros(0)
     for g in range(layer.n_groups):
         rows = samples.rows(g)
-        x = samples.group(g)
-        p = samples.prepare(x)
-        p_low = samples.prepare(samples.low_inputs(g, int(layer.activation_shift[g])))
-        w = samples.weights(g)
-        exact = p @ w.T.astype(np.float32)  # [n, rows]
+        x = samples.inputs(g)
+        w = torch.from_numpy(samples.weights(g)).float().T.contiguous()  # [m, rows]
+        n, m = x.shape
+        low = samples.low_inputs(x, [int(layer.activation_shift[g])])[0]
+        parts = torch.cat([samples.centre(x.sub_(low)), samples.centre(low)], dim=1)
+        change, low = parts[:, :m], parts[:, m:]
+        products = parts.T @ parts
+        lost = w - samples.low_weights(w, shifts)  # [shifts, m, rows]
         if g % n_local == 0:
-            residual = np.zeros_like(exact)
-        candidates = [exact - p_low @ samples.low_weights(g, s).T.astype(np.float32) for s in shifts]
-        costs = np.stack([np.einsum("no,no->o", residual + e, residual + e, dtype=np.float64) for e in candidates])
-        costs *= unit[rows] / len(p)
+            residual = x.new_zeros(n, w.shape[1])
+        residual.addmm_(change, w)
+        # one product per shift, all of one shape: equal operands then give equal sums
+        gain = torch.bmm(products[m:, m:].expand(len(lost), m, m), lost).add_((low.T @ residual).mul_(2.0))
+        costs = gain.mul_(lost).sum(dim=1).double().numpy() * (unit[rows] / n)
         chosen = np.argmin(tie(costs[:, :, None], granularity)[:, :, 0], axis=0)
         result[rows, g % n_local] = chosen
-        error = np.stack(candidates)[chosen, :, np.arange(len(chosen))].T
-        scores[g] = float((np.einsum("no,no->o", error, error, dtype=np.float64) * unit[rows]).sum()) / len(p)
-        residual = residual + error
+        taken = lost[torch.from_numpy(chosen), :, torch.arange(len(chosen))].T
+        factors = torch.cat([w, taken])
+        squares = (products @ factors).mul_(factors).sum(dim=0).double().numpy()
+        scores[g] = max(0.0, float((squares * unit[rows]).sum())) / n
+        residual.addmm_(low, taken)
     return result, scores
 
 

@@ -16,6 +16,7 @@ from bitdial.quantization.effective_bits import lower
 from bitdial.quantization.output_error import LayerSamples
 
 DAMPING = 0.01  # of the mean variance, added to the covariance: samples are few
+BATCH_BYTES = 1 << 20  # of the float64 weights that are rounded together: they stay in a core's cache
 
 
 def reconstruct(samples: LayerSamples, slack: float) -> npt.NDArray[np.int8]:
@@ -27,55 +28,82 @@ def reconstruct(samples: LayerSamples, slack: float) -> npt.NDArray[np.int8]:
     assert layer.weight is not None
     n_local = layer.weight_shift.shape[1]
     result = layer.weight.copy()
-    for g in range(layer.n_groups):
-        rows = samples.rows(g)
-        x = samples.prepare(samples.low_inputs(g, int(layer.activation_shift[g]))).astype(np.float64)
-        w8 = samples.weights(g)
-        moved = _round_group(w8, layer.weight_shift[rows, g % n_local], x, layer.wmax, slack)
-        offset = (g // n_local) * layer.weight.shape[1]
-        a, b = layer.group_bounds[g : g + 2] - offset
-        result[rows, a:b] = moved.reshape(result[rows, a:b].shape)
+    for groups in _batches(samples):
+        w8 = np.stack([samples.weights(g) for g in groups])
+        shift = np.stack([layer.weight_shift[samples.rows(g), g % n_local] for g in groups])
+        moved = _round_groups(w8, shift, np.stack([_covariance(samples, g) for g in groups]), layer.wmax, slack)
+        for g, own in zip(groups, moved, strict=True):
+            rows, offset = samples.rows(g), (g // n_local) * layer.weight.shape[1]
+            a, b = layer.group_bounds[g : g + 2] - offset
+            result[rows, a:b] = own.reshape(result[rows, a:b].shape)
     return result
 
 
-def _round_group(
-    w8: npt.NDArray[np.int16], shift: npt.NDArray[np.uint8], x: npt.NDArray[np.float64], limit: int, slack: float
-) -> npt.NDArray[np.int8]:
-    """w8: [O, m]; shift: [O]; x: [n, m] samples of the lowered inputs. Returns int8 [O, m]."""
-    covariance = x.T @ x / len(x)
+def _batches(samples: LayerSamples) -> list[list[int]]:
+    """The groups of a layer cut into runs of one width, whose targets take at most BATCH_BYTES."""
+    layer = samples.layer
+    assert layer.weight is not None
+    widths = np.diff(layer.group_bounds) * layer.weight[0, 0].size
+    rows = layer.weight.shape[0] // layer.conv_groups
+    result: list[list[int]] = []
+    for g, width in enumerate(widths.tolist()):
+        last = result[-1] if result else []
+        if last and widths[last[0]] == width and (len(last) + 1) * rows * width * 8 <= BATCH_BYTES:
+            last.append(g)
+        else:
+            result.append([g])
+    return result
+
+
+def _covariance(samples: LayerSamples, index: int) -> npt.NDArray[np.float64]:
+    """float64 [m, m]: of the lowered inputs of one group, damped."""
+    shift = int(samples.layer.activation_shift[index])
+    x = samples.centre(samples.low_inputs(samples.inputs(index), [shift])[0]).numpy().astype(np.float64)
+    covariance: npt.NDArray[np.float64] = x.T @ x / len(x)
     covariance += np.eye(len(covariance)) * (DAMPING * float(np.trace(covariance)) / len(covariance) + 1e-6)
-    order = np.argsort(-np.diag(covariance), kind="stable")  # what matters most is rounded while most is still open
-    inverse = np.linalg.inv(covariance[np.ix_(order, order)])
-    factor = np.linalg.cholesky(inverse).T  # upper
-    original = w8[:, order].astype(np.int64)
+    return covariance
+
+
+def _round_groups(
+    w8: npt.NDArray[np.int16], shift: npt.NDArray[np.uint8], covariance: npt.NDArray[np.float64], limit: int, slack: float
+) -> npt.NDArray[np.int8]:
+    """w8: [groups, O, m]; shift: [groups, O]; covariance: [groups, m, m] of the lowered inputs. Returns int8 [groups, O, m].
+
+    No group knows of another: they are taken together so that each of the m steps is one operation over all.
+    """
+    order = np.argsort(-np.diagonal(covariance, axis1=1, axis2=2), axis=1, kind="stable")  # what matters most is rounded
+    covariance = np.take_along_axis(covariance, order[:, :, None], axis=1)  # while most is still open
+    covariance = np.take_along_axis(covariance, order[:, None, :], axis=2)
+    factor = np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1)  # upper
+    factor = np.ascontiguousarray(factor.transpose(1, 2, 0))[..., None]  # [m, m, groups, 1]
+    columns = order.T[:, :, None]
+    original = np.take_along_axis(w8.transpose(2, 0, 1).astype(np.int64), columns, axis=0)  # [m, groups, O]
     target = original.astype(np.float64)
     chosen = np.empty_like(original)
     step = 1 << shift.astype(np.int64)
-    nearest = lower(original, shift[:, None], limit).astype(np.int64)
-    for j in range(original.shape[1]):
-        wanted = np.clip(np.rint(target[:, j] / step), -limit, limit).astype(np.int64)
-        wanted = np.clip(wanted, nearest[:, j] - 1, nearest[:, j] + 1)
-        value = _nearest_in_cell(original[:, j], wanted, step, limit)
-        refused = np.abs(value - original[:, j]) > slack * step
-        chosen[:, j] = np.where(refused, original[:, j], value)
-        low = np.where(refused, nearest[:, j], wanted)
-        error = (target[:, j] - low * step) / factor[j, j]
-        target[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :][None]
-    plain = _output_error(original, nearest * step[:, None], covariance[np.ix_(order, order)])
-    found = lower(chosen, shift[:, None], limit).astype(np.int64) * step[:, None]
-    worse = _output_error(original, found, covariance[np.ix_(order, order)]) >= plain
-    chosen[worse] = original[worse]  # with many saturated weights or little slack, spreading errors can lose
-    result = np.empty_like(chosen)
-    result[:, order] = chosen
-    return result.astype(np.int8)
+    nearest = lower(original, shift, limit).astype(np.int64)
+    for j in range(len(original)):
+        wanted = np.clip(np.rint(target[j] / step), -limit, limit).astype(np.int64)
+        wanted = np.clip(wanted, nearest[j] - 1, nearest[j] + 1)
+        value = _nearest_in_cell(original[j], wanted, step, limit)
+        refused = np.abs(value - original[j]) > slack * step
+        chosen[j] = np.where(refused, original[j], value)
+        low = np.where(refused, nearest[j], wanted)
+        error = (target[j] - low * step) / factor[j, j]
+        target[j + 1 :] -= error * factor[j, j + 1 :]
+    plain = _output_error(original - nearest * step, covariance)
+    found = _output_error(original - lower(chosen, shift, limit).astype(np.int64) * step, covariance)
+    # with many saturated weights or little slack, spreading errors can lose
+    chosen = np.where(found >= plain, original, chosen)
+    result = np.empty(chosen.shape, np.int8)
+    np.put_along_axis(result, columns, chosen.astype(np.int8), axis=0)
+    return result.transpose(1, 2, 0)
 
 
-def _output_error(
-    exact: npt.NDArray[np.int64], low: npt.NDArray[np.int64], covariance: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """float64 [O]: expected squared output error of every row."""
-    error = (exact - low).astype(np.float64)
-    result: npt.NDArray[np.float64] = np.einsum("oi,oi->o", error @ covariance, error)
+def _output_error(error: npt.NDArray[np.int64], covariance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """float64 [groups, O]: expected squared output error of errors [m, groups, O] of weights."""
+    rows = np.ascontiguousarray(error.transpose(1, 2, 0)).astype(np.float64)
+    result: npt.NDArray[np.float64] = np.einsum("goi,goi->go", rows @ covariance, rows)
     return result
 
 

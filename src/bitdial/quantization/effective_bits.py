@@ -70,11 +70,6 @@ def read_back(values: npt.ArrayLike, shift: npt.ArrayLike, limit: int, signed: b
     return np.left_shift(low, np.asarray(shift, dtype=np.int16)).astype(np.int16)
 
 
-def read_back_table(shift: int, limit: int, signed: bool = True) -> npt.NDArray[np.int16]:
-    """int16 [384]: what every 8-bit value v in -128..255 becomes at low precision, at index v + 128."""
-    return read_back(np.arange(-128, 256), shift, limit, signed)
-
-
 def least_squares_shift(
     histogram: npt.NDArray[np.float64],
     importance: npt.NDArray[np.float64],

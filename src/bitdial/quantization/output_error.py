@@ -72,8 +72,14 @@ class LayerSamples:
         return _read_back(w, shifts, self.layer.wmax, True)
 
     def centre(self, x: Tensor) -> Tensor:
-        """x [.., n, m] without the means over the samples, in place; as it is where means are not restored."""
-        return x.sub_(x.sum(dim=-2, keepdim=True) / x.shape[-2]) if self.centred else x
+        """Integers x [.., n, m] without their means over the samples, in place; as they are where means are not restored.
+
+        Multiplied by n they are integers still, so that values which differ by a constant become equal to the bit: two shifts
+        that lose the same must not be told apart by rounding.
+        """
+        n = x.shape[-2]
+        total = x.sum(dim=-2, keepdim=True)  # exact below 2^24, for 65,536 samples
+        return x.mul_(n).sub_(total).div_(n) if self.centred else x
 
 
 def _read_back(x: Tensor, shifts: Sequence[int], limit: int, signed: bool) -> Tensor:

@@ -58,7 +58,8 @@ def _batches(samples: LayerSamples) -> list[list[int]]:
 def _covariance(samples: LayerSamples, index: int) -> npt.NDArray[np.float64]:
     """float64 [m, m]: of the lowered inputs of one group, damped."""
     shift = int(samples.layer.activation_shift[index])
-    x = samples.centre(samples.low_inputs(samples.inputs(index), [shift])[0]).numpy().astype(np.float64)
+    x = samples.low_inputs(samples.inputs(index), [shift])[0].numpy()
+    x = (x - x.mean(axis=0) if samples.centred else x).astype(np.float64)
     covariance: npt.NDArray[np.float64] = x.T @ x / len(x)
     covariance += np.eye(len(covariance)) * (DAMPING * float(np.trace(covariance)) / len(covariance) + 1e-6)
     return covariance

@@ -314,3 +314,18 @@ def test_operands_of_float_operators_lie_in_one_order() -> None:
     assert moved  # or nothing was tested
     scalar = torch.tensor(3.0)
     assert arithmetic.in_order(scalar).shape == () and arithmetic.in_order(torch.empty(0, 4)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_eight_bit_products_are_exact(signed: bool) -> None:
+    """Above 2^24 linear layers use torch's 8-bit product where it is fast; its sums are those of float64 at the extremes too."""
+    rng = np.random.default_rng(3)
+    x = torch.from_numpy(rng.integers(-127 if signed else 0, 128 if signed else 256, (2, 5, 3000)).astype(np.float32))
+    weight = torch.from_numpy(rng.integers(-127, 128, (7, 3000)).astype(np.float32))
+    x[0, 0], weight[0] = (127.0 if signed else 255.0), 127.0
+    exact = F.linear(x.double(), weight.double())
+    assert exact.abs().max() > arithmetic.EXACT_FLOAT32
+    found = arithmetic.accumulate(x, weight, 255 * 127 * 3000, None)
+    assert found.dtype == torch.float64 and torch.equal(found, exact)
+    if arithmetic.int8_products():
+        assert torch.equal(arithmetic.int8_product(x, weight).double(), exact)

@@ -13,7 +13,7 @@ from bitdial import QuantizeConfig
 from bitdial.engines.reference.executor import Executor
 from bitdial.engines.reference.fast_conv import int8_convolutions
 from bitdial.engines.reference.search import CHUNK, CandidateEvaluator, soft_labels
-from bitdial.pipeline import Prepared, eight_bit_program, low_tables, prepare
+from bitdial.pipeline import Prepared, choose, eight_bit_program, low_tables, prepare
 from bitdial.quantization.program import Program
 
 Made = tuple[Program, list[str], list[Tensor], dict[str, np.ndarray]]
@@ -208,3 +208,25 @@ def test_eight_bit_convolutions_are_used_only_where_they_are_exact() -> None:
         w = torch.randint(-127, 128, (8, 20, 3, 3), generator=generator).float()
         exact = torch.nn.functional.conv2d(x.double(), w.double(), None, [2, 1], [0, 1])
         assert torch.equal(_int8_conv(x, w, window).double(), exact)
+
+
+def test_progress_and_passes(conv_net: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every long stage tells its share, rising; values, histograms and samples come from one pass over the data."""
+    passes: list[int] = []
+    run = Executor.run
+
+    def counted(self: Executor, batch: Any, *rest: Any, **named: Any) -> list[Tensor]:
+        passes.append(len(batch[0]))
+        return run(self, batch, *rest, **named)
+
+    monkeypatch.setattr(Executor, "run", counted)
+    config = QuantizeConfig(group_size=8, calibration_images=20, batch_size=5, selector="greedy", rounding_slack=0.0)
+    prepared = prepare(conv_net, [helpers.images(20, seed=9)], config)
+    program = eight_bit_program(prepared, config)
+    seen: list[tuple[str, float]] = []
+    tables = low_tables(prepared, program, config, lambda stage, share: seen.append((stage, share)))
+    assert passes == [5, 5, 5, 5]
+    choose(prepared, program, tables, config, progress=lambda stage, share: seen.append((stage, share)))
+    for stage in ("values", "shifts", "sensitivity"):
+        shares = [share for name, share in seen if name == stage]
+        assert len(shares) >= 4 and shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == pytest.approx(1.0)

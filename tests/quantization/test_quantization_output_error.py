@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bitdial.quantization.effective_bits import naive_shift
 from bitdial.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
@@ -126,3 +128,50 @@ def test_weight_shifts(
         taken = np.stack([errors[chosen[o]][:, o] for o in range(20)], axis=1)
         assert scores[g] == pytest.approx((taken[:, part] ** 2).sum() / len(x), rel=1e-3, abs=1e-3)
         left[:, part] += taken[:, part]
+
+
+def linear_samples(rng: np.random.Generator, patches: np.ndarray, rows: int, size: int, scale: float) -> LayerSamples:
+    """A linear layer with groups of `size` channels and random weights."""
+    channels = patches.shape[1]
+    n = channels // size
+    layer = QuantizedLayer(
+        "l", "linear", rng.integers(-127, 128, (rows, channels)).astype(np.int8), np.full(rows, scale, np.float32),
+        np.ones(rows, np.float32), 0.0, True, "", 15, 7, np.arange(0, channels + 1, size, dtype=np.int32),
+        np.zeros(n, np.uint8), np.zeros((rows, n), np.uint8), "group", np.ones(n, np.int64), np.zeros((2, n), np.bool_),
+        np.zeros((2, rows), np.int32), 1,
+    )  # fmt: skip
+    return LayerSamples(layer, patches.astype(np.int16)[:, :, None], False, True)
+
+
+@pytest.mark.parametrize("n", [30, 392, 4096])
+def test_of_shifts_that_lose_the_same_the_smallest_is_taken(n: int) -> None:
+    """120 and 121 become one value at every shift: whatever it is, the bias restores it, and the loss is the same."""
+    rng = np.random.default_rng(n)
+    own = linear_samples(rng, 120 + (rng.random((n, 48)) < 0.3), 40, 16, 0.0123)
+    assert activation_shifts([own, own]).tolist() == [0, 0, 0]
+
+
+class Large(TorchDispatchMode):
+    """Counts operations whose result has at least so many elements."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count += isinstance(result, torch.Tensor) and result.numel() >= self.elements
+        return result
+
+
+def test_errors_of_outputs_are_made_once_per_group_not_once_per_shift() -> None:
+    """They are samples times outputs many numbers: what choosing shifts costs."""
+    rng = np.random.default_rng(0)
+    own = linear_samples(rng, rng.integers(0, 256, (128, 12)), 600, 4, 1.0)
+    groups = own.layer.n_groups
+    with Large(128 * 600) as made:
+        activation_shifts([own])
+    assert 0 < made.count <= groups + 1  # added to a residual that is made once
+    with Large(128 * 600) as made:
+        weight_shifts(own, "group")
+    assert 0 < made.count <= 2 * groups + 1  # of activations, of weights

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitdial.quantization import rounding
 from bitdial.quantization.effective_bits import lower, read_back
 from bitdial.quantization.output_error import LayerSamples, weight_shifts
 from bitdial.quantization.program import QuantizedLayer
@@ -97,6 +98,16 @@ def test_output_error_falls_in_every_group_and_weights_move_within_the_slack(
         change = np.abs(moved[rows, a:b].astype(int) - original[rows, a:b]).reshape(original[rows].shape[0], -1)
         step = 1 << layer.weight_shift[rows, g % n_local].astype(int)
         assert (change <= 0.3 * step[:, None]).all()
+
+
+@pytest.mark.parametrize(("bounds", "conv_groups"), [([0, 4, 8, 12, 14], 1), ([0, 4, 6, 10, 12], 2)])
+def test_groups_are_rounded_together_as_they_are_alone(
+    bounds: list[int], conv_groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = make_samples(4, (8, bounds[-1] // conv_groups, 3, 3), bounds, conv_groups)
+    together = reconstruct(samples, 0.3)
+    monkeypatch.setattr(rounding, "BATCH_BYTES", 0)
+    np.testing.assert_array_equal(reconstruct(samples, 0.3), together)
 
 
 def test_no_slack_changes_nothing() -> None:

@@ -22,6 +22,7 @@ STAGES = {
     "capture": "capturing the network",
     "calibrate": "calibrating",
     "8-bit model": "making the 8-bit model",
+    "values": "collecting 8-bit values",
     "shifts": "choosing shifts, scoring groups",
     "sensitivity": "measuring layers",
     "search": "searching",

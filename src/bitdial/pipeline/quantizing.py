@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,12 @@ def restore_means(
     indices: Sequence[int],
     progress: Progress = silent,
     outputs: Callable[[int, list[Tensor]], None] | None = None,
+    stage: str = "bias",
 ) -> None:
-    """Correct the bias rows of some ratios in place. outputs: see `correct_bias`; not called without bias correction."""
+    """Correct the bias rows of some ratios in place; `stage` is what progress is told.
+
+    outputs: see `correct_bias`; not called without bias correction.
+    """
     if not config.bias_correction or not indices:
         return
     batches = prepared.batches(config.batch_size, bias_samples(prepared, program))
@@ -76,21 +81,20 @@ def restore_means(
         prepared.output_means = float_output_means(prepared.graph, names, batches)
     with torch.no_grad():
         correct_bias(
-            program, batches, prepared.output_means, indices, progress=lambda n: progress("bias", n / len(indices)),
-            outputs=outputs,
-        )  # fmt: skip
+            program, batches, prepared.output_means, indices, progress=partial(progress, stage), outputs=outputs
+        )
 
 
-def eight_bit_program(prepared: Prepared, config: QuantizeConfig) -> Program:
+def eight_bit_program(prepared: Prepared, config: QuantizeConfig, progress: Progress = silent) -> Program:
     """The 8-bit program with its corrected bias row (copied to all ratios; no group is low yet)."""
     program = build_program(prepared.graph, prepared.statistics, config, group_bounds)
-    _correct_first_row(prepared, program, config)
+    _correct_first_row(prepared, program, config, progress)
     return program
 
 
-def _correct_first_row(prepared: Prepared, program: Program, config: QuantizeConfig) -> None:
+def _correct_first_row(prepared: Prepared, program: Program, config: QuantizeConfig, progress: Progress) -> None:
     """Correct the bias of ratio 0 and start the other ratios from it."""
-    restore_means(prepared, program, config, [0])
+    restore_means(prepared, program, config, [0], progress, stage="8-bit model")
     for layer in program.layers.values():
         layer.bias = np.repeat(layer.bias[:1], len(program.ratios), axis=0)
 
@@ -104,27 +108,31 @@ class LowTables:
     mean_shifts: dict[str, npt.NDArray[np.float64]]
 
 
-def low_tables(prepared: Prepared, program: Program, config: QuantizeConfig) -> LowTables:
+def low_tables(
+    prepared: Prepared, program: Program, config: QuantizeConfig, progress: Progress = silent
+) -> LowTables:
     """Choose every shift of the program in place; return error scores and first-order mean shifts per group."""
     names = [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
     batches = prepared.batches(config.batch_size)
     executor = Executor(program)
     sampler = PatchSampler(executor, names, len(batches), PATCHES, config.seed)
+    progress("values", 0.0)
     with torch.no_grad():
-        values = collect(executor, batches, sampler)
+        values = collect(executor, batches, sampler, partial(progress, "values"))
+    progress("shifts", 0.0)
     graph = program.graph
     patches = sampler.patches()
     samples = {
         n: LayerSamples(program.layers[n], patches[n], values[graph.node(n).inputs[0]].signed, config.bias_correction)
         for n in names
     }
-    scores = choose_shifts(program, samples, config, values)
+    scores = choose_shifts(program, samples, config, values, partial(progress, "shifts"))
     mean_shifts = {}
     if config.bias_correction:
         for n in names:
             mean_shifts[n] = group_mean_shifts(graph.node(n), program.layers[n], values[graph.node(n).inputs[0]])
     if config.rounding_slack > 0.0:  # the 8-bit weights have moved a little
-        _correct_first_row(prepared, program, config)
+        _correct_first_row(prepared, program, config, progress)
     return LowTables(values, scores, mean_shifts)
 
 
@@ -133,11 +141,20 @@ def choose_shifts(
     samples: Mapping[str, LayerSamples],
     config: QuantizeConfig,
     values: Mapping[str, ValueStatistics] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Shifts and rounded weights of the layers that samples are given for, in place. Returns the error score of every group.
 
-    values: of the 8-bit model; needed only where config.shift_choice is not "least_squares".
+    values: of the 8-bit model; needed only where config.shift_choice is not "least_squares". progress: told the share done.
     """
+    done, wanted = 0, 2 * sum(own.weight_size for own in samples.values())  # of activations, of weights
+
+    def advance(own: Sequence[str]) -> None:
+        nonlocal done
+        done += sum(samples[n].weight_size for n in own)
+        if progress is not None:
+            progress(done / wanted)
+
     readers: dict[tuple[str, int, bytes], list[str]] = {}  # readers of other widths or groups need other shifts
     for n in samples:
         layer = program.layers[n]
@@ -148,6 +165,7 @@ def choose_shifts(
         shift = _activation_shift([samples[n] for n in own], config, statistics)
         for n in own:
             program.layers[n].activation_shift = shift
+        advance(own)
     scores = {}
     for n in samples:
         layer = program.layers[n]
@@ -155,6 +173,7 @@ def choose_shifts(
         if config.rounding_slack > 0.0 and config.extraction != "naive":
             layer.weight = reconstruct(samples[n], config.rounding_slack)
         bound_accumulators(program, layer)
+        advance([n])
     return scores
 
 
@@ -263,7 +282,9 @@ def choose(
         }
     if config.selector != "random":
         progress("sensitivity", 0.0)
+        evaluator.progress = partial(progress, "sensitivity")
         problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
+        evaluator.progress = None
 
     def report(state: SearchProgress) -> None:
         within = (state.generation + 1) / (state.generations + 1) if state.generations else 1.0
@@ -351,9 +372,8 @@ def quantize_prepared(
     """All steps after `prepare`. The config may differ from the one of `prepare` in everything but layout settings."""
     started = time.perf_counter()
     progress("8-bit model", 0.0)
-    program = eight_bit_program(prepared, config)
-    progress("shifts", 0.0)
-    tables = low_tables(prepared, program, config)
+    program = eight_bit_program(prepared, config, progress)
+    tables = low_tables(prepared, program, config, progress)
     latency = config.latency_table
     curves = latency_curves(program, latency) if latency is not None else None
     chosen = choose(prepared, program, tables, config, progress=progress, checkpoint=checkpoint, curves=curves)

@@ -36,6 +36,11 @@ class LayerSamples:
     signed: bool
     centred: bool
 
+    @property
+    def weight_size(self) -> int:
+        """How many weights the layer has: what choosing its shifts costs, to a factor."""
+        return 0 if self.layer.weight is None else self.layer.weight.size
+
     def group(self, index: int) -> npt.NDArray[np.int16]:
         """int16 [n, channels * taps] of one group."""
         a, b = self.layer.group_bounds[index : index + 2]

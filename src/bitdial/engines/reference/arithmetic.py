@@ -1,11 +1,14 @@
 """Exact integer arithmetic carried in floating point, and the epilogue (design notes, section 1).
 
 8-bit values are held as float32 tensors of integers: a float32 sum of integer products is exact, in any order, as long as
-every partial sum stays below 2^24 in magnitude. Where the bound of a layer (from its weights at hand) is larger, the
-activations are split into high and low nibbles, or float64 is used (exact below 2^53).
+every partial sum stays below 2^24 in magnitude. Where the bound of a layer (from its weights at hand) is larger, linear layers
+use torch's 8-bit product with int32 sums if it is fast here; else the activations are split into high and low nibbles, or
+float64 is used (exact below 2^53).
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +54,36 @@ def in_order(x: Tensor) -> Tensor:
     return x.flatten().view(x.shape)  # axes of one element: strides that say nothing, but are looked at
 
 
+@lru_cache(maxsize=1)
+def int8_products() -> bool:
+    """Whether torch multiplies 8-bit matrices fast here (it does where the processor has VNNI) and is exact on a probe."""
+    fast = getattr(torch.cpu, "_is_vnni_supported", None)
+    if fast is None or not hasattr(torch, "_int_mm") or not fast():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (33, 1000), generator=generator).float()
+    weight = torch.randint(-127, 128, (17, 1000), generator=generator).float()
+    x[0], weight[0], weight[1] = 255.0, 127.0, -127.0
+    exact = F.linear(x.double(), weight.double())
+    centred = F.linear((x - 128.0).double(), weight.double())
+    try:
+        found = int8_product(x, weight), int8_product(x - 128.0, weight)
+    except RuntimeError:
+        return False
+    return torch.equal(found[0].double(), exact) and torch.equal(found[1].double(), centred)
+
+
+def int8_product(x: Tensor, weight: Tensor) -> Tensor:
+    """int32 accumulators of a linear layer on the CPU, exact where they fit. x [.., C]: integers in 0..255 or -128..127."""
+    flat = x.reshape(-1, x.shape[-1])
+    offset = 128.0 if bool(flat.min() >= 0) else 0.0  # torch has signed operands only
+    operand = (flat - offset if offset else flat).to(torch.int8)
+    acc = torch._int_mm(operand, weight.to(torch.int8).t())
+    if offset:
+        acc += (weight.double().sum(dim=1) * offset).to(torch.int32)
+    return acc.reshape(*x.shape[:-1], -1)
+
+
 def accumulate(x: Tensor, weight: Tensor, bound: int, window: Window | None) -> Tensor:
     """Exact accumulators of conv or linear as float32 (bound < 2^24) or float64 integers.
 
@@ -60,6 +93,8 @@ def accumulate(x: Tensor, weight: Tensor, bound: int, window: Window | None) -> 
         return product(x.double(), weight.double(), window)
     if bound < EXACT_FLOAT32:
         return product(x, weight, window)
+    if window is None and int8_products():
+        return int8_product(x, weight).double()
     if (
         bound < 8 * EXACT_FLOAT32
     ):  # nibbles: |high| <= 15 and low <= 15, so either sum is below bound / 15 plus rounding

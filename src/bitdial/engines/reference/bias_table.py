@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,23 +26,27 @@ def correct_bias(
     float_means: Mapping[str, npt.NDArray[np.float64]],
     ratio_indices: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
     outputs: Callable[[int, list[Tensor]], None] | None = None,
 ) -> None:
     """Fill `layer.bias[r]` of every conv and linear layer, layer by layer in order, so that its mean output over the
     batches equals the float model's mean: each layer sees inputs that are corrected already.
 
     float_means: [O] per layer, from `float_output_means` on the same batches. outputs: told each ratio index with the first
-    output of every batch at that ratio, as the corrected program gives it. Writes into the program.
+    output of every batch at that ratio, as the corrected program gives it. progress: told the share done, after every
+    instruction. Writes into the program.
     """
     executor = Executor(program, device)
     indices = range(len(program.ratios)) if ratio_indices is None else ratio_indices
     for done, index in enumerate(indices):
-        found = _correct_one(executor, program, batches, float_means, index)
+        report = None if progress is None else partial(_report, progress, done, len(indices))
+        found = _correct_one(executor, program, batches, float_means, index, report)
         if outputs is not None:
             outputs(index, found)
-        if progress is not None:
-            progress(done + 1)
+
+
+def _report(progress: Callable[[float], None], done: int, of: int, share: float) -> None:
+    progress((done + share) / of)
 
 
 def _correct_one(
@@ -50,15 +55,18 @@ def _correct_one(
     batches: Sequence[Sequence[Tensor]],
     float_means: Mapping[str, npt.NDArray[np.float64]],
     index: int,
+    progress: Callable[[float], None] | None,
 ) -> list[Tensor]:
-    """The first output of every batch."""
+    """The first output of every batch. progress: told the share of the instructions that are done."""
     graph = program.graph
     settings: dict[str, Setting] = executor.settings(index)
     values = [dict(zip(graph.inputs, batch, strict=True)) for batch in batches]
     sizes = [batch[0].shape[0] for batch in batches]
     walks = [executor.schedule.walk(own) for own in values]
-    for steps in zip(*walks, strict=True):
+    for number, steps in enumerate(zip(*walks, strict=True)):
         step = steps[0]
+        if progress is not None:
+            progress(number / len(executor.schedule.steps))
         if not isinstance(step, Contract) or step.name not in float_means:
             for own, n in zip(values, sizes, strict=True):
                 own[step.name] = executor.step(step, own, settings, n)

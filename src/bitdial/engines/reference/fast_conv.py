@@ -1,4 +1,4 @@
-"""An executor for the search that uses torch's own 8-bit convolutions where this build and processor have them.
+"""An executor for the search that uses torch's own 8-bit products where this build and processor have them.
 
 It is never used for published accuracies. Where the 8-bit operator is missing, or gives other sums than float32 on a
 probe, plain float32 convolutions take over.
@@ -58,4 +58,6 @@ class FastExecutor(Executor):
         eligible = w is not None and len(w.kernel) == 2 and step.layer.conv_groups == 1
         if w is not None and unsigned and eligible and int8_convolutions():
             return _int8_conv(x, setting.weight, w)
+        if w is None and arithmetic.int8_products():
+            return arithmetic.int8_product(x, setting.weight).float()
         return arithmetic.accumulate(x, setting.weight, 0, w)

@@ -98,6 +98,7 @@ class CandidateEvaluator:
     mean_shifts: Mapping[str, npt.NDArray[np.float64]]
     cache_limit: int = 1 << 30
     statistics: SearchStatistics = field(default_factory=SearchStatistics)
+    progress: Callable[[float], None] | None = None  # told the share of a call that is done, after every candidate
 
     def __post_init__(self) -> None:
         self.executor: Executor = FastExecutor(self.program)
@@ -158,6 +159,7 @@ class CandidateEvaluator:
         keys = [[masks[i, self.gene[layer]].tobytes() for layer in self.order] for i in range(len(masks))]
         squares = np.zeros(len(masks))
         cached: dict[tuple[str, bytes], Setting] = {}
+        self._done, self._wanted = 0, len(masks) * sum(a < n_images for a, _ in self.chunks)
         multiplies, macs, alone = self.statistics.multiplies, sum(stage.macs for stage in self.stages), 0
         with torch.no_grad():
             for number, (a, b) in enumerate(self.chunks):
@@ -193,6 +195,9 @@ class CandidateEvaluator:
             out = self._run_stage(stage, dict(prefix.values()), self.base, samples)
             soft = soft_labels(out[self.program.graph.outputs[0]])
             squares[members] += (soft[:take] - self.reference[number][:take]).double().pow(2).sum().item()
+            self._done += len(members)
+            if self.progress is not None:
+                self.progress(self._done / self._wanted)
             return
         branches: dict[bytes, list[int]] = {}
         for i in members:

@@ -91,11 +91,15 @@ class _Collector:
 
 
 def collect(
-    executor: Executor, batches: Batches, also: Callable[[str, Tensor], None] | None = None
+    executor: Executor,
+    batches: Batches,
+    also: Callable[[str, Tensor], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> dict[str, ValueStatistics]:
     """Run the 8-bit model (ratio index 0) over the batches.
 
-    Returns statistics of every value that feeds a conv or linear layer. also: a further observer of all values.
+    Returns statistics of every value that feeds a conv or linear layer. also: a further observer of all values. progress: told
+    the share of the batches that are done.
     """
     collector = _Collector(executor.program)
 
@@ -105,8 +109,10 @@ def collect(
             also(name, x)
 
     settings = executor.settings(0)
-    for batch in batches:
+    for number, batch in enumerate(batches):
         executor.run(batch, settings, observe=observe)
+        if progress is not None:
+            progress((number + 1) / len(batches))
     statistics = {
         name: ValueStatistics(
             histogram,

@@ -226,7 +226,8 @@ def test_progress_and_passes(conv_net: Any, helpers: Any, monkeypatch: pytest.Mo
     seen: list[tuple[str, float]] = []
     tables = low_tables(prepared, program, config, lambda stage, share: seen.append((stage, share)))
     assert passes == [5, 5, 5, 5]
-    choose(prepared, program, tables, config, progress=lambda stage, share: seen.append((stage, share)))
+    chosen = choose(prepared, program, tables, config, progress=lambda stage, share: seen.append((stage, share)))
+    assert chosen.statistics["cache_lookups"] == 0  # nothing is scored twice, so nothing is remembered
     for stage in ("values", "shifts", "sensitivity"):
         shares = [share for name, share in seen if name == stage]
         assert len(shares) >= 4 and shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == pytest.approx(1.0)

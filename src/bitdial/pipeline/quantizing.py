@@ -283,8 +283,11 @@ def choose(
     if config.selector != "random":
         progress("sensitivity", 0.0)
         evaluator.progress = partial(progress, "sensitivity")
+        remembered, evaluator.cache_limit = evaluator.cache_limit, 0  # one call shares its prefixes without
         problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
         evaluator.progress = None
+        if config.selector == "evolutionary":  # the others score each of their few choices once
+            evaluator.cache_limit = remembered
 
     def report(state: SearchProgress) -> None:
         within = (state.generation + 1) / (state.generations + 1) if state.generations else 1.0

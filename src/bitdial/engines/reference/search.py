@@ -90,6 +90,7 @@ class CandidateEvaluator:
 
     program: shifts are set; layer.bias[0] is the 8-bit row. layers: names of the searched layers in order.
     mean_shifts: layer -> [n_groups, O] (see `group_mean_shifts`); empty: no correction. inputs: calibration samples.
+    cache_limit: bytes of prefixes that are remembered from call to call; may be changed between calls.
     """
 
     program: Program
@@ -203,7 +204,7 @@ class CandidateEvaluator:
         for i in members:
             branches.setdefault(keys[i][depth], []).append(i)
         for gene, own in branches.items():
-            key = (number, depth, b"".join(keys[own[0]][: depth + 1])) if depth in self.keep_stages else None
+            key = (number, depth, b"".join(keys[own[0]][: depth + 1])) if self._keeps(depth) else None
             setting = cached.get((stage.layer, gene))
             if setting is None:
                 setting = self.setting(stage.layer, masks[own[0], self.gene[stage.layer]])
@@ -221,6 +222,9 @@ class CandidateEvaluator:
         if key is not None:
             self._remember(key, after)
         return after
+
+    def _keeps(self, depth: int) -> bool:
+        return self.cache_limit > 0 and depth in self.keep_stages
 
     def _recall(self, key: tuple[int, int, bytes] | None) -> Callable[[], dict[str, Tensor]] | None:
         """What gives the remembered values of a prefix, if there are any."""

@@ -13,10 +13,10 @@ from bitdial.artifact import from_bytes, inspect_file, load_program, restrict_to
 from bitdial.artifact.band import weight_shifts
 from bitdial.artifact.packing import signed_bits
 from bitdial.errors import ArtifactError, ConfigError
-from bitdial.quantization.effective_bits import lower
+from bitdial.quantization.effective_bits import extract
 
 
-def lowered(layer, ratio_index):
+def extracted(layer, ratio_index):
     """What a layer multiplies with at a ratio, by plain loops: low values in low groups, 8-bit ones elsewhere."""
     result = np.empty(layer.weight.shape, np.int64)
     per_row = layer.weight.shape[0] // layer.conv_groups
@@ -27,7 +27,7 @@ def lowered(layer, ratio_index):
             g = groups[o // per_row * layer.weight.shape[1] + i]
             w = layer.weight[o, i]
             if layer.low[ratio_index, g]:
-                w = lower(w, layer.weight_shift[o, g - o // per_row * n_local], layer.wmax)
+                w = extract(w, layer.weight_shift[o, g - o // per_row * n_local], layer.wmax)
             result[o, i] = w
     return result
 
@@ -47,7 +47,7 @@ def test_the_ratios_that_remain_compute_the_same(make_program, assert_same, band
         assert (other.bias == layer.bias[keep]).all() and (other.low == layer.low[keep]).all()
         if layer.weight is not None:
             for new, old in enumerate(keep):
-                assert (lowered(layer, old) == lowered(other, new)).all()
+                assert (extracted(layer, old) == extracted(other, new)).all()
     assert_same(restrict_to_band(program, band), loaded)
     assert to_bytes(loaded) == data  # packed again when saved again
     assert from_bytes(to_bytes(loaded, band=(band[1], band[1]))).ratios == [band[1]]
@@ -99,13 +99,13 @@ def test_packed_values_beyond_the_limit_are_refused(make_program, monkeypatch):
 
 
 @given(st.integers(-127, 127), st.integers(0, 7), st.integers(1, 127))
-def test_a_weight_read_back_lowers_to_itself(weight, shift, limit):
-    from bitdial.artifact.packing import lower_weights, read_back
+def test_a_weight_read_back_extracts_to_itself(weight, shift, limit):
+    from bitdial.artifact.packing import extract_weights, read_back
 
     shifts = np.array([shift], np.uint8)
-    low = lower_weights(np.array([weight], np.int8), shifts, limit)
+    low = extract_weights(np.array([weight], np.int8), shifts, limit)
     assert low[0] == np.clip(round(weight / 2**shift), -limit, limit)  # Python rounds half to even as well
-    assert (lower_weights(read_back(low, shifts), shifts, limit) == low).all()
+    assert (extract_weights(read_back(low, shifts), shifts, limit) == low).all()
     assert -(2 ** (signed_bits(limit) - 1)) < low[0] < 2 ** (signed_bits(limit) - 1)
 
 

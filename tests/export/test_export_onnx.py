@@ -249,7 +249,7 @@ def test_parts_add_up_to_the_mixed_product(data: st.DataObject) -> None:
                 np.rint(x[channels] / (1 << part.shift)[:, None]), -part.limit[:, None], part.limit[:, None]
             )
             a = (lowered.astype(np.int64) << part.shift[:, None]).reshape(conv_groups, -1, 3)
-            if not part.lowered:
+            if not part.extracted:
                 assert np.array_equal(a.reshape(-1, 3), x[channels])
             for o in range(rows):
                 got[o] += int((a[o * conv_groups // rows] * part.weight[o].astype(np.int64)).sum())

@@ -12,7 +12,7 @@ from torch import Tensor
 from bitdial.engines.cpu import native
 from bitdial.finetuning import kernels
 from bitdial.finetuning.network import TrainableNetwork
-from bitdial.finetuning.rounding import function_table, look_up, lower, requantize
+from bitdial.finetuning.rounding import extract, function_table, look_up, requantize
 from bitdial.pipeline.finetuning import start_graph
 
 needs_extension = pytest.mark.skipif(bool(native.missing()), reason=f"CPU ENGINE MISSING: {native.missing()}")
@@ -114,7 +114,7 @@ def test_lowering_is_torch_s(dtype: torch.dtype) -> None:
         for compiled in (False, True):
             x.grad = None
             with nullcontext() if compiled else kernels.without_kernels():
-                out = lower(x, 1 / power, power, -limit, limit)
+                out = extract(x, 1 / power, power, -limit, limit)
             out.float().square().sum().backward()
             results.append((out.detach(), x.grad))
         assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])

@@ -15,7 +15,7 @@ from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.finetuning.config import FinetuneConfig
 from bitdial.finetuning.network import TrainableNetwork
 from bitdial.finetuning.normalization import OutputNorm
-from bitdial.finetuning.rounding import lower, requantize, round_clamp
+from bitdial.finetuning.rounding import extract, requantize, round_clamp
 from bitdial.pipeline import prepare, quantize_prepared
 from bitdial.pipeline.finetuning import derive_tables, export_program, make_network, start_graph
 from bitdial.quantization.config import QuantizeConfig
@@ -165,7 +165,7 @@ def test_lowering_is_that_of_the_numbers_section(value: int, shift: int, signed:
     x = torch.tensor([float(eight)], requires_grad=True)
     ends = torch.tensor([-float(limit) if signed else 0.0]), torch.tensor([float(limit)])
     power = torch.tensor([2.0**shift])
-    y = lower(x, 1 / power, power, *ends)
+    y = extract(x, 1 / power, power, *ends)
     assert int(y) == int(read_back(np.array([eight]), shift, limit, signed)[0])
     y.backward()
     inside = -limit <= round(eight / 2**shift) <= limit if signed else round(eight / 2**shift) <= limit

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from bitdial.errors import ConfigError
 from bitdial.quantization.effective_bits import (
     bit_length,
+    extract,
     group_maximum,
     least_squares_shift,
     low_limit,
-    lower,
     naive_shift,
     plain_shift,
     read_back,
@@ -42,7 +42,7 @@ def encoded(draw: st.DrawFn) -> tuple[list[int], bool]:
 @given(encoded(), st.integers(0, 7), LIMITS)
 def test_lower_is_the_definition(oracle: ModuleType, data: tuple[list[int], bool], shift: int, limit: int) -> None:
     values, signed = data
-    got = lower(values, shift, limit, signed)
+    got = extract(values, shift, limit, signed)
     assert got.dtype == np.int8
     assert got.tolist() == [oracle.low_value(v, shift, limit, signed) for v in values]
 
@@ -54,7 +54,7 @@ def test_lower_takes_one_shift_per_value(
     values, signed = data
     shifts = draw.draw(st.lists(st.integers(0, 7), min_size=len(values), max_size=len(values)))
     expected = [oracle.low_value(v, s, limit, signed) for v, s in zip(values, shifts, strict=True)]
-    assert lower(values, shifts, limit, signed).tolist() == expected
+    assert extract(values, shifts, limit, signed).tolist() == expected
     wide = np.array(expected) << np.array(shifts)
     assert read_back(values, shifts, limit, signed).tolist() == wide.tolist()
 
@@ -65,7 +65,7 @@ def test_every_value_shift_and_limit(oracle: ModuleType) -> None:
         for limit in (1, 3, 7, 10, 14, 15, 31, 63, 127):
             for shift in range(7):
                 expected = [oracle.low_value(int(v), shift, limit, signed) for v in values]
-                assert lower(values, shift, limit, signed).tolist() == expected
+                assert extract(values, shift, limit, signed).tolist() == expected
 
 
 @given(encoded(), BITS)

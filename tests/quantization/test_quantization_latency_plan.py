@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bitdial.artifact import load_program, save_program
-from bitdial.cli.quantize import parse_low_bits
+from bitdial.cli.reading import parse_low_bits
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.errors import ConfigError, SelectionError
 from bitdial.pipeline import Prepared, prepare, quantize_prepared

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitdial.quantization import rounding
-from bitdial.quantization.effective_bits import lower, read_back
+from bitdial.quantization.effective_bits import extract, read_back
 from bitdial.quantization.output_error import LayerSamples, weight_shifts
 from bitdial.quantization.program import QuantizedLayer
 from bitdial.quantization.rounding import _nearest_in_cell, reconstruct
@@ -67,9 +67,9 @@ def group_error(samples: LayerSamples, g: int, target: np.ndarray, weight: np.nd
 def test_the_nearest_weight_of_a_cell_lowers_to_it_and_none_is_nearer(value: int, shift: int, wanted: int) -> None:
     found = int(_nearest_in_cell(np.array([value]), np.array([wanted]), np.array([1 << shift]), 7)[0])
     assert -127 <= found <= 127
-    assert int(lower(found, shift, 7)) == wanted
+    assert int(extract(found, shift, 7)) == wanted
     every = np.arange(-127, 128)
-    cell = every[lower(every, shift, 7) == wanted]
+    cell = every[extract(every, shift, 7) == wanted]
     assert abs(found - value) == np.abs(cell - value).min()
 
 

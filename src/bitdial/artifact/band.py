@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.artifact.packing import lower_weights, read_back
+from bitdial.artifact.packing import extract_weights, read_back
 from bitdial.errors import ConfigError
 from bitdial.quantization.answers import KEY, kept_answers
 from bitdial.quantization.program import Program, QuantizedLayer
@@ -79,7 +79,7 @@ def _restrict_layer(layer: QuantizedLayer, keep: list[int]) -> QuantizedLayer:
     mask = weight_mask(always_low(layer), layer.group_bounds, shape, layer.conv_groups)
     shift = weight_shifts(layer.weight_shift, layer.group_bounds, shape, layer.conv_groups)[mask]
     weight = layer.weight.copy()
-    weight[mask] = read_back(lower_weights(weight[mask], shift, layer.wmax), shift)
+    weight[mask] = read_back(extract_weights(weight[mask], shift, layer.wmax), shift)
     return replace(layer, weight=weight)
 
 

@@ -12,7 +12,7 @@ from bitdial.artifact.band import always_low, weight_mask, weight_shifts
 from bitdial.artifact.checks import EXTRACTIONS, GRANULARITIES, LAYER_KINDS, MAX_MACS, check_program, check_ratios
 from bitdial.artifact.graph_json import graph_from_json, stored_constants
 from bitdial.artifact.jsontext import Fields, from_plain
-from bitdial.artifact.packing import lower_weights, packed_size, read_back, signed_bits, unpack_signed
+from bitdial.artifact.packing import extract_weights, packed_size, read_back, signed_bits, unpack_signed
 from bitdial.artifact.tables import KINDS, Outline, decode_tables, expanded_bytes
 from bitdial.errors import ArtifactError
 from bitdial.quantization.program import Extraction, Program, QParams, QuantizedLayer
@@ -268,6 +268,6 @@ def _packed_weight(layer: QuantizedLayer, shape: tuple[int, ...], stock: _Tensor
     weight = np.empty(shape, np.int8)
     weight[mask] = read_back(low, shift)
     weight[~mask] = high
-    if not (lower_weights(weight[mask], shift, layer.wmax) == low).all():
+    if not (extract_weights(weight[mask], shift, layer.wmax) == low).all():
         raise broken
     return weight

@@ -11,7 +11,7 @@ from bitdial.artifact.band import always_low, is_banded, weight_mask, weight_shi
 from bitdial.artifact.container import digest, dtype_code, tensor_bytes
 from bitdial.artifact.graph_json import graph_to_json, stored_constants
 from bitdial.artifact.jsontext import to_plain
-from bitdial.artifact.packing import lower_weights, pack_signed, read_back, signed_bits
+from bitdial.artifact.packing import extract_weights, pack_signed, read_back, signed_bits
 from bitdial.artifact.tables import encode_tables
 from bitdial.quantization.program import Program, QuantizedLayer
 
@@ -86,7 +86,7 @@ def _weight_tensors(layer: QuantizedLayer, banded: bool) -> dict[str, Array]:
     shape = layer.weight.shape
     mask = weight_mask(always_low(layer), layer.group_bounds, shape, layer.conv_groups)
     shift = weight_shifts(layer.weight_shift, layer.group_bounds, shape, layer.conv_groups)[mask]
-    low = lower_weights(layer.weight[mask], shift, layer.wmax)
+    low = extract_weights(layer.weight[mask], shift, layer.wmax)
     if not (read_back(low, shift) == layer.weight[mask]).all():
         return {"weight": layer.weight}  # changed since it was banded: nothing may be lost here
     return {"weight_low": pack_signed(low, signed_bits(layer.wmax)), "weight_high": layer.weight[~mask]}

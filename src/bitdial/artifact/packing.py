@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.errors import ArtifactError
-from bitdial.quantization.effective_bits import lower
+from bitdial.quantization.effective_bits import extract
 
 Bytes = npt.NDArray[np.uint8]
 _STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY)
@@ -114,12 +114,12 @@ def unpack_signed(packed: Bytes, count: int, bits: int) -> npt.NDArray[np.int8]:
     return values.view(np.int8)
 
 
-def lower_weights(weights: npt.NDArray[np.int8], shift: npt.NDArray[np.uint8], limit: int) -> npt.NDArray[np.int8]:
-    """`effective_bits.lower` of many weights (1-D, shift of the same length), a chunk at a time to bound its memory."""
+def extract_weights(weights: npt.NDArray[np.int8], shift: npt.NDArray[np.uint8], limit: int) -> npt.NDArray[np.int8]:
+    """`effective_bits.extract` of many weights (1-D, shift of the same length), a chunk at a time to bound its memory."""
     low = np.empty_like(weights)
     for start in range(0, len(weights), _CHUNK):
         part = slice(start, start + _CHUNK)
-        low[part] = lower(weights[part], shift[part], limit, signed=True)
+        low[part] = extract(weights[part], shift[part], limit, signed=True)
     return low
 
 

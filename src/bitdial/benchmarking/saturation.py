@@ -21,8 +21,8 @@ class _Counter(Executor):
         self.clipped: dict[str, int] = {}
         self.total: dict[str, int] = {}
 
-    def lowered(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> Tensor:
-        y = super().lowered(step, x, setting, batch)
+    def extracted(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> Tensor:
+        y = super().extracted(step, x, setting, batch)
         if setting.low_channels is not None:
             layer = self.layers[step.name].layer
             channels = self.layers[step.name].axis % x.dim()

@@ -22,7 +22,7 @@ from bitdial.engines.reference import arithmetic
 from bitdial.errors import ConfigError
 from bitdial.finetuning.instructions import HANDLERS
 from bitdial.finetuning.normalization import OutputNorm
-from bitdial.finetuning.rounding import lower, requantize, round_clamp
+from bitdial.finetuning.rounding import extract, requantize, round_clamp
 from bitdial.finetuning.tables import Lowering, bias_corrections, lowering
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
@@ -214,12 +214,12 @@ class TrainableNetwork(nn.Module):
         low = self.lowerings[name, index]
         if low is not None:
             limit = low.weight_limit
-            integers = lower(integers, low.weight_inverse, low.weight_power, -limit, limit)
+            integers = extract(integers, low.weight_inverse, low.weight_power, -limit, limit)
         return integers
 
-    def _lowered(self, step: Contract, x: Tensor, low: Lowering, batch: int) -> Tensor:
+    def _extracted(self, step: Contract, x: Tensor, low: Lowering, batch: int) -> Tensor:
         if self.program.extraction != "dynamic":
-            return lower(x, low.inverse, low.power, low.lo, low.hi)
+            return extract(x, low.inverse, low.power, low.lo, low.hi)
         place = self.axes.get(step.inputs[0])
         if place is None:
             raise ConfigError(f"layer '{step.name}': dynamic extraction cannot tell samples apart; use 'static'")
@@ -230,7 +230,7 @@ class TrainableNetwork(nn.Module):
             x.detach().float(), step.axis, place, batch, groups, layer.n_groups, layer.amax
         )
         shift = torch.where(channels, shift, 0.0)
-        return lower(x, torch.exp2(-shift).to(x.dtype), torch.exp2(shift).to(x.dtype), low.lo, low.hi)
+        return extract(x, torch.exp2(-shift).to(x.dtype), torch.exp2(shift).to(x.dtype), low.lo, low.hi)
 
     def _layer(self, step: Contract, values: dict[str, Tensor], index: int, batch: int) -> Tensor:
         name = step.name
@@ -238,7 +238,7 @@ class TrainableNetwork(nn.Module):
         x = self._value(step.inputs[0], values)
         low = self.lowerings[name, index]
         if low is not None:
-            x = self._lowered(step, x, low, batch)
+            x = self._extracted(step, x, low, batch)
         unit = self.scale(step.inputs[0])
         scale = self.weight_scale(name, weight, bias, unit)
         integers = arithmetic.channels_last(self.quantized_weight(name, index, weight, scale).to(self.dtype))

@@ -145,7 +145,7 @@ class _Computed(torch.autograd.Function):
         return ctx.gradient(grads[0], *ctx.saved_tensors), None, None, None
 
 
-def lower(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+def extract(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     """Values read back from low precision: clamp(rne(x * inverse), lo, hi) * power, all broadcastable, in x's type.
 
     inverse = 2^-shift, power = 2^shift; where a channel stays at 8 bits both are 1 and lo, hi its 8-bit range. Exact in

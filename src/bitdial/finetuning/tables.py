@@ -15,7 +15,7 @@ from bitdial.quantization.program import Program, QuantizedLayer
 class Lowering:
     """One layer at one ratio: vectors over its feature channels and weights; None where nothing is low.
 
-    inverse, power, lo, hi              [C], broadcastable against the layer's input: see `rounding.lower`
+    inverse, power, lo, hi              [C], broadcastable against the layer's input: see `rounding.extract`
     weight_inverse, weight_power        [O, I, 1..]: 2^-shift and 2^shift; 1 where a weight stays at 8 bits
     weight_limit                        [O, I, 1..]: largest magnitude, `wmax` or 127
     low                                 bool [n_groups]

@@ -55,7 +55,7 @@ def rounded_shift_right(values: npt.NDArray[np.int32], shift: npt.NDArray[np.int
     return result
 
 
-def lower(values: npt.ArrayLike, shift: npt.ArrayLike, limit: int, signed: bool = True) -> npt.NDArray[np.int8]:
+def extract(values: npt.ArrayLike, shift: npt.ArrayLike, limit: int, signed: bool = True) -> npt.NDArray[np.int8]:
     """Low value of each 8-bit value: clamp(rne(v / 2^shift), -limit or 0, limit).
 
     values, shift: integers, broadcast against each other. Returns int8. The value read back is `result << shift`.
@@ -65,8 +65,8 @@ def lower(values: npt.ArrayLike, shift: npt.ArrayLike, limit: int, signed: bool 
 
 
 def read_back(values: npt.ArrayLike, shift: npt.ArrayLike, limit: int, signed: bool = True) -> npt.NDArray[np.int16]:
-    """What an 8-bit value becomes at low precision: lower(...) << shift."""
-    low = lower(values, shift, limit, signed).astype(np.int16)
+    """What an 8-bit value becomes at low precision: extract(...) << shift."""
+    low = extract(values, shift, limit, signed).astype(np.int16)
     return np.left_shift(low, np.asarray(shift, dtype=np.int16)).astype(np.int16)
 
 

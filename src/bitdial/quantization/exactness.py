@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.errors import ConfigError
-from bitdial.quantization.effective_bits import lower
+from bitdial.quantization.effective_bits import extract
 from bitdial.quantization.program import QuantizedLayer
 
 MECHANISMS = ("direct", "fip", "winograd", "winograd_fip", "narrow", "winograd_narrow")
@@ -134,7 +134,7 @@ def _fast_inner_product_fits(low: int, high: int, largest: int) -> bool:
 def low_weight_integers(layer: QuantizedLayer) -> npt.NDArray[np.int8]:
     """int8, shape of the layer's weight: every weight at low precision, before its shift."""
     assert layer.weight is not None
-    return lower(layer.weight, _per_weight(layer, layer.weight_shift), layer.wmax)
+    return extract(layer.weight, _per_weight(layer, layer.weight_shift), layer.wmax)
 
 
 def low_accumulator_bound(layer: QuantizedLayer) -> int:

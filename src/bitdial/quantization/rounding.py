@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.quantization.effective_bits import lower
+from bitdial.quantization.effective_bits import extract
 from bitdial.quantization.output_error import LayerSamples
 
 DAMPING = 0.01  # of the mean variance, added to the covariance: samples are few
@@ -82,7 +82,7 @@ def _round_groups(
     target = original.astype(np.float64)
     chosen = np.empty_like(original)
     step = 1 << shift.astype(np.int64)
-    nearest = lower(original, shift, limit).astype(np.int64)
+    nearest = extract(original, shift, limit).astype(np.int64)
     for j in range(len(original)):
         wanted = np.clip(np.rint(target[j] / step), -limit, limit).astype(np.int64)
         wanted = np.clip(wanted, nearest[j] - 1, nearest[j] + 1)
@@ -93,7 +93,7 @@ def _round_groups(
         error = (target[j] - low * step) / factor[j, j]
         target[j + 1 :] -= error * factor[j, j + 1 :]
     plain = _output_error(original - nearest * step, covariance)
-    found = _output_error(original - lower(chosen, shift, limit).astype(np.int64) * step, covariance)
+    found = _output_error(original - extract(chosen, shift, limit).astype(np.int64) * step, covariance)
     # with many saturated weights or little slack, spreading errors can lose
     chosen = np.where(found >= plain, original, chosen)
     result = np.empty(chosen.shape, np.int8)

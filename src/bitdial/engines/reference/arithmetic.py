@@ -142,7 +142,7 @@ def to_eight_bit(t: Tensor, lo: int, hi: int) -> Tensor:
     return t.clamp_(lo, hi).round_()
 
 
-def lower(x: Tensor, inverse: Tensor, limit_low: Tensor, limit_high: Tensor, power: Tensor) -> Tensor:
+def extract(x: Tensor, inverse: Tensor, limit_low: Tensor, limit_high: Tensor, power: Tensor) -> Tensor:
     """Read activations back from low precision where their channel is low, leave the others.
 
     inverse = 2^-shift, power = 2^shift (1 where the channel stays at 8 bits); limits are the low range or the 8-bit one.

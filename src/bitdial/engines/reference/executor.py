@@ -155,14 +155,14 @@ class Executor:
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         return values[name] if name in values else self.constants[name]
 
-    def lowered(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> Tensor:
+    def extracted(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> Tensor:
         """The layer's input with its low channels read back from low precision."""
         if setting.inverse is None:
             return x
         assert setting.low is not None and setting.high is not None
         inverse, power = self.scales(step, x, setting, batch)
         channel = self.layers[step.name].channel_shape(x.dim())
-        return arithmetic.lower(x, inverse, setting.low.reshape(channel), setting.high.reshape(channel), power)
+        return arithmetic.extract(x, inverse, setting.low.reshape(channel), setting.high.reshape(channel), power)
 
     def scales(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> tuple[Tensor, Tensor]:
         """(2^-shift, 2^shift) of a layer's input, broadcastable against it; 1 where a channel stays at 8 bits."""
@@ -191,7 +191,7 @@ class Executor:
             other = other.transpose(-1, -2) if step.transpose_b else other
             return arithmetic.accumulate_matmul(x, other, step.layer.accumulator_bound)
         assert setting is not None
-        return arithmetic.accumulate(self.lowered(step, x, setting, batch), setting.weight, setting.bound, step.window)
+        return arithmetic.accumulate(self.extracted(step, x, setting, batch), setting.weight, setting.bound, step.window)
 
     def epilogue(
         self, step: Contract | MatMul, acc: Tensor, values: Mapping[str, Tensor], setting: Setting | None

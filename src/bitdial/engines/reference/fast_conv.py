@@ -53,7 +53,7 @@ class FastExecutor(Executor):
     ) -> Tensor:
         if isinstance(step, MatMul) or setting is None:
             return super().accumulators(step, values, setting, batch)
-        x = self.lowered(step, self._value(step.inputs[0], values), setting, batch)
+        x = self.extracted(step, self._value(step.inputs[0], values), setting, batch)
         unsigned, w = not self.program.qparams[step.inputs[0]].signed, step.window
         eligible = w is not None and len(w.kernel) == 2 and step.layer.conv_groups == 1
         if w is not None and unsigned and eligible and int8_convolutions():

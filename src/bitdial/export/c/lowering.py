@@ -147,7 +147,7 @@ class Lowering:
         key = (shift, limit, signed)
         if key not in self.tables:
             self.tables[key] = f"fq_lower_{'s' if signed else 'u'}{limit}_{shift}"
-            constants.append(Constant("=" + self.tables[key], weights.lower_table(shift, limit, signed)))
+            constants.append(Constant("=" + self.tables[key], weights.extract_table(shift, limit, signed)))
         return self.tables[key]
 
 

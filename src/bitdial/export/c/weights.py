@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.errors import ExportError
-from bitdial.quantization.effective_bits import lower, read_back
+from bitdial.quantization.effective_bits import extract, read_back
 from bitdial.quantization.program import QParams, QuantizedLayer
 from bitdial.quantization.weights import INT32_LIMIT
 
@@ -94,7 +94,7 @@ def pack_layer(layer: QuantizedLayer, activation: QParams, ratios: Sequence[int]
             source = values[own, channels]
             pack = packed_rows and bool(low[0, g])
             if pack:
-                source = lower(weight[own, channels], shift[own, j, None, None], layer.wmax)
+                source = extract(weight[own, channels], shift[own, j, None, None], layer.wmax)
             run = np.zeros((per_group, end - offsets[g]), np.int8)
             run[:, : length[g]] = source.transpose(0, 2, 1).reshape(per_group, -1)
             runs.append(_nibbles(run) if pack else run)
@@ -122,7 +122,7 @@ def pack_layer(layer: QuantizedLayer, activation: QParams, ratios: Sequence[int]
     )
 
 
-def lower_table(shift: int, limit: int, signed: bool) -> npt.NDArray[np.uint8]:
+def extract_table(shift: int, limit: int, signed: bool) -> npt.NDArray[np.uint8]:
     """uint8 [256]: stored byte of an 8-bit activation -> stored byte of what it becomes at low precision."""
     stored = np.arange(256)
     values = np.where(stored > 127, stored - 256, stored) if signed else stored
@@ -133,7 +133,7 @@ def weight_tables(top_shift: int, limit: int) -> npt.NDArray[np.int8]:
     """int8 [top_shift + 1, 256]: stored byte of an 8-bit weight -> its low value at a shift."""
     stored = np.arange(256)
     values = np.where(stored > 127, stored - 256, stored)
-    return lower(values[None], np.arange(top_shift + 1)[:, None], limit)
+    return extract(values[None], np.arange(top_shift + 1)[:, None], limit)
 
 
 def _at_ratio(layer: QuantizedLayer, weight: npt.NDArray[np.int8], low: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8]:

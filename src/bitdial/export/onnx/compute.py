@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.export.onnx.builder import FLOAT, INT32
+from bitdial.export.onnx.extraction import FIRST_INT4_OPSET, dynamic_power, extract_dynamic, extract_static
 from bitdial.export.onnx.floats import fused_activation
-from bitdial.export.onnx.lowering import FIRST_INT4_OPSET, dynamic_power, lower_dynamic, lower_static
 from bitdial.export.onnx.parts import Part, split_layer
 from bitdial.export.onnx.writer import Writer
 from bitdial.graph.batch_axis import batch_axes
@@ -50,12 +50,12 @@ def _weighted(w: Writer, step: Contract) -> str:
     for part in parts:
         channels = part.channels(layer)
         x = _channels(w, step, None if len(parts) == 1 else channels, axis)
-        if part.lowered and dynamic:
+        if part.extracted and dynamic:
             place = batch_axes(w.graph).get(value)
             power = dynamic_power(w, step, layer, part, w.integers(value), axis, place)
-            x = lower_dynamic(w, step, x, part, encoding, axis, power, rank)
-        elif part.lowered:
-            x = lower_static(w, step, x, part, encoding, axis, rank)
+            x = extract_dynamic(w, step, x, part, encoding, axis, power, rank)
+        elif part.extracted:
+            x = extract_static(w, step, x, part, encoding, axis, rank)
         weight = _weight(w, step, part)
         # dynamic shifts: a lowered value never leaves the 8-bit range by more than the last rounding
         bound = part.row_sum() * 256 if dynamic else part.bound(layer.conv_groups)

@@ -13,8 +13,8 @@ from bitdial.errors import ConfigError
 from bitdial.export.onnx import compute, integers
 from bitdial.export.onnx.aten import write_aten
 from bitdial.export.onnx.builder import FLOAT, Builder, data_type
+from bitdial.export.onnx.extraction import FIRST_INT4_OPSET
 from bitdial.export.onnx.floats import FLOAT_OPS, max_pool
-from bitdial.export.onnx.lowering import FIRST_INT4_OPSET
 from bitdial.export.onnx.movement import MOVEMENT
 from bitdial.export.onnx.writer import Writer
 from bitdial.files import write_atomically

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.quantization.effective_bits import lower
+from bitdial.quantization.effective_bits import extract
 from bitdial.quantization.program import QParams, QuantizedLayer
 from bitdial.quantization.weights import low_weights
 
@@ -25,7 +25,7 @@ class Part:
     weight           int8 [O, c, *kernel]: what the products use: 8-bit weights, or low ones shifted back
     shift            int64 [C'] activation shift of every channel of the part (conv_groups * c), 0 where not lowered
     limit            int64 [C'] largest magnitude after lowering, in low steps (amax, or the 8-bit limit)
-    lowered          some channel is lowered
+    extracted        some channel is read at low precision
     low_weight       int8 [O, c, *kernel], -7..7, if the part is stored in 4 bits, else None
     weight_shift     uint8 [O, c / group]: shifts that go with low_weight
     group            channels that share a weight shift
@@ -35,7 +35,7 @@ class Part:
     weight: npt.NDArray[np.int8]
     shift: npt.NDArray[np.int64]
     limit: npt.NDArray[np.int64]
-    lowered: bool
+    extracted: bool
     low_weight: npt.NDArray[np.int8] | None = None
     weight_shift: npt.NDArray[np.uint8] | None = None
     group: int = 0
@@ -88,7 +88,7 @@ def split_layer(layer: QuantizedLayer, index: int, encoding: QParams, four_bits:
         local = np.concatenate([np.arange(local_bounds[g], local_bounds[g + 1]) for g in groups])
         shift = layer.weight_shift[:, groups]
         per_channel = np.repeat(shift, width, axis=1).reshape(len(shift), -1, *[1] * (layer.weight.ndim - 2))
-        low_weight = lower(layer.weight[:, local], per_channel, layer.wmax)
+        low_weight = extract(layer.weight[:, local], per_channel, layer.wmax)
         weight = np.left_shift(low_weight, per_channel.astype(np.int8))
         all_groups = (np.arange(layer.conv_groups)[:, None] * n_local + groups[None]).reshape(-1)
         activation_shift = np.repeat(layer.activation_shift[all_groups].astype(np.int64), width)

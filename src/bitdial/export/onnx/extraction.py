@@ -33,7 +33,7 @@ def _needs_limit(part: Part, encoding: QParams, type_limit: int) -> bool:
     return bool(((most > part.limit) & (part.limit != type_limit)).any())
 
 
-def lower_static(w: Writer, step: Contract, x: str, part: Part, encoding: QParams, axis: int, rank: int) -> str:
+def extract_static(w: Writer, step: Contract, x: str, part: Part, encoding: QParams, axis: int, rank: int) -> str:
     """x: the part's channels as float32 integers. Returns the same, lowered by the shifts stored with the model."""
     b = w.b
     four = part.low_weight is not None and int(part.limit.max()) <= (7 if encoding.signed else 15)
@@ -68,10 +68,10 @@ def _rounded(w: Writer, step: Contract, x: str, part: Part, encoding: QParams, p
     return b.emit("Mul", [t, power], f"{step.name}/x")
 
 
-def lower_dynamic(
+def extract_dynamic(
     w: Writer, step: Contract, x: str, part: Part, encoding: QParams, axis: int, power: str, rank: int
 ) -> str:
-    """As `lower_static`, with 2^shift per (sample, channel) from `dynamic_power`."""
+    """As `extract_static`, with 2^shift per (sample, channel) from `dynamic_power`."""
     return _rounded(w, step, x, part, encoding, power, axis, rank)
 
 

@@ -128,3 +128,27 @@ def test_the_stated_bound_holds_for_every_choice_of_low_groups(graph: Graph) -> 
         for weight in (layer.weight, low):
             rows = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1)
             assert rows.max() * activation.qmax <= layer.accumulator_bound
+
+
+class Features(nn.Module):
+    """Gives its feature map as well, which its own head reads on: layout puts a reorder before that output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.relu(self.conv(torch.relu(self.stem(x))))
+        return self.head(x.mean((2, 3))), x
+
+
+def test_an_output_that_is_read_on_may_be_reordered() -> None:
+    torch.manual_seed(3)
+    model, x = Features().eval(), torch.randn(8, 3, 8, 8)
+    program = quantize_prepared(
+        prepare(model, [x], QUICK.updated(lower_first_last=True)), QUICK.updated(lower_first_last=True)
+    )
+    wanted, found = model(x), ReferenceEngine(program).run(x, 0.0)
+    assert len(found) == 2
+    for a, b in zip(wanted, found, strict=True):
+        assert float((a - b).norm() / a.norm()) < 0.03

@@ -55,7 +55,7 @@ def run_burst(model: Path, seconds: tuple[float, float], seed: int, progress: Ca
         if table is None:
             with _Server(model, 1.0, "fixed:0") as first:  # measures what a request costs, and remembers it
                 table = first.table
-            slo = max(0.02, 6.0 * table.latency(0, IMAGES))
+            slo = round(max(0.02, 6.0 * table.latency(0, IMAGES)), 4)
             top = Settings().allowed(table)[-1]
             low, high = (table.throughput(i, IMAGES) / IMAGES for i in (0, top))
             rates = (CALM * low, low + FILL * max(high - low, 0.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import importlib
 import math
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from bitdial.errors import EngineError, RatioError
+from bitdial.quantization.curve import at_or_below
 from bitdial.quantization.program import Program
 
 
@@ -55,11 +55,6 @@ def ratio_index(ratios: Sequence[float], ratio: float) -> int:
             f"ratio {ratio} is below this model's smallest, {ratios[0]}: it was saved for a band of ratios"
         )
     return index
-
-
-def at_or_below(ratios: Sequence[float], ratio: float) -> int:
-    """Index of the largest of ascending `ratios` at or below `ratio`; -1 if all are larger."""
-    return bisect.bisect_right(ratios, ratio + 1e-9) - 1
 
 
 @dataclass(frozen=True)

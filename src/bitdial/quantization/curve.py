@@ -5,12 +5,18 @@ A curve is rows as `benchmarking.accuracy.evaluate_curve` gives them: "ratio", "
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SAME_RATIO = 1e-9
 USUAL_SAMPLES = 1000  # of an evaluation that does not say on how many images it was made
+
+
+def at_or_below(ratios: Sequence[float], ratio: float) -> int:
+    """Index of the largest of ascending `ratios` at or below `ratio`; -1 if all are larger."""
+    return bisect.bisect_right(ratios, ratio + SAME_RATIO) - 1
 
 
 def column(curve: Iterable[Mapping[str, Any]], ratios: Sequence[float], key: str) -> tuple[float | None, ...]:

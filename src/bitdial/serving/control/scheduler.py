@@ -61,7 +61,7 @@ class Settings:
     def allowed(self, table: ServiceTable) -> list[int]:
         """Ratio indices within max_ratio and min_accuracy, ascending. Raises ConfigError if none is."""
         limit = self._limit(table)
-        allowed = [i for i, ratio in enumerate(table.ratios) if ratio <= limit + 1e-9]
+        allowed = list(range(table.at_or_below(limit) + 1))
         if not allowed:
             raise ConfigError(f"max_ratio {limit} is below the model's smallest ratio, {table.ratios[0]}")
         if self.min_accuracy is not None:

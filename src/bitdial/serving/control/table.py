@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from bitdial.errors import ConfigError
-from bitdial.quantization.curve import losses, non_increasing
+from bitdial.quantization.curve import at_or_below, losses, non_increasing
 
 FORMAT = "bitdial-service-table"
 VERSION = 1
@@ -89,7 +89,7 @@ class ServiceTable:
 
     def at_or_below(self, ratio: float) -> int:
         """Index of the largest ratio at or below `ratio`; -1 if all are larger."""
-        return bisect.bisect_right(self.ratios, ratio + 1e-9) - 1
+        return at_or_below(self.ratios, ratio)
 
     @cached_property
     def expected(self) -> tuple[float | None, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitdial.errors import BitdialError, ConfigError, EngineError
+from bitdial.quantization.curve import at_or_below
 from bitdial.serving.supervision import Supervisor
 from bitdial.serving.worker.base import Array, Result, Worker, WorkerOptions
 from bitdial.serving.worker.errors import SignatureError, WorkerCrash
@@ -212,7 +213,7 @@ class WorkerPool:
                 raise WorkerCrash("the worker died before it could be given the batch")
             current = place.worker.info.ratios
             if current is not ratios and current != ratios and 0 <= index < len(ratios):
-                index = max((i for i, r in enumerate(current) if r <= ratios[index] + 1e-9), default=0)
+                index = max(0, at_or_below(current, ratios[index]))
             return await place.worker.run(requests, index)
         finally:
             self._give_back(place)

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitdial.engines.reference import arithmetic
+from bitdial.engines.reference.executor import max_pool, move_values
 from bitdial.finetuning.kernels import usable
 from bitdial.finetuning.rounding import function_table, look_up, requantize, round_clamp
-from bitdial.graph.interpreter import MAX_POOL, apply_activation, evaluate_node, move
+from bitdial.graph.interpreter import apply_activation, evaluate_node
 from bitdial.graph.ir import Node
 from bitdial.quantization.instructions import (
     Add,
@@ -77,11 +78,6 @@ def _sum_pool(net: Net, step: SumPool, x: list[Tensor], batch: int) -> Tensor:
     return round_clamp(y * net.factors(step)[0], *net.limits(step.name, (step.lo, step.hi)), net.dtype)
 
 
-def _max_pool(net: Net, step: MaxPool, x: list[Tensor], batch: int) -> Tensor:
-    w = step.window
-    return MAX_POOL[len(w.kernel)](x[0], w.kernel, w.stride, w.padding, w.dilation, step.ceil_mode)
-
-
 def _lookup(net: Net, step: Lookup, x: list[Tensor], batch: int) -> Tensor:
     """A function of one 8-bit value; from a table where scales are fixed and the processor has the kernel."""
     q, source = net.program.qparams[step.name], net.program.qparams[step.inputs[0]]
@@ -99,15 +95,11 @@ def _lookup(net: Net, step: Lookup, x: list[Tensor], batch: int) -> Tensor:
     return apply(x[0].float()) if found is None else found
 
 
-def _move(net: Net, step: Move, x: list[Tensor], batch: int) -> Tensor:
-    return move(step.node, x[0], batch)
-
-
 def _float(net: Net, step: Float, x: list[Tensor], batch: int) -> Tensor:
     return evaluate_node(step.node, x, batch)
 
 
 HANDLERS: dict[type[Instruction], Callable[[Net, Any, list[Tensor], int], Tensor]] = {
     Quantize: _quantize, Dequantize: _dequantize, MatMul: _matmul, Lookup: _lookup, Add: _add, Mul: _mul, Concat: _concat,
-    SumPool: _sum_pool, MaxPool: _max_pool, Move: _move, Float: _float,
+    SumPool: _sum_pool, MaxPool: max_pool, Move: move_values, Float: _float,
 }  # fmt: skip

@@ -64,8 +64,6 @@ class TrainableNetwork(nn.Module):
         super().__init__()
         self.source, self.program, self.dtype = graph, program, dtype
         self.device = torch.device(device)
-        steps = instructions_of(program)
-        self.schedule = Schedule(steps, {*program.graph.constants, *program.graph.outputs})
         self.float_nodes = graph.producers()
         self.learn_scales, self.learn_bias, self.normalize = learn_scales, learn_bias, normalize
         self.weights = nn.ParameterDict()
@@ -127,6 +125,8 @@ class TrainableNetwork(nn.Module):
     def load_tables(self, program: Program) -> None:
         """Take masks, shifts and bias corrections of `program` (same graph and ratios)."""
         self.program = program
+        graph = program.graph
+        self.schedule = Schedule(instructions_of(program), {*graph.constants, *graph.outputs})
         self.axes: dict[str, BatchAxis | None] = batch_axes(program.graph) if program.extraction == "dynamic" else {}
         self.lowerings: dict[tuple[str, int], Lowering | None] = {}
         self.tables: dict[str, tuple[Tensor, Tensor]] = {}  # of functions of 8-bit values, made when first needed

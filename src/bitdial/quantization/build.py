@@ -46,10 +46,10 @@ GroupBounds = Callable[[int, int, int], npt.NDArray[np.int32]]
 def statistics_plan(graph: Graph, config: QuantizeConfig) -> dict[str, TensorStatistics]:
     """Empty statistics for every value that calibration must watch."""
     layers = integer_layers(graph, config.ignored)
-    eight = eight_bit_values(graph, layers, config.ignored)
-    # An output that layers read as well stays in float, but layout may put a reorder between it and the graph's end.
+    # All that can be 8-bit wherever the graph ends: an output that layers read as well stays in float, but layout may put a
+    # reorder between it and the graph's end.
     inner = Graph(graph.inputs, [], graph.nodes, graph.constants, graph.types)
-    eight |= eight_bit_values(inner, layers, config.ignored)
+    eight = eight_bit_values(inner, layers, config.ignored)
     plan: dict[str, TensorStatistics] = {v: TensorStatistics() for v in eight}
     for node in graph.nodes:
         if node.name not in layers:

@@ -121,7 +121,7 @@ class Executor:
                 self.tables[step.name] = torch.from_numpy(step.table.astype(np.float32)).to(self.device)
             if isinstance(step, (Contract, MatMul)):
                 conv = isinstance(step, Contract) and step.window is not None
-                shape = _channel_axis(1 if conv else -1, len(self.graph.types[step.name].shape))
+                shape = [1, -1, *[1] * (len(self.graph.types[step.name].shape) - 2)] if conv else [-1]
                 self.multipliers[step.name] = torch.from_numpy(step.layer.multiplier).to(self.device).reshape(shape)
             if isinstance(step, Contract):
                 q = program.qparams[step.inputs[0]]
@@ -224,13 +224,6 @@ class Executor:
         return HANDLERS[type(step)](self, step, operands, batch)
 
 
-def _channel_axis(axis: int, rank: int) -> list[int]:
-    """The shape of a vector of channels that broadcasts against a tensor of `rank` axes."""
-    shape = [1] * rank
-    shape[axis] = -1
-    return shape if axis != -1 else [-1]
-
-
 def _quantize(run: Executor, step: Quantize, x: list[Tensor], batch: int) -> Tensor:
     return arithmetic.channels_last(arithmetic.to_eight_bit(x[0] * step.factor, step.lo, step.hi))
 
@@ -274,12 +267,12 @@ def _sum_pool(run: Executor, step: SumPool, x: list[Tensor], batch: int) -> Tens
     return arithmetic.to_eight_bit(total * step.factor, step.lo, step.hi)
 
 
-def _max_pool(run: Executor, step: MaxPool, x: list[Tensor], batch: int) -> Tensor:
+def max_pool(run: Any, step: MaxPool, x: list[Tensor], batch: int) -> Tensor:
     w = step.window
     return MAX_POOL[len(w.kernel)](x[0], w.kernel, w.stride, w.padding, w.dilation, step.ceil_mode)
 
 
-def _move(run: Executor, step: Move, x: list[Tensor], batch: int) -> Tensor:
+def move_values(run: Any, step: Move, x: list[Tensor], batch: int) -> Tensor:
     return move(step.node, x[0], batch)
 
 
@@ -292,5 +285,5 @@ def _float(run: Executor, step: Float, x: list[Tensor], batch: int) -> Tensor:
 
 HANDLERS: dict[type[Instruction], Callable[[Executor, Any, list[Tensor], int], Tensor]] = {
     Quantize: _quantize, Dequantize: _dequantize, Lookup: _lookup, Add: _add, Mul: _mul, Concat: _concat,
-    SumPool: _sum_pool, MaxPool: _max_pool, Move: _move, Float: _float,
+    SumPool: _sum_pool, MaxPool: max_pool, Move: move_values, Float: _float,
 }  # fmt: skip

@@ -14,7 +14,7 @@ from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph
 from bitdial.pipeline import prepare, quantize_prepared, search_context
 from bitdial.quantization.config import QuantizeConfig
-from bitdial.quantization.weights import low_weights
+from bitdial.quantization.weights import read_back_weights
 from bitdial.zoo.registry import build_model
 
 QUICK = QuantizeConfig(selector="greedy", calibration_images=16, search_images=8, batch_size=8)
@@ -123,7 +123,7 @@ def test_the_stated_bound_holds_for_every_choice_of_low_groups(graph: Graph) -> 
         if not layer.eligible:
             continue
         assert layer.weight is not None
-        low = low_weights(layer.weight, layer.group_bounds, layer.weight_shift, layer.wmax)
+        low = read_back_weights(layer)
         activation = program.qparams[program.graph.node(layer.name).inputs[0]]
         for weight in (layer.weight, low):
             rows = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1)

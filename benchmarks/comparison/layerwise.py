@@ -18,7 +18,7 @@ import numpy as np
 from bitdial.errors import CalibrationError
 from bitdial.pipeline import restore_means
 from bitdial.quantization.program import Program
-from bitdial.quantization.weights import low_weights
+from bitdial.quantization.weights import read_back_weights
 from comparison.budget import (
     Masks,
     eligible_layers,
@@ -117,8 +117,7 @@ def weight_change(ground: Ground, settings: Settings) -> dict[str, float]:
         else:
             layer = effective.layers[name]
             assert layer.weight is not None
-            local = layer.group_bounds[: layer.weight_shift.shape[1] + 1]
-            integers = low_weights(layer.weight, local, layer.weight_shift, layer.wmax).astype(np.float64)
+            integers = read_back_weights(layer).astype(np.float64)
             low = integers * layer.weight_scale.astype(np.float64).reshape(shape)
         result[name] = float(np.square(low - weight.astype(np.float64)).sum())
     return result

@@ -20,10 +20,10 @@ from bitdial.quantization.exactness import (
     exact_mechanisms,
     layer_mechanisms,
     low_accumulator_bound,
-    low_weight_integers,
     transform_weights,
 )
 from bitdial.quantization.program import QuantizedLayer
+from bitdial.quantization.weights import low_integers
 
 OUTPUT_TRANSFORM = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 CONV3, LINEAR = ((3, 3), (1, 1)), ((), ())
@@ -249,7 +249,7 @@ def test_layers_are_judged_by_the_weights_and_shifts_they_have(conv_groups: int)
     for wmax in (7, 10, low_limit(6, True)):
         layer = make_layer(rng, conv_groups, wmax)
         assert layer.weight is not None
-        integers = low_weight_integers(layer)
+        integers = low_integers(layer)
         total = 0
         for o in range(6):
             row = 0

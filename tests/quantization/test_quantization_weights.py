@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from bitdial.errors import ConfigError
 from bitdial.quantization.effective_bits import naive_shift
-from bitdial.quantization.program import BLOCK_ROWS, QParams
+from bitdial.quantization.program import BLOCK_ROWS, QParams, QuantizedLayer
 from bitdial.quantization.weights import (
     accumulator_bound,
     check_accumulators,
-    low_weights,
+    low_integers,
     multipliers,
     plain_weight_shifts,
     quantize_bias,
     quantize_weight,
+    read_back_weights,
     weight_scales,
 )
 
@@ -119,14 +120,21 @@ def test_plain_weight_shifts(granularity: Granularity, seed: int, limit: int) ->
 
 
 @settings(max_examples=40)
-@given(SEEDS, st.sampled_from([1, 3, 7, 10, 14, 15, 31, 63]))
-def test_low_weights_read_back(oracle: ModuleType, seed: int, limit: int) -> None:
+@given(SEEDS, st.sampled_from([1, 3, 7, 10, 14, 15, 31, 63]), st.booleans())
+def test_weights_read_back(oracle: ModuleType, seed: int, limit: int, stored: bool) -> None:
+    """Derived from the 8-bit weights, or integers of their own."""
     rng = np.random.default_rng(seed)
     weight = random_weight(rng, 5, 7, (3,))
     bounds = np.array([0, 3, 6, 7], np.int32)
     shift = rng.integers(0, naive_shift(True, limit) + 1, (5, 3)).astype(np.uint8)
-    got = low_weights(weight, bounds, shift, limit)
-    assert got.dtype == np.int8 and got.shape == weight.shape
+    own = rng.integers(-limit, limit + 1, weight.shape).astype(np.int8) if stored else None
+    zeros = np.zeros(3)
+    layer = QuantizedLayer(
+        "layer", "conv", weight, zeros, zeros, 0.0, True, "", 15, limit, bounds, zeros.astype(np.uint8), shift, "output",
+        zeros.astype(np.int64), np.zeros((1, 3), np.bool_), np.zeros((1, 5), np.int32), low_weight=own,
+    )  # fmt: skip
     per_channel = np.repeat(shift, np.diff(bounds), axis=1)[:, :, None].astype(np.int64)
-    expected = oracle.low_array(weight.astype(np.int64), per_channel, limit, True) << per_channel
-    assert (got == expected).all()
+    low = oracle.low_array(weight.astype(np.int64), per_channel, limit, True) if own is None else own.astype(np.int64)
+    for got, expected in ((low_integers(layer), low), (read_back_weights(layer), low << per_channel)):
+        assert got.dtype == np.int8 and got.shape == weight.shape
+        assert (got == expected).all()

@@ -35,7 +35,7 @@ from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.effective_bits import read_back
 from bitdial.quantization.output_error import LayerSamples
 from bitdial.quantization.program import Program, QParams, QuantizedLayer
-from bitdial.quantization.weights import INT32_LIMIT, low_weights
+from bitdial.quantization.weights import INT32_LIMIT, read_back_weights
 from bitdial.selection.layerwise import LayerEvidence, LayerwiseConfig
 
 FLOATS = ("bfloat16", "float32")
@@ -240,7 +240,7 @@ class Analysis:
         weights = {"float32": w, "bfloat16": rounded(w), "int8": layer.weight * scale}
         inputs = {"float32": patches, "bfloat16": rounded(patches), "int8": integers * np.float32(q.scale)}
         if layer.eligible and layer.n_groups and "low" in self.config.precisions:
-            weights["low"] = _low_weight(layer) * scale
+            weights["low"] = read_back_weights(layer) * scale
             inputs["low"] = _low_input(layer, integers, q) * np.float32(q.scale)
         exact = layer_outputs(w, patches, layer.conv_groups)
         variance = _variance(self.run.values[self.variant.origins[node.name]])
@@ -376,12 +376,6 @@ def quantized(x: npt.NDArray[np.float32], q: QParams) -> npt.NDArray[np.float32]
     return result
 
 
-def _low_weight(layer: QuantizedLayer) -> npt.NDArray[np.int8]:
-    assert layer.weight is not None
-    n_local = layer.weight_shift.shape[1]
-    return low_weights(layer.weight, layer.group_bounds[: n_local + 1], layer.weight_shift, layer.wmax)
-
-
 def _low_input(layer: QuantizedLayer, integers: npt.NDArray[np.float32], q: QParams) -> npt.NDArray[np.float32]:
     """Inputs [rows, C, taps] read back from low precision."""
     shift = layer.activation_shift[layer.channel_groups()].astype(np.int32)[None, :, None]
@@ -417,7 +411,7 @@ def restore_mean(
     for index in range(len(program.ratios)):
         weight, inputs = layer.weight, integers
         if layer.n_groups and bool(layer.low[index].all()):
-            weight, inputs = _low_weight(layer), _low_input(layer, integers, q)
+            weight, inputs = read_back_weights(layer), _low_input(layer, integers, q)
         row = np.rint(target - _mean_output(weight, inputs, layer.conv_groups))
         layer.bias[index] = np.clip(row, -room, room).astype(np.int32)
 

@@ -40,7 +40,7 @@ from bitdial.quantization.output_error import LayerSamples, activation_shifts, w
 from bitdial.quantization.predicted_latency import LatencyCurve, latency_curves, layerwise_seconds, predicted_latency
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.rounding import reconstruct
-from bitdial.quantization.weights import accumulator_bound, check_accumulators, low_weights, plain_weight_shifts
+from bitdial.quantization.weights import accumulator_bound, check_accumulators, plain_weight_shifts, read_back_weights
 from bitdial.selection import (
     LatencyGoal,
     SearchProgress,
@@ -180,9 +180,7 @@ def choose_shifts(
 def bound_accumulators(program: Program, layer: QuantizedLayer) -> None:
     """Bound the accumulators for every choice of low groups: a weight read back can exceed its 8-bit value."""
     assert layer.weight is not None
-    n_local = layer.weight_shift.shape[1]
-    low = low_weights(layer.weight, layer.group_bounds[: n_local + 1], layer.weight_shift, layer.wmax)
-    larger = np.maximum(np.abs(layer.weight), np.abs(low))  # both symmetric, so abs stays in int8
+    larger = np.maximum(np.abs(layer.weight), np.abs(read_back_weights(layer)))  # both symmetric, so abs stays in int8
     layer.accumulator_bound = accumulator_bound(larger, program.qparams[program.graph.node(layer.name).inputs[0]])
     check_accumulators(layer.name, layer.accumulator_bound, layer.bias[0])
 

@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.errors import ConfigError
-from bitdial.quantization.effective_bits import extract
 from bitdial.quantization.program import QuantizedLayer
+from bitdial.quantization.weights import low_integers, per_weight
 
 MECHANISMS = ("direct", "fip", "winograd", "winograd_fip", "narrow", "winograd_narrow")
 NARROW_PRODUCTS, INT16_MAX = 8, 2**15 - 1
@@ -131,12 +131,6 @@ def _fast_inner_product_fits(low: int, high: int, largest: int) -> bool:
     return high + offset + largest <= 255 and high + largest <= 127 and low - largest >= -128
 
 
-def low_weight_integers(layer: QuantizedLayer) -> npt.NDArray[np.int8]:
-    """int8, shape of the layer's weight: every weight at low precision, before its shift."""
-    assert layer.weight is not None
-    return extract(layer.weight, _per_weight(layer, layer.weight_shift), layer.wmax)
-
-
 def low_accumulator_bound(layer: QuantizedLayer) -> int:
     """Largest |accumulator| of the layer with every group low: max over outputs of sum amax * |w_low| << (sa + sw).
 
@@ -147,7 +141,7 @@ def low_accumulator_bound(layer: QuantizedLayer) -> int:
     rows = np.arange(len(layer.weight)) // (len(layer.weight) // layer.conv_groups)
     activation = layer.activation_shift.reshape(layer.conv_groups, n_local)[rows]
     shift = activation.astype(np.int64) + layer.weight_shift
-    magnitude = np.abs(low_weight_integers(layer).astype(np.int64)) << _per_weight(layer, shift)
+    magnitude = np.abs(low_integers(layer).astype(np.int64)) << per_weight(layer, shift)
     return int(magnitude.reshape(len(magnitude), -1).sum(axis=1).max(initial=0)) * layer.amax
 
 
@@ -162,16 +156,7 @@ def layer_mechanisms(
         signed,
         layer.weight.shape[2:],
         stride,
-        low_weight_integers(layer),
+        low_integers(layer),
         dilation=dilation,
         accumulator_bound=low_accumulator_bound(layer),
     )
-
-
-def _per_weight(layer: QuantizedLayer, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """[O, n_local] spread over the input channels of each group: [O, I, 1, ..], for broadcasting against the weight."""
-    assert layer.weight is not None
-    n_local = layer.weight_shift.shape[1]
-    widths = np.diff(layer.group_bounds[: n_local + 1])
-    spread = np.repeat(values, widths, axis=1)
-    return spread.reshape(*spread.shape, *[1] * (layer.weight.ndim - 2))

@@ -72,6 +72,8 @@ class QuantizedLayer:
     weight_shift         uint8 [O, n_local]; n_local = groups per convolution group; column j of row o belongs to group
                          conv_group(o) * n_local + j. Always stored per output row here, whatever the granularity
     weight_granularity   how weight_shift was tied: "output" | "block" | "group"
+    low_weight           int8, shape of weight, |.| <= wmax: low weights that are integers of their own, before their shift;
+                         None: they are derived from the 8-bit ones. Use `weights.low_integers` and `read_back_weights`
     group_macs           int64 [n_groups]; multiply-accumulates per sample of each group
     low                  bool [n_ratios, n_groups]; low[r, g]: group g is low at ratio index r
     bias                 int32 [n_ratios, O]; bias table in the accumulator's scale, mean correction included
@@ -98,6 +100,7 @@ class QuantizedLayer:
     conv_groups: int = 1
     accumulator_bound: int = 0
     macs: int = 0  # multiply-accumulates of the whole layer per sample
+    low_weight: npt.NDArray[np.int8] | None = None
 
     @property
     def n_groups(self) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.errors import ConfigError
-from bitdial.quantization.effective_bits import plain_shift, read_back
-from bitdial.quantization.program import BLOCK_ROWS, QParams, WeightGranularity
+from bitdial.quantization.effective_bits import extract, plain_shift
+from bitdial.quantization.program import BLOCK_ROWS, QParams, QuantizedLayer, WeightGranularity
 
 INT32_LIMIT = 2**31 - 1
 
@@ -90,10 +90,27 @@ def plain_weight_shifts(
     return plain_shift(largest, limit)
 
 
-def low_weights(
-    weight: npt.NDArray[np.int8], local_bounds: npt.NDArray[np.int32], shift: npt.NDArray[np.uint8], limit: int
-) -> npt.NDArray[np.int8]:
-    """int8, same shape as weight: every weight read back from low precision (low << shift)."""
-    w, bounds = blocked(weight, local_bounds)
-    per_channel = np.repeat(shift, np.diff(bounds), axis=1)[:, :, None]
-    return read_back(w, per_channel, limit).astype(np.int8).reshape(weight.shape)
+def per_weight(layer: QuantizedLayer, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[O, n_local] spread over the input channels of each group: [O, I, 1, ..], for broadcasting against the weight."""
+    assert layer.weight is not None
+    widths = np.diff(layer.group_bounds[: layer.weight_shift.shape[1] + 1])
+    spread = np.repeat(values, widths, axis=1)
+    return spread.reshape(*spread.shape, *[1] * (layer.weight.ndim - 2))
+
+
+def low_integers(layer: QuantizedLayer) -> npt.NDArray[np.int8]:
+    """int8, shape of the layer's weight: every weight at low precision before its shift, stored or derived from 8 bits.
+
+    Only in groups that may run low does it mean anything; a layer without groups has none (raises AssertionError).
+    """
+    assert layer.weight is not None and layer.n_groups
+    if layer.low_weight is not None:
+        return layer.low_weight
+    return extract(layer.weight, per_weight(layer, layer.weight_shift), layer.wmax)
+
+
+def read_back_weights(layer: QuantizedLayer) -> npt.NDArray[np.int8]:
+    """int8, shape of the layer's weight: every weight read back from low precision (low << shift)."""
+    low = low_integers(layer).astype(np.int16)
+    result: npt.NDArray[np.int8] = np.left_shift(low, per_weight(layer, layer.weight_shift)).astype(np.int8)
+    return result

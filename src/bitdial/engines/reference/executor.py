@@ -34,7 +34,7 @@ from bitdial.quantization.instructions import (
 )
 from bitdial.quantization.lower import lower
 from bitdial.quantization.program import Program, QuantizedLayer
-from bitdial.quantization.weights import low_weights
+from bitdial.quantization.weights import read_back_weights
 
 
 @dataclass
@@ -62,9 +62,7 @@ class LayerState:
     def __init__(self, layer: QuantizedLayer, axis: int, device: torch.device, signed: bool, qmax: int) -> None:
         assert layer.weight is not None
         self.layer, self.axis, self.device, self.signed, self.qmax = layer, axis, device, signed, qmax
-        n_local = layer.weight_shift.shape[1]
-        local = layer.group_bounds[: n_local + 1] if n_local else layer.group_bounds[:1]
-        read_back = low_weights(layer.weight, local, layer.weight_shift, layer.wmax) if n_local else layer.weight
+        read_back = read_back_weights(layer) if layer.n_groups else layer.weight
         self.weight8 = torch.from_numpy(layer.weight).to(device)
         self.weight_low = torch.from_numpy(read_back).to(device)
         self.groups = torch.from_numpy(layer.channel_groups()).to(device)

@@ -16,7 +16,7 @@ from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph, Node
 from bitdial.quantization.effective_bits import read_back
 from bitdial.quantization.program import Program, QuantizedLayer
-from bitdial.quantization.weights import low_weights
+from bitdial.quantization.weights import read_back_weights
 
 Batches = Sequence[Sequence[Tensor]]
 
@@ -157,7 +157,7 @@ def group_mean_shifts(node: Node, layer: QuantizedLayer, statistics: ValueStatis
     change = ((statistics.histogram * (levels[shift] - q)).sum(axis=1)) / total  # mean of (low - eight) per channel
     lowered = means + torch.from_numpy(change)[:, None] * inside[None]
     n_local = layer.weight_shift.shape[1]
-    low = low_weights(layer.weight, layer.group_bounds[: n_local + 1], layer.weight_shift, layer.wmax)
+    low = read_back_weights(layer)
     outputs, per_group = layer.weight.shape[:2]
     w8 = layer.weight.reshape(outputs, per_group, -1).astype(np.float64)
     w4 = low.reshape(outputs, per_group, -1).astype(np.float64)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.quantization.effective_bits import extract
 from bitdial.quantization.program import QParams, QuantizedLayer
-from bitdial.quantization.weights import low_weights
+from bitdial.quantization.weights import low_integers, read_back_weights
 
 INT4_LIMIT = 7
 
@@ -88,7 +87,7 @@ def split_layer(layer: QuantizedLayer, index: int, encoding: QParams, four_bits:
         local = np.concatenate([np.arange(local_bounds[g], local_bounds[g + 1]) for g in groups])
         shift = layer.weight_shift[:, groups]
         per_channel = np.repeat(shift, width, axis=1).reshape(len(shift), -1, *[1] * (layer.weight.ndim - 2))
-        low_weight = extract(layer.weight[:, local], per_channel, layer.wmax)
+        low_weight = low_integers(layer)[:, local]
         weight = np.left_shift(low_weight, per_channel.astype(np.int8))
         all_groups = (np.arange(layer.conv_groups)[:, None] * n_local + groups[None]).reshape(-1)
         activation_shift = np.repeat(layer.activation_shift[all_groups].astype(np.int64), width)
@@ -110,10 +109,8 @@ def _merged(layer: QuantizedLayer, low: npt.NDArray[np.bool_], encoding: QParams
     channels = low[layer.channel_groups()] if layer.n_groups else np.zeros(per_group * layer.conv_groups, np.bool_)
     weight = layer.weight
     if low.any():
-        n_local = layer.weight_shift.shape[1]
-        read_back = low_weights(layer.weight, layer.group_bounds[: n_local + 1], layer.weight_shift, layer.wmax)
         mask = channels.reshape(layer.conv_groups, per_group)[np.arange(outputs) * layer.conv_groups // outputs]
-        weight = np.where(mask.reshape(*mask.shape, *[1] * (weight.ndim - 2)), read_back, weight)
+        weight = np.where(mask.reshape(*mask.shape, *[1] * (weight.ndim - 2)), read_back_weights(layer), weight)
     shift = np.where(channels, layer.activation_shift[layer.channel_groups()], 0) if low.any() else 0 * channels
     limit = np.where(channels, layer.amax, encoding.qmax)
     return Part(np.arange(per_group), weight, shift.astype(np.int64), limit.astype(np.int64), bool(low.any()))

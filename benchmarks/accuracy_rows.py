@@ -19,7 +19,7 @@ SEEDS = (1, 2)  # beside 0, the default
 # Settings that do not reach `pipeline.prepare`; all others, also ones added later, get a preparation of their own.
 AFTER_PREPARE = frozenset(
     "ratios selector low_bits low_bits_weights extraction shift_choice weight_granularity bias_correction nested "
-    "rounding_slack search_images population generations survivors seed".split()
+    "low_weights search search_images population generations survivors seed".split()
 )
 
 # (setting, values tried); an entry whose setting does not exist is skipped.
@@ -27,7 +27,8 @@ _FACTORS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("group_size", (8, 16, 32)),
     ("extraction", ("static", "dynamic")),
     ("shift_choice", ("least_squares", "value_error", "plain")),
-    ("rounding_slack", (0.0, 0.1, 0.2, 0.4)),
+    ("low_weights", ("stored", "derived")),
+    ("search", ("predicted", "exact")),
     ("bias_correction", (True, False)),
     ("sort_channels", (True, False)),
     ("weight_granularity", ("output", "block", "group")),

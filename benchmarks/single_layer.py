@@ -150,7 +150,7 @@ def measure_layer(
     if layer.conv_groups != 1:
         raise ConfigError(f"layer {target} has {layer.conv_groups} convolution groups; choose one with a single group")
     source = node.inputs[0]
-    scores = range_scores(layer, tables.values[source].channel_max())
+    scores = range_scores(layer, tables.values[source].channel_max)
     masks = {share: lowest(scores, layer.group_macs, share) for share in SHARES}
     executors = {name: Executor(p) for name, p in programs.items()}
     scale = program.qparams[source].scale

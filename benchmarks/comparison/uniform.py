@@ -32,13 +32,12 @@ from bitdial.errors import ConfigError
 from bitdial.graph.ir import Graph, Node, TensorType
 from bitdial.layout import group_bounds
 from bitdial.pipeline import Prepared, restore_means
-from bitdial.pipeline.quantizing import bound_accumulators
 from bitdial.quantization.build import build_program
 from bitdial.quantization.calibration import BINS, TensorStatistics
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.effective_bits import low_limit
 from bitdial.quantization.program import Program, QParams, QuantizedLayer
-from bitdial.quantization.weights import multipliers, quantize_bias
+from bitdial.quantization.weights import bound_accumulators, multipliers, quantize_bias
 from comparison.budget import HIGH_BITS, Masks
 
 Rounding = Literal["nearest", "compensated"]
@@ -219,7 +218,7 @@ def _lower_layer(
     layer.bias = np.zeros((1, len(weight)), np.int32)
     if source.bias is not None:
         layer.bias[0] = quantize_bias(graph.constants[source.bias], layer.weight_scale, activation.scale)
-    bound_accumulators(program, layer)
+    bound_accumulators(layer, program.qparams[program.graph.node(layer.name).inputs[0]])
 
 
 def _round(

@@ -33,9 +33,7 @@ def test_statistics_of_values(make_layer_program: Any, random_integers: Any, sig
     expected = np.stack([np.bincount(c + (128 if signed else 0), minlength=256) for c in channels])
     assert (found.histogram == expected).all() and found.signed == signed
     np.testing.assert_allclose(found.mean, x.mean(axis=0))
-    assert (found.channel_max() == np.abs(channels).max(axis=1)).all()
-    np.testing.assert_allclose(found.mean_square(), (channels.astype(float) ** 2).mean(axis=1))
-    assert (found.magnitudes() == np.stack([np.bincount(np.abs(c), minlength=256) for c in channels])).all()
+    assert (found.channel_max == np.abs(channels).max(axis=1)).all()
 
 
 @pytest.mark.parametrize("kind", ["linear", "1x1", "3x3", "strided"])

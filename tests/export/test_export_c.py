@@ -96,7 +96,7 @@ def test_export_c_native_every_ratio(name: str, programs: dict[str, Program], tm
 def check_random(graph: Graph, data: st.DataObject, folder: Path) -> None:
     config = nets.QUICK.updated(
         weight_granularity=data.draw(st.sampled_from(["group", "output", "block"])), bias_correction=False,
-        rounding_slack=0.0, low_bits=data.draw(st.sampled_from([4, 4, 5, 6, 2])), sort_channels=False,
+        low_weights="derived", low_bits=data.draw(st.sampled_from([4, 4, 5, 6, 2])), sort_channels=False,
         lower_first_last=data.draw(st.booleans()), group_size=data.draw(st.sampled_from([4, 8, 16])),
     )  # fmt: skip
     try:

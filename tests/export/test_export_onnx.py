@@ -540,7 +540,7 @@ def test_trained_networks(
     images = load_dataset(data_folder / "cifar10", "test").shuffled(0).head(count).array()
     program = quantized(
         build_model(f"zoo:{name}", weights), torch.from_numpy(images[:8]), group_size=16, calibration_images=8,
-        shift_choice="plain", bias_correction=False, rounding_slack=0.0, ratios=(0.0, 0.5, 1.0),
+        shift_choice="plain", bias_correction=False, low_weights="derived", ratios=(0.0, 0.5, 1.0),
     )  # fmt: skip
     for ratio in (0.5, 1.0):
         written = to_onnx(program, ratio)

@@ -146,7 +146,7 @@ def test_derivation_keeps_the_groups_and_follows_the_weights(conv_subject: Subje
         for key, weight in twin.weights.items():
             if "conv2" in key and weight.dim() == 4:
                 weight[:, :8] *= 0.05
-    program = derive_tables(prepared, twin, conv_subject.config.updated(rounding_slack=0.0), True)
+    program = derive_tables(prepared, twin, conv_subject.config.updated(low_weights="derived"), True)
     for name, layer in program.layers.items():
         assert np.array_equal(layer.low, conv_subject.program.layers[name].low)
     moved = [

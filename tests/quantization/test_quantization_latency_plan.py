@@ -23,7 +23,7 @@ from bitdial.quantization.predicted_latency import latency_curves
 # Cheap shifts, no reconstruction of rounding: neither matters here.
 CONFIG = QuantizeConfig(
     calibration_images=48, search_images=24, population=8, generations=3, survivors=3, group_size=8, batch_size=48,
-    shift_choice="plain", rounding_slack=0.0, bias_correction=False,
+    shift_choice="plain", low_weights="derived", bias_correction=False,
 )  # fmt: skip
 
 

@@ -31,7 +31,6 @@ from bitdial.pipeline.preparing import Prepared, silent
 from bitdial.pipeline.quantizing import (
     apply_choice,
     bias_samples,
-    bound_accumulators,
     choose,
     low_tables,
     restore_means,
@@ -40,7 +39,7 @@ from bitdial.quantization import answers
 from bitdial.quantization.build import build_program
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.program import Program
-from bitdial.quantization.weights import quantize_weight
+from bitdial.quantization.weights import bound_accumulators, quantize_weight
 
 __all__ = ["Finetuned", "export_program", "finetune_prepared", "make_network"]
 
@@ -82,7 +81,7 @@ def finetune_prepared(
     Raises DataError, ConfigError, and `trainer.Interrupted` when `stop` said so.
     """
     started = time.perf_counter()
-    own = config.updated(rounding_slack=0.0)  # trained weights are where they should be: none is moved afterwards
+    own = config.updated(low_weights="derived")  # trained weights are where they should be
     before = prepared.graph
     prepared, network = make_network(prepared, program, finetune)
 
@@ -194,7 +193,7 @@ def export_program(
             continue
         layer.amax, layer.wmax = old.amax, old.wmax
         layer.activation_shift, layer.weight_shift = old.activation_shift.copy(), old.weight_shift.copy()
-        bound_accumulators(program, layer)
+        bound_accumulators(layer, program.qparams[program.graph.node(layer.name).inputs[0]])
         if corrections:
             unit = layer.weight_scale.astype(np.float64) * program.qparams[program.graph.node(name).inputs[0]].scale
             room = 2**31 - 1 - layer.accumulator_bound
@@ -231,7 +230,7 @@ def reselect(trained: Prepared, program: Program, config: QuantizeConfig, stage:
     tables = low_tables(trained, program, config)
     for n in names:  # the network was trained with its shifts: only the scores are wanted
         program.layers[n].activation_shift, program.layers[n].weight_shift = shifts[n]
-        bound_accumulators(program, program.layers[n])
+        bound_accumulators(program.layers[n], program.qparams[program.graph.node(n).inputs[0]])
     highest = {n: program.layers[n].bias[-1].copy() for n in names}
     apply_choice(program, choose(trained, program, tables, config, progress=stage))
     between = range(1, len(program.ratios) - (1 if program.ratios[-1] == 1.0 else 0))

@@ -46,7 +46,7 @@ Order = npt.NDArray[np.int64]
 def quantize_config(config: LayerwiseConfig) -> QuantizeConfig:
     """What the parts below need to know, in their terms."""
     names = (
-        "low_bits", "low_bits_weights", "group_size", "weight_granularity", "calibration", "percentile", "rounding_slack",
+        "low_bits", "low_bits_weights", "group_size", "weight_granularity", "calibration", "percentile", "low_weights",
         "sort_channels", "lower_first_last", "lower_depthwise", "ignored", "calibration_images", "batch_size", "seed",
     )  # fmt: skip
     ratios = (0.0, 1.0) if "low" in config.precisions else (0.0,)
@@ -55,10 +55,10 @@ def quantize_config(config: LayerwiseConfig) -> QuantizeConfig:
 
 @dataclass
 class LowLayer:
-    """What makes a layer low, for one encoding of its input: weights (rounded for it), shifts, bound of the accumulators."""
+    """What makes a layer low, for one encoding of its input: low weights, shifts, bound of the accumulators."""
 
     input: QParams
-    weight: npt.NDArray[np.int8]
+    low_weight: npt.NDArray[np.int8] | None
     activation_shift: npt.NDArray[np.uint8]
     weight_shift: npt.NDArray[np.uint8]
     accumulator_bound: int
@@ -346,11 +346,11 @@ class Analysis:
             layer = program.layers[name]
             assert layer.weight is not None
             variant.low[name] = LowLayer(
-                encodings[name], layer.weight, layer.activation_shift, layer.weight_shift, layer.accumulator_bound
+                encodings[name], layer.low_weight, layer.activation_shift, layer.weight_shift, layer.accumulator_bound
             )
         for name in low:
             layer, known = program.layers[name], variant.low[name]
-            layer.weight, layer.accumulator_bound = known.weight, known.accumulator_bound
+            layer.low_weight, layer.accumulator_bound = known.low_weight, known.accumulator_bound
             layer.activation_shift, layer.weight_shift = known.activation_shift, known.weight_shift
 
     def _restore_means(self, variant: Variant, program: Program, graph: Graph, settings: QuantizeConfig) -> None:

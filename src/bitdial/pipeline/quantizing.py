@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from bitdial.engines.reference.bias_table import correct_bias, live_bytes_per_sample
-from bitdial.engines.reference.executor import Executor
+from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.patches import PatchSampler
-from bitdial.engines.reference.search import CandidateEvaluator
+from bitdial.engines.reference.plane_fit import PlaneFit
+from bitdial.engines.reference.prediction import Prediction, predict
+from bitdial.engines.reference.search import CandidateEvaluator, SearchStatistics
 from bitdial.engines.reference.statistics import (
     ValueStatistics,
     collect,
@@ -36,11 +38,11 @@ from bitdial.quantization.build import build_program
 from bitdial.quantization.calibration import summarize
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.effective_bits import group_maximum, least_squares_shift, naive_shift, plain_shift
+from bitdial.quantization.low_plane import provisional_plane
 from bitdial.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
 from bitdial.quantization.predicted_latency import LatencyCurve, latency_curves, layerwise_seconds, predicted_latency
 from bitdial.quantization.program import Program, QuantizedLayer
-from bitdial.quantization.rounding import reconstruct
-from bitdial.quantization.weights import accumulator_bound, check_accumulators, plain_weight_shifts, read_back_weights
+from bitdial.quantization.weights import bound_accumulators, plain_weight_shifts
 from bitdial.selection import (
     LatencyGoal,
     SearchProgress,
@@ -51,7 +53,10 @@ from bitdial.selection import (
     rescale_scores,
 )
 
-CALIBRATION_MEMORY = 3 << 30  # bytes of activations held at once while the bias table is computed layer by layer
+CALIBRATION_MEMORY = 1 << 30  # bytes of activations held at once while the bias table is computed layer by layer
+SEARCH_CACHE = 1 << 30  # bytes of values that the exact search remembers from candidate to candidate
+PREDICTED_SAMPLES = 64  # that predictions are made from, in several directions each
+JUDGE_IMAGES = 64  # samples on which the best predicted candidates are run
 PATCHES = 4096  # sampled rows of each layer's input, for shifts of least output error
 
 
@@ -68,35 +73,42 @@ def restore_means(
     progress: Progress = silent,
     outputs: Callable[[int, list[Tensor]], None] | None = None,
     stage: str = "bias",
+    plane: bool = False,
 ) -> None:
-    """Correct the bias rows of some ratios in place; `stage` is what progress is told.
+    """Correct the bias rows of some ratios in place, in their order; `stage` is what progress is told.
 
-    outputs: see `correct_bias`; not called without bias correction.
+    outputs: see `correct_bias`; not called where there is nothing to do. plane: solve the low weights of every group at the first
+    of the ratios that makes it low, too.
     """
-    if not config.bias_correction or not indices:
+    if not indices or not (config.bias_correction or plane):
         return
     batches = prepared.batches(config.batch_size, bias_samples(prepared, program))
     names = [n for n, layer in program.layers.items() if layer.weight is not None]
-    if not prepared.output_means:
+    if config.bias_correction and not prepared.output_means:
         prepared.output_means = float_output_means(prepared.graph, names, batches)
-    with torch.no_grad():
-        correct_bias(
-            program, batches, prepared.output_means, indices, progress=partial(progress, stage), outputs=outputs
+    means = prepared.output_means if config.bias_correction else {}
+    fit = None
+    if plane:
+        layers = searched_layers(program)
+        fit = PlaneFit(
+            prepared.graph, program, layers, batches, centred=config.bias_correction, seed=config.seed
         )
+    with torch.no_grad():
+        correct_bias(program, batches, means, indices, partial(progress, stage), outputs, fit)
+
+
+def searched_layers(program: Program) -> list[str]:
+    """Layers with groups that may run low."""
+    return [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
 
 
 def eight_bit_program(prepared: Prepared, config: QuantizeConfig, progress: Progress = silent) -> Program:
     """The 8-bit program with its corrected bias row (copied to all ratios; no group is low yet)."""
     program = build_program(prepared.graph, prepared.statistics, config, group_bounds)
-    _correct_first_row(prepared, program, config, progress)
-    return program
-
-
-def _correct_first_row(prepared: Prepared, program: Program, config: QuantizeConfig, progress: Progress) -> None:
-    """Correct the bias of ratio 0 and start the other ratios from it."""
     restore_means(prepared, program, config, [0], progress, stage="8-bit model")
     for layer in program.layers.values():
         layer.bias = np.repeat(layer.bias[:1], len(program.ratios), axis=0)
+    return program
 
 
 @dataclass
@@ -112,9 +124,9 @@ def low_tables(
     prepared: Prepared, program: Program, config: QuantizeConfig, progress: Progress = silent
 ) -> LowTables:
     """Choose every shift of the program in place; return error scores and first-order mean shifts per group."""
-    names = [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
+    names = searched_layers(program)
     batches = prepared.batches(config.batch_size)
-    executor = Executor(program)
+    executor = FastExecutor(program)
     sampler = PatchSampler(executor, names, len(batches), PATCHES, config.seed)
     progress("values", 0.0)
     with torch.no_grad():
@@ -131,8 +143,6 @@ def low_tables(
     if config.bias_correction:
         for n in names:
             mean_shifts[n] = group_mean_shifts(graph.node(n), program.layers[n], values[graph.node(n).inputs[0]])
-    if config.rounding_slack > 0.0:  # the 8-bit weights have moved a little
-        _correct_first_row(prepared, program, config, progress)
     return LowTables(values, scores, mean_shifts)
 
 
@@ -143,7 +153,7 @@ def choose_shifts(
     values: Mapping[str, ValueStatistics] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Shifts and rounded weights of the layers that samples are given for, in place. Returns the error score of every group.
+    """Shifts and low weights of the layers that samples are given for, in place. Returns the error score of every group.
 
     values: of the 8-bit model; needed only where config.shift_choice is not "least_squares". progress: told the share done.
     """
@@ -170,19 +180,11 @@ def choose_shifts(
     for n in samples:
         layer = program.layers[n]
         scores[n] = _weight_shift(layer, samples[n], config)
-        if config.rounding_slack > 0.0 and config.extraction != "naive":
-            layer.weight = reconstruct(samples[n], config.rounding_slack)
-        bound_accumulators(program, layer)
+        if config.stores_plane:
+            provisional_plane(samples[n], scores[n])
+        bound_accumulators(layer, program.qparams[program.graph.node(n).inputs[0]])
         advance([n])
     return scores
-
-
-def bound_accumulators(program: Program, layer: QuantizedLayer) -> None:
-    """Bound the accumulators for every choice of low groups: a weight read back can exceed its 8-bit value."""
-    assert layer.weight is not None
-    larger = np.maximum(np.abs(layer.weight), np.abs(read_back_weights(layer)))  # both symmetric, so abs stays in int8
-    layer.accumulator_bound = accumulator_bound(larger, program.qparams[program.graph.node(layer.name).inputs[0]])
-    check_accumulators(layer.name, layer.accumulator_bound, layer.bias[0])
 
 
 def _activation_shift(
@@ -196,7 +198,7 @@ def _activation_shift(
         return activation_shifts(readers)
     assert statistics is not None
     if config.shift_choice == "plain":
-        return plain_shift(group_maximum(statistics.channel_max(), layer.group_bounds), layer.amax)
+        return plain_shift(group_maximum(statistics.channel_max, layer.group_bounds), layer.amax)
     importance = np.sum([_weight_energy(own.layer) for own in readers], axis=0)
     return least_squares_shift(
         statistics.histogram, importance, layer.group_bounds, layer.amax, statistics.signed, config.bias_correction
@@ -252,7 +254,7 @@ def choose(
 
     curves: predicted times of the layers; needed for config.latency_gain only.
     """
-    layers = [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
+    layers = searched_layers(program)
     targets = [r for r in program.ratios if r > 0.0]
     if not layers or not targets:
         empty = SelectionResult(
@@ -267,34 +269,46 @@ def choose(
     )
     n_images = min(config.search_images, prepared.samples)
     started = time.perf_counter()
-    evaluator = CandidateEvaluator(program, layers, [x[:n_images] for x in prepared.inputs], tables.mean_shifts)
-    evaluate = evaluator if config.selector != "random" else None
+    inputs = [x[:n_images] for x in prepared.inputs]
+    evaluator: CandidateEvaluator | Prediction | None = None
+    judge: CandidateEvaluator | None = None
+    if config.selector != "random":
+        progress("sensitivity", 0.0)
+        told = partial(progress, "sensitivity")
+        if config.search == "predicted":
+            evaluator = predict(
+                prepared.graph, program, layers, [x[:PREDICTED_SAMPLES] for x in inputs], tables.mean_shifts,
+                seed=config.seed, progress=told,
+            )  # fmt: skip
+            problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
+            if config.selector == "evolutionary":
+                judge = CandidateEvaluator(program, layers, [x[:JUDGE_IMAGES] for x in inputs], tables.mean_shifts)
+        else:
+            evaluator = CandidateEvaluator(program, layers, inputs, tables.mean_shifts, cache_limit=0, progress=told)
+            problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
+            evaluator.progress = None
+            if config.selector == "evolutionary":  # the others score each of their few choices once
+                evaluator.cache_limit = SEARCH_CACHE
     settings: dict[str, Any] = {}
     if config.selector == "evolutionary":
-        survivors = min(config.survivors, config.population - 1)
         settings = {
             "population": config.population,
             "generations": config.generations,
-            "survivors": survivors,
+            "survivors": min(config.survivors, config.population - 1),
             "context": search_context(program, prepared.inputs, n_images),
         }
-    if config.selector != "random":
-        progress("sensitivity", 0.0)
-        evaluator.progress = partial(progress, "sensitivity")
-        remembered, evaluator.cache_limit = evaluator.cache_limit, 0  # one call shares its prefixes without
-        problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
-        evaluator.progress = None
-        if config.selector == "evolutionary":  # the others score each of their few choices once
-            evaluator.cache_limit = remembered
 
     def report(state: SearchProgress) -> None:
         within = (state.generation + 1) / (state.generations + 1) if state.generations else 1.0
         progress("search", (state.target_index + within) / state.n_targets)
 
+    def spent_on(former: Mapping[str, float]) -> SearchStatistics:
+        return (SearchStatistics() if evaluator is None else evaluator.statistics).plus(former)
+
     def costs(former: Mapping[str, float]) -> dict[str, float]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
-            **evaluator.statistics.plus(former).counts(),
+            **spent_on(former).counts(),
             "seconds": former.get("seconds", 0.0) + time.perf_counter() - started,
             "peak_memory_bytes": max(peak, int(former.get("peak_memory_bytes", 0))),
         }
@@ -302,24 +316,27 @@ def choose(
     result = get_selector(config.selector, **settings).select(
         problem,
         targets,
-        evaluate,
+        evaluator,
         seed=config.seed,
         nested=config.nested,
-        n_images=n_images if evaluate else 0,
+        n_images=n_images if evaluator is not None else 0,
         progress=report,
         checkpoint=checkpoint,
         latency=latency_goal(config, layers, curves),
         costs=costs,
+        judge=judge,
     )
     spent = costs(result.former)
     statistics: dict[str, Any] = {
-        **evaluator.statistics.plus(result.former).summary(),
+        **spent_on(result.former).summary(),
         "seconds": spent["seconds"],
         "peak_memory_bytes": spent["peak_memory_bytes"],
         "remembered_candidates": result.cache_hits,
     }
     middle = result.masks[len(result.masks) // 2 : len(result.masks) // 2 + 1]
-    statistics["deviation"] = evaluator.deviation(middle)
+    exact = judge if judge is not None else evaluator
+    if isinstance(exact, CandidateEvaluator):
+        statistics["deviation"] = exact.deviation(middle)
     return Chosen(result, layers, statistics)
 
 
@@ -381,7 +398,9 @@ def quantize_prepared(
     apply_choice(program, chosen)
     comparison = AnswerComparison(program, prepared.batches(config.batch_size, bias_samples(prepared, program)))
     lowered = [i for i, r in enumerate(program.ratios) if r > 0.0]
-    restore_means(prepared, program, config, lowered, progress, comparison.compare)  # their last values are the outputs
+    restore_means(  # their last values are the outputs
+        prepared, program, config, lowered, progress, comparison.compare, plane=config.stores_plane
+    )
     from bitdial._version import __version__
 
     program.provenance = {
@@ -396,7 +415,7 @@ def quantize_prepared(
         "search": {**chosen.result.summary(), **chosen.statistics},
         "search_history": chosen.result.history,
         "channel_ranges": {
-            name: tables.values[program.graph.node(name).inputs[0]].channel_max().tolist()
+            name: tables.values[program.graph.node(name).inputs[0]].channel_max.tolist()
             for name, layer in program.layers.items()
             if layer.weight is not None
         },

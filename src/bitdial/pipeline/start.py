@@ -48,6 +48,7 @@ def start_config(start: Program, name: str = "the model") -> QuantizeConfig:
     if not isinstance(stored, dict) or "seed" not in stored:
         raise DataError(f"{name} does not tell the settings it was quantized with; {_ANEW}")
     values: dict[str, Any] = {**stored, "latency_table": None, "latency_gain": 0.0}
+    values.pop("rounding_slack", None)  # a setting of former versions
     if values.get("low_bits") == "auto":
         values["low_bits"] = 4
     config = QuantizeConfig(**values)
@@ -59,8 +60,9 @@ def start_config(start: Program, name: str = "the model") -> QuantizeConfig:
 def check_start(start: Program, prepared: Prepared, config: QuantizeConfig, name: str = "the model") -> None:
     """Raise DataError unless `start` is what quantizing `prepared` with `config` begins with.
 
-    Compared: names and operators, bounds of groups, 8-bit weight scales, weights (which rounding_slack may have moved by a
-    share of a low step) and scales of values. The message says whether network, weights or calibration data differ.
+    Compared: names and operators, bounds of groups, 8-bit weight scales, weights (which former versions moved by a
+    share of a low step, `rounding_slack`) and scales of values. The message says whether network, weights or calibration data
+    differ.
     """
     expected = build_program(prepared.graph, prepared.statistics, config, group_bounds)
     if not _same_network(start, expected):
@@ -79,7 +81,7 @@ def check_start(start: Program, prepared: Prepared, config: QuantizeConfig, name
                 f"{name} was not made from these weights: {what} (8-bit scales of layer '{layer_name}' differ); give the "
                 f"weights it was quantized from, or {_ANEW}{_versions(start)}"
             )
-    reason = _other_order(start, expected, config)
+    reason = _other_order(start, expected)
     if reason:
         raise DataError(
             f"{name} was calibrated on other images than these ({reason}), so that its channels lie in another order; give "
@@ -103,15 +105,16 @@ def _same_network(a: Program, b: Program) -> bool:
     return True
 
 
-def _other_order(start: Program, expected: Program, config: QuantizeConfig) -> str:
+def _other_order(start: Program, expected: Program) -> str:
     """What shows that channels are in another order or ranges are others; "" if nothing does."""
+    slack = float(start.provenance.get("config", {}).get("rounding_slack", 0.0))
     for name, layer in expected.layers.items():
         own = start.layers[name]
         if layer.weight is None or own.weight is None:
             continue
         if not _close(own.weight_scale, layer.weight_scale):
             return f"outputs of layer '{name}'"
-        steps = 1.0 + config.rounding_slack * 2.0 ** float(own.weight_shift.max(initial=0))
+        steps = 1.0 + slack * 2.0 ** float(own.weight_shift.max(initial=0))
         apart = np.abs(own.weight.astype(np.int16) - layer.weight.astype(np.int16))
         if float(apart.max(initial=0)) > steps:
             return f"weights of layer '{name}'"

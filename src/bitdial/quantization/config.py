@@ -16,10 +16,10 @@ _PRECISION, _SEARCH = "Precision", "Search"
 class QuantizeConfig(BaseConfig):
     """Settings of `bitdial.quantize`. Unknown names and values out of range raise ConfigError.
 
-    `latency_table` is a path or a `LatencyTable`. It is needed for low_bits = "auto" and latency_gain; with latency_gain = 0.8
-    the groups of 50 % also have at least 40 % of the predicted gain of ratio 1 in time, where that is possible. Of
-    shift_choice, "value_error" chooses weight shifts by output error all the same. `smooth` and `equalize` decide the same
-    factors: set one of them.
+    `latency_table` is a path or a `LatencyTable`. It is needed for low_bits = "auto" and latency_gain; with latency_gain =
+    0.8 the groups of 50 % also have at least 40 % of the predicted gain of ratio 1 in time, where that is possible. Of
+    shift_choice, "value_error" chooses weight shifts by output error all the same; stored low weights bring their own.
+    `smooth` and `equalize` decide the same factors: set one of them.
     """
 
     ratios: tuple[float, ...] = setting(
@@ -45,11 +45,12 @@ class QuantizeConfig(BaseConfig):
         "Shifts of least output error, of least error of the activations, or from the largest magnitudes.",
         panel=_PRECISION,
     )
-    rounding_slack: float = setting(
-        0.2,
-        "How far 8-bit weights may move, in low steps, to round better at low precision; 0: not at all.",
-        "0..1", _PRECISION, ge=0.0, le=1.0,
-    )  # fmt: skip
+    low_weights: Literal["stored", "derived"] = setting(
+        "stored",
+        "Low weights: integers of their own, solved for the errors that they meet (4 bits a weight more to store), or derived "
+        "from the 8-bit ones.",
+        panel=_PRECISION,
+    )
     smooth: float | None = setting(
         None,
         "For transformers: move range differences behind LayerNorms into the weights first (SmoothQuant's alpha; 1: all "
@@ -97,6 +98,11 @@ class QuantizeConfig(BaseConfig):
         "serve stops below them. 0: all are of use.",
         "SHARE", "Evaluation", read="share", ge=0.0, le=1.0,
     )  # fmt: skip
+    search: Literal["predicted", "exact"] = setting(
+        "predicted",
+        "Judge candidates by predicted errors, and only the best few by running them; or run them all.",
+        panel=_SEARCH,
+    )
     search_images: int = setting(256, "Calibration images that candidates are scored on.", "N", _SEARCH, ge=1)
     population: int = setting(50, "Candidates per generation.", "N", _SEARCH, ge=2)
     generations: int = setting(50, "Generations per ratio.", "N", _SEARCH, ge=0)
@@ -139,6 +145,11 @@ class QuantizeConfig(BaseConfig):
     @classmethod
     def _patterns(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @property
+    def stores_plane(self) -> bool:
+        """Whether low weights are solved for and stored; naive extraction is the baseline that does not."""
+        return self.low_weights == "stored" and self.extraction != "naive"
 
     @property
     def activation_bits(self) -> int:

@@ -114,3 +114,14 @@ def read_back_weights(layer: QuantizedLayer) -> npt.NDArray[np.int8]:
     low = low_integers(layer).astype(np.int16)
     result: npt.NDArray[np.int8] = np.left_shift(low, per_weight(layer, layer.weight_shift)).astype(np.int8)
     return result
+
+
+def bound_accumulators(layer: QuantizedLayer, activation: QParams) -> None:
+    """Set the bound on the layer's accumulators for every choice of low groups: a weight read back can exceed its 8-bit value.
+
+    Raises ConfigError where they could leave int32.
+    """
+    assert layer.weight is not None
+    larger = np.maximum(np.abs(layer.weight), np.abs(read_back_weights(layer)))  # both symmetric, so abs stays in int8
+    layer.accumulator_bound = accumulator_bound(larger, activation)
+    check_accumulators(layer.name, layer.accumulator_bound, layer.bias[0])

@@ -62,8 +62,9 @@ class _DirectSelector(ABC):
         checkpoint: Path | None = None,
         latency: LatencyGoal | None = None,
         costs: Costs | None = None,
+        judge: Evaluate | None = None,
     ) -> SelectionResult:
-        """See `Selector.select`. `evaluate` only reports; `checkpoint` and `costs` are ignored: this takes milliseconds."""
+        """See `Selector.select`. `evaluate` only reports; of the rest but `latency` nothing is used: this takes milliseconds."""
         checked = check_request(targets, evaluate, seed=seed, n_images=n_images)
         start = time.perf_counter()
         ranks = density_ranks(problem)

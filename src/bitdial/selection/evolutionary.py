@@ -153,6 +153,7 @@ class EvolutionarySelector:
         checkpoint: Path | None = None,
         latency: LatencyGoal | None = None,
         costs: Costs | None = None,
+        judge: Evaluate | None = None,
     ) -> SelectionResult:
         """See `Selector.select`; `evaluate` is required.
 
@@ -172,8 +173,9 @@ class EvolutionarySelector:
                     f"cannot write the search checkpoint {checkpoint}: its directory does not exist; make it"
                 )
         search = _Search(
-            self.settings, problem, checked, evaluate, int(seed), nested, int(n_images), progress, checkpoint, latency, costs
-        )
+            self.settings, problem, checked, evaluate, int(seed), nested, int(n_images), progress, checkpoint, latency, costs,
+            judge,
+        )  # fmt: skip
         return search.run()
 
 
@@ -193,6 +195,7 @@ class _Search:
         checkpoint: Path | None,
         latency: LatencyGoal | None,
         costs: Costs | None,
+        judge: Evaluate | None,
     ) -> None:
         self.settings = settings
         self.problem = problem
@@ -222,6 +225,7 @@ class _Search:
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, self.identity, problem.n_groups) or self.state
         self.seconds_before = self.state.seconds
+        self.judge = None if judge is None else Scorer(judge)
         self.costs, self.former = costs, self.state.costs
         self.scorer.evaluations = self.state.evaluations
         self.scorer.image_evaluations = self.state.image_evaluations
@@ -286,7 +290,7 @@ class _Search:
         # Greedy comes first and argmin takes the first of equals, so that a search that found nothing better changes
         # nothing.
         finalists = np.concatenate([self.greedy[None], generation.population[best]])
-        fitness_of = self.scorer.score(finalists, self.n_images)
+        fitness_of = (self.judge or self.scorer).score(finalists, self.n_images)
         winner = int(np.argmin(fitness_of))
         return finalists[winner], float(fitness_of[winner]), float(fitness_of[0])
 

@@ -43,7 +43,7 @@ Quantized = tuple[Program, Floats, list[list[Floats]]]
 
 @functools.cache
 def program_of(name: str) -> Program:
-    return quantized(NETWORKS[name](), QUICK.updated(bias_correction=False, rounding_slack=0.0))
+    return quantized(NETWORKS[name](), QUICK.updated(bias_correction=False, low_weights="derived"))
 
 
 @pytest.fixture(scope="module")

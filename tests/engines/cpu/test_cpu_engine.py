@@ -102,7 +102,7 @@ def test_random_networks_are_bit_identical_at_length(graph: Graph, granularity: 
 
 def run_random_network(graph: Graph, granularity: Any, data: st.DataObject) -> None:
     config = QUICK.updated(
-        weight_granularity=granularity, bias_correction=False, rounding_slack=0.0,
+        weight_granularity=granularity, bias_correction=False, low_weights="derived",
         low_bits=data.draw(st.sampled_from([4, 4, 5, 6, 2])), lower_first_last=data.draw(st.booleans()),
         sort_channels=data.draw(st.booleans()),
         group_size=data.draw(st.sampled_from([4, 8, 16])),
@@ -221,7 +221,7 @@ def test_the_dial(known: dict[str, Quantized]) -> None:
 def test_the_small_network_of_the_other_tests(conv_net: Any, helpers: Any) -> None:
     """A torch network with BatchNorm, captured and quantized by the public pipeline."""
     images = helpers.images(16, seed=3)
-    config = QUICK.updated(selector="greedy", calibration_images=16, bias_correction=False, rounding_slack=0.0)
+    config = QUICK.updated(selector="greedy", calibration_images=16, bias_correction=False, low_weights="derived")
     program = quantize_prepared(prepare(conv_net, [images], config), config)
     x = helpers.images(5, seed=4).numpy()
     expected = reference_outputs(program, x)
@@ -250,7 +250,7 @@ def test_trained_networks_are_bit_identical_on_real_images(
         load_dataset(data_folder / "cifar10", "test", cache_dir=cache).shuffled(0).head(64).array()
     )
     config = QUICK.updated(
-        group_size=16, calibration_images=8, shift_choice="plain", bias_correction=False, rounding_slack=0.0
+        group_size=16, calibration_images=8, shift_choice="plain", bias_correction=False, low_weights="derived"
     )  # fmt: skip
     program = quantize_prepared(prepare(build_model(f"zoo:{name}", weights), [images[:8]], config), config)
     x = images.numpy()

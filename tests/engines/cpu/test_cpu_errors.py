@@ -22,7 +22,7 @@ from bitdial.engines.cpu.engine import CpuEngine
 from bitdial.errors import EngineError, InputError, RatioError
 from bitdial.quantization.program import Program
 
-CHEAP = QUICK.updated(bias_correction=False, rounding_slack=0.0)
+CHEAP = QUICK.updated(bias_correction=False, low_weights="derived")
 
 
 @pytest.fixture(scope="module")

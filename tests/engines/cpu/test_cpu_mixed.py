@@ -22,7 +22,7 @@ from bitdial.pipeline import prepare, quantize_prepared
 from bitdial.quantization.program import Program
 
 ISAS = native.isas() if not native.missing() else []
-CONFIG = QUICK.updated(bias_correction=False, rounding_slack=0.0, lower_first_last=True)
+CONFIG = QUICK.updated(bias_correction=False, low_weights="derived", lower_first_last=True)
 
 
 def check_mixed(program: Program, x: Floats, isa: str) -> None:

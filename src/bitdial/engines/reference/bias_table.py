@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,13 +11,32 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bitdial.engines.reference.arithmetic import channel_sums
+from bitdial.engines.reference.arithmetic import product
 from bitdial.engines.reference.executor import Executor, Setting
+from bitdial.engines.reference.fast_conv import FastExecutor
+from bitdial.engines.reference.plane_fit import PlaneFit, SampledRows
+from bitdial.engines.reference.statistics import EXACT_ROWS
 from bitdial.graph.ir import BatchDim
 from bitdial.graph.running import Schedule
 from bitdial.quantization.instructions import Contract
 from bitdial.quantization.program import Program
-from bitdial.quantization.weights import INT32_LIMIT
+from bitdial.quantization.weights import INT32_LIMIT, bound_accumulators
+
+
+class EightBitValues(dict[str, Tensor]):
+    """Values by name; those of 8 bits are kept in bytes and given out as float32 integers, so that many samples fit."""
+
+    def __init__(self, program: Program, values: Mapping[str, Tensor]) -> None:
+        super().__init__(values)
+        self._types = {v: torch.int8 if q.signed else torch.uint8 for v, q in program.qparams.items()}
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        kind = self._types.get(name)
+        super().__setitem__(name, value if kind is None else value.to(kind))
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = super().__getitem__(name)
+        return value.float() if name in self._types else value
 
 
 def correct_bias(
@@ -25,22 +44,23 @@ def correct_bias(
     batches: Sequence[Sequence[Tensor]],
     float_means: Mapping[str, npt.NDArray[np.float64]],
     ratio_indices: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
     outputs: Callable[[int, list[Tensor]], None] | None = None,
+    fit: PlaneFit | None = None,
 ) -> None:
     """Fill `layer.bias[r]` of every conv and linear layer, layer by layer in order, so that its mean output over the
     batches equals the float model's mean: each layer sees inputs that are corrected already.
 
-    float_means: [O] per layer, from `float_output_means` on the same batches. outputs: told each ratio index with the first
-    output of every batch at that ratio, as the corrected program gives it. progress: told the share done, after every
-    instruction. Writes into the program.
+    float_means: [O] per layer, from `float_output_means` on the same batches; layers without keep their bias. outputs: told each
+    ratio index with the first output of every batch at that ratio, as the corrected program gives it. progress: told the share
+    done, after every instruction. fit: solves low weights on the way, before a layer's means are restored. Writes into the
+    program.
     """
-    executor = Executor(program, device)
+    executor = FastExecutor(program)
     indices = range(len(program.ratios)) if ratio_indices is None else ratio_indices
     for done, index in enumerate(indices):
         report = None if progress is None else partial(_report, progress, done, len(indices))
-        found = _correct_one(executor, program, batches, float_means, index, report)
+        found = _correct_one(executor, program, batches, float_means, index, report, fit)
         if outputs is not None:
             outputs(index, found)
 
@@ -56,48 +76,79 @@ def _correct_one(
     float_means: Mapping[str, npt.NDArray[np.float64]],
     index: int,
     progress: Callable[[float], None] | None,
+    fit: PlaneFit | None,
 ) -> list[Tensor]:
     """The first output of every batch. progress: told the share of the instructions that are done."""
     graph = program.graph
     settings: dict[str, Setting] = executor.settings(index)
-    values = [dict(zip(graph.inputs, batch, strict=True)) for batch in batches]
+    values = [EightBitValues(program, dict(zip(graph.inputs, batch, strict=True))) for batch in batches]
     sizes = [batch[0].shape[0] for batch in batches]
     walks = [executor.schedule.walk(own) for own in values]
     for number, steps in enumerate(zip(*walks, strict=True)):
         step = steps[0]
         if progress is not None:
             progress(number / len(executor.schedule.steps))
-        if not isinstance(step, Contract) or step.name not in float_means:
-            for own, n in zip(values, sizes, strict=True):
-                own[step.name] = executor.step(step, own, settings, n)
-            continue
-        layer, setting = step.layer, settings[step.name]
-        parts = [executor.accumulators(step, own, setting, n) for own, n in zip(values, sizes, strict=True)]
-        sums, counts = zip(*(channel_sums(part, step.axis) for part in parts), strict=True)
-        mean = torch.stack(sums).sum(dim=0).cpu().numpy() / sum(counts)
-        activation = program.qparams[step.inputs[0]]
-        unit = layer.weight_scale.astype(np.float64) * activation.scale
-        bias = np.rint(float_means[step.name] / unit - mean)
-        room = INT32_LIMIT - layer.accumulator_bound
-        layer.bias[index] = np.clip(bias, -room, room).astype(np.int32)
-        setting.bias = torch.from_numpy(layer.bias[index].astype(np.float64)).to(executor.device)
-        executor.layers[step.name]._finish(setting)
-        for own, part in zip(values, parts, strict=True):
-            own[step.name] = executor.epilogue(step, part, own, setting)
+        if isinstance(step, Contract):
+            _correct_layer(executor, step, values, sizes, float_means.get(step.name), index, settings, fit)
+        for own, n in zip(values, sizes, strict=True):
+            own[step.name] = executor.step(step, own, settings, n)
     first = graph.outputs[0]
     return [own[first] if first in own else executor.constants[first] for own in values]
 
 
+def _correct_layer(
+    executor: Executor,
+    step: Contract,
+    values: Sequence[dict[str, Tensor]],
+    sizes: Sequence[int],
+    wanted: npt.NDArray[np.float64] | None,
+    index: int,
+    settings: dict[str, Setting],
+    fit: PlaneFit | None,
+) -> None:
+    """Solve the layer's new low groups, restore its means, in the program and in its setting."""
+    layer, source = step.layer, step.inputs[0]
+    unit = layer.weight_scale.astype(np.float64) * executor.program.qparams[source].scale
+
+    def inputs() -> Iterator[Tensor]:
+        for own, n in zip(values, sizes, strict=True):
+            yield executor.extracted(step, own[source], settings[step.name], n)
+
+    def rows(sampled: SampledRows) -> Tensor:
+        return torch.cat([sampled(x, number) for number, x in enumerate(inputs())])
+
+    if fit is not None and fit(index, layer, rows, torch.from_numpy(unit)):
+        bound_accumulators(layer, executor.program.qparams[source])
+        settings[step.name] = executor.renew(step.name).setting(
+            torch.from_numpy(layer.low[index]), settings[step.name].bias
+        )
+    if wanted is None:
+        return
+    setting = settings[step.name]
+    total, count = torch.zeros(1, dtype=torch.float64), 0
+    for x in inputs():  # the mean of a layer's outputs is its output for the mean of its inputs
+        flat = x if step.window is not None else x.reshape(-1, x.shape[-1])
+        for part in torch.split(flat, EXACT_ROWS):
+            total, count = total + part.sum(dim=0), count + len(part)
+    mean = product(total[None] / count, setting.weight.double(), step.window)[0]
+    mean = mean.flatten(1).mean(dim=1) if step.window is not None else mean
+    bias = np.rint(wanted / unit - mean.numpy())
+    room = INT32_LIMIT - layer.accumulator_bound
+    layer.bias[index] = np.clip(bias, -room, room).astype(np.int32)
+    setting.bias = torch.from_numpy(layer.bias[index].astype(np.float64))
+    executor.layers[step.name]._finish(setting)
+
+
 def live_bytes_per_sample(program: Program) -> int:
-    """Peak of float32 bytes alive at once per sample while running layer by layer (a bound on calibration memory)."""
+    """Peak of bytes alive at once per sample while running layer by layer (a bound on calibration memory)."""
     def size(name: str) -> int:
         shape = program.graph.types[name].shape
-        return 4 * math.prod(d.factor if isinstance(d, BatchDim) else d for d in shape)
+        return (1 if name in program.qparams else 4) * math.prod(d.factor if isinstance(d, BatchDim) else d for d in shape)
 
     graph = program.graph
     alive = {v: size(v) for v in graph.inputs}
     peak = 0
     for node in Schedule(graph.nodes, {*graph.constants, *graph.outputs}).walk(alive):
         alive[node.name] = size(node.name)
-        peak = max(peak, sum(alive.values()) + size(node.name))  # accumulators beside the result
+        peak = max(peak, sum(alive.values()))
     return peak

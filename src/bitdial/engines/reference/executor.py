@@ -103,6 +103,8 @@ class LayerState:
 class Executor:
     """Evaluates the instructions of a program. Thread-safe: all state is written at construction or per call."""
 
+    exact = True
+
     def __init__(self, program: Program, device: torch.device | str = "cpu") -> None:
         self.program, self.device = program, torch.device(device)
         self.graph = program.graph
@@ -122,8 +124,15 @@ class Executor:
                 shape = [1, -1, *[1] * (len(self.graph.types[step.name].shape) - 2)] if conv else [-1]
                 self.multipliers[step.name] = torch.from_numpy(step.layer.multiplier).to(self.device).reshape(shape)
             if isinstance(step, Contract):
-                q = program.qparams[step.inputs[0]]
-                self.layers[step.name] = LayerState(step.layer, step.axis, self.device, q.signed, q.qmax)
+                self.renew(step.name)
+
+    def renew(self, name: str) -> LayerState:
+        """Take over what has changed in the weights and shifts of a layer."""
+        step = self.instructions[name]
+        assert isinstance(step, Contract)
+        q = self.program.qparams[step.inputs[0]]
+        self.layers[name] = LayerState(step.layer, step.axis, self.device, q.signed, q.qmax)
+        return self.layers[name]
 
     def settings(self, ratio_index: int) -> dict[str, Setting]:
         """The settings of every layer at a ratio of the program's table."""
@@ -200,7 +209,7 @@ class Executor:
             t = arithmetic.scaled(acc, None, multiplier)
         else:
             bias = setting.bias.reshape(multiplier.shape)
-            if setting.small and acc.dtype == torch.float32:
+            if (setting.small or not self.exact) and acc.dtype == torch.float32:
                 t = arithmetic.scaled_small(acc, bias.float(), multiplier)
             else:
                 t = arithmetic.scaled(acc, bias, multiplier)

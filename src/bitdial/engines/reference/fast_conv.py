@@ -48,6 +48,8 @@ def int8_convolutions() -> bool:
 class FastExecutor(Executor):
     """As Executor, with faster and possibly inexact accumulators."""
 
+    exact = False
+
     def accumulators(
         self, step: Contract | MatMul, values: Mapping[str, Tensor], setting: Setting | None, batch: int
     ) -> Tensor:

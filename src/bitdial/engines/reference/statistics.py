@@ -18,6 +18,8 @@ from bitdial.quantization.effective_bits import read_back
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import read_back_weights
 
+EXACT_ROWS = (1 << 24) // 256  # 8-bit values whose sum float32 holds exactly
+COUNTED = 1 << 21  # values of a batch that go into a histogram
 Batches = Sequence[Sequence[Tensor]]
 
 
@@ -25,37 +27,18 @@ Batches = Sequence[Sequence[Tensor]]
 class ValueStatistics:
     """Integers of one 8-bit value that feeds a low-eligible layer.
 
-    histogram   float64 [C, 256]: counts of q (unsigned) or q + 128 (signed) per feature channel
+    histogram   float64 [C, 256]: counts of q (unsigned) or q + 128 (signed) per feature channel, of evenly spaced places
     mean        float64: mean over samples, [C, *space] for conv inputs, [C] for linear inputs
+    channel_max int64 [C]: largest magnitude seen
     """
 
     histogram: npt.NDArray[np.float64]
     mean: npt.NDArray[np.float64]
     signed: bool
+    channel_max: npt.NDArray[np.int64]
 
     def integers(self) -> npt.NDArray[np.int64]:
         return np.arange(-128, 128) if self.signed else np.arange(256)
-
-    def magnitudes(self) -> npt.NDArray[np.float64]:
-        """float64 [C, 256]: counts per magnitude."""
-        if not self.signed:
-            return self.histogram
-        folded = np.zeros_like(self.histogram)
-        folded[:, :129] = self.histogram[:, 128::-1]
-        folded[:, 1:128] += self.histogram[:, 129:]
-        return folded
-
-    def mean_square(self) -> npt.NDArray[np.float64]:
-        """float64 [C]: mean of q^2."""
-        total = np.maximum(self.histogram.sum(axis=1), 1.0)
-        result: npt.NDArray[np.float64] = self.histogram @ (self.integers().astype(np.float64) ** 2) / total
-        return result
-
-    def channel_max(self) -> npt.NDArray[np.int64]:
-        """int64 [C]: largest magnitude seen."""
-        seen = self.magnitudes() > 0
-        result: npt.NDArray[np.int64] = np.where(seen, np.arange(256), 0).max(axis=1)
-        return result
 
 
 class _Collector:
@@ -68,6 +51,7 @@ class _Collector:
         self.histograms: dict[str, npt.NDArray[np.float64]] = {}
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
+        self.largest: dict[str, npt.NDArray[np.int64]] = {}
 
     def __call__(self, name: str, x: Tensor) -> None:
         axis = self.axes.get(name)
@@ -76,10 +60,15 @@ class _Collector:
         axis %= x.dim()
         channels = x.shape[axis]
         offset = 128 if self.program.qparams[name].signed else 0
-        flat = x.movedim(axis, 0).reshape(channels, -1).to(torch.int32) + offset
+        flat = x.movedim(axis, 0).reshape(channels, -1)
+        largest = flat.abs().amax(dim=1).cpu().numpy().astype(np.int64)
+        self.largest[name] = np.maximum(self.largest.get(name, 0), largest)
+        flat = flat[:, :: max(1, flat.numel() // COUNTED)].to(torch.int32) + offset
         index = flat + 256 * torch.arange(channels, dtype=torch.int32, device=x.device)[:, None]
         counts = torch.bincount(index.reshape(-1), minlength=256 * channels).reshape(channels, 256).cpu().numpy()
-        total = x.double().sum(dim=0) if axis == 1 and x.dim() > 2 else x.double().reshape(-1, channels).sum(dim=0)
+        rows = x if axis == 1 and x.dim() > 2 else x.reshape(-1, channels)
+        # sums of integers in float32: exact for as many, and faster than in float64
+        total = sum((part.sum(dim=0).double() for part in torch.split(rows, EXACT_ROWS)), torch.zeros(1, dtype=torch.float64))
         if name in self.histograms:
             self.histograms[name] += counts
             self.sums[name] += total
@@ -118,6 +107,7 @@ def collect(
             histogram,
             (collector.sums[name] / collector.counts[name]).cpu().numpy(),
             executor.program.qparams[name].signed,
+            collector.largest[name],
         )
         for name, histogram in collector.histograms.items()
     }

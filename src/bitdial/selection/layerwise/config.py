@@ -58,7 +58,7 @@ class LayerwiseConfig(BaseConfig):
     weight_granularity: Literal["output", "block", "group"] = Field("group", description="As in QuantizeConfig.")
     calibration: Literal["minmax", "percentile", "mse"] = Field("mse", description="As in QuantizeConfig.")
     percentile: float = Field(99.99, gt=50.0, le=100.0, description="As in QuantizeConfig.")
-    rounding_slack: float = Field(0.2, ge=0.0, le=1.0, description="As in QuantizeConfig.")
+    low_weights: Literal["stored", "derived"] = Field("stored", description="As in QuantizeConfig.")
     sort_channels: bool = Field(True, description="As in QuantizeConfig.")
     bias: Literal["samples", "runs", "none"] = Field(
         "samples",

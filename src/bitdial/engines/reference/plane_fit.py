@@ -1,0 +1,133 @@
+"""Fits the low plane on calibration data, layer after layer, on the network as quantized so far.
+
+The targets are the float network's outputs at sampled rows (a row: all that one output position multiplies); the inputs are
+taken at the same rows while the bias table walks through the quantized network (`correct_bias`), whose upstream layers are
+low already as far as the ratio says. Source: design notes, section 1; sequential fitting of quantized networks is older
+(among others Lybrand and Saab 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitdial.graph.interpreter import constant_tensors, run_graph
+from bitdial.graph.ir import Graph, Node
+from bitdial.quantization.low_plane import layer_outputs, present_weights, solve_groups
+from bitdial.quantization.program import Program, QuantizedLayer
+from bitdial.quantization.weights import low_integers
+
+Batches = Sequence[Sequence[Tensor]]
+ROWS = 16384  # per layer, over all batches
+TARGET_BYTES = 512 << 20  # of the float outputs that are kept; fewer rows where this is reached
+
+
+class SampledRows:
+    """Rows of the im2col matrix of one conv or linear layer, at places that depend on seed and batch alone."""
+
+    def __init__(self, node: Node, layer: QuantizedLayer, per_batch: int, seed: int) -> None:
+        self.node, self.per_batch, self.seed = node, per_batch, seed
+        assert layer.weight is not None
+        self.kernel = layer.weight.shape[2:] if layer.kind == "conv" else None
+
+    def _places(self, available: int, batch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch)
+        return torch.randperm(available, generator=generator)[: self.per_batch]
+
+    def __call__(self, x: Tensor, batch: int) -> Tensor:
+        """[rows, C * taps] of the layer's input x in a batch (its number)."""
+        if self.kernel is None:
+            flat = x.reshape(-1, x.shape[-1])
+            return flat[self._places(len(flat), batch)]
+        stride, padding, dilation = (self.node.attrs[name] for name in ("stride", "padding", "dilation"))
+        if any(padding):
+            x = F.pad(x, [p for own in reversed(padding) for p in (own, own)])
+        space = x.shape[2:]
+        sizes = [(s - d * (k - 1) - 1) // t + 1 for s, d, k, t in zip(space, dilation, self.kernel, stride, strict=True)]
+        places = self._places(len(x) * math.prod(sizes), batch)
+        sample, rest = places // math.prod(sizes), places % math.prod(sizes)
+        flat = torch.zeros(1, 1, dtype=torch.int64)  # [rows, taps]: index into the space of one sample
+        inner = math.prod(sizes)
+        for size, length, k, t, d in zip(sizes, space, self.kernel, stride, dilation, strict=True):
+            inner //= size
+            own = (rest // inner % size * t)[:, None] + d * torch.arange(k)
+            flat = (flat[:, :, None] * length + own[:, None, :]).flatten(1)
+        rows = x.flatten(2)[sample[:, None], :, flat]  # [rows, taps, C]
+        return rows.transpose(1, 2).reshape(len(places), -1)
+
+
+class PlaneFit:
+    """The hook of `correct_bias` that solves groups when they first become low.
+
+    graph: the float network. program: its layers get planes. batches: calibration samples; the walk must take the same ones.
+    centred: means are restored afterwards, so that they need not be fitted.
+    """
+
+    def __init__(
+        self, graph: Graph, program: Program, layers: Sequence[str], batches: Batches, *, centred: bool, seed: int = 0
+    ) -> None:
+        self.centred = centred
+        outputs = sum(len(w) for n in layers if (w := program.layers[n].weight) is not None)
+        count = min(ROWS, TARGET_BYTES // max(1, 2 * outputs))
+        per_batch = max(1, -(-count // max(1, len(batches))))
+        self.rows = {
+            n: SampledRows(program.graph.node(n), program.layers[n], per_batch, seed + i) for i, n in enumerate(layers)
+        }
+        self.targets = _float_outputs(graph, program, self.rows, batches)
+        self.fitted: dict[str, np.ndarray] = {}  # layer -> bool [n_groups]: groups with their final low weights
+
+    def __call__(self, index: int, layer: QuantizedLayer, inputs: Callable[[SampledRows], Tensor], unit: Tensor) -> bool:
+        """Solve the groups of a layer that ratio `index` is the first to make low; whether there were any.
+
+        inputs: gives the rows of the layer's extracted inputs over all batches. unit: float64 [O], of its accumulators.
+        """
+        rows = self.rows.get(layer.name)
+        if rows is None:
+            return False
+        done = self.fitted.setdefault(layer.name, np.zeros(layer.n_groups, np.bool_))
+        low = layer.low[index]
+        new = low & ~done
+        if not new.any():
+            return False
+        if layer.low_weight is None:
+            layer.low_weight = low_integers(layer)
+        x = inputs(rows)
+        present = layer_outputs(layer, present_weights(layer, low & done), x)
+        errors = (self.targets[layer.name].double() / unit).float().sub_(present)
+        if self.centred:
+            x, errors = x - x.mean(dim=0), errors.sub_(errors.mean(dim=0))
+        solve_groups(layer, new, x, errors)
+        done |= new
+        return True
+
+
+def _float_outputs(
+    graph: Graph, program: Program, rows: Mapping[str, SampledRows], batches: Batches
+) -> dict[str, Tensor]:
+    """bfloat16 [rows, O] per layer: outputs of op(x) + bias of the float model, before residual and activation.
+
+    bfloat16 halves what is kept; its rounding is 2^-9 of a value, far below an error of four bits.
+    """
+    constants = constant_tensors(graph)
+    readers: dict[str, list[Node]] = {}
+    for name in rows:
+        node = graph.node(name)
+        readers.setdefault(node.inputs[0], []).append(node)
+    parts: dict[str, list[Tensor]] = {name: [] for name in rows}
+    with torch.no_grad():
+        for number, batch in enumerate(batches):
+
+            def observe(value: str, x: Tensor, number: int = number) -> None:
+                for node in readers.get(value, []):
+                    assert node.weight is not None
+                    weight = constants[node.weight].flatten(1)
+                    y = layer_outputs(program.layers[node.name], weight, rows[node.name](x, number))
+                    parts[node.name].append((y if node.bias is None else y + constants[node.bias]).bfloat16())
+
+            run_graph(graph, batch, observe=observe, constants=constants)
+    return {name: torch.cat(own) for name, own in parts.items()}

@@ -1,0 +1,183 @@
+"""Predicts what extracting groups does to the network's soft labels, from backward passes: a search at a hundredth of cost.
+
+To first order a group that becomes low moves the soft labels of a sample by J e, with e the error that it adds to its layer's
+outputs and J their Jacobian; errors of several groups add up. Along a random direction v, the move is the product of e with
+the gradient of v . soft labels, so that |J e|^2 is the mean over directions of its square. Per sample and direction one
+number per group is kept, exact in the sums over positions and channels; the distance of any candidate is then the length of a
+sum of columns.
+
+Errors are those of the layer's own low weights and activations (inputs of the 8-bit model, means restored to first order).
+What they do to each other downstream beyond first order is left out; rank correlation with exact distances:
+`benchmarks/search.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
+
+from bitdial.engines.reference.arithmetic import extract, to_eight_bit
+from bitdial.engines.reference.search import SearchStatistics, soft_labels
+from bitdial.graph.interpreter import constant_tensors, run_graph
+from bitdial.graph.ir import BatchDim, Graph, Node
+from bitdial.quantization.program import Program, QuantizedLayer
+from bitdial.quantization.weights import read_back_weights
+
+GRAPH_BYTES = 512 << 20  # of values that a backward pass may hold: bounds the samples per pass
+DIRECTIONS = 2  # per sample
+_CONV_INPUT = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
+
+
+@dataclass
+class Prediction:
+    """Callable (masks [n, groups], n_images) -> predicted distances [n], as `CandidateEvaluator`, without running anything.
+
+    moves: float32 [samples, directions, groups]; groups of all layers in order.
+    """
+
+    moves: npt.NDArray[np.float32]
+    statistics: SearchStatistics = field(default_factory=SearchStatistics)
+
+    def __call__(self, masks: npt.NDArray[np.bool_], n_images: int = 0) -> npt.NDArray[np.float64]:
+        total, directions, groups = self.moves.shape
+        n_images = min(n_images or total, total)
+        self.statistics.evaluations += len(masks)
+        self.statistics.images += len(masks) * n_images
+        own = self.moves[:n_images].reshape(-1, groups)
+        moved = own @ masks.T.astype(np.float32)
+        result: npt.NDArray[np.float64] = np.sqrt(np.square(moved, dtype=np.float64).sum(axis=0) / len(own))
+        return result
+
+
+def predict(
+    graph: Graph,
+    program: Program,
+    layers: Sequence[str],
+    inputs: Sequence[Tensor],
+    mean_shifts: Mapping[str, npt.NDArray[np.float64]],
+    *,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Prediction:
+    """The prediction for the groups of `layers`.
+
+    graph: the float network. program: shifts and low weights are set. inputs: samples. mean_shifts: layer -> [n_groups, O] (see
+    `group_mean_shifts`); empty: means are not restored.
+    """
+    samples = len(inputs[0])
+    size = max(1, min(samples, GRAPH_BYTES // max(1, _graph_bytes(graph))))
+    generator = torch.Generator().manual_seed(seed)
+    errors = {n: _LayerError(graph.node(n), program, mean_shifts.get(n)) for n in layers}
+    starts = range(0, samples, size)
+    parts: list[npt.NDArray[np.float32]] = []
+    for number, start in enumerate(starts):
+        batch = [x[start : start + size] for x in inputs]
+        parts.append(_batch_moves(graph, batch, errors, generator))
+        if progress is not None:
+            progress((number + 1) / len(starts))
+    return Prediction(np.concatenate(parts))
+
+
+def _graph_bytes(graph: Graph) -> int:
+    """Bytes of all values of one sample and of their gradients."""
+    shapes = (t.shape for t in graph.types.values())
+    return 8 * sum(math.prod(d.factor if isinstance(d, BatchDim) else d for d in shape) for shape in shapes)
+
+
+def _batch_moves(
+    graph: Graph, batch: Sequence[Tensor], errors: Mapping[str, _LayerError], generator: torch.Generator
+) -> npt.NDArray[np.float32]:
+    """float32 [samples, directions, groups]."""
+    constants = constant_tensors(graph)
+    batch = [x.clone().requires_grad_() if x.is_floating_point() else x for x in batch]
+    if not any(x.requires_grad for x in batch):  # indices: the gradient has to start at what they look up
+        weights = {node.weight for node in graph.nodes} | {node.bias for node in graph.nodes}
+        constants = {k: v.requires_grad_(v.is_floating_point() and k not in weights) for k, v in constants.items()}
+    wanted = {name: graph.node(name).inputs[0] for name in errors}
+    held: dict[str, Tensor] = {}
+
+    def observe(name: str, value: Tensor) -> None:
+        if name in sources or name in wanted:
+            held[name] = value
+
+    sources = set(wanted.values())
+    with torch.enable_grad():
+        labels = soft_labels(run_graph(graph, batch, observe=observe, constants=constants)[0])
+        found = []
+        for number in range(DIRECTIONS):
+            direction = torch.randint(0, 2, labels.shape, generator=generator).to(labels.dtype) * 2 - 1
+            last = number == DIRECTIONS - 1
+            reached = [name for name in errors if held[name].requires_grad]
+            gradients = torch.autograd.grad(
+                (labels * direction).sum(), [held[n] for n in reached], retain_graph=not last, allow_unused=True
+            )
+            gradient_of = dict(zip(reached, gradients, strict=True))
+            moves = []
+            with torch.no_grad():
+                for name, error in errors.items():
+                    gradient = gradient_of.get(name)
+                    gradient = torch.zeros_like(held[name]) if gradient is None else gradient
+                    moves.append(error(held[wanted[name]], held[name], gradient, len(labels)))
+            found.append(torch.cat(moves, dim=1))
+    return torch.stack(found, dim=1).numpy()
+
+
+class _LayerError:
+    """What the errors of a layer's groups do along a gradient of its outputs."""
+
+    def __init__(self, node: Node, program: Program, mean_shift: npt.NDArray[np.float64] | None) -> None:
+        layer: QuantizedLayer = program.layers[node.name]
+        assert layer.weight is not None
+        self.node, self.layer, self.encoding = node, layer, program.qparams[program.graph.node(node.name).inputs[0]]
+        self.axis = 1 if layer.kind == "conv" else -1
+        unit = torch.from_numpy(layer.weight_scale) * self.encoding.scale
+        per_row = unit.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        self.weight = torch.from_numpy(layer.weight).float() * per_row
+        self.change = torch.from_numpy(read_back_weights(layer)).float() * per_row - self.weight
+        shift = torch.from_numpy(layer.activation_shift[layer.channel_groups()].astype(np.float32))
+        self.step = torch.exp2(shift)
+        self.groups = torch.from_numpy(layer.channel_groups())
+        self.restored = None if mean_shift is None else (torch.from_numpy(mean_shift) * unit).float()
+
+    def __call__(self, x: Tensor, y: Tensor, gradient: Tensor, samples: int) -> Tensor:
+        """float32 [samples, groups]. x, y: the layer's float input and output. gradient: of y."""
+        gradient = _before_activation(self.node, y, gradient)
+        q = self.encoding
+        integers = to_eight_bit(x / q.scale, q.qmin, q.qmax)
+        shape = [1] * x.dim()
+        shape[self.axis] = -1
+        step = self.step.reshape(shape)
+        limit = torch.tensor(float(self.layer.amax))
+        low = extract(integers, 1.0 / step, -limit if q.signed else torch.zeros(()), limit, step)
+        moved = self._to_inputs(gradient, self.weight, x).mul_(low - integers)
+        moved += self._to_inputs(gradient, self.change, x).mul_(low)
+        per_channel = moved.movedim(self.axis, -1).reshape(samples, -1, self.step.numel()).sum(dim=1)
+        result = torch.zeros(samples, self.layer.n_groups).index_add_(1, self.groups, per_channel)
+        if self.restored is not None:
+            total = gradient.movedim(self.axis, -1).reshape(samples, -1, gradient.shape[self.axis]).sum(dim=1)
+            result += total @ self.restored.T
+        return result
+
+    def _to_inputs(self, gradient: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+        """The gradient of the layer's input under a weight."""
+        if self.layer.kind == "linear":
+            return gradient @ weight
+        a = self.node.attrs
+        back: Callable[..., Tensor] = _CONV_INPUT[weight.dim() - 2]
+        return back(x.shape, weight, gradient, a["stride"], a["padding"], a["dilation"], a["groups"])
+
+
+def _before_activation(node: Node, y: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of what a fused activation was applied to."""
+    activation = node.attrs.get("activation")
+    if activation is None:
+        return gradient
+    passes = y > 0 if activation["kind"] == "relu" else (y > activation["lo"]) & (y < activation["hi"])
+    return gradient * passes

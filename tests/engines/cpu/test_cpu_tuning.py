@@ -218,7 +218,7 @@ def test_timed_choices_are_exact_and_packed(plain: Quantized, cache: Path) -> No
     program = plain[0]
     engine = CpuEngine(program, threads=2, batch_hint=3)
     for name, row in choices(engine).items():
-        held = dict(zip(["8-bit", "read back", *METHODS[1:]], engine.native.weight_bytes(name), strict=True))
+        held = dict(zip(["8-bit", "read back", *METHODS[1:], "stored low"], engine.native.weight_bytes(name), strict=True))
         used = {METHODS[m] for m, _ in row}
         for method in METHODS[1:]:
             assert (held[method] > 0) == (method in used)

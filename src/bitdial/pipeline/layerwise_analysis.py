@@ -55,10 +55,12 @@ def quantize_config(config: LayerwiseConfig) -> QuantizeConfig:
 
 @dataclass
 class LowLayer:
-    """What makes a layer low, for one encoding of its input: weights (rounded for it), shifts, bound of the accumulators."""
+    """What makes a layer low, for one encoding of its input: weights (8-bit ones rounded for it, or low ones of its own), shifts,
+    bound of the accumulators."""
 
     input: QParams
     weight: npt.NDArray[np.int8]
+    low_weight: npt.NDArray[np.int8] | None
     activation_shift: npt.NDArray[np.uint8]
     weight_shift: npt.NDArray[np.uint8]
     accumulator_bound: int
@@ -346,11 +348,13 @@ class Analysis:
             layer = program.layers[name]
             assert layer.weight is not None
             variant.low[name] = LowLayer(
-                encodings[name], layer.weight, layer.activation_shift, layer.weight_shift, layer.accumulator_bound
-            )
+                encodings[name], layer.weight, layer.low_weight, layer.activation_shift, layer.weight_shift,
+                layer.accumulator_bound,
+            )  # fmt: skip
         for name in low:
             layer, known = program.layers[name], variant.low[name]
-            layer.weight, layer.accumulator_bound = known.weight, known.accumulator_bound
+            layer.weight, layer.low_weight = known.weight, known.low_weight
+            layer.accumulator_bound = known.accumulator_bound
             layer.activation_shift, layer.weight_shift = known.activation_shift, known.weight_shift
 
     def _restore_means(self, variant: Variant, program: Program, graph: Graph, settings: QuantizeConfig) -> None:

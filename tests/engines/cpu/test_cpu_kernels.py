@@ -296,9 +296,9 @@ def run_random_subsets(data: st.DataObject, seed: int, small: bool, threads: int
 @EVERY_ISA
 def test_stored_low_weights_cost_half_a_byte_with_small_memory(isa: str) -> None:
     """memory="small": beside the 8-bit copy, four bits (or a byte, above 7) for each weight of a group that is ever low."""
-    for limits, bits in (((15, 7, False), 4), ((15, 10, False), 8)):
+    for width, bits in (((15, 7, False), 4), ((15, 10, False), 8)):
         case = make_case(
-            np.random.default_rng(2), per=64, rows=64, kernel=(1, 1), size=(3, 3), group=16, low_kind="any", limits=limits
+            np.random.default_rng(2), per=64, rows=64, kernel=(1, 1), size=(3, 3), group=16, low_kind="any", limits=width
         )
         case.low[:] = np.array([True, False, True, False]) & case.low.any(axis=1, keepdims=True)
         layers = [CompiledLayer(c, isa, small=True) for c in (case, dataclasses.replace(case, low_weight=None))]

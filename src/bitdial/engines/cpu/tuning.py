@@ -150,7 +150,7 @@ def cache_path(engine: CpuEngine) -> Path:
     digest.update(
         json.dumps(
             [FORMAT, module.version(), _build(module), extension.cpu_name(), os.cpu_count(),
-             engine.isa, engine.threads, engine.batch_hint,
+             engine.isa, engine.threads, engine.batch_hint, engine.memory,
              engine.program.ratios]
         ).encode()
     )  # fmt: skip

@@ -65,7 +65,8 @@ def pack_layer(layer: QuantizedLayer, activation: QParams, ratios: Sequence[int]
     outputs, local, taps = weight.shape
     low = layer.low[list(ratios)]
     bias = np.ascontiguousarray(layer.bias[list(ratios)])
-    any_low = bool(low.any())
+    ever = np.asarray(low.any(axis=0))
+    any_low = bool(ever.any())
     _check_ranges(layer, activation, low, bias)
     if layer.conv_groups > 1 and local == 1 and not any_low:
         rows = np.ascontiguousarray(weight[:, 0].T).reshape(-1)
@@ -127,7 +128,7 @@ def pack_layer(layer: QuantizedLayer, activation: QParams, ratios: Sequence[int]
         fours=makes and layer.wmax <= NIBBLE and layer.amax <= (NIBBLE if activation.signed else 15),
     )
     if result.kind == LOWERS and layer.low_weight is not None:
-        _store_low(result, layer.low_weight.reshape(weight.shape), low.any(axis=0), layer.wmax <= NIBBLE)
+        _store_low(result, layer.low_weight.reshape(weight.shape), ever, layer.wmax <= NIBBLE)
     return result
 
 

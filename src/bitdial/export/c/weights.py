@@ -145,7 +145,8 @@ def _store_low(
             if ever[g]:
                 first = packed.group_first[g]
                 source = low_weight[cg * per_group : (cg + 1) * per_group, first : first + packed.group_width[g]]
-                run = _run(source, _fours(packed.group_length[g]))
+                end = packed.group_offset[g + 1] if g + 1 < (cg + 1) * n_local else packed.row
+                run = _run(source, end - packed.group_offset[g])  # as long as the 8-bit run that it stands for
                 runs.append(_nibbles(run) if nibbles else run)
         rows.append(np.concatenate(runs, axis=1))
     packed.low_row = max(r.shape[1] for r in rows)

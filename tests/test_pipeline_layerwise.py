@@ -23,6 +23,7 @@ from bitdial.graph.capture import capture
 from bitdial.graph.ir import Graph
 from bitdial.graph.passes import add_options, fold, fused, optimize
 from bitdial.graph.verify import verify
+from bitdial.pipeline import layerwise_analysis
 from bitdial.pipeline.layerwise import Compilation, compile_layerwise
 from bitdial.pipeline.layerwise_analysis import Analysis, analyse
 from bitdial.quantization.borders import best_fusion, count_borders, with_precisions
@@ -41,6 +42,33 @@ def images(helpers: Any) -> Tensor:
 @pytest.fixture(scope="module")
 def graph(conv_net: nn.Module, images: Tensor) -> Graph:
     return capture(conv_net, (images[:2],))
+
+
+def test_a_plan_keeps_low_weights_of_their_own(
+    graph: Graph, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the choice of shifts stores for an encoding goes into every program with that encoding, and into the size."""
+    choose = layerwise_analysis.choose_shifts
+
+    def storing(program: Program, samples: Any, *rest: Any) -> Any:
+        scores = choose(program, samples, *rest)
+        for name in samples:
+            layer = program.layers[name]
+            layer.low_weight = np.full_like(layer.weight, 3)
+        return scores
+
+    monkeypatch.setattr(layerwise_analysis, "choose_shifts", storing)
+    config = CONFIG.updated(dial=True, precisions=("int8", "low"))
+    analysis = analyse(graph, [images], config)
+    low = [n for n in analysis.layers if "low" in analysis.possible(n)]
+    plan = dict.fromkeys(analysis.layers, "int8") | dict.fromkeys(low, "low")
+    for _ in range(2):  # chosen, then known
+        program = analysis.program(plan)
+        for name, layer in program.layers.items():
+            assert (layer.low_weight is not None) == (name in low) and (layer.low_weight is None or (layer.low_weight == 3).all())
+    options = next(o for o in Compilation(analysis, config).options if o.name == low[0]).options
+    sizes = {o.precision: o.size for o in options}
+    assert sizes["low"] > sizes["int8"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,10 @@ import pytest
 
 from bitdial.artifact import load_program, save_program
 from bitdial.cli.inspect_engine import kernel_text, obstacle_rows
+from bitdial.cli.terminal import size_name
 from bitdial.engines.cpu import native
+from bitdial.engines.describe import describe_program
+from bitdial.report.collect import collect_report
 
 needs_cpu_engine = pytest.mark.skipif(bool(native.missing()), reason=f"NO CPU ENGINE: {native.missing()}")
 
@@ -83,6 +86,22 @@ def test_inspect(bitdial, artifact: Path) -> None:
     assert "7 of them may run low with 4 to 8 groups" in text
     assert "first layer" in text and "%conv2d" in text and "naive 4-bit at 100 %" in text
     assert "nothing runs in float" in text
+    assert "low weights: derived\n" in text and content["description"]["low_weights"]["kind"] == "derived"
+
+
+def test_inspect_and_report_tell_stored_low_weights(
+    bitdial, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = load_program(artifact)
+    stored = [v for v in program.layers.values() if v.eligible][:2]
+    for layer in stored:
+        assert layer.weight is not None and layer.wmax == 7 and layer.low.any(axis=0).all()
+        layer.low_weight = np.zeros_like(layer.weight)
+    size = sum(v.low_weight.size // 2 for v in stored)  # type: ignore[union-attr]
+    assert describe_program(program)["low_weights"] == {"kind": "stored", "layers": 2, "bytes": size}
+    assert collect_report(program, title="t").provenance["low_weights"] == {"kind": "stored", "layers": 2, "bytes": size}
+    monkeypatch.setattr("bitdial.artifact.load_program", lambda path: program)
+    assert f"low weights: stored, {size_name(size)} in 2 layers\n" in bitdial("inspect", artifact).out
 
 
 @needs_cpu_engine

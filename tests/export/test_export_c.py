@@ -93,6 +93,40 @@ def test_export_c_native_every_ratio(name: str, programs: dict[str, Program], tm
     check_all(program, export_c(program, ratios=[len(program.ratios) - 1]), tmp_path / "low")
 
 
+@pytest.mark.parametrize("name", ["residual", "grouped", "plain"])
+def test_export_c_stored_low_weights(
+    name: str, programs: dict[str, Program], tmp_path: Path, self_test: Run
+) -> None:
+    """Low weights of their own, unlike the 8-bit ones: beside them for the dial, in their place for a fixed ratio."""
+    derived = programs[name]
+    program = nets.with_low_plane(derived)
+    exported, before = export_c(program), export_c(derived)
+    check_all(program, exported, tmp_path / "all")
+    self_test(exported, "gcc", ["-O1", "-fsanitize=undefined,address", "-fno-sanitize-recover=all"])
+    last = [len(program.ratios) - 1]
+    check_all(program, export_c(program, ratios=last), tmp_path / "low")
+    assert export_c(program, ratios=last).constants == export_c(derived, ratios=last).constants
+    assert export_c(program, ratios=[0]).files == export_c(derived, ratios=[0]).files
+    low = [v for v in program.layers.values() if v.weight is not None and v.low.any()]
+    ever = sum(int((v.low.any(axis=0) * v.group_macs).sum() * v.weight.size // v.macs) for v in low)  # type: ignore[union-attr]
+    assert ever // 2 <= exported.weights - before.weights <= ever * 0.75  # half a byte each; runs are filled up to fours
+    first = low[0]
+    first.low_weight[0].flat[0] = first.wmax + 1  # type: ignore[index]
+    with pytest.raises(ExportError, match="a low weight is larger than 7"):
+        export_c(program)
+
+
+def test_export_c_some_layers_store_low_weights(programs: dict[str, Program], tmp_path: Path) -> None:
+    """Layers with and without low weights of their own in one file, and low weights beyond four bits."""
+    program = nets.with_low_plane(nets.quantized(nets.residual_net(), nets.QUICK.updated(low_bits=5), seed=1))
+    layers = [v for v in program.layers.values() if v.low_weight is not None]
+    assert len(layers) > 2 and layers[0].wmax > 7
+    for layer in layers[::2]:
+        layer.low_weight = None
+    check_all(program, export_c(program), tmp_path / "all")
+    check_all(program, export_c(program, ratios=[2]), tmp_path / "fixed")
+
+
 def check_random(graph: Graph, data: st.DataObject, folder: Path) -> None:
     config = nets.QUICK.updated(
         weight_granularity=data.draw(st.sampled_from(["group", "output", "block"])), bias_correction=False,
@@ -105,6 +139,9 @@ def check_random(graph: Graph, data: st.DataObject, folder: Path) -> None:
     except (CalibrationError, ExportError) as error:
         assert any(t in str(error) for t in ("calibrated", "runs in float", "reads", "leave int32")), error
         assume(False)
+    if data.draw(st.booleans()):
+        program = nets.with_low_plane(program)
+        exported = export_c(program)
     check_all(program, exported, folder / "all")
     check_all(program, export_c(program, ratios=[data.draw(st.integers(0, 4))]), folder / "fixed")
 
@@ -188,6 +225,7 @@ def test_export_c_cortex_m(machine: str, flags: list[str], programs: dict[str, P
     emulator = [*QEMU_ARM, "-M", machine, "-kernel"]
     for name in ("residual", "grouped", "plain"):  # plain: signed activations, groups of odd width
         self_test(export_c(programs[name]), "arm-none-eabi-gcc", ["-O2", *flags, *CORTEX], emulator)
+    self_test(export_c(nets.with_low_plane(programs["plain"])), "arm-none-eabi-gcc", ["-O2", *flags, *CORTEX], emulator)
     low = export_c(programs["mobile"], ratios=[len(programs["mobile"].ratios) - 1])
     self_test(low, "arm-none-eabi-gcc", ["-O2", *flags, *CORTEX], emulator)
 

@@ -95,6 +95,20 @@ def test_a_conv_net_is_identical_at_every_ratio(conv_program: Program, low: Any,
 
 @needs_runtime
 @pytest.mark.parametrize("low", ["int4", "int8"])
+def test_stored_low_weights_are_identical_at_every_ratio(conv_program: Program, low: Any) -> None:
+    """Low weights of their own, unlike the 8-bit ones."""
+    program = NETWORKS.with_low_plane(conv_program)
+    samples = np.random.default_rng(1).normal(0, 1, (4, *conv_program.graph.types[program.graph.inputs[0]].shape[1:]))
+    engines = ReferenceEngine(program), ReferenceEngine(conv_program)
+    outputs = [np.asarray(e.run(samples.astype(np.float32), 1.0)) for e in engines]
+    assert not np.array_equal(*outputs)
+    for ratio in program.ratios:
+        found = checked(program, ratio, low=low)
+        assert found.identical == 1.0, (ratio, found)
+
+
+@needs_runtime
+@pytest.mark.parametrize("low", ["int4", "int8"])
 def test_a_transformer_stays_within_a_step(transformer_program: Program, low: Any) -> None:
     for ratio in transformer_program.ratios:
         found = checked(transformer_program, ratio, samples=40, low=low)
@@ -118,6 +132,8 @@ def test_random_networks_are_identical(data: st.DataObject) -> None:
         program = NETWORKS.quantized(graph, config)
     except CalibrationError:  # graphs that quantization itself refuses
         reject()
+    if data.draw(st.booleans()):
+        program = NETWORKS.with_low_plane(program)
     x = NETWORKS.samples(graph, 6, seed=1)
     low = data.draw(st.sampled_from(["int4", "int8"]))
     exact = all(n.op in NETWORKS.EXACT or n.name in program.qparams or n.name in program.layers
@@ -226,6 +242,8 @@ def test_parts_add_up_to_the_mixed_product(data: st.DataObject) -> None:
         rng.integers(0, 7 - wmax.bit_length() + 1, (rows, n_local)).astype(np.uint8), "output",
         np.ones(conv_groups * n_local, np.int64), low, np.zeros((1, rows), np.int32), conv_groups,
     )  # fmt: skip
+    if data.draw(st.booleans()):
+        layer.low_weight = rng.integers(-wmax, wmax + 1, (rows, per_group, 3)).astype(np.int8)
     encoding = QParams(1.0, signed)
     x = rng.integers(encoding.qmin, encoding.qmax + 1, (conv_groups * per_group, 3))
     assert layer.weight is not None
@@ -239,6 +257,8 @@ def test_parts_add_up_to_the_mixed_product(data: st.DataObject) -> None:
             if low[0, index]:
                 a = read_back(a, layer.activation_shift[index], amax, signed)
                 w = read_back(w, layer.weight_shift[o, j], wmax)
+                if layer.low_weight is not None:
+                    w = layer.low_weight[o, local[j] : local[j + 1]].astype(np.int64) << layer.weight_shift[o, j]
             expected[o] += int((a.astype(np.int64) * w).sum())
     for four_bits in (True, False):
         got, seen = np.zeros(rows, np.int64), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,27 @@ def test_training_lowers_the_loss_and_raises_the_validation_accuracy(
     assert rows[-1]["loss"] < rows[1]["loss"]
     assert max(row["score"] for row in rows) > rows[0]["score"]
     assert result.program.provenance["finetuning"]["best_update"] == result.record.best_update
+
+
+@pytest.mark.parametrize("reselect", [False, True])
+def test_low_weights_of_their_own_are_given_up(conv_subject: Subject, lessons: Lessons, reselect: bool) -> None:
+    """Training derives low weights, so shifts and bias rows that fitted stored ones go with them, and none is left behind."""
+    config = SMALL.updated(epochs=1, learning_rate=1e-9, rederivations=0, bias="learned", keep="last", reselect=reselect)
+    program = copy.deepcopy(conv_subject.program)
+    rng = np.random.default_rng(0)
+    shift = 0
+    for layer in program.layers.values():
+        if layer.weight is not None and layer.n_groups:
+            layer.low_weight = rng.integers(-layer.wmax, layer.wmax + 1, layer.weight.shape).astype(np.int8)
+            layer.bias[1:] += 100_000
+            shift += 1
+    assert shift > 1
+    result = train(conv_subject._replace(program=program), lessons, config).program
+    for name, layer in result.layers.items():
+        assert layer.low_weight is None
+        if layer.weight is not None and layer.n_groups:
+            moved = np.abs(layer.bias[-1].astype(np.int64) - conv_subject.program.layers[name].bias[-1])
+            assert moved.max() < 30_000, (name, moved.max())
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(

@@ -182,6 +182,8 @@ def test_bytes_of_weights() -> None:
     assert weight_bytes("int8", 100, 10, 7, False) == 220
     assert weight_bytes("low", 100, 10, 7, False) == 50 + 120 and weight_bytes("low", 100, 10, 7, True) == 220
     assert weight_bytes("low", 100, 10, 3, False) == 38 + 120
+    assert weight_bytes("low", 100, 10, 7, True, stored=True) == 270 and weight_bytes("int8", 100, 10, 7, True, True) == 220
+    assert weight_bytes("low", 100, 10, 7, False, stored=True) == 50 + 120
 
 
 def test_settings_are_checked_and_named() -> None:

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -11,6 +12,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 #include <tuple>
 
 #include "../runtime/program.h"
@@ -122,7 +124,8 @@ NB_MODULE(_native, m) {
              [](Engine& e, const std::string& name, int src, int dst, int residual, float residual_factor, float lo, float hi,
                 bool accumulators, bool folded, Array<int8_t> weight, Pair stride, Pair pad, Pair dilation, int conv_groups,
                 int amax, int wmax, bool input_signed, Array<int32_t> bounds, Array<uint8_t> activation_shift,
-                Array<uint8_t> weight_shift, Array<uint8_t> low, Array<int32_t> bias, Array<float> multiplier) {
+                Array<uint8_t> weight_shift, Array<uint8_t> low, Array<int32_t> bias, Array<float> multiplier,
+                std::optional<Array<int8_t>> low_weight) {
                  if (weight.ndim() != 4 || bias.ndim() != 2 || low.ndim() != 2 || weight_shift.ndim() != 2)
                      throw std::invalid_argument("layer '" + name + "': an array has the wrong number of axes");
                  ConvSpec s;
@@ -141,7 +144,10 @@ NB_MODULE(_native, m) {
                      weight_shift.shape(1) != local || low.shape(0) != bias.shape(0) || low.shape(1) != groups ||
                      e.program.tensor(src).c != s.inputs * conv_groups || e.program.tensor(dst).c != s.outputs)
                      throw std::invalid_argument("layer '" + name + "': its arrays do not fit each other");
+                 if (low_weight && low_weight->size() != weight.size())
+                     throw std::invalid_argument("layer '" + name + "': its low weights are not as many as its weights");
                  s.weight = values(weight);
+                 if (low_weight) s.low_weight = values(*low_weight);
                  s.bounds = values(bounds);
                  s.activation_shift = values(activation_shift);
                  s.weight_shift = values(weight_shift);
@@ -155,7 +161,7 @@ NB_MODULE(_native, m) {
              "name"_a, nb::kw_only(), "src"_a, "dst"_a, "residual"_a = -1, "residual_factor"_a = 0.f, "lo"_a, "hi"_a,
              "accumulators"_a = false, "folded"_a = false, "weight"_a, "stride"_a, "pad"_a, "dilation"_a, "conv_groups"_a,
              "amax"_a, "wmax"_a, "input_signed"_a, "bounds"_a, "activation_shift"_a, "weight_shift"_a, "low"_a, "bias"_a,
-             "multiplier"_a)
+             "multiplier"_a, "low_weight"_a = nb::none())
         .def("add_depthwise",
              [](Engine& e, const std::string& name, int src, int dst, int residual, float residual_factor, float lo, float hi,
                 Array<int8_t> weight, Pair kernel, Pair stride, Pair pad, Pair dilation, int multiplicity, Array<int32_t> bias,

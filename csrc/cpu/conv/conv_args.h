@@ -21,11 +21,18 @@ struct Group {
     int32_t channels;  // real channels, for the counters
 };
 
-// Where a low group's weights come from when no packed form of them is kept: they are made from the 8-bit ones, block by
-// block, as clamp(rne(w / 2^shift), -wmax, wmax).
+// Where a low group's weights come from when no packed form of them is kept: they are made block by block, from the 8-bit ones
+// as clamp(rne(w / 2^shift), -wmax, wmax), or from a stored plane: the dot form of the groups that are ever low, as bytes or,
+// in `nibbles`, two vectors in one, the first in the low four bits of its bytes.
 struct DeriveGroup {
-    int64_t from, to;  // byte offsets in a block of the dot form and in a block of the low form
+    int64_t from, to;  // byte offsets in a block of the dot form or of the plane, and in a block of the low form
     int32_t quads, shift;
+};
+
+struct LowPlane {
+    const int8_t* weights;  // null: derived from the 8-bit weights
+    int64_t block_bytes;
+    bool nibbles;
 };
 
 struct GroupList {
@@ -97,8 +104,9 @@ struct ConvArgs {
     GroupList low_groups;
     const int8_t* low_weights;
     int64_t low_block_bytes;
-    const DeriveGroup* derive;   // null: low_weights are packed; else they are derived from high_weights
+    const DeriveGroup* derive;   // null: low_weights are packed; else they are made from `plane` or from high_weights
     int32_t derive_groups, wmax;
+    LowPlane plane;
     int32_t low_offset;          // what `low` holds above the low value
     // Layers of one tap are lowered pixel by pixel on the way, into scratch memory (`low` is not used then).
     bool lower_here;

@@ -247,31 +247,60 @@ static inline int64_t lowered_row(const ConvArgs& c) {
     return c.lower_here ? int64_t(ceil_div(c.lowering.src.c, BYTES)) * BYTES : 0;
 }
 
-// Low weights of one block into `to`. Dot form: [tap][quad][BLOCK][4]; fip form: half h of the block's outputs, octets with
-// the first four channels less the offset.
-static void derive_block(const ConvArgs& c, int32_t block, int32_t half, int8_t* to) {
-    const bool fip = c.method == METHOD_FIP;
-    const uint8_t* from = reinterpret_cast<const uint8_t*>(c.high_weights + block * c.high_block_bytes);
+// Where derive_block reads: low weights at byte `b` of a group's dot form.
+struct Derived {
+    const uint8_t* from;
+    int32_t shift, wmax;
+    inline vi operator()(int64_t b) const { return low_weights(load(from + b), shift, wmax); }
+};
+struct StoredBytes {
+    const uint8_t* from;
+    inline vi operator()(int64_t b) const { return load(from + b); }
+};
+struct StoredNibbles {
+    const uint8_t* from;
+    inline vi operator()(int64_t b) const {
+        const int64_t at = b / BYTES;
+        vi v = load(from + at / 2 * BYTES);
+        if (at % 2) v = shift_right_2(shift_right_2(v));  // what comes in from the next byte is masked away
+        const vi eight = set_bytes(8);
+        return sub_bytes(both(add_bytes(v, eight), set_bytes(15)), eight);
+    }
+};
+
+// A group's low weights into `o`. Dot form: [tap][quad][BLOCK][4]; fip form: half h of the block's outputs, octets with the
+// first four channels less the offset.
+template <class Source>
+static inline void derive_group(const ConvArgs& c, const Source& low, int32_t quads, int32_t half, uint8_t* o) {
     const int64_t quad = 4 * BLOCK, part = 4 * FIP_BLOCK;
+    if (c.method != METHOD_FIP) {
+        for (int64_t b = 0; b < c.taps * quads * quad; b += BYTES) store(o + b, low(b));
+        return;
+    }
     const vi offset = set_bytes(c.low_offset);
+    for (int32_t t = 0; t < c.taps; t++)
+        for (int32_t u = 0; u < quads; u += 2, o += 2 * part) {
+            const int64_t first = (int64_t(t) * quads + u) * quad + half * part;
+            for (int64_t b = 0; b < part; b += BYTES) {
+                store(o + b, sub_bytes(low(first + b), offset));
+                store(o + part + b, u + 1 < quads ? low(first + quad + b) : zero());
+            }
+        }
+}
+
+// Low weights of one block (fip: of half h of its outputs) into `to`.
+static void derive_block(const ConvArgs& c, int32_t block, int32_t half, int8_t* to) {
+    const int8_t* from = c.plane.weights ? c.plane.weights + block * c.plane.block_bytes : c.high_weights + block * c.high_block_bytes;
     for (int32_t g = 0; g < c.derive_groups; g++) {
         const DeriveGroup& d = c.derive[g];
-        const uint8_t* w = from + d.from;
+        const uint8_t* w = reinterpret_cast<const uint8_t*>(from) + d.from;
         uint8_t* o = reinterpret_cast<uint8_t*>(to) + d.to;
-        for (int32_t t = 0; t < c.taps; t++) {
-            if (!fip) {
-                for (int64_t b = 0; b < d.quads * quad; b += BYTES) store(o + b, low_weights(load(w + b), d.shift, c.wmax));
-                w += d.quads * quad;
-                o += d.quads * quad;
-                continue;
-            }
-            for (int32_t u = 0; u < d.quads; u += 2, w += 2 * quad, o += 2 * part)
-                for (int64_t b = 0; b < part; b += BYTES) {
-                    store(o + b, sub_bytes(low_weights(load(w + half * part + b), d.shift, c.wmax), offset));
-                    store(o + part + b, u + 1 < d.quads ? low_weights(load(w + quad + half * part + b), d.shift, c.wmax) : zero());
-                }
-            if (d.quads % 2) w -= quad;
-        }
+        if (!c.plane.weights)
+            derive_group(c, Derived{w, d.shift, c.wmax}, d.quads, half, o);
+        else if (c.plane.nibbles)
+            derive_group(c, StoredNibbles{w}, d.quads, half, o);
+        else
+            derive_group(c, StoredBytes{w}, d.quads, half, o);
     }
 }
 

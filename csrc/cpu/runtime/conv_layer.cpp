@@ -92,18 +92,15 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
         for (int o = 0; o < outputs_per_group_; o++)
             multiplier_padded_[g * padded + o] = spec_.multiplier[size_t(g) * outputs_per_group_ + o];
 
-    if (eligible_) {
-        low_weight_.resize(spec_.weight.size());
-        for (int o = 0; o < spec_.outputs; o++)
-            for (int l = 0; l < n_local_; l++) {
-                const int s = spec_.weight_shift[size_t(o) * n_local_ + l];
-                const int base = begin(0);
-                for (int i = begin(l) - base; i < begin(l + 1) - base; i++)
-                    for (int t = 0; t < all_taps_; t++)
-                        low_weight_[(size_t(o) * spec_.inputs + i) * all_taps_ + t] =
-                            static_cast<int8_t>(lower_value(weight8(o, i, t), s, spec_.wmax));
-            }
-    }
+    for (int8_t w : spec_.low_weight)
+        if (std::abs(int(w)) > spec_.wmax)
+            throw std::invalid_argument("layer '" + spec_.name + "': a low weight is larger than " + std::to_string(spec_.wmax));
+    stored_ = eligible_ && !spec_.low_weight.empty();
+    if (stored_)
+        low_weight_.swap(spec_.low_weight);
+    else if (eligible_)
+        derive_low_weights();
+    std::vector<int8_t>().swap(spec_.low_weight);
     find_obstacles();
     order_.resize(n_groups);
     for (int c = 0; c < spec_.conv_groups; c++) {
@@ -123,11 +120,25 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
         pack_direct(read_back);
         if (obstacles_[METHOD_FIP].empty()) fip_ = lay_out(8, taps_, true);
         if (obstacles_[METHOD_NARROW].empty()) narrow_ = lay_out(4, taps_, false);
+        if (stored_ && !read_back) pack_plane();
         for (int r = 0; r < spec_.ratios; r++)
             for (Method m : {METHOD_DIRECT, METHOD_FIP, METHOD_NARROW})
                 if (obstacles_[m].empty() && (m != METHOD_DIRECT || read_back || !has_low(r))) prepare(r, m);
         seal();
     }
+}
+
+void ConvLayer::derive_low_weights() {
+    low_weight_.resize(spec_.weight.size());
+    for (int o = 0; o < spec_.outputs; o++)
+        for (int l = 0; l < n_local_; l++) {
+            const int s = spec_.weight_shift[size_t(o) * n_local_ + l];
+            const int base = begin(0);
+            for (int i = begin(l) - base; i < begin(l + 1) - base; i++)
+                for (int t = 0; t < all_taps_; t++)
+                    low_weight_[(size_t(o) * spec_.inputs + i) * all_taps_ + t] =
+                        static_cast<int8_t>(lower_value(weight8(o, i, t), s, spec_.wmax));
+        }
 }
 
 int ConvLayer::weight_shift_of(int group) const {
@@ -355,6 +366,48 @@ void ConvLayer::pack_winograd(bool fip) {
     (fip ? winograd_fip_ : winograd_) = std::move(p);
 }
 
+// Dot form of the groups that are ever low, vector by vector, as narrow as their values allow (see DeriveGroup).
+void ConvLayer::pack_plane() {
+    const int n_groups = n_local_ * spec_.conv_groups, block = kernels_.block, vector = kernels_.vector_bytes;
+    nibbles_ = spec_.wmax <= 7;
+    auto bytes_of = [&](int g) {  // whole vectors: a block holds 4 * block bytes per quad
+        const int64_t vectors = int64_t(taps_) * ceil_div(size(g), 4) * 4 * block / vector;
+        return (nibbles_ ? (vectors + 1) / 2 : vectors) * vector;
+    };
+    Packed p;
+    p.offset.assign(n_groups, -1);
+    for (int c = 0; c < spec_.conv_groups; c++) {
+        int64_t at = 0;
+        for (int g = c * n_local_; g < (c + 1) * n_local_; g++) {
+            bool ever = false;
+            for (int r = 0; r < spec_.ratios; r++) ever = ever || spec_.low[size_t(r) * n_groups + g];
+            if (!ever) continue;
+            p.offset[g] = at;
+            at += bytes_of(g);
+        }
+        p.block_bytes = std::max(p.block_bytes, at);
+    }
+    p.group_bytes_all = p.block_bytes * blocks_;
+    p.data = Buffer(p.group_bytes_all * spec_.conv_groups);
+    for (int g = 0; g < n_groups; g++) {
+        if (p.offset[g] < 0) continue;
+        const int c = g / n_local_, quads = ceil_div(size(g), 4), first = begin(g) - begin(c * n_local_);
+        for (int o = 0; o < outputs_per_group_; o++) {
+            uint8_t* to = p.data.data() + c * p.group_bytes_all + (o / block) * p.block_bytes + p.offset[g];
+            for (int ch = 0; ch < size(g); ch++)
+                for (int t = 0; t < taps_; t++) {
+                    const int w = low_weight(c * outputs_per_group_ + o, first + ch, t);
+                    const int64_t b = ((int64_t(t) * quads + ch / 4) * block + o % block) * 4 + ch % 4, at = b / vector;
+                    if (nibbles_)
+                        to[at / 2 * vector + b % vector] |= static_cast<uint8_t>((w & 15) << (at % 2 * 4));
+                    else
+                        to[b] = static_cast<uint8_t>(w);
+                }
+        }
+    }
+    plane_ = std::move(p);
+}
+
 void ConvLayer::keep(const std::array<bool, kMethods>& methods, bool low_at_direct) {
     if (small_) return;
     if (sealed_) throw std::logic_error("layer '" + spec_.name + "': the engine is loaded, its kernels are chosen");
@@ -384,9 +437,10 @@ void ConvLayer::seal() {
     sealed_ = true;
 }
 
-std::array<int64_t, 6> ConvLayer::weight_bytes() const {
+std::array<int64_t, 7> ConvLayer::weight_bytes() const {
     const int64_t all = direct_.data.bytes(), back = direct_has_read_back_ ? all / 2 : 0;
-    return {all - back, back, fip_.data.bytes(), winograd_.data.bytes(), winograd_fip_.data.bytes(), narrow_.data.bytes()};
+    return {all - back, back, fip_.data.bytes(), winograd_.data.bytes(), winograd_fip_.data.bytes(), narrow_.data.bytes(),
+            plane_.data.bytes()};
 }
 
 // ---- visits ----------------------------------------------------------------------------------------------------------
@@ -443,7 +497,9 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
                               previous < 0 ? 0 : previous - shift, size(g)};
             previous = shift;
             v.low_channels += size(g);
-            if (small_) v.derive.push_back({direct_.offset[l], group.weights, ceil_div(size(g), 4), weight_shift_of(g)});
+            if (small_)
+                v.derive.push_back({plane_.data.bytes() ? plane_.offset[g] : direct_.offset[l], group.weights,
+                                    ceil_div(size(g), 4), weight_shift_of(g)});
             append(v.low, group, wino || taps_ == 1, unit, unit * (fip ? kernels_.fip_block : kernels_.block));
             for (int ch = begin(g); ch < begin(g) + size(g); ch++) v.chunk_used[ch / vector] = 1;
             if (fip)
@@ -593,6 +649,8 @@ void ConvLayer::fill(ConvArgs& a, int ratio, Method m, int c) {
     a.derive = v.derive.empty() ? nullptr : v.derive.data();
     a.derive_groups = static_cast<int32_t>(v.derive.size());
     a.wmax = spec_.wmax;
+    a.plane = {plane_.data.bytes() ? reinterpret_cast<const int8_t*>(plane_.data.data()) + c * plane_.group_bytes_all : nullptr,
+               plane_.block_bytes, nibbles_};
     a.low_offset = fip_offset_;
     a.lane_mask = v.lane_mask.data();
     a.lane_shift = v.lane_shift.data();

@@ -20,6 +20,7 @@ struct ConvSpec {
     int amax = 15, wmax = 7;
     bool input_signed = false;
     std::vector<int8_t> weight;             // [O][I / conv_groups][kh][kw]
+    std::vector<int8_t> low_weight;         // the same shape, or empty: low weights are derived from `weight`
     std::vector<int32_t> bounds;            // [n_groups + 1] over all feature channels
     std::vector<uint8_t> activation_shift;  // [n_groups]
     std::vector<uint8_t> weight_shift;      // [O][n_local]
@@ -49,7 +50,8 @@ struct Lowering {
 
 class ConvLayer {
    public:
-    // small: keep one copy of the weights; low ones are derived from it while the layer runs.
+    // small: keep one copy of the weights, low ones are derived from it while the layer runs; and of low weights that are
+    // stored, one copy as narrow as they allow, of the groups that are ever low.
     ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, bool small);
 
     const ConvSpec& spec() const { return spec_; }
@@ -63,8 +65,8 @@ class ConvLayer {
     void keep(const std::array<bool, kMethods>& methods, bool low_at_direct);
     // Gives back the weights in their own order: what is packed stays, nothing more can be packed.
     void seal();
-    // Bytes of weights held: 8-bit copy, read-back copy, and per low method.
-    std::array<int64_t, 6> weight_bytes() const;
+    // Bytes of weights held: 8-bit copy, read-back copy, per low method, and the plane of stored low weights.
+    std::array<int64_t, 7> weight_bytes() const;
 
     const Visit& visit(int ratio, Method m, int conv_group);
     const Lowering& lowering(int ratio, Method m);
@@ -85,6 +87,7 @@ class ConvLayer {
     int8_t low_weight(int o, int i, int tap) const { return low_weight_[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
     int8_t weight8(int o, int i, int tap) const { return spec_.weight[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
     int read_back(int o, int i, int tap, int local) const;
+    void derive_low_weights();
     void find_obstacles();
     void transformed(int o, int i, int32_t (&u)[16]) const;
     void pack_direct(bool with_read_back);
@@ -93,6 +96,7 @@ class ConvLayer {
     void pack_fip();
     void pack_narrow();
     void pack_winograd(bool fip);
+    void pack_plane();
     Visit build_visit(int ratio, Method m, int conv_group) const;
     Lowering build_lowering(int ratio, Method m) const;
 
@@ -103,11 +107,13 @@ class ConvLayer {
     bool eligible_ = false;       // some group is low at some ratio
     std::vector<bool> low_at_;    // per ratio: some group is low
     std::vector<int8_t> low_weight_;
+    bool stored_ = false;     // low_weight_ was given, not derived
     std::vector<int> order_;  // per convolution group: local groups by falling total shift
     std::array<std::string, kMethods> obstacles_;
-    Packed direct_, fip_, winograd_, winograd_fip_, narrow_;
+    Packed direct_, fip_, winograd_, winograd_fip_, narrow_, plane_;
     const Packed& packed(Method m) const;
     bool direct_has_read_back_ = false;
+    bool nibbles_ = false;  // of plane_
     int fip_offset_ = 0, narrow_offset_ = 0, centre_ = 0;
     std::array<int, 16> offset_w2_{}, offset_w2f_{};
     std::vector<std::vector<Visit>> visits_;  // [ratio * kMethods + method][conv group]

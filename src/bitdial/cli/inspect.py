@@ -148,6 +148,10 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
     groups = [layer["groups"] for layer in eligible]
     spread = f" with {min(groups)} to {max(groups)} groups" if groups else ""
     terminal.say(f"layers: {len(described['layers'])} in integers, {len(eligible)} of them may run low{spread}")
+    low = described["low_weights"]
+    if low["kind"] != "none":
+        size = f", {size_name(low['bytes'])} in {low['layers']} layers" if low["layers"] else ""
+        terminal.say(f"low weights: {low['kind']}{size}")
     if described["reorders"]:
         terminal.say(f"reorders at run time: {len(described['reorders'])}")
 

@@ -18,6 +18,7 @@ def describe_program(program: Program) -> dict[str, Any]:
         "nested": program.nested,
         "low_share": [program.low_share(i) for i in range(len(program.ratios))],
         "eligible_share": [program.eligible_share(i) for i in range(len(program.ratios))],
+        "low_weights": describe_low_weights(program),
         "layers": [
             {**_layer(program, layer), "source": nodes[name].source, "op": nodes[name].op}
             for name, layer in program.layers.items()
@@ -35,6 +36,23 @@ def describe_program(program: Program) -> dict[str, Any]:
         ],
         "reorders": [n.name for n in program.graph.nodes if n.op == "gather"],
     }
+
+
+def describe_low_weights(program: Program) -> dict[str, Any]:
+    """{"kind": "stored" | "derived" | "none", "layers": stored ones, "bytes": theirs}.
+
+    Stored low weights are integers of their own beside the 8-bit ones; bytes are those of the groups that are low at some ratio,
+    packed at their width (4 bits each up to 7).
+    """
+    low = [v for v in program.layers.values() if v.weight is not None and v.low.any()]
+    stored = [v for v in low if v.low_weight is not None]
+    size = 0
+    for layer in stored:
+        assert layer.low_weight is not None
+        channels = int(np.diff(layer.group_bounds)[layer.low.any(axis=0)].sum())
+        weights = channels * layer.low_weight.size // int(layer.group_bounds[-1])
+        size += -(-weights * (1 + layer.wmax.bit_length()) // 8)
+    return {"kind": "stored" if stored else "derived" if low else "none", "layers": len(stored), "bytes": size}
 
 
 def _layer(program: Program, layer: QuantizedLayer) -> dict[str, Any]:

@@ -76,18 +76,23 @@ def finetune_prepared(
 ) -> Finetuned:
     """Train a quantized network so that it is good at every ratio.
 
-    prepared, program, config: of `quantize_prepared`. validation: held-out batches on which states are judged.
+    prepared, program, config: of `quantize_prepared`. validation: held-out batches on which states are judged. Training moves
+    8-bit weights and derives the low ones from them, rounded: low weights of the program's own are given up at its start, with
+    shifts and bias table chosen anew, and the result has none.
     checkpoint: file from which an interrupted run resumes; removed by nobody. stop: asked after every update.
     Raises DataError, ConfigError, and `trainer.Interrupted` when `stop` said so.
     """
     started = time.perf_counter()
     own = config.updated(low_weights="derived")  # trained weights are where they should be
     before = prepared.graph
-    prepared, network = make_network(prepared, program, finetune)
+    stored = any(layer.low_weight is not None for layer in program.layers.values())
+    prepared, network = make_network(prepared, _with_derived(program) if stored else program, finetune)
 
     def derive(network: TrainableNetwork, shifts: bool) -> Program:
         return derive_tables(prepared, network, own, shifts)
 
+    if stored:
+        network.load_tables(derive(network, True))
     trainer = Trainer(
         network, batches, finetune, teacher=make_teacher(before, program, network, finetune), derive=derive,
         validation=validation, checkpoint=checkpoint, context=fingerprint(program, prepared, batches),
@@ -119,6 +124,12 @@ def make_network(prepared: Prepared, program: Program, finetune: FinetuneConfig)
         device=checked_device(finetune),
     )
     return prepared, network
+
+
+def _with_derived(program: Program) -> Program:
+    """A copy whose low weights are derived from the 8-bit ones."""
+    layers = {name: replace(layer, low_weight=None) for name, layer in program.layers.items()}
+    return replace(program, layers=layers)
 
 
 def checked_device(finetune: FinetuneConfig) -> str:
@@ -209,7 +220,7 @@ def derive_tables(prepared: Prepared, network: TrainableNetwork, config: Quantiz
         kept = {name: layer.low.copy() for name, layer in program.layers.items()}
         low_tables(trained, program, config)
         for name, layer in program.layers.items():
-            layer.low = kept[name]
+            layer.low, layer.low_weight = kept[name], None
     correct_to_eight_bit(trained, program, config)
     return program
 
@@ -228,8 +239,9 @@ def reselect(trained: Prepared, program: Program, config: QuantizeConfig, stage:
         trained.output_means = program_output_means(program, names, trained.batches(config.batch_size))
     shifts = {n: (program.layers[n].activation_shift.copy(), program.layers[n].weight_shift.copy()) for n in names}
     tables = low_tables(trained, program, config)
-    for n in names:  # the network was trained with its shifts: only the scores are wanted
+    for n in names:  # the network was trained with its shifts and derived low weights: only the scores are wanted
         program.layers[n].activation_shift, program.layers[n].weight_shift = shifts[n]
+        program.layers[n].low_weight = None
         bound_accumulators(program.layers[n], program.qparams[program.graph.node(n).inputs[0]])
     highest = {n: program.layers[n].bias[-1].copy() for n in names}
     apply_choice(program, choose(trained, program, tables, config, progress=stage))
@@ -247,6 +259,7 @@ def fingerprint(program: Program, prepared: Prepared, batches: Batches) -> str:
         digest.update(f"{name} {layer.amax} {layer.wmax}".encode())
         for array in (
             layer.weight,
+            layer.low_weight,
             layer.weight_scale,
             layer.activation_shift,
             layer.weight_shift,

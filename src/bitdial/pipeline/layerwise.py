@@ -119,8 +119,10 @@ def measured_seconds(program: Program, ratio: float = 1.0, batch: int = 1) -> fl
 def options_of(analysis: Analysis, losses: Losses, costs: Costs) -> list[LayerOptions]:
     """What the planner chooses among."""
     result = []
+    layers, dial = analysis.template.layers, analysis.config.dial
+    stored = any(layer.low_weight is not None for layer in layers.values())
     for evidence in analysis.evidence:
-        layer = analysis.template.layers[evidence.name]
+        layer = layers[evidence.name]
         assert layer.weight is not None
         size, outputs = layer.weight.size, len(layer.weight)
         result.append(
@@ -129,7 +131,7 @@ def options_of(analysis: Analysis, losses: Losses, costs: Costs) -> list[LayerOp
                 tuple(
                     Option(
                         p, losses[evidence.name][p],
-                        float(weight_bytes(p, size, outputs, layer.wmax, analysis.config.dial)),
+                        float(weight_bytes(p, size, outputs, layer.wmax, dial, stored)),
                         costs.seconds[evidence.name][p],
                     )
                     for p in evidence.precisions

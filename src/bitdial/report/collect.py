@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitdial.engines.describe import describe_low_weights
 from bitdial.graph.ir import BatchDim, Node
 from bitdial.graph.operators import CONTRACTIONS
 from bitdial.quantization.answers import KEY, kept_answers
@@ -289,4 +290,7 @@ def _provenance(program: Program) -> dict[str, Any]:
     if isinstance(finetuning, Mapping):
         kept = ("config", "data", "updates", "best_update", "stopped", "seconds")
         shown["finetuning"] = {k: finetuning[k] for k in kept if k in finetuning}
+    low = describe_low_weights(program)
+    if low["kind"] != "none":
+        shown["low_weights"] = {k: v for k, v in low.items() if v}
     return shown

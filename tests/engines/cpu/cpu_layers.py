@@ -26,7 +26,8 @@ class LayerCase:
     """A convolution (or linear layer: 1 x 1 on 1 x 1 pixels) with its input.
 
     x: int64 [N, C, H, W]. weight: int8 [O, C / conv_groups, kh, kw]. low: bool [len(RATIOS), groups]. bias: int32
-    [len(RATIOS), O]. Others as in QuantizedLayer. halo: margin of the input tensor beyond the padding.
+    [len(RATIOS), O]. Others as in QuantizedLayer (low_weight: None, or integers of their own). halo: margin of the input tensor
+    beyond the padding.
     """
 
     x: Ints
@@ -44,6 +45,7 @@ class LayerCase:
     dilation: tuple[int, int] = (1, 1)
     conv_groups: int = 1
     halo: tuple[int, int] = (0, 0)
+    low_weight: npt.NDArray[np.int8] | None = None
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -61,6 +63,7 @@ class LayerCase:
         cut = {"x": list(self.x.shape), "weight": list(self.weight.shape), "bounds": self.bounds.tolist()}
         cut |= {k: getattr(self, k) for k in "stride pad dilation conv_groups halo amax wmax signed".split()}
         cut |= {"activation_shift": self.activation_shift.tolist(), "low": self.low.astype(int).tolist()}
+        cut["low_weight"] = "derived" if self.low_weight is None else "stored"
         return f"LayerCase({', '.join(f'{k}={v}' for k, v in cut.items())})"
 
 
@@ -70,6 +73,15 @@ class LayerCase:
 def lowered(values: npt.NDArray[Any], shift: npt.NDArray[Any], low: int, high: int) -> Ints:
     """clamp(rne(v / 2^s), low, high); both the quotient and rint (half to even) are exact in float64."""
     return np.clip(np.rint(values / np.exp2(shift.astype(np.float64))), low, high).astype(np.int64)
+
+
+def low_weights(case: LayerCase) -> Ints:
+    """[O, C / conv_groups, kh, kw]: weights of low groups before their shift."""
+    if case.low_weight is not None:
+        return case.low_weight.astype(np.int64)
+    widths = np.diff(case.bounds)[: case.weight_shift.shape[1]]
+    own_shift = np.repeat(case.weight_shift, widths, axis=1)[:, :, None, None]
+    return lowered(case.weight.astype(np.int64), own_shift, -case.wmax, case.wmax)
 
 
 def columns(case: LayerCase, x: Ints) -> npt.NDArray[np.float64]:
@@ -94,9 +106,7 @@ def mixed_product(case: LayerCase, index: int) -> Ints:
     shift = np.repeat(case.activation_shift, widths)[None, :, None, None]
     x8 = columns(case, case.x)
     x4 = columns(case, lowered(case.x, shift, -case.amax if case.signed else 0, case.amax))
-    own_shift = np.repeat(case.weight_shift, widths[:n_local], axis=1)[:, :, None, None]
-    w8 = case.weight.astype(np.int64)
-    w4 = lowered(w8, own_shift, -case.wmax, case.wmax)
+    w8, w4 = case.weight.astype(np.int64), low_weights(case)
     acc = np.zeros((outputs, x8.shape[2]), np.int64)
     rows = outputs // case.conv_groups
     for g in range(len(widths)):
@@ -146,7 +156,7 @@ class CompiledLayer:
     threads: int = 1
     output: Output = field(default_factory=Output)
     folded: bool = False
-    small: bool = False  # memory="small": low weights are derived from the one 8-bit copy
+    small: bool = False  # memory="small": low weights are made block by block while the layer runs
     dirt: bool = True
 
     def __post_init__(self) -> None:
@@ -193,6 +203,7 @@ class CompiledLayer:
             pad=case.pad, dilation=case.dilation, conv_groups=case.conv_groups, amax=case.amax, wmax=case.wmax,
             input_signed=case.signed, bounds=case.bounds, activation_shift=case.activation_shift,
             weight_shift=case.weight_shift, low=case.low.astype(np.uint8), bias=case.bias, multiplier=multiplier,
+            low_weight=case.low_weight,
         )  # fmt: skip
         if out.halo != (0, 0):
             program.add_dequantize("output", inner, self.y, 1.0)
@@ -312,6 +323,7 @@ def random_values(rng: np.random.Generator, shape: tuple[int, ...], low: int, hi
     return values.astype(np.int64)
 
 
+LOW_KINDS = ("any", "ends", "top", "groups")
 KINDS = ("any", "any", "reach", "groups", "ends", "checker", "top", "bottom", "zero")
 
 
@@ -329,9 +341,11 @@ def make_case(
     by_output: bool = False,
     x_kind: str = "any",
     w_kind: str = "any",
+    low_kind: str | None = None,
     **geometry: Any,
 ) -> LayerCase:
-    """A layer of per * conv_groups channels and rows * conv_groups outputs. by_output: weight shifts differ by output."""
+    """A layer of per * conv_groups channels and rows * conv_groups outputs. by_output: weight shifts differ by output.
+    low_kind: pattern of low weights that are integers of their own; None: they are derived."""
     amax, wmax, signed = limits
     channels, outputs = per * conv_groups, rows * conv_groups
     bounds = group_bounds(per, group, conv_groups)
@@ -355,6 +369,9 @@ def make_case(
     x = random_values(rng, (batch, channels, *size), -127 if signed else 0, 127 if signed else 255, x_kind, 1)
     weight = random_values(rng, (outputs, per, *kernel), -127, 127, w_kind, 1).astype(np.int8)
     bias = rng.integers(-(2**20), 2**20, (len(RATIOS), outputs)).astype(np.int32)
+    plane = None
+    if low_kind is not None:
+        plane = random_values(rng, weight.shape, -wmax, wmax, low_kind, 1).astype(np.int8)
     return LayerCase(
         x,
         weight,
@@ -367,6 +384,7 @@ def make_case(
         wmax,
         signed,
         conv_groups=conv_groups,
+        low_weight=plane,
         **geometry,
     )
 
@@ -411,5 +429,6 @@ def layer_cases(draw: st.DrawFn, most_macs: int = 1_500_000) -> LayerCase:
         np.random.default_rng(draw(st.integers(0, 2**32 - 1))), batch=batch, per=per, rows=rows, size=(h, w), kernel=kernel,
         group=draw(st.sampled_from([4, 8, 8, 16, 16, 32])), conv_groups=conv_groups, limits=draw(limits()),
         by_output=draw(st.integers(0, 7)) == 0, x_kind=draw(st.sampled_from(KINDS)), w_kind=draw(st.sampled_from(KINDS)),
+        low_kind=draw(st.sampled_from([None, *LOW_KINDS])),
         stride=stride, pad=pad, dilation=dilation, halo=(draw(st.integers(0, 1)), draw(st.integers(0, 1))),
     )  # fmt: skip

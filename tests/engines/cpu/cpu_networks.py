@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -319,6 +320,16 @@ def quantized(graph: Graph, config: QuantizeConfig = QUICK, seed: int = 0) -> Pr
             step = np.maximum(1.0, 3.0 / np.maximum(layer.multiplier, 1e-12)).clip(1, 2**16)
             layer.bias = layer.bias + np.round(rng.normal(0, 1, layer.bias.shape) * step).astype(np.int32)
     return program
+
+
+def with_low_plane(program: Program, seed: int = 0) -> Program:
+    """The program with low weights of their own in every layer that may run low: random ones, akin to nothing."""
+    rng = np.random.default_rng(seed)
+    result = copy.deepcopy(program)
+    for layer in result.layers.values():
+        if layer.weight is not None and layer.n_groups:
+            layer.low_weight = rng.integers(-layer.wmax, layer.wmax + 1, layer.weight.shape).astype(np.int8)
+    return result
 
 
 def outputs_of(result: Any) -> list[Floats]:

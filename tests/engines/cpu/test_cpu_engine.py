@@ -25,6 +25,7 @@ from cpu_networks import (
     regnet,
     same_bits,
     samples,
+    with_low_plane,
 )
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
@@ -111,12 +112,31 @@ def run_random_network(graph: Graph, granularity: Any, data: st.DataObject) -> N
         program = quantized(graph, config)
     except (CalibrationError, IndexError):
         reject()  # networks that the quantizer cannot do are not this engine's matter
+    if data.draw(st.booleans()):
+        program = with_low_plane(program)
     x = samples(graph, 4)
     expected = reference_outputs(program, x)
     kernels = data.draw(st.sampled_from(["fixed", *METHODS]))
     for isa in ISAS:
         engine = CpuEngine(program, isa=isa, threads=data.draw(st.integers(1, 2)), kernels=kernels)
         check_engine(engine, expected, x, (1, 4))
+
+
+@EVERY_ISA
+@pytest.mark.parametrize("name", ["residual", "plain", "grouped"])
+def test_stored_low_weights_are_bit_identical_to_the_reference(
+    known: dict[str, Quantized], name: str, isa: str
+) -> None:
+    derived, x, before = network(known, name)
+    program = with_low_plane(derived)
+    expected = reference_outputs(program, x)
+    assert same_bits(expected[0][0], before[0][0]) and not same_bits(expected[-1][0], before[-1][0])
+    for kernels in ("fixed", *METHODS):
+        check_engine(CpuEngine(program, isa=isa, kernels=kernels), expected, x, (2,))
+    for kernels in ("fixed", "fip", "narrow"):
+        engine = CpuEngine(program, isa=isa, kernels=kernels, memory="small")
+        check_engine(engine, expected, x, (2,))
+        assert engine.describe()["engine"]["weight_bytes"]["stored low"] > 0
 
 
 @pytest.mark.sanitize

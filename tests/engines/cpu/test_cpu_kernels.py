@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 from cpu_layers import (
     LIMITS,
+    LOW_KINDS,
     METHODS,
     RATIOS,
     CompiledLayer,
@@ -19,7 +20,7 @@ from cpu_layers import (
     Output,
     layer_cases,
     limits,
-    lowered,
+    low_weights,
     make_case,
     mixed_product,
 )
@@ -155,6 +156,9 @@ def test_kernels_on_ragged_layers(isa: str, threads: int) -> None:
         check_all_methods(case, isa, threads, (0,), seed, small=True)
         if fields.get("by_output"):
             assert exact == ["direct"]
+        case = make_case(np.random.default_rng(seed), **fields, low_kind="any")
+        for small in (False, True):
+            check_all_methods(case, isa, threads, (0,), seed, small=small)
 
 
 @EVERY_ISA
@@ -166,9 +170,10 @@ def test_kernels_on_extreme_values(isa: str, x_kind: str) -> None:
     for w_kind in ("top", "ends", "checker", "groups"):
         for low in sorted(set(LIMITS)):
             kernel = (1, 1) if rng.integers(3) == 0 else (3, 3)
+            stored = w_kind if rng.integers(2) else None
             case = make_case(
                 rng, per=24, rows=6, size=(4, 5), kernel=kernel, group=8, limits=low, x_kind=x_kind, w_kind=w_kind,
-                pad=(kernel[0] // 2,) * 2,
+                low_kind=stored, pad=(kernel[0] // 2,) * 2,
             )  # fmt: skip
             if rng.integers(2):  # the largest shifts: the largest sums
                 case.activation_shift[:] = (7 if low[2] else 8) - low[0].bit_length()
@@ -244,8 +249,12 @@ def test_any_subset_of_convolution_groups_may_be_low(isa: str, conv_groups: int)
     """Where one convolution group is low and another is not, their kernels need scratch memory of different sizes. All
     subsets of three groups, some of more; in half of the programs the first group is never low."""
     rng = np.random.default_rng(conv_groups)
-    case = make_case(rng, batch=2, per=8, rows=5, size=(6, 5), group=8, conv_groups=conv_groups, pad=(1, 1))
+    case = make_case(
+        rng, batch=2, per=8, rows=5, size=(6, 5), group=8, conv_groups=conv_groups, pad=(1, 1), low_kind="any"
+    )
+    plane = case.low_weight
     for first in (False, True):
+        case.low_weight = None if first else plane
         others = rng.random((4, conv_groups)) < 0.5
         if conv_groups == 3:
             others[:, 1:] = [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -277,7 +286,8 @@ def run_random_subsets(data: st.DataObject, seed: int, small: bool, threads: int
     case = make_case(
         np.random.default_rng(seed), batch=2, per=per, rows=data.draw(st.integers(1, 40)), size=(5, 4),
         kernel=data.draw(st.sampled_from([(3, 3), (3, 3), (1, 1)])), group=data.draw(st.sampled_from([4, 8])),
-        conv_groups=conv_groups, pad=(1, 1),
+        conv_groups=conv_groups, pad=(1, 1), low_kind=data.draw(st.sampled_from([None, *LOW_KINDS])),
+        limits=data.draw(st.sampled_from([(15, 7, False), (15, 7, False), (15, 10, False), (7, 7, True)])),
     )  # fmt: skip
     n_groups = case.low.shape[1]
     bits = st.integers(0, 2**n_groups - 1)
@@ -285,6 +295,36 @@ def run_random_subsets(data: st.DataObject, seed: int, small: bool, threads: int
     case.low = np.array([[m >> g & 1 for g in range(n_groups)] for m in masks], np.bool_)
     for isa in ISAS:
         check_all_methods(case, isa, threads, (data.draw(st.sampled_from(CHUNKS)),), small=small, dirt=False)
+
+
+@EVERY_ISA
+def test_stored_low_weights_cost_half_a_byte_with_small_memory(isa: str) -> None:
+    """memory="small": beside the 8-bit copy, four bits (or a byte, above 7) for each weight of a group that is ever low."""
+    for width, bits in (((15, 7, False), 4), ((15, 10, False), 8)):
+        case = make_case(
+            np.random.default_rng(2), per=64, rows=64, kernel=(1, 1), size=(3, 3), group=16, low_kind="any", limits=width
+        )
+        case.low[:] = np.array([True, False, True, False]) & case.low.any(axis=1, keepdims=True)
+        layers = [CompiledLayer(c, isa, small=True) for c in (case, dataclasses.replace(case, low_weight=None))]
+        stored, derived = (layer.native.weight_bytes("layer") for layer in layers)
+        assert stored[:6] == derived[:6] and derived[6] == 0 and sum(derived) == derived[0] == 64 * 64
+        assert stored[6] == 64 * 32 * bits // 8
+        assert CompiledLayer(case, isa).native.weight_bytes("layer")[6] == 0
+    case = make_case(np.random.default_rng(2), by_output=True, low_kind="any")  # no narrow kernel: a copy to read back
+    held = CompiledLayer(case, isa, small=True).native.weight_bytes("layer")
+    assert held[1] == held[0] and held[6] == 0
+
+
+@EVERY_ISA
+def test_low_weights_out_of_their_range_are_refused(isa: str) -> None:
+    case = make_case(np.random.default_rng(1), low_kind="any")
+    assert case.low_weight is not None
+    case.low_weight[3, 2, 1, 1] = -8
+    with pytest.raises(ValueError, match="layer 'layer': a low weight is larger than 7"):
+        CompiledLayer(case, isa)
+    case.low_weight = case.low_weight[1:]
+    with pytest.raises(ValueError, match="low weights are not as many as its weights"):
+        CompiledLayer(case, isa)
 
 
 # ---- which kernels are exact -----------------------------------------------------------------------------------------------
@@ -345,13 +385,15 @@ def test_forcing_a_kernel_that_is_not_exact_is_refused(isa: str) -> None:
 @given(
     seed=st.integers(0, 2**32 - 1), low=limits(), kernel=st.sampled_from([(3, 3), (3, 3), (1, 1)]), groups=st.integers(1, 2),
     w_kind=st.sampled_from(["any", "reach", "groups", "ends", "checker", "top"]), x_kind=st.sampled_from(["ends", "checker"]),
+    low_kind=st.sampled_from([None, *LOW_KINDS]),
 )  # fmt: skip
-@example(seed=0, low=(31, 7, False), kernel=(3, 3), groups=1, w_kind="checker", x_kind="checker")
-@example(seed=0, low=(31, 14, False), kernel=(3, 3), groups=1, w_kind="any", x_kind="ends")
-@example(seed=0, low=(63, 63, False), kernel=(1, 1), groups=1, w_kind="ends", x_kind="ends")
+@example(seed=0, low=(31, 7, False), kernel=(3, 3), groups=1, w_kind="checker", x_kind="checker", low_kind=None)
+@example(seed=0, low=(31, 14, False), kernel=(3, 3), groups=1, w_kind="any", x_kind="ends", low_kind=None)
+@example(seed=0, low=(63, 63, False), kernel=(1, 1), groups=1, w_kind="ends", x_kind="ends", low_kind=None)
 def test_claims_agree_with_the_rules_of_quantization(
-    seed: int, low: tuple[int, int, bool], kernel: tuple[int, int], groups: int, w_kind: str, x_kind: str
-) -> None:
+    seed: int, low: tuple[int, int, bool], kernel: tuple[int, int], groups: int, w_kind: str, x_kind: str,
+    low_kind: str | None,
+) -> None:  # fmt: skip
     """The quantizer predicts which kernels will be exact (for low_bits="auto"); the engine must offer just those."""
     try:
         exactness = importlib.import_module("bitdial.quantization.exactness")
@@ -359,11 +401,9 @@ def test_claims_agree_with_the_rules_of_quantization(
         pytest.skip("bitdial.quantization.exactness is not there")
     case = make_case(
         np.random.default_rng(seed), per=16, rows=5, size=(4, 4), kernel=kernel, conv_groups=groups, limits=low, group=8,
-        x_kind=x_kind, w_kind=w_kind, pad=(kernel[0] // 2,) * 2,
+        x_kind=x_kind, w_kind=w_kind, low_kind=low_kind, pad=(kernel[0] // 2,) * 2,
     )  # fmt: skip
-    spread = np.repeat(case.weight_shift, 8, axis=1)[:, :, None, None]
-    weight_low = lowered(case.weight.astype(np.int64), spread, -case.wmax, case.wmax)
-    claimed = exactness.exact_mechanisms(low[0], low[1], low[2], kernel, (1, 1), weight_low)
+    claimed = exactness.exact_mechanisms(low[0], low[1], low[2], kernel, (1, 1), low_weights(case))
     for isa in ISAS:
         exact = set(check_all_methods(case, isa, 1, (0,)))
         if isa == "avx2":  # sums of eight products are held in 16 bits

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_networks import NETWORKS, QUICK, Floats, Network, check_engine, quantized, reference_outputs, samples
+from cpu_networks import (
+    NETWORKS,
+    QUICK,
+    Floats,
+    Network,
+    check_engine,
+    quantized,
+    reference_outputs,
+    samples,
+    with_low_plane,
+)
 
 from bitdial.engines.cpu import native, tuning
 from bitdial.engines.cpu.engine import CpuEngine
@@ -64,12 +74,18 @@ def test_timing_leaves_no_counts(plain: Quantized, cache: Path) -> None:
 def test_what_speed_depends_on_has_choices_of_its_own(plain: Quantized, cache: Path) -> None:
     program = plain[0]
     paths = set()
+    b = Network(16, 6, 6, seed=1)  # without Winograd, which small memory leaves out
+    x = b.conv(b.conv("x", 16, 1), 16, 1)
+    pointwise = quantized(b.done(b.linear(b.flatten(x), 4, activation=None)), QUICK)
     for options in ({}, {"threads": 2}, {"batch_hint": 4}, {"isa": native.isas()[-1]}):
         engine = CpuEngine(program, kernels="fixed", **options)  # type: ignore[arg-type]
         paths.add(tuning.cache_path(engine))
+    for own in (pointwise, with_low_plane(pointwise)):  # stored low weights are made ready in another way than derived ones
+        for memory in ("fast", "small"):
+            paths.add(tuning.cache_path(CpuEngine(own, kernels="fixed", memory=memory)))
     other = quantized(NETWORKS["plain"](), QUICK.updated(bias_correction=False, group_size=16))
     paths.add(tuning.cache_path(CpuEngine(other, kernels="fixed")))
-    assert len(paths) == 5
+    assert len(paths) == 9
     assert tuning.cache_path(CpuEngine(program, kernels="fixed")) in paths
 
 
@@ -218,7 +234,7 @@ def test_timed_choices_are_exact_and_packed(plain: Quantized, cache: Path) -> No
     program = plain[0]
     engine = CpuEngine(program, threads=2, batch_hint=3)
     for name, row in choices(engine).items():
-        held = dict(zip(["8-bit", "read back", *METHODS[1:]], engine.native.weight_bytes(name), strict=True))
+        held = dict(zip(["8-bit", "read back", *METHODS[1:], "stored low"], engine.native.weight_bytes(name), strict=True))
         used = {METHODS[m] for m, _ in row}
         for method in METHODS[1:]:
             assert (held[method] > 0) == (method in used)

@@ -183,10 +183,11 @@ def _contract(c: Compiler, step: Contract) -> None:
         return
     if any_low:
         bounds, shifts, weight_shift = layer.group_bounds, layer.activation_shift, layer.weight_shift
+        stored = None if layer.low_weight is None else _own(layer.low_weight.reshape(weight.shape), np.int8)
     else:  # one group is as good as many
         bounds = np.arange(groups + 1, dtype=np.int32) * weight.shape[1]
         shifts, weight_shift = np.zeros(groups, np.uint8), np.zeros((weight.shape[0], 1), np.uint8)
-        low = np.zeros((len(layer.bias), groups), dtype=np.uint8)
+        low, stored = np.zeros((len(layer.bias), groups), dtype=np.uint8), None
     folded = not any_low and groups == 1 and weight.shape[1] < FOLD_BELOW and kernel[1] > 1 and dilation[1] == 1
     c.native.add_conv(
         step.name, src=x.tensor, dst=y.tensor, residual=residual, residual_factor=layer.residual_factor, lo=lo, hi=hi,
@@ -194,7 +195,7 @@ def _contract(c: Compiler, step: Contract) -> None:
         stride=stride, pad=pad, dilation=dilation, conv_groups=groups,
         amax=layer.amax, wmax=layer.wmax, input_signed=x.signed, bounds=_own(bounds, np.int32),
         activation_shift=_own(shifts, np.uint8), weight_shift=_own(weight_shift, np.uint8), low=low,
-        bias=_own(layer.bias, np.int32), multiplier=_own(layer.multiplier, np.float32),
+        bias=_own(layer.bias, np.int32), multiplier=_own(layer.multiplier, np.float32), low_weight=stored,
     )  # fmt: skip
 
 

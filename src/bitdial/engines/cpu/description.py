@@ -10,7 +10,7 @@ from bitdial.engines.describe import describe_program
 if TYPE_CHECKING:
     from bitdial.engines.cpu.engine import CpuEngine
 
-WEIGHT_FORMS = ("8-bit", "read back", "fip", "winograd", "winograd_fip", "narrow")
+WEIGHT_FORMS = ("8-bit", "read back", "fip", "winograd", "winograd_fip", "narrow", "stored low")
 
 
 def describe(engine: CpuEngine) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class CpuEngine:
                   rule, without timing; or a kernel's name ("direct", "fip", "winograd", "winograd_fip", "narrow") to use
                   wherever it is exact. All give the same outputs
     memory        "fast", or "small": one 8-bit copy of the weights, from which the kernels derive low ones block by block while
-                  they run (no Winograd forms; layers whose weight shifts differ between outputs keep a second copy)
+                  they run (no Winograd forms; layers whose weight shifts differ between outputs keep a second copy). Low
+                  weights that are stored take half a byte each beside it, a byte where they exceed 7
     batch_hint    batch size that kernels are timed at
     check_finite  refuse NaN and infinite inputs (checked while they are quantized, at no measurable cost)
     """

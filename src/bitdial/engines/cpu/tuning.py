@@ -150,7 +150,7 @@ def cache_path(engine: CpuEngine) -> Path:
     digest.update(
         json.dumps(
             [FORMAT, module.version(), _build(module), extension.cpu_name(), os.cpu_count(),
-             engine.isa, engine.threads, engine.batch_hint,
+             engine.isa, engine.threads, engine.batch_hint, engine.memory,
              engine.program.ratios]
         ).encode()
     )  # fmt: skip
@@ -159,7 +159,7 @@ def cache_path(engine: CpuEngine) -> Path:
         assert layer.weight is not None
         shape = [str(d) for d in engine.program.graph.types[node.inputs[0]].shape]
         head = [name, list(layer.weight.shape), shape, node.attrs.get("stride"), node.attrs.get("padding"), layer.amax,
-                layer.wmax, engine.native.methods(name)]  # fmt: skip
+                layer.wmax, layer.low_weight is not None, engine.native.methods(name)]  # fmt: skip
         digest.update(json.dumps(head, default=str).encode())
         for array in (layer.low, layer.group_bounds, layer.activation_shift, layer.weight_shift):
             digest.update(np.ascontiguousarray(array).tobytes())

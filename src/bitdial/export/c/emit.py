@@ -71,6 +71,9 @@ def write_sources(name: str, lowered: Lowered, plan: Plan, input_scale: float) -
     maker = "fq_lower_weights" if weights.LOWERS in makes else "fq_unpack_weights" if makes else ""
     call = f"{maker}(l, from, first, n, groups, low, to)" if maker else "((void)(to))"
     for kernel in ORDER:
+        if kernel == "layer":
+            stores = any(s.layer is not None and s.layer.low_weight is not None for s in lowered.steps)
+            parts.append(f"#define FQ_STORED {int(stores)}")
         if kernel == "fours":
             parts.append(
                 f"#define FQ_FOURS {int('fours' in needed)}\n#define FQ_UNPACKS {int(weights.UNPACKS in makes)}"
@@ -98,7 +101,7 @@ def _definitions(lowered: Lowered, plan: Plan) -> tuple[str, int, int]:
             if constant.values is not None:
                 lines.append(c_array(own, constant.values))
                 total += constant.values.nbytes
-                weight_bytes += constant.values.nbytes if constant.name == "weight" else 0
+                weight_bytes += constant.values.nbytes if constant.name in ("weight", "low_weight") else 0
                 continue
             kind, _, count = constant.struct.partition(":")
             text = constant.text
@@ -106,7 +109,7 @@ def _definitions(lowered: Lowered, plan: Plan) -> tuple[str, int, int]:
                 text = text.format(block=plan.blocks.get(step.name, 0), **names)
             if count:
                 lines.append(f"static const {kind} {own}[{count}] = {{\n    {text}\n}};\n")
-                total += int(count) * 24
+                total += int(count) * 4 * (text.split("}", 1)[0].count(",") + 1)
             else:
                 lines.append(f"static const {kind} {own} = {{\n    {text}\n}};\n")
                 total += 4 * (text.count(",") + 1)

@@ -57,8 +57,10 @@ class Lowering:
         self.steps: list[Step] = []
         self.tables: dict[tuple[int, int, bool], str] = {}
         self.rows: set[int] = set()  # limits of low weights that have a table
-        shifts = [int(v.weight_shift.max()) for v in program.layers.values() if v.weight_shift.size and v.low.any()]
-        self.top_shift = max(shifts, default=0)
+        lowered = [v for v in program.layers.values() if v.weight_shift.size and v.low.any()]
+        self.top_shift = max((int(v.weight_shift.max()) for v in lowered if v.low_weight is None), default=0)
+        stored = [v for v in lowered if v.low_weight is not None and v.low[ratios].any()]
+        self.stores = len(ratios) > 1 and bool(stored)  # some layer stores low weights beside its rows
 
     def run(self) -> Lowered:
         for name in self.graph.inputs:
@@ -221,6 +223,7 @@ def _contract(c: Lowering, step: Contract) -> Step:
     kernel, stride, padding, dilation = _small(step.window or memory.UNIT).pairs
     constants: list[Constant] = [
         Constant("weight", packed.weight),
+        *([] if packed.low_weight is None else [Constant("low_weight", packed.low_weight)]),
         Constant("bias", packed.bias),
         Constant("multiplier", layer.multiplier.astype(np.float32)),
     ]
@@ -235,12 +238,13 @@ def _contract(c: Lowering, step: Contract) -> Step:
             if packed.low is not None and packed.low[:, g].any():
                 table = c.extract_table(shift, layer.amax, x.signed, constants)
             numbers = (packed.group_first[g], packed.group_width[g], packed.group_offset[g], packed.group_length[g])
-            rows.append(f"{{{_ints(*numbers)}, {table}, {shift}}}")
+            place = f", {packed.group_low_offset[g] if packed.group_low_offset else 0}" if c.stores else ""
+            rows.append(f"{{{_ints(*numbers)}, {table}, {shift}{place}}}")
         constants.append(Constant("groups", struct=f"fq_group:{len(rows)}", text=",\n    ".join(rows)))
     if packed.low is not None:
         constants.append(Constant("low", packed.low))
         low_name = "{low}"
-    if packed.kind == weights.LOWERS:
+    if packed.kind == weights.LOWERS and packed.low_weight is None:
         rows_name = f"fq_lower_w{layer.wmax}"
         if layer.wmax not in c.rows:
             c.rows.add(layer.wmax)
@@ -257,6 +261,8 @@ def _contract(c: Lowering, step: Contract) -> Step:
         f".groups = {groups_name}, .weight_shift = {shift_name}, .lower_weight = {rows_name}, .low = {low_name}",
         f".row = {packed.row}, .stored_row = {packed.stored_row}, .makes = {int(makes)}, .block = {{block}}, "
         f".fours = {int(packed.fours)}, .shift_rows = {packed.shift_rows}",
+        *([] if packed.low_weight is None else
+          [f".low_weight = {{low_weight}}, .low_row = {packed.low_row}, .low_nibbles = {int(packed.low_nibbles)}"]),
         f".in_h = {x.h}, .in_w = {x.w}, .channels = {x.c}, .out_h = {y.h}, .out_w = {y.w}, .outputs = {outputs}",
         f".kernel_h = {kernel[0]}, .kernel_w = {kernel[1]}, .stride_h = {stride[0]}, .stride_w = {stride[1]}, "
         f".pad_h = {padding[0]}, .pad_w = {padding[1]}, "

@@ -33,10 +33,12 @@ static void fq_make_fours(const fq_layer *l, const int8_t *from, int32_t first, 
                 if (l->in_signed) sum += (int32_t)((x & 15u) + (x >> 4 & 15u) + (x >> 8 & 15u) + (x >> 12)) - 32;
             }
 #else
-            const int8_t *table = l->lower_weight + 256 * shifts[g];
-            for (int32_t i = a; i < b; i += 4, from += 4, to += 4) {
-                const int32_t w0 = table[(uint8_t)from[0]] + 7, w1 = table[(uint8_t)from[1]] + 7;
-                const int32_t w2 = table[(uint8_t)from[2]] + 7, w3 = table[(uint8_t)from[3]] + 7;
+            const int8_t *stored = fq_stored(l, first + r, groups + g);
+            const int8_t *table = stored ? 0 : l->lower_weight + 256 * shifts[g], *run = from;
+            from += b - a;
+            for (int32_t i = 0; i < b - a; i += 4, to += 4) {
+                const int32_t w0 = fq_low(l, stored, table, run, i) + 7, w1 = fq_low(l, stored, table, run, i + 1) + 7;
+                const int32_t w2 = fq_low(l, stored, table, run, i + 2) + 7, w3 = fq_low(l, stored, table, run, i + 3) + 7;
                 fq_store4(to, FQ_PAIR(w1, w0) | FQ_PAIR(w3, w2) << 16);
                 if (l->in_signed) sum += w0 + w1 + w2 + w3 - 28;
             }

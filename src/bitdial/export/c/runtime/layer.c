@@ -5,6 +5,9 @@ typedef struct {
     int32_t offset, length; /* of the run in a row; the length without filling */
     const uint8_t *lower;  /* [256] stored byte -> stored byte of what low precision makes of it */
     int32_t shift;         /* of the activations */
+#if FQ_STORED
+    int32_t low_offset;    /* of the run in a row of stored low weights */
+#endif
 } fq_group;
 
 typedef struct {
@@ -14,6 +17,10 @@ typedef struct {
     const fq_group *groups;    /* [conv_groups * groups_per] */
     const uint8_t *weight_shift; /* [outputs / shift_rows, rounded up][groups_per] */
     const int8_t *lower_weight; /* [shift][256] stored byte -> low value */
+#if FQ_STORED
+    const int8_t *low_weight;  /* [outputs][low_row] low weights that are stored: bytes, or two values + 8 in one; or 0 */
+    int32_t low_row, low_nibbles;
+#endif
     const uint8_t *low;        /* [ratios][conv_groups * groups_per], 1: the group is low; 0 if none ever is */
     int32_t row, stored_row;   /* bytes of a row as the inner loops read it, and as it is stored */
     int32_t makes, block;      /* 1: rows with low groups are made in scratch memory, `block` at a time */

@@ -273,5 +273,5 @@ def test_live_bytes(helpers: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     config = QuantizeConfig()
     program = eight_bit_program(prepare(model, [helpers.images(4)], config), config)
-    # input, its 8-bit form, and the result beside its accumulators
-    assert live_bytes_per_sample(program) == 4 * 64 * max(3 + 3 + 3, 3 + 4 + 4, 4 + 2 + 2)
+    # the float input beside its 8-bit form, that beside the 8-bit result, and that beside the float output
+    assert live_bytes_per_sample(program) == 64 * max(4 * 3 + 3, 3 + 4, 4 + 4 * 2)

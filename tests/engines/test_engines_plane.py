@@ -1,0 +1,156 @@
+"""Fitting the low plane on a network, and predicting what low groups do to its answers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitdial import QuantizeConfig
+from bitdial.engines.reference.bias_table import EightBitValues
+from bitdial.engines.reference.engine import ReferenceEngine
+from bitdial.engines.reference.plane_fit import SampledRows
+from bitdial.engines.reference.prediction import predict
+from bitdial.engines.reference.search import CandidateEvaluator
+from bitdial.pipeline import eight_bit_program, low_tables, prepare, quantize_prepared
+
+CONFIG = QuantizeConfig(group_size=8, calibration_images=24, batch_size=9, selector="greedy", ratios=(0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("dims", "stride", "padding", "dilation"), [(1, 2, 1, 1), (2, 1, 0, 1), (2, 2, 1, 1), (2, 1, 2, 2), (3, 2, 1, 1)]
+)
+def test_sampled_rows(dims: int, stride: int, padding: int, dilation: int) -> None:
+    """A row times the weight is the convolution's output somewhere; all rows together are all outputs."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, *[7, 6, 5][:dims], generator=generator)
+    weight = torch.randn(5, 4, *[3, 2, 3][:dims], generator=generator)
+    attrs = {"stride": [stride] * dims, "padding": [padding] * dims, "dilation": [dilation] * dims}
+    conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
+    expected = conv(x, weight, None, stride, padding, dilation).movedim(1, -1).reshape(-1, 5)
+    layer: Any = SimpleNamespace(weight=weight.numpy(), kind="conv")
+    rows = SampledRows(SimpleNamespace(attrs=attrs), layer, 10_000, 1)(x, 0)  # type: ignore[arg-type]
+    assert rows.shape == (len(expected), weight[0].numel())
+    got = rows @ weight.flatten(1).T
+    torch.testing.assert_close(got[got[:, 0].argsort()], expected[expected[:, 0].argsort()], rtol=1e-4, atol=1e-4)
+    few = SampledRows(SimpleNamespace(attrs=attrs), layer, 7, 1)  # type: ignore[arg-type]
+    assert torch.equal(few(x, 2), few(x, 2)) and len(few(x, 2)) == 7
+    assert not torch.equal(few(x, 2), few(x, 3))
+
+
+def test_sampled_rows_of_a_linear_layer() -> None:
+    x = torch.arange(24.0).reshape(2, 4, 3)
+    layer: Any = SimpleNamespace(weight=np.zeros((2, 3), np.int8), kind="linear")
+    rows = SampledRows(SimpleNamespace(attrs={}), layer, 100, 0)(x, 0)  # type: ignore[arg-type]
+    assert torch.equal(rows[rows[:, 0].argsort()], x.reshape(-1, 3))
+
+
+def test_stored_low_weights_err_less(conv_net: Any, transformer: Any, helpers: Any) -> None:
+    """At ratio 1 the network with low weights of its own is nearer to the float one, and 8-bit weights are the same."""
+    x = helpers.images(24, seed=3)
+    for model in (conv_net, transformer):
+        exact = model(x).detach()
+        prepared = prepare(model, [x], CONFIG)
+        programs = [quantize_prepared(prepared, CONFIG.updated(low_weights=kind)) for kind in ("stored", "derived")]
+        stored, derived = (helpers.snr(exact, ReferenceEngine(p).run(x, 1.0)) for p in programs)
+        assert stored > derived + 1.0
+        for name, layer in programs[0].layers.items():
+            other = programs[1].layers[name]
+            assert layer.weight is None or (layer.weight == other.weight).all()
+            assert (layer.low_weight is not None) == bool(layer.eligible and layer.n_groups)
+            assert other.low_weight is None
+
+
+def test_a_higher_ratio_changes_nothing_below_it(conv_net: Any, helpers: Any) -> None:
+    """One plane serves all ratios: what is low at 50 % has the weights that it would have without a higher ratio."""
+    x = helpers.images(24, seed=4)
+    prepared = prepare(conv_net, [x], CONFIG)
+    both, alone = (quantize_prepared(prepared, CONFIG.updated(ratios=ratios)) for ratios in ((0.5, 1.0), (0.5,)))
+    assert torch.equal(ReferenceEngine(both).run(x, 0.5), ReferenceEngine(alone).run(x, 0.5))
+    seen = False
+    for name, layer in both.layers.items():
+        if layer.low_weight is None:
+            continue
+        other = alone.layers[name]
+        low = layer.low[1][layer.channel_groups()]
+        assert (other.low[1] == layer.low[1]).all()
+        per_group = layer.weight.shape[1]
+        for own in range(layer.conv_groups):
+            rows = slice(own * len(layer.weight) // layer.conv_groups, (own + 1) * len(layer.weight) // layer.conv_groups)
+            mask = low[own * per_group : (own + 1) * per_group]
+            assert (layer.low_weight[rows][:, mask] == other.low_weight[rows][:, mask]).all()
+            seen = seen or bool(mask.any())
+    assert seen
+
+
+def test_eight_bit_values_are_bytes(conv_net: Any, helpers: Any) -> None:
+    config = CONFIG
+    program = eight_bit_program(prepare(conv_net, [helpers.images(4)], config), config)
+    values = EightBitValues(program, {})
+    name, q = next(iter(program.qparams.items()))
+    values[name] = torch.tensor([float(q.qmin), 0.0, float(q.qmax)])
+    assert dict.__getitem__(values, name).itemsize == 1
+    assert values[name].dtype == torch.float32 and values[name].tolist() == [q.qmin, 0.0, q.qmax]
+    values["other"] = torch.tensor([0.5])
+    assert values["other"].item() == 0.5
+
+
+class Regression(nn.Module):
+    """Linear from the layers that may be low to the one output, so that first order is all there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 24, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(24, 16, 1)
+        self.last = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(torch.relu(self.first(x)))
+        out: Tensor = self.last(self.third(x).mean(dim=(2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_prediction_is_exact_to_first_order(helpers: Any, corrected: bool) -> None:
+    torch.manual_seed(5)
+    x = helpers.images(40, seed=5)
+    config = CONFIG.updated(calibration_images=40, bias_correction=corrected)
+    prepared = prepare(Regression(), [x], config)
+    program = eight_bit_program(prepared, config)
+    tables = low_tables(prepared, program, config)
+    layers = [n for n, layer in program.layers.items() if layer.eligible]
+    assert len(layers) == 2
+    prediction = predict(prepared.graph, program, layers, [x], tables.mean_shifts)
+    exact = CandidateEvaluator(program, layers, [x], tables.mean_shifts)
+    rng = np.random.default_rng(0)
+    masks = rng.random((12, prediction.moves.shape[2])) < 0.5
+    masks[0], masks[1] = False, True
+    predicted, measured = prediction(masks), exact(masks)
+    assert predicted[0] == 0.0
+    # what first order leaves out: the 8-bit values in between are rounded anew, and errors of inputs meet those of weights
+    np.testing.assert_allclose(predicted[1:], measured[1:], rtol=0.45)
+    assert np.corrcoef(predicted, measured)[0, 1] > 0.97
+    np.testing.assert_allclose(prediction(masks[2:3], 10), prediction(masks, 10)[2:3], rtol=1e-5)
+
+
+def test_prediction_of_a_network_that_reads_indices(helpers: Any) -> None:
+    """The gradient starts at the embedding, where the input has none."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Embedding(11, 16), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)
+    ).eval()
+    x = torch.randint(0, 11, (24, 4), generator=torch.Generator().manual_seed(1))
+    config = CONFIG
+    prepared = prepare(model, [x], config)
+    program = eight_bit_program(prepared, config)
+    tables = low_tables(prepared, program, config)
+    layers = [n for n, layer in program.layers.items() if layer.eligible]
+    prediction = predict(prepared.graph, program, layers, [x], tables.mean_shifts)
+    assert prediction.moves.shape == (24, 2, sum(program.layers[n].n_groups for n in layers))
+    assert bool(np.abs(prediction.moves).sum(axis=(0, 1)).all())

@@ -37,7 +37,8 @@ class FakeWorker:
     def __init__(self, file: ModelFile, options: WorkerOptions, fault: Callable[[], None] | None = None) -> None:
         self.file, self.options, self.fault = file, options, fault
         self.on_lost: Callable[[WorkerCrash], None] | None = None
-        self.alive = False
+        self.on_free: Callable[[], None] | None = None
+        self.alive = self.busy = False
         self._info: ModelInfo | None = None
         self.content: dict[str, Any] = {}
         self.batches: list[tuple[list[int], int]] = []

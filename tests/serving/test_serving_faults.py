@@ -50,6 +50,7 @@ from bitdial.serving.server import run as run_module
 from bitdial.serving.server.config import ServerConfig, make_config
 from bitdial.serving.server.connection import GuardedProtocol
 from bitdial.serving.worker import Result, WorkerCrash
+from bitdial.serving.worker.pool import Lease
 
 HEADER_TIME, BODY_TIME = 0.4, 0.5
 
@@ -467,7 +468,7 @@ def test_a_batch_that_meets_an_error_on_its_way_is_answered(
     else:
         fault = Faults()
         fault.error = KeyError("unforeseen")
-        owner, name = (running.model().scheduler, "completed") if what == "completed" else (running.model().pool, "run")
+        owner, name = (running.model().scheduler, "completed") if what == "completed" else (Lease, "run")
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fault)
         for _ in range(2):  # the worker is free for the next one

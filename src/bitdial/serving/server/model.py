@@ -31,7 +31,7 @@ from bitdial.serving.server.exchange import carry_over, prepare_version
 from bitdial.serving.server.recording import Recording
 from bitdial.serving.supervision import Supervisor
 from bitdial.serving.worker import ModelInfo, SignatureError, WorkerCrash, WorkerOptions, WorkerPool, measure_table
-from bitdial.serving.worker.pool import MakeWorker
+from bitdial.serving.worker.pool import Lease, MakeWorker
 from bitdial.serving.worker.process import ProcessWorker
 
 Array = npt.NDArray[Any]
@@ -126,7 +126,6 @@ class ServedModel:
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._launching = 0  # batches that were given out and have not reached their worker yet
         self._woken = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -354,7 +353,7 @@ class ServedModel:
         try:
             now = self.clock()
             scheduler.workers = self._pool.alive
-            while self._pool.idle > self._launching:
+            while self._pool.idle:
                 batch = scheduler.next_batch(now)
                 self._expire(scheduler.take_expired(), now)
                 if batch is None:
@@ -379,7 +378,7 @@ class ServedModel:
                 self.metrics.expired(now)
 
     def _set_timer(self, scheduler: Scheduler, now: float) -> None:
-        if self._pool.idle > self._launching:
+        if self._pool.idle:
             due = scheduler.wake_at()
         else:
             due = min((r.drop_at for r in itertools.islice(scheduler.queue, LOOK)), default=None)
@@ -398,41 +397,36 @@ class ServedModel:
         self._pump()
 
     def _launch(self, scheduler: Scheduler, batch: Batch, now: float) -> None:
-        assert self.metrics is not None
-        self._launching += 1
-        task = asyncio.get_running_loop().create_task(self._run(scheduler, batch))
+        lease = self._pool.lease()
+        assert self.metrics is not None and lease is not None
+        task = asyncio.get_running_loop().create_task(self._run(scheduler, batch, lease))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.metrics.batch(now, index=batch.index, images=batch.images, requests=len(batch.requests))
         self._gauges()
 
-    async def _run(self, scheduler: Scheduler, batch: Batch) -> None:
+    async def _run(self, scheduler: Scheduler, batch: Batch, lease: Lease) -> None:
         """One batch, from its worker to its answers; whatever happens, each of its requests gets one."""
-        self._launching -= 1
         try:
-            await self._compute(scheduler, batch)
+            await self._compute(scheduler, batch, lease)
         except BaseException as error:
             self._lose(batch, error)
             scheduler.failed(self.clock(), batch)
             self._wake()
             if not isinstance(error, Exception):
                 raise
+        finally:
+            lease.release()
 
-    async def _compute(self, scheduler: Scheduler, batch: Batch) -> None:
-        index = batch.index
-        if scheduler is not self._scheduler:  # the model file was exchanged this very moment
-            index = self.scheduler.at_most(self.scheduler.table.table.at_or_below(scheduler.table.table.ratios[index]))
-        ratio = self._pool.info.ratios[index]
+    async def _compute(self, scheduler: Scheduler, batch: Batch, lease: Lease) -> None:
         waiting = [self._pending.get(r.id) for r in batch.requests]
         alive = [p for p in waiting if p is not None]
         if not alive:  # all senders have left
             scheduler.failed(self.clock(), batch)
             self._wake()
             return
-        if not self._pool.idle:
-            raise WorkerCrash("the worker died before it could be given the batch")
-        result = await self._pool.run([p.inputs for p in alive], index)
-        now = self.clock()
+        result = await lease.run([p.inputs for p in alive], batch.index)
+        now, ratio = self.clock(), lease.worker.info.ratios[batch.index]
         scheduler.completed(now, batch, now - batch.begun)
         self._pump()  # the worker has its next batch before anyone is answered
         for pending, outputs, problem in zip(alive, result.outputs, result.checked, strict=True):
@@ -445,7 +439,8 @@ class ServedModel:
                 pending.future.set_exception(BadRequest(problem))
             else:
                 queue = batch.begun - pending.request.arrival
-                pending.future.set_result(Answer(outputs, ratio, index, queue, result.compute, batch.images, now))
+                answer = Answer(outputs, ratio, batch.index, queue, result.compute, batch.images, now)
+                pending.future.set_result(answer)
 
     def _lose(self, batch: Batch, error: BaseException) -> None:
         """Tell the senders of a batch that has no result."""

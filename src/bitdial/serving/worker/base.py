@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from bitdial.errors import ConfigError
+from bitdial.errors import ConfigError, EngineError
+from bitdial.serving.worker.batching import count_images
 from bitdial.serving.worker.errors import WorkerCrash
+from bitdial.serving.worker.file import ModelFile
 from bitdial.serving.worker.info import ModelInfo
 
 Array = npt.NDArray[Any]
@@ -69,12 +74,10 @@ class Result:
 
 
 class Worker(Protocol):
-    """One model on one engine, one batch at a time; calls of `run` that overlap wait for each other.
-
-    Belongs to the event loop that it was started on.
-    """
+    """One model on one engine, one batch at a time. Belongs to the event loop that it was started on."""
 
     on_lost: Callable[[WorkerCrash], None] | None  # called once if the worker dies or hangs, running a batch or not
+    on_free: Callable[[], None] | None  # called when it has ended a batch whose call was cancelled
 
     @property
     def info(self) -> ModelInfo:
@@ -86,6 +89,11 @@ class Worker(Protocol):
         """Started, and neither stopped nor lost."""
         ...
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has a batch, even if nobody waits for that any more."""
+        ...
+
     async def start(self) -> ModelInfo:
         """Load the model and run it once at every ratio. Raises BitdialError (ArtifactError, EngineError, UnservableError, ...,
         WorkerCrash if it dies at that); then nothing is left running."""
@@ -95,7 +103,8 @@ class Worker(Protocol):
         """Compute requests, each one array per input, together at ratio index `index`.
 
         Raises InputError for wrong numbers, dtypes or shapes or too many images (nothing is computed then), EngineError if
-        the engine failed on all requests, WorkerCrash if the worker is lost. A call that is cancelled does not stop the batch.
+        the engine failed on all requests or has another batch, WorkerCrash if the worker is lost. A call that is cancelled does
+        not stop the batch: the worker stays busy until it is done.
         """
         ...
 
@@ -104,7 +113,73 @@ class Worker(Protocol):
         ...
 
 
-def check_index(index: int, info: ModelInfo) -> None:
-    """Raises ConfigError unless `index` is a ratio index of the model."""
-    if not 0 <= index < len(info.ratios):
-        raise ConfigError(f"ratio index {index} is outside 0..{len(info.ratios) - 1}")
+class OneModel(ABC):
+    """What workers share whatever they run in: a file that is loaded once, and batches one at a time. See `Worker`.
+
+    The model's file is given by path, or open (then it remains the caller's to close).
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | ModelFile, options: WorkerOptions | None = None) -> None:
+        self._file, self.options = model, options or WorkerOptions()
+        self.on_lost: Callable[[WorkerCrash], None] | None = None
+        self.on_free: Callable[[], None] | None = None
+        self.busy = False
+        self._info: ModelInfo | None = None
+        self._crash: WorkerCrash | None = None
+        self._begun = self._stopping = False
+
+    @property
+    def info(self) -> ModelInfo:
+        if self._info is None:
+            raise EngineError("the worker has not been started")
+        return self._info
+
+    @property
+    def alive(self) -> bool:
+        return self._info is not None and self._crash is None and not self._stopping
+
+    async def start(self) -> ModelInfo:
+        if self._begun or self._stopping:
+            raise EngineError("a worker can be started once: make a new one")
+        self._begun = True
+        with contextlib.ExitStack() as stack:
+            file = self._file
+            if not isinstance(file, ModelFile):
+                file = stack.enter_context(contextlib.closing(ModelFile(file)))
+            try:
+                self._info = await self._load(file)
+            except BaseException:
+                self._stopping = True  # its end is no loss to tell anyone of
+                await self._abandon()
+                raise
+            return self._info
+
+    @abstractmethod
+    async def _load(self, file: ModelFile) -> ModelInfo: ...
+
+    @abstractmethod
+    async def _abandon(self) -> None:
+        """End what a start that failed has left."""
+
+    def _check(self, requests: Sequence[Sequence[Array]], index: int) -> list[int]:
+        """Images of each request of a batch that may begin now. Raises as `Worker.run`."""
+        info = self.info
+        if not 0 <= index < len(info.ratios):
+            raise ConfigError(f"ratio index {index} is outside 0..{len(info.ratios) - 1}")
+        images = count_images(info, requests, self.options.max_batch)
+        if not self.alive:
+            raise self._crash or WorkerCrash("the worker has been stopped")
+        if self.busy:
+            raise EngineError("the worker has a batch already: it computes one at a time")
+        return images
+
+    def _lose(self, crash: WorkerCrash) -> None:
+        self._crash = crash
+        if self._info is not None and not self._stopping and self.on_lost is not None:
+            self.on_lost(crash)
+
+    def _freed(self, abandoned: bool) -> None:
+        """A batch is over; abandoned: and nobody waits for its results."""
+        self.busy = False
+        if abandoned and self.on_free is not None:
+            self.on_free()

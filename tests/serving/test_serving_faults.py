@@ -108,8 +108,8 @@ MALFORMED: dict[str, bytes] = {
     "wrong rank": infer_bytes(np.ones((3, 8, 8), np.float32)),
     "not a number": infer_bytes(np.full((2, *SHAPE), np.nan, np.float32)),
     "infinite": infer_bytes(np.full((2, *SHAPE), np.inf, np.float32)),
-    "no images": infer_bytes(np.ones((0, *SHAPE), np.float32)),
-    "too many images": infer_bytes(np.ones((17, *SHAPE), np.float32)),
+    "no samples": infer_bytes(np.ones((0, *SHAPE), np.float32)),
+    "too many samples": infer_bytes(np.ones((17, *SHAPE), np.float32)),
     "wrong dtype": infer_bytes(inputs=[{"name": "x", "shape": [1, *SHAPE], "datatype": "INT8", "data": [1] * 192}]),
     "two lengths": b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
     "length and chunks": b"POST /v2/models/m/infer HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
@@ -259,7 +259,7 @@ def test_a_client_that_vanishes_is_not_computed_for(tmp_path: Path) -> None:
 
 def overload(tmp_path: Path, refusals: int, policy: str) -> None:
     """Several times what the lowest precision can do until so many requests were refused, then peace."""
-    cost = (0.16, 0.12, 0.08)  # seconds of a full batch: 12.5 requests of 16 images a second at the top
+    cost = (0.16, 0.12, 0.08)  # seconds of a full batch: 12.5 requests of 16 samples a second at the top
     models = {"m": write_model(tmp_path / "m", seconds=cost)}
     with serving(models, {"m": write_table(tmp_path / "t", cost)}, slo_ms=500, policy=policy) as running:
         request = infer_bytes(images(16))
@@ -724,7 +724,7 @@ def test_a_second_signal_ends_it_at_once(model_file: Path, tmp_path: Path) -> No
         os.kill(worker, signal.SIGSTOP)  # a batch that never ends
         with socket.create_connection(("127.0.0.1", process.port), timeout=LIMIT) as client:
             client.sendall(infer_bytes(model="net", parameters={"slo_ms": 60000}))
-            until(lambda: b'bitdial_arrived_images_total{model="net"} 1.0' in get(process, "/metrics"))
+            until(lambda: b'bitdial_arrived_samples_total{model="net"} 1.0' in get(process, "/metrics"))
             process.process.send_signal(signal.SIGINT)
             until(lambda: status(get(process, "/v2/health/ready")) == 503)
             assert status(http(process.port, infer_bytes(model="net"))) == 503

@@ -235,7 +235,7 @@ def test_one_bad_request_does_not_spoil_a_batch(models: SimpleNamespace) -> None
             assert result.checked[0] and result.outputs == [[]]
             with pytest.raises(InputError, match="shape"):
                 await worker.run([good, [np.zeros((1, 1, 8, 8), np.float32)]], 1)
-            with pytest.raises(InputError, match="1 to 8 images"):
+            with pytest.raises(InputError, match="1 to 8 samples"):
                 await worker.run([request(9)], 1)
             with pytest.raises(ConfigError, match="index 3"):
                 await worker.run([good], 3)
@@ -284,7 +284,7 @@ def test_files_that_cannot_be_served_give_typed_errors(models: SimpleNamespace, 
                 assert not worker.alive
                 await worker.stop()
         worker = ThreadWorker(models.interleaved, WorkerOptions("reference"))
-        with pytest.raises(UnservableError, match="output .* along which the images"):
+        with pytest.raises(UnservableError, match="output .* along which the samples"):
             await worker.start()
 
     go(job())

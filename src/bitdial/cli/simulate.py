@@ -35,7 +35,7 @@ def simulate(
         ),
     ] = None,
     load: Annotated[Given, options_of("bitdial.cli.arrivals:SimulatedArrivals")],
-    images: Annotated[int, option("--images", "N", "Images per request.", "Load", min=1)] = 1,
+    samples: Annotated[int, option("--samples --images", "N", "Samples per request.", "Load", min=1)] = 1,
     policy: Annotated[
         str,
         option(
@@ -55,7 +55,7 @@ def simulate(
     max_batch: Annotated[
         int | None,
         option(
-            "--max-batch", "N", "Images of the largest batch. Default: one request's, or the table's largest with --images 1.",
+            "--max-batch", "N", "Samples of the largest batch. Default: one request's, or the table's largest with --samples 1.",
             options.BATCHING_PANEL, min=1,
         ),
     ] = None,
@@ -109,9 +109,9 @@ def simulate(
         from bitdial.serving.server.config import make_options
         from bitdial.simulation import Fleet, Load, Noise, Sizing
 
-        times = read_table(table, max_batch or max(images, 1 if images > 1 else 32), terminal)
+        times = read_table(table, max_batch or max(samples, 1 if samples > 1 else 32), terminal)
         settings = make_options(
-            **dial, max_batch=max_batch or (images if images > 1 else times.batches[-1])
+            **dial, max_batch=max_batch or (samples if samples > 1 else times.batches[-1])
         ).settings()
         automatic = replicas.strip() == "auto"
         fleet = Fleet(**servers, replicas=1 if automatic else parse_replicas(replicas))
@@ -120,15 +120,15 @@ def simulate(
         if policy != "oracle":
             make_policy(policy)
         one = [
-            fleet.workers * times.throughput(i, max(images, settings.max_batch)) / images for i in (allowed[0], allowed[-1])
+            fleet.workers * times.throughput(i, max(samples, settings.max_batch)) / samples for i in (allowed[0], allowed[-1])
         ]
         played = make_load(SimulatedArrivals(**load), window, fleet.replicas * one[0], automatic, seed)
-        requests = Load(played.times, images)
+        requests = Load(played.times, samples)
         work = Work(terminal, times, settings, requests, fleet, spread, seed)
         content: dict[str, Any] = {
             "command": "simulate",
             "table": str(table),
-            "load": {"text": played.text, "requests": requests.arrivals.size, "seconds": played.seconds, "images": images},
+            "load": {"text": played.text, "requests": requests.arrivals.size, "seconds": played.seconds, "samples": samples},
             "settings": asdict(settings),
             "fleet": {**fleet.model_dump(), "replicas": "auto" if automatic else fleet.replicas},
             "noise": spread.model_dump(),

@@ -78,7 +78,8 @@ def replay(lines: Iterable[str]) -> list[str]:
 def _step(scheduler: Scheduler, running: dict[int, Batch], row: dict[str, Any]) -> str:
     event, now = row["event"], row["now"]
     if event == "submit":
-        request = Request(row["id"], row["arrival"], row["deadline"], row["drop_at"], row["images"], row["cap"])
+        samples = row["samples"] if "samples" in row else row["images"]  # as older recordings have it
+        request = Request(row["id"], row["arrival"], row["deadline"], row["drop_at"], samples, row["cap"])
         refusal = scheduler.submit(now, request)
         reason = None if refusal is None else refusal.reason
         return "" if reason == row["refused"] else f"request {row['id']}: refused {row['refused']}, now {reason}"

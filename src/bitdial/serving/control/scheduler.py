@@ -19,11 +19,11 @@ from bitdial.serving.control.view import Policy, View
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is served. Seconds and images.
+    """How a model is served. Seconds and samples.
 
     slo            an answer should be ready so soon after its request came
     timeout        a request that cannot be answered so soon is dropped; None: the SLO
-    max_batch      images of the largest batch; a larger request would run alone (the server refuses it)
+    max_batch      samples of the largest batch; a larger request would run alone (the server refuses it)
     max_wait       how long a batch that is not full waits for more requests while a worker is free
     max_queue      requests that may wait; more are refused
     max_ratio      the dial is never turned further; None: than the table's ceiling, if it has one
@@ -111,7 +111,7 @@ class Batch:
 
     id: int
     requests: list[Request]
-    images: int
+    samples: int
     index: int
     expected: float
     begun: float
@@ -176,7 +176,7 @@ class Scheduler:
     def submit(self, now: float, request: Request) -> Refusal | None:
         """Take a request in; a Refusal if it cannot be: the queue is full, or it would be late even at the top ratio."""
         self.rate.most = 1.5 / self._pace()
-        self.rate.arrived(now, request.images)
+        self.rate.arrived(now, request.samples)
         refusal = self._refusal(now, request)
         if self.idle(now):
             self._turn(now, self.rest)
@@ -187,7 +187,7 @@ class Scheduler:
         if self.observer is not None:
             self.observer(
                 "submit", now, id=request.id, arrival=request.arrival, deadline=request.deadline, drop_at=request.drop_at,
-                images=request.images, cap=request.cap, refused=None if refusal is None else refusal.reason,
+                samples=request.samples, cap=request.cap, refused=None if refusal is None else refusal.reason,
             )  # fmt: skip
         return refusal
 
@@ -206,25 +206,25 @@ class Scheduler:
 
     def _refusal(self, now: float, request: Request) -> Refusal | None:
         pace, busy = self._pace(), self._busy(now) / max(self.workers, 1)
-        ahead = busy + self.queue.images * pace
+        ahead = busy + self.queue.samples * pace
         if len(self.queue) >= self.settings.max_queue:
             return Refusal("queue full", ahead)
         if not self.settings.refuse_late:
             return None
         if self.queue and request.deadline < self.queue[-1].deadline:  # it will overtake some
-            ahead = busy + pace * sum(r.images for r in self.queue if r.deadline <= request.deadline)
+            ahead = busy + pace * sum(r.samples for r in self.queue if r.deadline <= request.deadline)
         late = now + ahead + self._quickest(request) + self.overhead - request.drop_at
         if late > 0 and (self.queue or self.running):
             return Refusal("overloaded", late)
         return None
 
     def _pace(self) -> float:
-        """Seconds per image of all workers in full batches at the top ratio."""
+        """Seconds per sample of all workers in full batches at the top ratio."""
         return self.table.latency(self.top, self.full_batch) / self.full_batch / max(self.workers, 1)
 
     def _quickest(self, request: Request) -> float:
         """Seconds of a batch of this request alone at the largest ratio that it may have."""
-        return self.table.latency(min(self.top, max(request.cap, self.allowed[0])), request.images)
+        return self.table.latency(min(self.top, max(request.cap, self.allowed[0])), request.samples)
 
     def cancel(self, now: float, id: int) -> bool:
         """Forget a waiting request whose sender has gone."""
@@ -277,7 +277,7 @@ class Scheduler:
 
     def _waits(self, now: float) -> bool:
         """Whether a batch that is not full should wait for more."""
-        if self.settings.max_wait <= 0 or self.queue.images >= self.full_batch:
+        if self.settings.max_wait <= 0 or self.queue.samples >= self.full_batch:
             return False
         return now < self._wait_until()
 
@@ -297,9 +297,9 @@ class Scheduler:
         return min(due, self._wait_until()) if self.settings.max_wait > 0 else due
 
     def _form(self, now: float) -> Batch:
-        positions, images = self._head(now, None)
+        positions, samples = self._head(now, None)
         view = View(
-            now=now, table=self.table, queue=self.queue, batch=images, requests=len(positions),
+            now=now, table=self.table, queue=self.queue, batch=samples, requests=len(positions),
             rate=self.rate.present(now), request_size=self.rate.request_size,
             workers=max(self.workers, 1), busy=self._busy(now), slo=self.settings.slo, overhead=self.overhead,
             allowed=self.allowed, full_batch=self.full_batch, current=self.current, since=self.since,
@@ -311,32 +311,32 @@ class Scheduler:
         head = self.queue[0]
         # The dial's wish is limited by the caller who is next; others join if they accept as much.
         index = self.at_most(min(index, head.cap))
-        positions, images = self._head(now, index)
+        positions, samples = self._head(now, index)
         requests = self.queue.take(positions)
-        expected = self.table.latency(index, images)
+        expected = self.table.latency(index, samples)
         self._batches += 1
         late = [r for r in requests if now + expected + self.overhead > r.deadline]
-        batch = Batch(self._batches, requests, images, index, expected, now, late)
+        batch = Batch(self._batches, requests, samples, index, expected, now, late)
         self.running[batch.id] = batch
         return batch
 
     def _head(self, now: float, index: int | None) -> tuple[list[int], int]:
-        """Positions and images of the next batch: by deadline, up to a full batch, as long as the first deadline can be kept at
+        """Positions and samples of the next batch: by deadline, up to a full batch, as long as the first deadline can be kept at
         the top ratio. With `index`, only requests that accept it."""
         positions: list[int] = []
-        images = 0
+        samples = 0
         deadline = self.queue[0].deadline - self.overhead
         for at, request in enumerate(self.queue):
             if index is not None and request.cap < index:
                 continue
-            more = images + request.images
+            more = samples + request.samples
             if positions and (more > self.full_batch or now + self.table.latency(self.top, more) > deadline):
                 break
             positions.append(at)
-            images = more
-            if images >= self.full_batch or at >= 4 * self.full_batch:
+            samples = more
+            if samples >= self.full_batch or at >= 4 * self.full_batch:
                 break
-        return positions, images
+        return positions, samples
 
     # ---- batches back ----------------------------------------------------------------------------------------------------
 
@@ -344,7 +344,7 @@ class Scheduler:
         """A batch is done; `seconds` from giving it out to having its results."""
         self.running.pop(batch.id, None)
         self._active = max(self._active, now)
-        self.table.observe(batch.index, batch.images, seconds)
+        self.table.observe(batch.index, batch.samples, seconds)
         if self.observer is not None:
             self.observer("done", now, batch=batch.id, seconds=seconds)
 

@@ -44,7 +44,7 @@ class ServerState(TypedDict):
 
 
 class LayerState(TypedDict):
-    """One quantized layer: name, kind ("conv"), multiply-accumulates per image, whether it may run low at all, and per ratio the
+    """One quantized layer: name, kind ("conv"), multiply-accumulates per sample, whether it may run low at all, and per ratio the
     share (0..1) of its multiply-accumulates that does."""
 
     name: str

@@ -73,7 +73,7 @@ def infer_response_steps(
 
 
 def answer_parameters(ratio: float, queue: float, compute: float, batch: int) -> str:
-    """JSON text of an answer's parameters: the ratio executed, seconds waited and computed (as ms), images of the batch."""
+    """JSON text of an answer's parameters: the ratio executed, seconds waited and computed (as ms), samples of the batch."""
     return (
         f'{{"ratio":{ratio!r},"queue_ms":{1000 * max(queue, 0.0):.3f},"compute_ms":{1000 * max(compute, 0.0):.3f},'
         f'"batch":{batch}}}'

@@ -47,7 +47,7 @@ class ModelOptions(Strict):
     )
     table: Path | None = setting(None, "Use these service times instead of measuring (of one model).", "FILE", _DIAL)
     save_table: Path | None = setting(None, "Write the service times there (of one model).", "FILE", _DIAL)
-    max_batch: int = setting(32, "Images of the largest batch, and of the largest request.", "N", _BATCH, ge=1, le=4096)
+    max_batch: int = setting(32, "Samples of the largest batch, and of the largest request.", "N", _BATCH, ge=1, le=4096)
     max_wait_ms: float = setting(
         0.0, "How long a batch that is not full waits for more.", "MS", _BATCH, ge=0, le=60_000
     )
@@ -119,10 +119,10 @@ class ServerConfig(Strict):
     tls_cert: Path | None = setting(None, "Certificate (chain), for HTTPS.", "FILE.pem", _WEB)
     tls_key: Path | None = setting(None, "Its key.", "FILE.pem", _WEB)
     max_body_mb: Positive | None = setting(
-        None, "Largest request body. Default: what --max-batch images need as JSON.", "MIB", _WEB
+        None, "Largest request body. Default: what --max-batch samples need as JSON.", "MIB", _WEB
     )
     max_json_mb: Positive | None = setting(
-        None, "Most JSON in a request; larger tensors: in binary. Default: 4, or one image.", "MIB", _WEB
+        None, "Most JSON in a request; larger tensors: in binary. Default: 4, or one sample.", "MIB", _WEB
     )
     header_timeout: Positive = Field(
         10.0, description="Seconds for a request's head to arrive, and for a TLS handshake."

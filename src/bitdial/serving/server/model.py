@@ -48,7 +48,7 @@ class Answer:
     """What a request gets.
 
     outputs: one array per output of the model. ratio, index: executed. queue, compute: seconds it waited, and that its batch took
-    in the engine. batch: images of that batch. finished: when the batch was done, on the model's clock.
+    in the engine. batch: samples of that batch. finished: when the batch was done, on the model's clock.
     """
 
     outputs: list[Array]
@@ -194,9 +194,9 @@ class ServedModel:
         """Bytes of the largest sensible request; 0 before the model is loaded."""
         return 0 if self._reader is None else self._reader.largest_body
 
-    def image_body(self) -> int:
-        """Bytes of the largest sensible request of one image; 0 before the model is loaded."""
-        return 0 if self._reader is None else self._reader.image_body
+    def sample_body(self) -> int:
+        """Bytes of the largest sensible request of one sample; 0 before the model is loaded."""
+        return 0 if self._reader is None else self._reader.sample_body
 
     # ---- start -----------------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ class ServedModel:
     async def infer(
         self,
         inputs: list[Array],
-        images: int,
+        samples: int,
         *,
         slo: float | None = None,
         max_ratio: float | None = None,
@@ -270,11 +270,11 @@ class ServedModel:
         if self.state != "ready":
             raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0, closes=self.closing)
         arrived = now if arrived is None else min(arrived, now)
-        metrics.arrived(now, images)
-        if images > self.settings.max_batch:
+        metrics.arrived(now, samples)
+        if samples > self.settings.max_batch:
             metrics.invalid(now)
-            raise BadRequest(f"the request holds {images} images, this model takes at most {self.settings.max_batch}")
-        request = self._request(scheduler, now, arrived, images, slo, max_ratio, timeout)
+            raise BadRequest(f"the request holds {samples} samples, this model takes at most {self.settings.max_batch}")
+        request = self._request(scheduler, now, arrived, samples, slo, max_ratio, timeout)
         refusal = scheduler.submit(now, request)
         if refusal is not None:
             metrics.shed(now, refusal.reason)
@@ -295,13 +295,13 @@ class ServedModel:
         self.scheduler.answered(now, now - answer.finished)
         total = now - arrived
         metrics.answered(
-            now, index=answer.index, queue=answer.queue, compute=answer.compute, total=total, images=images,
+            now, index=answer.index, queue=answer.queue, compute=answer.compute, total=total, samples=samples,
             met=total <= request.deadline - request.arrival,
         )  # fmt: skip
         return answer
 
     def _request(
-        self, scheduler: Scheduler, now: float, arrived: float, images: int,
+        self, scheduler: Scheduler, now: float, arrived: float, samples: int,
         slo: float | None, max_ratio: float | None, timeout: float | None,
     ) -> Request:  # fmt: skip
         cap = scheduler.cap(max_ratio)
@@ -316,7 +316,7 @@ class ServedModel:
         useful = bound if self.settings.timeout is None else max(bound, self.settings.timeout)
         if timeout is not None:
             useful = min(useful, timeout)
-        return Request(next(self._ids), arrived, arrived + min(bound, useful), arrived + useful, images, cap)
+        return Request(next(self._ids), arrived, arrived + min(bound, useful), arrived + useful, samples, cap)
 
     def invalid(self) -> None:
         """Count a request that could not be read."""
@@ -402,7 +402,7 @@ class ServedModel:
         task = asyncio.get_running_loop().create_task(self._run(scheduler, batch, lease))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self.metrics.batch(now, index=batch.index, images=batch.images, requests=len(batch.requests))
+        self.metrics.batch(now, index=batch.index, samples=batch.samples, requests=len(batch.requests))
         self._gauges()
 
     async def _run(self, scheduler: Scheduler, batch: Batch, lease: Lease) -> None:
@@ -439,7 +439,7 @@ class ServedModel:
                 pending.future.set_exception(BadRequest(problem))
             else:
                 queue = batch.begun - pending.request.arrival
-                answer = Answer(outputs, ratio, batch.index, queue, result.compute, batch.images, now)
+                answer = Answer(outputs, ratio, batch.index, queue, result.compute, batch.samples, now)
                 pending.future.set_result(answer)
 
     def _lose(self, batch: Batch, error: BaseException) -> None:
@@ -584,7 +584,7 @@ class ServedModel:
             return
         now = self.clock()
         self.metrics.gauges(
-            now, index=scheduler.dial(now), queue_depth=len(scheduler.queue), queue_images=scheduler.queue.images,
+            now, index=scheduler.dial(now), queue_depth=len(scheduler.queue), queue_samples=scheduler.queue.samples,
             oldest_wait=scheduler.oldest_wait(now), switches=scheduler.switches, workers=self._pool.alive,
         )  # fmt: skip
 

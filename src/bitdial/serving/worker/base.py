@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from bitdial.errors import ConfigError, EngineError
-from bitdial.serving.worker.batching import count_images
+from bitdial.serving.worker.batching import count_samples
 from bitdial.serving.worker.errors import WorkerCrash
 from bitdial.serving.worker.file import ModelFile
 from bitdial.serving.worker.info import ModelInfo
@@ -23,11 +23,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How a model is loaded and watched. Seconds and images.
+    """How a model is loaded and watched. Seconds and samples.
 
     engine         name, None: the compiled one where it runs the model, else the reference engine
     engine_options as the engine takes them (isa, threads, memory, kernels, batch_hint; device)
-    max_batch      images of the largest batch; shared memory is laid out for it (pages are taken when first used)
+    max_batch      samples of the largest batch; shared memory is laid out for it (pages are taken when first used)
     name           of the model; None: from the file's name
     patience       a batch that takes longer counts as hung, and its worker is killed
     start_timeout  the same for loading the model
@@ -102,7 +102,7 @@ class Worker(Protocol):
     async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
         """Compute requests, each one array per input, together at ratio index `index`.
 
-        Raises InputError for wrong numbers, dtypes or shapes or too many images (nothing is computed then), EngineError if
+        Raises InputError for wrong numbers, dtypes or shapes or too many samples (nothing is computed then), EngineError if
         the engine failed on all requests or has another batch, WorkerCrash if the worker is lost. A call that is cancelled does
         not stop the batch: the worker stays busy until it is done.
         """
@@ -162,16 +162,16 @@ class OneModel(ABC):
         """End what a start that failed has left."""
 
     def _check(self, requests: Sequence[Sequence[Array]], index: int) -> list[int]:
-        """Images of each request of a batch that may begin now. Raises as `Worker.run`."""
+        """Samples of each request of a batch that may begin now. Raises as `Worker.run`."""
         info = self.info
         if not 0 <= index < len(info.ratios):
             raise ConfigError(f"ratio index {index} is outside 0..{len(info.ratios) - 1}")
-        images = count_images(info, requests, self.options.max_batch)
+        samples = count_samples(info, requests, self.options.max_batch)
         if not self.alive:
             raise self._crash or WorkerCrash("the worker has been stopped")
         if self.busy:
             raise EngineError("the worker has a batch already: it computes one at a time")
-        return images
+        return samples
 
     def _lose(self, crash: WorkerCrash) -> None:
         self._crash = crash

@@ -1,7 +1,7 @@
 """A worker's process: `python -m bitdial.serving.worker.child SOCKET MEMORY FILE PARENT` (descriptors, and the parent's id).
 
 Messages (see `frames`): first {"path", "engine", "options", "max_batch", "name"} comes, and {"info": ModelInfo} goes, or
-{"error": [class, message]} and the process ends. Then, for every {"images": [per request], "index"}, with the inputs in shared
+{"error": [class, message]} and the process ends. Then, for every {"samples": [per request], "index"}, with the inputs in shared
 memory, {"compute": seconds, "checked": [per request] if any is bad} goes, with the outputs of the good requests in shared memory,
 or {"error": ...}. The process ends when the socket closes.
 """
@@ -91,14 +91,14 @@ def _serve(frames: BlockingFrames, model: LoadedModel, memory: BatchMemory, faul
     while (message := frames.receive()) is not None:
         fault.at_batch()
         try:
-            images: list[int] = message["images"]
-            outputs, compute, checked = model.run(memory.inputs(sum(images)), images, message["index"])
+            samples: list[int] = message["samples"]
+            outputs, compute, checked = model.run(memory.inputs(sum(samples)), samples, message["index"])
             answer: Message = {"compute": compute}
             if any(checked):
                 answer["checked"] = checked
-                images = [n for n, problem in zip(images, checked, strict=True) if not problem]
-            if images:
-                for target, array in zip(memory.outputs(sum(images)), outputs, strict=True):
+                samples = [n for n, problem in zip(samples, checked, strict=True) if not problem]
+            if samples:
+                for target, array in zip(memory.outputs(sum(samples)), outputs, strict=True):
                     if target.shape != array.shape:
                         raise ValueError(f"an output has shape {array.shape}, {target.shape} was expected")
                     target[...] = array

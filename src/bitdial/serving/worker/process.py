@@ -112,28 +112,28 @@ class ProcessWorker(OneModel):
     # ---- batches ---------------------------------------------------------------------------------------------------------
 
     async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
-        images = self._check(requests, index)
+        samples = self._check(requests, index)
         assert self._memory is not None and self._frames is not None
-        fill(self.info, self._memory.inputs(sum(images)), requests)
+        fill(self.info, self._memory.inputs(sum(samples)), requests)
         loop = asyncio.get_running_loop()
         self.busy = True
         self._reply = reply = loop.create_future()
         self._sent = loop.time()
         if self._timer is None:
             self._timer = loop.call_at(self._sent + self.options.patience, self._watch)
-        self._frames.send({"images": images, "index": index})
+        self._frames.send({"samples": samples, "index": index})
         try:
             message = await reply
             if "error" in message:
                 raise error_from_json(message["error"])
-            checked = message.get("checked") or [""] * len(images)
-            good = sum(n for n, problem in zip(images, checked, strict=True) if not problem)
+            checked = message.get("checked") or [""] * len(samples)
+            good = sum(n for n, problem in zip(samples, checked, strict=True) if not problem)
             # One copy, of which each request gets its part; before anything else can put a batch into the memory.
             outputs = [a.copy() for a in self._memory.outputs(good)] if good else []
         finally:
             if reply.done() and not reply.cancelled():
                 self._freed(False)
-        return Result(split(self.info, outputs, images, checked), index, message["compute"], checked)
+        return Result(split(self.info, outputs, samples, checked), index, message["compute"], checked)
 
     def _freed(self, abandoned: bool) -> None:
         self._overdue = False

@@ -68,13 +68,13 @@ class ThreadWorker(OneModel):
         self._jobs.put(None)
 
     async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
-        images, model = self._check(requests, index), self._model
+        samples, model = self._check(requests, index), self._model
         assert model is not None
 
         def compute() -> tuple[list[list[Array]], float, list[str]]:
             inputs = join(model.info, requests)
-            outputs, seconds, checked = model.run(inputs, images, index)
-            return split(model.info, [o.copy() for o in outputs], images, checked), seconds, checked
+            outputs, seconds, checked = model.run(inputs, samples, index)
+            return split(model.info, [o.copy() for o in outputs], samples, checked), seconds, checked
 
         outputs, seconds, checked = await self._submit(compute, self.options.patience, "the worker did not answer for")
         return Result(outputs, index, seconds, checked)

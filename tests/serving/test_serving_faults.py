@@ -49,7 +49,8 @@ from bitdial.serving.server import model as model_module
 from bitdial.serving.server import run as run_module
 from bitdial.serving.server.config import ServerConfig, make_config
 from bitdial.serving.server.connection import GuardedProtocol
-from bitdial.serving.worker import Result, WorkerCrash
+from bitdial.serving.worker.base import Result
+from bitdial.serving.worker.errors import WorkerCrash
 from bitdial.serving.worker.pool import Lease
 
 HEADER_TIME, BODY_TIME = 0.4, 0.5

@@ -29,21 +29,14 @@ from bitdial.engines.cpu import native
 from bitdial.errors import ArtifactError, BitdialError, ConfigError, EngineError, InputError
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.serving.supervision import Supervisor
-from bitdial.serving.worker import (
-    Candidate,
-    ProcessWorker,
-    Result,
-    SignatureError,
-    UnservableError,
-    Worker,
-    WorkerCrash,
-    WorkerOptions,
-    WorkerPool,
-    measure_table,
-)
 from bitdial.serving.worker import process as process_module
+from bitdial.serving.worker.base import Result, Worker, WorkerOptions
+from bitdial.serving.worker.calibration import measure_table
+from bitdial.serving.worker.errors import SignatureError, UnservableError, WorkerCrash
 from bitdial.serving.worker.frames import AsyncFrames
 from bitdial.serving.worker.model import LoadedModel
+from bitdial.serving.worker.pool import Candidate, WorkerPool
+from bitdial.serving.worker.process import ProcessWorker
 from bitdial.serving.worker.thread import ThreadWorker
 
 ENGINE = "reference" if native.missing() else "cpu"
@@ -56,7 +49,7 @@ QUICK = {
     "shift_choice": "value_error",
     "keep_answers": 0.0,  # random weights: no ratio is sound
 }
-OPTIONS = WorkerOptions(ENGINE, {"kernels": "fixed"} if ENGINE == "cpu" else {}, max_batch=8)
+OPTIONS = WorkerOptions(engine=ENGINE, engine_options={"kernels": "fixed"} if ENGINE == "cpu" else {}, max_batch=8)
 
 
 def options(**changes: Any) -> WorkerOptions:
@@ -209,7 +202,7 @@ def test_a_worker_gives_the_engines_bits_at_every_ratio(models: SimpleNamespace)
 
 def test_the_reference_engine_serves_too(models: SimpleNamespace) -> None:
     async def job() -> None:
-        worker = ThreadWorker(models.a, WorkerOptions("reference", {"threads": 1, "batch_hint": 4}))
+        worker = ThreadWorker(models.a, WorkerOptions(engine="reference", engine_options={"threads": 1, "batch_hint": 4}))
         info = await worker.start()
         assert info.engine["name"] == "reference" and info.engine["processor"]
         await check_bits(worker, models.a)
@@ -247,7 +240,7 @@ def test_one_bad_request_does_not_spoil_a_batch(models: SimpleNamespace) -> None
 
 def test_whole_numbers_out_of_range_blame_their_request_only(models: SimpleNamespace) -> None:
     async def job() -> None:
-        worker = ThreadWorker(models.text, WorkerOptions("reference", max_batch=8))
+        worker = ThreadWorker(models.text, WorkerOptions(engine="reference", max_batch=8))
         info = await worker.start()
         assert [str(t) for t in info.inputs] == ["int64[N, 5]", "float32[N, 16]"]
         rng = np.random.default_rng(0)
@@ -274,8 +267,8 @@ def test_files_that_cannot_be_served_give_typed_errors(models: SimpleNamespace, 
             (tmp_path / "none.bitdial", OPTIONS, ArtifactError, "none.bitdial"),
             (tmp_path, OPTIONS, ArtifactError, "no regular file"),
             (models.corrupt, OPTIONS, ArtifactError, "corrupt.bitdial.*get a sound copy"),
-            (models.a, WorkerOptions("abacus"), EngineError, "unknown engine 'abacus'"),
-            (models.a, WorkerOptions(ENGINE, {"speed": 3}), EngineError, "no option"),
+            (models.a, WorkerOptions(engine="abacus"), EngineError, "unknown engine 'abacus'"),
+            (models.a, WorkerOptions(engine=ENGINE, engine_options={"speed": 3}), EngineError, "no option"),
         ]
         for path, chosen, kind, says in cases:
             for worker in both_kinds(path, chosen):
@@ -283,7 +276,7 @@ def test_files_that_cannot_be_served_give_typed_errors(models: SimpleNamespace, 
                     await worker.start()
                 assert not worker.alive
                 await worker.stop()
-        worker = ThreadWorker(models.interleaved, WorkerOptions("reference"))
+        worker = ThreadWorker(models.interleaved, WorkerOptions(engine="reference"))
         with pytest.raises(UnservableError, match="output .* along which the samples"):
             await worker.start()
 
@@ -498,10 +491,11 @@ def test_signals_to_the_group_leave_the_child_to_its_parent(models: SimpleNamesp
 
 PARENT = """
     import asyncio, sys
-    from bitdial.serving.worker import ProcessWorker, WorkerOptions
+    from bitdial.serving.worker.base import WorkerOptions
+    from bitdial.serving.worker.process import ProcessWorker
 
     async def main():
-        worker = ProcessWorker(sys.argv[1], WorkerOptions(sys.argv[2], max_batch=2))
+        worker = ProcessWorker(sys.argv[1], WorkerOptions(engine=sys.argv[2], max_batch=2))
         info = await worker.start()
         asyncio.create_task(worker.run([[__import__("numpy").zeros((1, 3, 8, 8), "float32")]], 0))
         await asyncio.sleep(0.05)
@@ -510,6 +504,13 @@ PARENT = """
 
     asyncio.run(main())
 """
+
+
+def test_a_worker_process_imports_nothing_of_the_server() -> None:
+    program = "import sys, bitdial.serving.worker.child; print(*sys.modules)"
+    modules = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
+    assert "bitdial.serving.worker.model" in modules
+    assert not modules & {"bitdial.serving.control", "bitdial.serving.worker.pool", "pydantic", "uvicorn", "torch"}
 
 
 def test_a_child_dies_with_its_parent_and_neither_needs_torch(models: SimpleNamespace) -> None:

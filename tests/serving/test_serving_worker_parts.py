@@ -19,21 +19,15 @@ from hypothesis import strategies as st
 
 from bitdial import errors
 from bitdial.errors import ArtifactError, BitdialError, ConfigError, EngineError, InputError
-from bitdial.serving.worker import (
-    ModelInfo,
-    Result,
-    SignatureError,
-    TensorInfo,
-    WorkerCrash,
-    WorkerOptions,
-    calibration,
-)
+from bitdial.serving.worker import calibration
+from bitdial.serving.worker.base import Result, WorkerOptions
 from bitdial.serving.worker.batching import count_samples, fill, join, split
 from bitdial.serving.worker.calibration import batch_sizes, make_table, measure_table, random_request
-from bitdial.serving.worker.errors import error_from_json, error_to_json
+from bitdial.serving.worker.errors import SignatureError, WorkerCrash, error_from_json, error_to_json
 from bitdial.serving.worker.faults import Fault
 from bitdial.serving.worker.file import ModelFile, anonymous_file, read_descriptor
 from bitdial.serving.worker.frames import AsyncFrames, BlockingFrames, Decoder, FrameError, encode
+from bitdial.serving.worker.info import ModelInfo, TensorInfo
 from bitdial.serving.worker.memory import BatchMemory
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,7 +128,7 @@ def simulate(
             "command": "simulate",
             "table": str(table),
             "load": {"text": played.text, "requests": requests.arrivals.size, "seconds": played.seconds, "samples": samples},
-            "settings": asdict(settings),
+            "settings": settings.model_dump(),
             "fleet": {**fleet.model_dump(), "replicas": "auto" if automatic else fleet.replicas},
             "noise": spread.model_dump(),
             "seed": seed,
@@ -178,7 +177,9 @@ def read_table(path: Path, max_batch: int, terminal: Terminal) -> ServiceTable:
 
 
 async def _measure(path: Path, max_batch: int, terminal: Terminal) -> ServiceTable:
-    from bitdial.serving.worker import ProcessWorker, WorkerOptions, measure_table
+    from bitdial.serving.worker.base import WorkerOptions
+    from bitdial.serving.worker.calibration import measure_table
+    from bitdial.serving.worker.process import ProcessWorker
 
     worker = ProcessWorker(path, WorkerOptions(max_batch=max_batch))
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,6 +137,6 @@ def _follow(
         return Scripted(script)
 
     # It has decided what is dropped; the scheduler's estimate of what will be late must not decide again.
-    trusting = dataclasses.replace(settings, refuse_late=False, max_wait=0.0)
+    trusting = settings.updated(refuse_late=False, max_wait=0.0)
     outcome = simulate(table, trusting, make, load, fleet, Noise(batch=0.0), 0, progress=progress)
     return ComparisonRow(ORACLE, summarize(outcome, table, settings.slo), outcome, schedule)

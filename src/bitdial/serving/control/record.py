@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any, TextIO
 
 from bitdial.errors import ConfigError
 from bitdial.serving.control.policies import make_policy
 from bitdial.serving.control.queue import Request
-from bitdial.serving.control.scheduler import Batch, Scheduler, Settings
+from bitdial.serving.control.scheduler import Batch, Scheduler
+from bitdial.serving.control.settings import Settings
 from bitdial.serving.control.table import ServiceTable
 
 
@@ -28,7 +28,7 @@ class Recorder:
                 "format": "bitdial-decisions",
                 "version": 1,
                 "table": table.as_json(),
-                "settings": asdict(settings),
+                "settings": settings.model_dump(),
                 "policy": policy,
                 "workers": workers,
             }

@@ -10,91 +10,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bitdial.errors import ConfigError
 from bitdial.serving.control.queue import Request, RequestQueue
 from bitdial.serving.control.rate import ArrivalRate
+from bitdial.serving.control.settings import Settings
 from bitdial.serving.control.table import CorrectedTable, ServiceTable
 from bitdial.serving.control.view import Policy, View
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a model is served. Seconds and samples.
-
-    slo            an answer should be ready so soon after its request came
-    timeout        a request that cannot be answered so soon is dropped; None: the SLO
-    max_batch      samples of the largest batch; a larger request would run alone (the server refuses it)
-    max_wait       how long a batch that is not full waits for more requests while a worker is free
-    max_queue      requests that may wait; more are refused
-    max_ratio      the dial is never turned further; None: than the table's ceiling, if it has one
-    min_accuracy   nor to a ratio whose expected accuracy (0..1) is below this
-    refuse_late    refuse at once what could not be answered in time even at the top ratio
-    """
-
-    slo: float = 0.1
-    timeout: float | None = None
-    max_batch: int = 32
-    max_wait: float = 0.0
-    max_queue: int = 1024
-    max_ratio: float | None = None
-    min_accuracy: float | None = None
-    refuse_late: bool = True
-
-    def __post_init__(self) -> None:
-        def check(ok: bool, what: str) -> None:
-            if not ok:
-                raise ConfigError(what)
-
-        check(math.isfinite(self.slo) and self.slo > 0, f"slo must be a positive time, got {self.slo}")
-        check(self.timeout is None or self.timeout > 0, f"timeout must be positive, got {self.timeout}")
-        check(self.max_batch >= 1, f"max_batch must be at least 1, got {self.max_batch}")
-        check(
-            math.isfinite(self.max_wait) and self.max_wait >= 0, f"max_wait must not be negative, got {self.max_wait}"
-        )
-        check(self.max_queue >= 1, f"max_queue must be at least 1, got {self.max_queue}")
-        check(self.max_ratio is None or 0 <= self.max_ratio <= 1, f"max_ratio must lie in 0..1, got {self.max_ratio}")
-        check(
-            self.min_accuracy is None or 0 <= self.min_accuracy <= 1,
-            f"min_accuracy must lie in 0..1, got {self.min_accuracy}",
-        )
-
-    def allowed(self, table: ServiceTable) -> list[int]:
-        """Ratio indices within max_ratio and min_accuracy, ascending. Raises ConfigError if none is."""
-        limit = self._limit(table)
-        allowed = list(range(table.at_or_below(limit) + 1))
-        if not allowed:
-            raise ConfigError(f"max_ratio {limit} is below the model's smallest ratio, {table.ratios[0]}")
-        if self.min_accuracy is not None:
-            expected = table.expected
-            if any(expected[i] is None for i in allowed):
-                raise ConfigError(
-                    "min_accuracy needs a measured accuracy at every ratio, and the model has none: quantize with evaluation "
-                    "data, or limit the dial with max_ratio"
-                )
-            kept = [i for i in allowed if (expected[i] or 0.0) >= self.min_accuracy]
-            if not kept:
-                raise ConfigError(
-                    f"min_accuracy {self.min_accuracy} is above what any ratio reaches (at most {expected[allowed[0]]}; a higher "
-                    "accuracy at a higher ratio counts as noise)"
-                )
-            allowed = kept
-        return allowed
-
-    def _limit(self, table: ServiceTable) -> float:
-        if self.max_ratio is not None:
-            return self.max_ratio
-        # A ceiling below a band's smallest ratio leaves that one: something must run.
-        return 1.0 if table.ceiling is None else max(table.ceiling, table.ratios[0])
-
-    def bound_by(self, table: ServiceTable) -> str:
-        """What keeps the dial from the table's last ratio: "min_accuracy", "max_ratio", "model file" (its ceiling), or "" if
-        nothing does."""
-        top = self.allowed(table)[-1]
-        if top == len(table.ratios) - 1:
-            return ""
-        if table.ratios[top + 1] <= self._limit(table) + 1e-9:
-            return "min_accuracy"
-        return "model file" if self.max_ratio is None else "max_ratio"
 
 
 @dataclass(frozen=True)

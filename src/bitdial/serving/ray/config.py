@@ -11,8 +11,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bitdial.errors import ConfigError
 from bitdial.serving.control import ServiceTable
+from bitdial.serving.control.settings import Positive
 from bitdial.serving.ray.scaling import ScalingSettings, WorkPolicy, policy_arguments
-from bitdial.serving.server.config import KEY_VARIABLE, ModelConfig, Positive, ServerConfig, explain
+from bitdial.serving.server.config import KEY_VARIABLE, ModelConfig, ServerConfig, explain
 from bitdial.settings import setting
 
 DEPLOYMENT = "model"  # name of the one deployment in the application

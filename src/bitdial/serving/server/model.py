@@ -30,8 +30,11 @@ from bitdial.serving.protocol.request import RequestReader
 from bitdial.serving.server.exchange import carry_over, prepare_version
 from bitdial.serving.server.recording import Recording
 from bitdial.serving.supervision import Supervisor
-from bitdial.serving.worker import ModelInfo, SignatureError, WorkerCrash, WorkerOptions, WorkerPool, measure_table
-from bitdial.serving.worker.pool import Lease, MakeWorker
+from bitdial.serving.worker.base import WorkerOptions
+from bitdial.serving.worker.calibration import measure_table
+from bitdial.serving.worker.errors import SignatureError, WorkerCrash
+from bitdial.serving.worker.info import ModelInfo
+from bitdial.serving.worker.pool import Lease, MakeWorker, WorkerPool
 from bitdial.serving.worker.process import ProcessWorker
 
 Array = npt.NDArray[Any]
@@ -111,7 +114,7 @@ class ServedModel:
         self._given_table, self._registry, self._record = table, registry, record
         self._pool = WorkerPool(
             path,
-            dataclasses.replace(options or WorkerOptions(), max_batch=settings.max_batch, name=name),
+            (options or WorkerOptions()).updated(max_batch=settings.max_batch, name=name),
             workers=workers,
             make=make,
             on_free=self._wake,

@@ -29,8 +29,9 @@ from bitdial.serving.server.descriptors import connection_limit
 from bitdial.serving.server.model import ServedModel
 from bitdial.serving.server.routes import create_api
 from bitdial.serving.supervision import Supervisor
-from bitdial.serving.worker import ProcessWorker, WorkerOptions
+from bitdial.serving.worker.base import WorkerOptions
 from bitdial.serving.worker.pool import MakeWorker
+from bitdial.serving.worker.process import ProcessWorker
 from bitdial.serving.worker.scheduling import FRONT_SLICE, set_slice
 
 GRACE = 2.0  # seconds that connections get to take their last answers

@@ -3,52 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
 
 import numpy.typing as npt
+from pydantic import Field
 
 from bitdial.errors import ConfigError, EngineError
 from bitdial.serving.worker.batching import count_samples
 from bitdial.serving.worker.errors import WorkerCrash
 from bitdial.serving.worker.file import ModelFile
 from bitdial.serving.worker.info import ModelInfo
+from bitdial.settings import BaseConfig
 
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class WorkerOptions:
-    """How a model is loaded and watched. Seconds and samples.
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-    engine         name, None: the compiled one where it runs the model, else the reference engine
-    engine_options as the engine takes them (isa, threads, memory, kernels, batch_hint; device)
-    max_batch      samples of the largest batch; shared memory is laid out for it (pages are taken when first used)
-    name           of the model; None: from the file's name
-    patience       a batch that takes longer counts as hung, and its worker is killed
-    start_timeout  the same for loading the model
-    grace          how long `stop` waits for a running batch and for the process to end, before it is killed
-    """
 
-    engine: str | None = None
-    engine_options: Mapping[str, Any] = field(default_factory=dict)
-    max_batch: int = 32
-    name: str | None = None
-    patience: float = 30.0
-    start_timeout: float = 600.0
-    grace: float = 5.0
+class WorkerOptions(BaseConfig):
+    """How a model is loaded and watched."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.max_batch, bool) or not isinstance(self.max_batch, int) or not 1 <= self.max_batch <= 65536:
-            raise ConfigError(f"max_batch must be a whole number in 1..65536, got {self.max_batch!r}")
-        for what in ("patience", "start_timeout", "grace"):
-            seconds = getattr(self, what)
-            if not (math.isfinite(seconds) and seconds > 0):
-                raise ConfigError(f"{what} must be a positive time, got {seconds!r}")
+    engine: str | None = Field(
+        default=None, description="Name; None: the compiled one where it runs the model, else the reference."
+    )
+    engine_options: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="As the engine takes them (isa, threads, memory, kernels, batch_hint; device).",
+    )
+    max_batch: int = Field(
+        default=32, ge=1, le=65536, strict=True,
+        description="Samples of the largest batch; shared memory is laid out for it (pages are taken when first used).",
+    )  # fmt: skip
+    name: str | None = Field(default=None, description="Of the model; None: from the file's name.")
+    patience: Seconds = Field(default=30.0, description="A batch that takes longer counts as hung, and its worker is killed.")
+    start_timeout: Seconds = Field(default=600.0, description="The same for loading the model.")
+    grace: Seconds = Field(
+        default=5.0, description="How long `stop` waits for a running batch and for the process to end, before it is killed."
+    )
 
     @property
     def threads(self) -> int:

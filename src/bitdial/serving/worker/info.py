@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitdial.quantization.answers import KeptAnswers
-from bitdial.serving.control import ServiceTable
+
+if TYPE_CHECKING:
+    from bitdial.serving.control import ServiceTable
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from bitdial.serving.metrics import ModelMetrics  # noqa: E402
 from bitdial.serving.page import file_bytes  # noqa: E402
-from bitdial.serving.page.routes import STATIC, finite, history_json, page_router  # noqa: E402
+from bitdial.serving.page.routes import STATIC, history_json, page_router  # noqa: E402
+from bitdial.serving.protocol.response import plain_json  # noqa: E402
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ACCURACY = (0.9302, 0.9296, 0.9281, 0.9243, 0.9187)
@@ -251,7 +252,7 @@ def test_history_asks_for_fresh_gauges() -> None:
 
 
 def test_finite_drops_what_json_cannot_hold() -> None:
-    assert finite({"a": (1.5, math.inf), 2: [math.nan, "x", None, True]}) == {
+    assert plain_json({"a": (1.5, math.inf), 2: [math.nan, "x", None, True]}) == {
         "a": [1.5, None],
         "2": [None, "x", None, True],
     }

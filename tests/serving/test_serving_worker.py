@@ -34,6 +34,7 @@ from bitdial.serving.worker.base import Result, Worker, WorkerOptions
 from bitdial.serving.worker.calibration import measure_table
 from bitdial.serving.worker.errors import SignatureError, UnservableError, WorkerCrash
 from bitdial.serving.worker.frames import AsyncFrames
+from bitdial.serving.worker.info import ModelInfo
 from bitdial.serving.worker.model import LoadedModel
 from bitdial.serving.worker.pool import Candidate, WorkerPool
 from bitdial.serving.worker.process import ProcessWorker
@@ -548,6 +549,21 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setenv("BITDIAL_TEST_FAULT", f"slow:{seconds}")
 
 
+async def swap(
+    pool: WorkerPool, path: Path | None = None, before: Callable[[Candidate], Awaitable[None]] | None = None
+) -> ModelInfo:
+    """Put a new version to use, after `before`; if that raises, the old workers stay."""
+    candidate = await pool.prepare(path)
+    try:
+        if before is not None:
+            await before(candidate)
+    except BaseException:
+        await candidate.discard()
+        raise
+    pool.commit(candidate)
+    return candidate.info
+
+
 async def compute(pool: WorkerPool, requests: list[Any], index: int) -> Result:
     """A batch on the first worker that is free; an index below 0 counts from its last ratio."""
     while (lease := pool.lease()) is None:
@@ -770,7 +786,7 @@ def test_workers_restart_from_the_bytes_they_had(models: SimpleNamespace, tmp_pa
         assert pool.workers[0].info.digest == info.digest
         assert (await compute(pool, [request(1)], 1)).outputs[0][0].tobytes() == before
         path.write_bytes(models.b.read_bytes())
-        assert (await pool.swap()).ratios == (0.0, 1.0)
+        assert (await swap(pool)).ratios == (0.0, 1.0)
         await compute(pool, [request(1)], 1)
         await pool.stop()
 
@@ -820,7 +836,7 @@ def test_a_new_version_takes_over_without_losing_a_batch(
 
         while (leased := pool.lease()) is None:
             await asyncio.sleep(0)
-        info = await pool.swap(before=look)
+        info = await swap(pool, before=look)
         assert pool.info is info and info.ratios == (0.0, 1.0) and before == [2]
         assert (await leased.run([x], 2)).outputs[0][0].tobytes() == old  # as was decided for it
         await until(lambda: not leased.worker.alive)
@@ -853,7 +869,7 @@ def test_a_bad_new_version_leaves_the_old_one_in_place(models: SimpleNamespace) 
         ]
         for path, kind, says, before in cases:
             with pytest.raises(kind, match=says):
-                await pool.swap(path, before)
+                await swap(pool, path, before)
             assert pool.info is info and [w.pid for w in pool.workers if isinstance(w, ProcessWorker)] == pids
             assert (await compute(pool, [request(1)], 2)).outputs[0][0].tobytes() == expected
         await pool.stop()
@@ -866,7 +882,7 @@ def test_pools_of_threads_work_alike(models: SimpleNamespace) -> None:
         pool = WorkerPool(models.a, OPTIONS, workers=2, make=ThreadWorker)
         await pool.start()
         await asyncio.gather(*(compute(pool, [request(n % 3 + 1)], 1) for n in range(8)))
-        info = await pool.swap(models.b)
+        info = await swap(pool, models.b)
         assert info.ratios == (0.0, 1.0)
         await compute(pool, [request(1)], 1)
         await pool.stop()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from bitdial.errors import ConfigError
 from bitdial.serving.control.planned import Planned
 from bitdial.serving.control.table import ServiceTable
-from bitdial.serving.control.view import Candidates, Policy, View, deadline_slack
+from bitdial.serving.control.view import Candidates, Policy, View, at_most, deadline_slack
 
 
 class Fixed:
@@ -23,8 +23,7 @@ class Fixed:
 
     def top(self, table: ServiceTable, allowed: Sequence[int]) -> int:
         """The one index that it chooses: what could be in time at a higher one is of no use to it."""
-        at = table.at_or_below(self.ratio)
-        return max((i for i in allowed if i <= at), default=allowed[0])
+        return at_most(allowed, table.at_or_below(self.ratio))
 
     rest = top
 
@@ -165,7 +164,7 @@ class Scripted:
     def choose(self, view: View) -> int:
         id = view.queue[0].id - self.first
         wanted = self.indices[id] if 0 <= id < len(self.indices) else view.allowed[-1]
-        return max((i for i in view.allowed if i <= wanted), default=view.allowed[0])
+        return at_most(view.allowed, wanted)
 
 
 POLICIES: dict[str, Callable[..., Policy]] = {

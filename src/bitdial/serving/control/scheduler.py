@@ -14,7 +14,7 @@ from bitdial.serving.control.queue import Request, RequestQueue
 from bitdial.serving.control.rate import ArrivalRate
 from bitdial.serving.control.settings import Settings
 from bitdial.serving.control.table import CorrectedTable, ServiceTable
-from bitdial.serving.control.view import Policy, View
+from bitdial.serving.control.view import Policy, View, at_most
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,6 @@ class Scheduler:
         sizes = [b for b in table.batches if b < self.settings.max_batch] + [self.settings.max_batch]
         best = max(table.throughput(top, b) for b in sizes)
         return next(b for b in sizes if table.throughput(top, b) >= 0.97 * best)
-
-    def at_most(self, index: int) -> int:
-        """The largest allowed ratio index at or below `index`; the smallest one if there is none."""
-        return max((i for i in self.allowed if i <= index), default=self.allowed[0])
 
     # ---- requests in -----------------------------------------------------------------------------------------------------
 
@@ -230,7 +226,7 @@ class Scheduler:
         self._turn(now, index)
         head = self.queue[0]
         # The dial's wish is limited by the caller who is next; others join if they accept as much.
-        index = self.at_most(min(index, head.cap))
+        index = at_most(self.allowed, min(index, head.cap))
         positions, samples = self._head(now, index)
         requests = self.queue.take(positions)
         expected = self.table.latency(index, samples)

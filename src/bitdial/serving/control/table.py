@@ -6,7 +6,7 @@ import bisect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -112,18 +112,7 @@ class ServiceTable:
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able; `from_json` reads it back."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "ratios": list(self.ratios),
-            "batches": list(self.batches),
-            "seconds": [list(row) for row in self.seconds],
-            "accuracy": list(self.accuracy),
-            "about": dict(self.about),
-            "agreement": list(self.agreement),
-            "samples": self.samples,
-            "ceiling": self.ceiling,
-        }
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @staticmethod
     def from_json(text: str | bytes | Mapping[str, Any], name: str = "service table") -> ServiceTable:

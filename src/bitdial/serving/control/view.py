@@ -63,6 +63,11 @@ class Policy(Protocol):
     def choose(self, view: View) -> int: ...
 
 
+def at_most(allowed: Sequence[int], index: int) -> int:
+    """The largest allowed ratio index at or below `index`; the smallest one if there is none."""
+    return max((i for i in allowed if i <= index), default=allowed[0])
+
+
 class Candidates:
     """The useful ratios of a view (`useful_ratios`), worked out again only when the table or the limits change."""
 

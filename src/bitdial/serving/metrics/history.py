@@ -30,12 +30,6 @@ class Second:
     seen, `index` the last.
     """
 
-    __slots__ = (
-        "accuracy", "answered", "answered_samples", "arrivals", "arrived_samples", "batch_samples", "batches", "cancelled",
-        "compute", "depth", "depth_samples", "expired", "failed", "index", "invalid", "known", "late", "latencies", "met",
-        "oldest", "queue", "ratio", "shed", "switches", "text", "time", "worst",
-    )  # fmt: skip
-
     def __init__(self, time: int) -> None:
         self.time = time
         self.arrivals = self.arrived_samples = self.answered = self.answered_samples = self.met = self.late = 0

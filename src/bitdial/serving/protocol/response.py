@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,7 @@ def error_body(message: str) -> bytes:
 
 def plain_json(value: Any) -> Any:
     """`value` with what JSON lacks turned into what it has: NumPy scalars into numbers, NaN and infinity into null."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(k): plain_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_json(v) for v in value]

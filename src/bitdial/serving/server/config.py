@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bitdial.errors import ConfigError
+from bitdial.serving.control import ServiceTable
 from bitdial.serving.control.policies import make_policy
 from bitdial.serving.control.settings import BATCHING, DIAL, Positive, Settings, Share
 from bitdial.settings import Strict, setting
@@ -67,6 +68,16 @@ class ModelOptions(Strict):
     def _known_policy(cls, value: str) -> str:
         make_policy(value)  # a ConfigError is a ValueError, which pydantic collects
         return value
+
+    def read_table(self) -> ServiceTable | None:
+        """The service times in the file `table`, if one is named. Raises ConfigError."""
+        if self.table is None:
+            return None
+        try:
+            with open(self.table, "rb") as stream:
+                return ServiceTable.from_json(stream.read(1 << 24), str(self.table))
+        except OSError as error:
+            raise ConfigError(f"--table {self.table} cannot be read: {error.strerror}") from None
 
     def settings(self) -> Settings:
         """For the scheduler, in seconds."""

@@ -152,18 +152,22 @@ class ServedModel:
         """Whether it is about to stop: connections should end with their answers."""
         return self.state == "draining"
 
+    def not_ready(self) -> NotReady:
+        """The error of what it cannot do in this state."""
+        return NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0, closes=self.closing)
+
     @property
     def info(self) -> ModelInfo:
         """Of the file in use. Raises NotReady before it is loaded."""
         if self._scheduler is None:
-            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+            raise self.not_ready()
         return self._pool.info
 
     @property
     def scheduler(self) -> Scheduler:
         """The one in use. Raises NotReady before the model is loaded."""
         if self._scheduler is None:
-            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+            raise self.not_ready()
         return self._scheduler
 
     @property
@@ -190,7 +194,7 @@ class ServedModel:
     def reader(self) -> RequestReader:
         """Of requests to this model. Raises NotReady before it is loaded."""
         if self._reader is None:
-            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+            raise self.not_ready()
         return self._reader
 
     def largest_body(self) -> int:
@@ -271,7 +275,7 @@ class ServedModel:
         scheduler, metrics, now = self.scheduler, self.metrics, self.clock()
         assert metrics is not None
         if self.state != "ready":
-            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0, closes=self.closing)
+            raise self.not_ready()
         arrived = now if arrived is None else min(arrived, now)
         metrics.arrived(now, samples)
         if samples > self.settings.max_batch:
@@ -488,7 +492,7 @@ class ServedModel:
         """
         async with self._reloading:
             if self.state != "ready" or self.metrics is None:
-                raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+                raise self.not_ready()
             self.supervisor.hurry()
             try:
                 changed = await self._exchange()
@@ -521,7 +525,7 @@ class ServedModel:
             return False
         if self.state != "ready":
             await version.candidate.discard()
-            raise NotReady(f"model '{self.name}' is {self.state}")
+            raise self.not_ready()
         self._pool.commit(version.candidate)
         self._adopt(version.candidate.info, version.table)
         self._dispatching.worked()  # by a new scheduler, until it proves otherwise

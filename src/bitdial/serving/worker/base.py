@@ -46,6 +46,11 @@ class WorkerOptions(BaseConfig):
         default=5.0, description="How long `stop` waits for a running batch and for the process to end, before it is killed."
     )
 
+    def loading(self) -> dict[str, Any]:
+        """What `model.LoadedModel` takes of it."""
+        options = dict(self.engine_options)
+        return {"engine": self.engine, "options": options, "max_batch": self.max_batch, "name": self.name}
+
     @property
     def threads(self) -> int:
         """Threads that the worker's engine is to use."""

@@ -1,6 +1,6 @@
 """A worker's process: `python -m bitdial.serving.worker.child SOCKET MEMORY FILE PARENT` (descriptors, and the parent's id).
 
-Messages (see `frames`): first {"path", "engine", "options", "max_batch", "name"} comes, and {"info": ModelInfo} goes, or
+Messages (see `frames`): first {"path", "loading": as `LoadedModel` takes it} comes, and {"info": ModelInfo} goes, or
 {"error": [class, message]} and the process ends. Then, for every {"samples": [per request], "index"}, with the inputs in shared
 memory, {"compute": seconds, "checked": [per request] if any is bad} goes, with the outputs of the good requests in shared memory,
 or {"error": ...}. The process ends when the socket closes.
@@ -67,16 +67,9 @@ def _load(frames: BlockingFrames, memory: int, file: int, fault: Fault) -> tuple
     try:
         data = read_descriptor(file, wanted["path"])
         os.close(file)
-        model = LoadedModel(
-            data,
-            wanted["path"],
-            engine=wanted["engine"],
-            options=wanted["options"],
-            max_batch=wanted["max_batch"],
-            name=wanted["name"],
-        )
+        model = LoadedModel(data, wanted["path"], **wanted["loading"])
         del data
-        shared = BatchMemory(memory, model.info, wanted["max_batch"], grow=True)
+        shared = BatchMemory(memory, model.info, wanted["loading"]["max_batch"], grow=True)
         os.close(memory)
     except Exception as error:
         frames.send(_report(error))

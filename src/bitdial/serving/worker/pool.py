@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -305,7 +304,8 @@ class WorkerPool:
         return candidate
 
     def commit(self, candidate: Candidate) -> None:
-        """Put new workers in the place of the old, in one step. Batches that run on old ones finish; then those end."""
+        """Put new workers in the place of the old, in one step. Old ones that are leased end with their leases. Nothing is
+        awaited here, so that the caller can adapt to other ratios before anything else runs on the event loop."""
         old, file = self._places, self._file
         for place in old:
             place.retired = True
@@ -319,29 +319,6 @@ class WorkerPool:
         self.path = candidate.file.path
         self._install(candidate)
         self._tell(self.on_free)
-
-    async def swap(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        before: Callable[[Candidate], Awaitable[None]] | None = None,
-    ) -> ModelInfo:
-        """`prepare`, then `before` (to measure the new version, say; if it raises, the old workers stay), then `commit`.
-
-        Nothing else runs on the event loop between the exchange and this call's return when it is awaited directly, so that
-        the caller can adapt to other ratios first.
-        """
-        candidate = await self.prepare(path)
-        try:
-            if before is not None:
-                await before(candidate)
-            if self._stopped:
-                raise WorkerCrash("the workers have been stopped")
-        except BaseException:
-            with contextlib.suppress(BitdialError):
-                await candidate.discard()
-            raise
-        self.commit(candidate)
-        return candidate.info
 
 
 async def _open(path: str) -> ModelFile:

@@ -55,15 +55,7 @@ class ProcessWorker(OneModel):
                 raise EngineError(f"no process could be started for a worker: {error}") from error
             assert self._frames is not None
             self._reply = reply = asyncio.get_running_loop().create_future()
-            self._frames.send(
-                {
-                    "path": file.path,
-                    "engine": self.options.engine,
-                    "options": dict(self.options.engine_options),
-                    "max_batch": self.options.max_batch,
-                    "name": self.options.name,
-                }
-            )
+            self._frames.send({"path": file.path, "loading": self.options.loading()})
             # Not wait_for: before Python 3.12 it drops a cancellation that comes in the moment of the reply, and the worker
             # would run on with nobody to stop it.
             await asyncio.wait({reply}, timeout=self.options.start_timeout)

@@ -34,7 +34,7 @@ class ThreadWorker(OneModel):
 
     async def _load(self, file: ModelFile) -> ModelInfo:
         self._loop = asyncio.get_running_loop()
-        options, path = self.options, file.path
+        path = file.path
         try:
             descriptor = os.dup(file.fileno())  # the file may be closed while the thread still reads
             try:
@@ -52,14 +52,7 @@ class ThreadWorker(OneModel):
                 data = read_descriptor(descriptor, path)
             finally:
                 os.close(descriptor)
-            return LoadedModel(
-                data,
-                path,
-                engine=options.engine,
-                options=options.engine_options,
-                max_batch=options.max_batch,
-                name=options.name,
-            )
+            return LoadedModel(data, path, **self.options.loading())
 
         self._model = await self._submit(load, self.options.start_timeout, f"{path}: loading took longer than")
         return self._model.info

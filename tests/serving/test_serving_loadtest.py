@@ -419,6 +419,12 @@ def test_damaged_results_raise_data_errors_only(data: st.DataObject) -> None:
         assert isinstance(result_from_json(json.dumps(document)), Result)
 
 
+def test_results_that_count_images_are_read() -> None:
+    document = json.loads(result_json(replace(small(), samples=3)))
+    document["images"] = document.pop("samples")
+    assert result_from_json(json.dumps(document)).samples == 3
+
+
 def test_labelled_files(tmp_path: Path) -> None:
     good = tmp_path / "good.npz"
     np.savez(good, images=np.zeros((3, 2), np.float32), labels=np.arange(3, dtype=np.uint8))

@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy.typing as npt
 from pydantic import Field
@@ -74,50 +74,13 @@ class Result:
     checked: list[str]
 
 
-class Worker(Protocol):
-    """One model on one engine, one batch at a time. Belongs to the event loop that it was started on."""
+class Worker(ABC):
+    """One model on one engine, one batch at a time. Belongs to the event loop that it was started on.
 
-    on_lost: Callable[[WorkerCrash], None] | None  # called once if the worker dies or hangs, running a batch or not
-    on_free: Callable[[], None] | None  # called when it has ended a batch whose call was cancelled
-
-    @property
-    def info(self) -> ModelInfo:
-        """Known once started."""
-        ...
-
-    @property
-    def alive(self) -> bool:
-        """Started, and neither stopped nor lost."""
-        ...
-
-    @property
-    def busy(self) -> bool:
-        """Whether it has a batch, even if nobody waits for that any more."""
-        ...
-
-    async def start(self) -> ModelInfo:
-        """Load the model and run it once at every ratio. Raises BitdialError (ArtifactError, EngineError, UnservableError, ...,
-        WorkerCrash if it dies at that); then nothing is left running."""
-        ...
-
-    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
-        """Compute requests, each one array per input, together at ratio index `index`.
-
-        Raises InputError for wrong numbers, dtypes or shapes or too many samples (nothing is computed then), EngineError if
-        the engine failed on all requests or has another batch, WorkerCrash if the worker is lost. A call that is cancelled does
-        not stop the batch: the worker stays busy until it is done.
-        """
-        ...
-
-    async def stop(self) -> None:
-        """Let a running batch finish, end the worker and free all it held; may be called more than once."""
-        ...
-
-
-class OneModel(ABC):
-    """What workers share whatever they run in: a file that is loaded once, and batches one at a time. See `Worker`.
-
-    The model's file is given by path, or open (then it remains the caller's to close).
+    model      its file, by path, or open (then it remains the caller's to close)
+    on_lost    called once if the worker dies or hangs, running a batch or not
+    on_free    called when it has ended a batch whose call was cancelled
+    busy       it has a batch, even if nobody waits for that any more
     """
 
     def __init__(self, model: str | os.PathLike[str] | ModelFile, options: WorkerOptions | None = None) -> None:
@@ -131,15 +94,19 @@ class OneModel(ABC):
 
     @property
     def info(self) -> ModelInfo:
+        """Known once started."""
         if self._info is None:
             raise EngineError("the worker has not been started")
         return self._info
 
     @property
     def alive(self) -> bool:
+        """Started, and neither stopped nor lost."""
         return self._info is not None and self._crash is None and not self._stopping
 
     async def start(self) -> ModelInfo:
+        """Load the model and run it once at every ratio. Raises BitdialError (ArtifactError, EngineError, UnservableError, ...,
+        WorkerCrash if it dies at that); then nothing is left running."""
         if self._begun or self._stopping:
             raise EngineError("a worker can be started once: make a new one")
         self._begun = True
@@ -154,6 +121,21 @@ class OneModel(ABC):
                 await self._abandon()
                 raise
             return self._info
+
+    @abstractmethod
+    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
+        """Compute requests, each one array per input, together at ratio index `index`.
+
+        Raises InputError for wrong numbers, dtypes or shapes or too many samples (nothing is computed then), EngineError if
+        the engine failed on all requests or has another batch, WorkerCrash if the worker is lost. A call that is cancelled does
+        not stop the batch: the worker stays busy until it is done.
+        """
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Let a running batch finish, end the worker and free all it held; may be called more than once."""
+
+    # ---- for those that make it ------------------------------------------------------------------------------------------
 
     @abstractmethod
     async def _load(self, file: ModelFile) -> ModelInfo: ...

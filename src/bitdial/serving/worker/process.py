@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from bitdial.errors import EngineError
-from bitdial.serving.worker.base import Array, OneModel, Result, WorkerOptions
+from bitdial.serving.worker.base import Array, Result, Worker, WorkerOptions
 from bitdial.serving.worker.batching import fill, split
 from bitdial.serving.worker.errors import WorkerCrash, error_from_json
 from bitdial.serving.worker.file import ModelFile, anonymous_file
@@ -24,7 +24,7 @@ from bitdial.serving.worker.memory import BatchMemory
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # until the child ignores them itself
 
 
-class ProcessWorker(OneModel):
+class ProcessWorker(Worker):
     """See `Worker`. The process ends with this one, or rather with the thread that called `start`. Its standard output goes to
     standard error."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bitdial.errors import EngineError
-from bitdial.serving.worker.base import Array, OneModel, Result, WorkerOptions
+from bitdial.serving.worker.base import Array, Result, Worker, WorkerOptions
 from bitdial.serving.worker.batching import join, split
 from bitdial.serving.worker.errors import WorkerCrash, error_from_json, error_to_json
 from bitdial.serving.worker.file import ModelFile, read_descriptor
@@ -21,7 +21,7 @@ from bitdial.serving.worker.model import LoadedModel
 _Job = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
 
-class ThreadWorker(OneModel):
+class ThreadWorker(Worker):
     """See `Worker`. No protection from crashes; a hung batch makes the worker lost, but its thread cannot be ended."""
 
     def __init__(self, model: str | os.PathLike[str] | ModelFile, options: WorkerOptions | None = None) -> None:

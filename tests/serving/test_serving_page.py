@@ -251,7 +251,7 @@ def test_history_asks_for_fresh_gauges() -> None:
     assert answer["present"]["queue_depth"] == 7 and answer["present"]["ratio"] == 0.75
 
 
-def test_finite_drops_what_json_cannot_hold() -> None:
+def test_plain_json_drops_what_json_cannot_hold() -> None:
     assert plain_json({"a": (1.5, math.inf), 2: [math.nan, "x", None, True]}) == {
         "a": [1.5, None],
         "2": [None, "x", None, True],

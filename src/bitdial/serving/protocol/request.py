@@ -142,15 +142,10 @@ class RequestReader:
             inputs[at], samples = array, own or samples
         if position != len(body):
             raise BadRequest(f"{len(body) - position} bytes follow the last input's data")
-        samples = samples or 1
-        if samples > self.max_samples:
-            raise BadRequest(
-                f"the request holds {samples} samples, and this model takes at most {self.max_samples} at once: split it"
-            )
         request = InferRequest(
             id,
             inputs,  # type: ignore[arg-type]  # as many distinct ones as there are places, so none is missing
-            samples,
+            samples or 1,
             self._requested(header, parameters),
             _milliseconds(parameters, "slo_ms"),
             _microseconds(parameters, "timeout"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ class WorkerPool:
     @property
     def idle(self) -> int:
         """Workers that could be leased."""
-        return sum(self._is_free(p) for p in self._places)
+        return sum(1 for _ in self._free())
 
     @property
     def workers(self) -> list[Worker]:
@@ -142,10 +142,10 @@ class WorkerPool:
         """Whether no worker is missing."""
         return self.alive == self.size
 
-    @staticmethod
-    def _is_free(place: _Place) -> bool:
-        worker = place.worker
-        return not place.leased and worker is not None and worker.alive and not worker.busy
+    def _free(self) -> Iterator[tuple[_Place, Worker]]:
+        for place in () if self._stopped else self._places:
+            if not place.leased and place.worker is not None and place.worker.alive and not place.worker.busy:
+                yield place, place.worker
 
     # ---- start and stop --------------------------------------------------------------------------------------------------
 
@@ -207,18 +207,15 @@ class WorkerPool:
     def lease(self) -> Lease | None:
         """A free worker, for one batch; None: there is none. Who wants one looks again when a lease has ended and at `on_free`:
         nothing waits in here."""
-        place = next((p for p in self._places if self._is_free(p)), None)
-        if place is None or self._stopped:
-            return None
-        worker, place.leased = place.worker, True
-        assert worker is not None
+        for place, worker in self._free():
+            place.leased = True
+            return Lease(worker, functools.partial(self._give_back, place))
+        return None
 
-        def give_back() -> None:
-            place.leased = False
-            if place.retired and place.worker is not None:
-                self._end(place.worker)
-
-        return Lease(worker, give_back)
+    def _give_back(self, place: _Place) -> None:
+        place.leased = False
+        if place.retired and place.worker is not None:
+            self._end(place.worker)
 
     def _end(self, worker: Worker) -> None:
         """Free what is left of a worker that nobody uses any more."""

@@ -6,6 +6,7 @@ recorded run can be replayed (`record`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from bitdial.serving.control.rate import ArrivalRate
 from bitdial.serving.control.settings import Settings
 from bitdial.serving.control.table import CorrectedTable, ServiceTable
 from bitdial.serving.control.view import Policy, View, at_most
+
+LOOK = 64  # waiting requests looked at for the next deadline
 
 
 @dataclass(frozen=True)
@@ -205,12 +208,12 @@ class Scheduler:
         latest = head.deadline - self.overhead - self.table.safe(self.allowed[0], self.full_batch)
         return min(oldest + self.settings.max_wait, latest)
 
-    def wake_at(self) -> float | None:
-        """When `next_batch` should be called although nothing else happens; None: no need."""
+    def wake_at(self, free: bool = True) -> float | None:
+        """When `next_batch` (`expire`, if no worker is free) should be called although nothing else happens; None: no need."""
         if not self.queue:
             return None
-        due = min(r.drop_at for _, r in zip(range(64), self.queue, strict=False))
-        return min(due, self._wait_until()) if self.settings.max_wait > 0 else due
+        due = min(r.drop_at for r in itertools.islice(self.queue, LOOK))
+        return min(due, self._wait_until()) if free and self.settings.max_wait > 0 else due
 
     def _form(self, now: float) -> Batch:
         positions, samples = self._head(now, None)

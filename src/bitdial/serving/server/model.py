@@ -41,7 +41,6 @@ Array = npt.NDArray[Any]
 Progress = Callable[[float, str], None]
 
 TICK = 1.0  # seconds between looks at workers, waiting requests and gauges while nothing happens
-LOOK = 64  # waiting requests looked at for the next deadline
 
 logger = logging.getLogger("bitdial.serving")
 
@@ -360,15 +359,11 @@ class ServedModel:
         try:
             now = self.clock()
             scheduler.workers = self._pool.alive
-            while self._pool.idle:
-                batch = scheduler.next_batch(now)
-                self._expire(scheduler.take_expired(), now)
-                if batch is None:
-                    break
+            while self._pool.idle and (batch := scheduler.next_batch(now)) is not None:
                 self._launch(scheduler, batch, now)
-            else:  # no worker is free: deadlines pass all the same
+            if not self._pool.idle:  # deadlines pass all the same
                 scheduler.expire(now)
-                self._expire(scheduler.take_expired(), now)
+            self._expire(scheduler.take_expired(), now)
             self._set_timer(scheduler, now)
             self._dispatching.worked()
         except Exception as error:  # a bug must not leave anyone waiting for ever
@@ -385,10 +380,7 @@ class ServedModel:
                 self.metrics.expired(now)
 
     def _set_timer(self, scheduler: Scheduler, now: float) -> None:
-        if self._pool.idle:
-            due = scheduler.wake_at()
-        else:
-            due = min((r.drop_at for r in itertools.islice(scheduler.queue, LOOK)), default=None)
+        due = scheduler.wake_at(self._pool.idle > 0)
         if due is None:
             return
         if self._timer is not None:

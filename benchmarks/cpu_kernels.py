@@ -58,7 +58,7 @@ def cases(shape: LayerShape, isa: str, batch: int, threads: int) -> dict[str, tu
 
     def add(name: str, method: str, index: int, **options: Any) -> None:
         layer = SingleLayer(shape, isa, threads, (0.0, 0.25, 0.5, 0.75, 1.0), **options)
-        if method != "direct" and layer.obstacle(method):
+        if method != "direct" and layer.unsupported(method):
             return
         layer.prepare(batch)
         layer.choose(index, method)

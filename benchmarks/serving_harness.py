@@ -116,7 +116,7 @@ def play(
 ) -> Result:
     """Send requests at these times and wait for what becomes of them."""
     plan = LoadPlan(
-        schedule=Schedule(times, seconds, about), images=setting.images, slo=setting.slo, send_slo=False,
+        schedule=Schedule(times, seconds, about), samples=setting.images, slo=setting.slo, send_slo=False,
         timeout=max(10.0, 20 * setting.slo), warmup=warmup, connections=32, max_connections=512,
     )  # fmt: skip
     return run_load(target, "net", plan)

@@ -63,7 +63,7 @@ def run_burst(model: Path, seconds: tuple[float, float], seed: int, progress: Ca
             levels = [(rates[0], seconds[0]), (rates[1], seconds[1]), (rates[0], seconds[0])]
             times = steps(levels, seed)
             schedule = Schedule(times, 2 * seconds[0] + seconds[1], "calm, burst, calm")
-            plan = LoadPlan(schedule=schedule, images=IMAGES, slo=slo, send_slo=False, seed=seed, title=name)
+            plan = LoadPlan(schedule=schedule, samples=IMAGES, slo=slo, send_slo=False, seed=seed, title=name)
             results[name] = run_load(server.target, "digits", plan)
     assert table is not None
     gain = table.throughput(Settings().allowed(table)[-1], IMAGES) / table.throughput(0, IMAGES)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bitdial.artifact import load_program, save_program
-from bitdial.cli.inspect_engine import kernel_text, obstacle_rows
+from bitdial.cli.inspect_engine import kernel_text, unsupported_rows
 from bitdial.cli.terminal import size_name
 from bitdial.engines.cpu import native
 from bitdial.engines.describe import describe_program
@@ -125,11 +125,11 @@ def test_inspect_shows_every_layer_in_the_engine(bitdial, artifact: Path, own_ca
             assert share == pytest.approx(speed / found["peak"]["gmacs_per_s"])
     by_name = {layer["name"]: layer for layer in described["layers"]}
     first = next(iter(program.layers))
-    assert set(by_name[first]["obstacles"].values()) == {"no channel is ever low"}
+    assert set(by_name[first]["unsupported"].values()) == {"no channel is ever low"}
 
 
 @needs_cpu_engine
-def test_inspect_prints_kernels_bytes_and_obstacles(bitdial, artifact: Path, own_cache: None) -> None:
+def test_inspect_prints_kernels_bytes_and_what_is_unsupported(bitdial, artifact: Path, own_cache: None) -> None:
     result = bitdial(
         "inspect", artifact, "--engine", "cpu", "--isa", "portable", "--threads", "2", "--kernels", "winograd"
     )
@@ -189,14 +189,14 @@ def test_kernels_are_told_by_their_changes() -> None:
     assert kernel_text(["direct", "fip", "fip", "winograd"], ratios) == "direct, fip from 25 %, winograd from 100 %"
 
 
-def test_obstacles_are_gathered_by_reason() -> None:
+def test_unsupported_kernels_are_gathered_by_reason() -> None:
     layers = [
-        {"name": "a", "source": "m.a", "obstacles": {"fip": "too wide", "winograd": "stride"}},
-        {"name": "b", "source": "", "obstacles": {"winograd": "stride", "narrow": "stride"}},
-        {"name": "c", "source": "m.c", "obstacles": {"winograd": "stride"}},
+        {"name": "a", "source": "m.a", "unsupported": {"fip": "too wide", "winograd": "stride"}},
+        {"name": "b", "source": "", "unsupported": {"winograd": "stride", "narrow": "stride"}},
+        {"name": "c", "source": "m.c", "unsupported": {"winograd": "stride"}},
         {"name": "d", "source": "m.d"},
     ]
-    assert obstacle_rows(layers) == [
+    assert unsupported_rows(layers) == [
         (["winograd"], "stride", ["m.a", "m.c"]),
         (["fip"], "too wide", ["m.a"]),
         (["winograd", "narrow"], "stride", ["b"]),

@@ -20,8 +20,10 @@ from bitdial.errors import ArtifactError
 from bitdial.serving.control import ServiceTable
 from bitdial.serving.server.config import make_config
 from bitdial.serving.server.run import Server, start
-from bitdial.serving.worker import ModelInfo, Result, TensorInfo, WorkerCrash, WorkerOptions
+from bitdial.serving.worker.base import Result, WorkerOptions
+from bitdial.serving.worker.errors import WorkerCrash
 from bitdial.serving.worker.file import ModelFile, read_descriptor
+from bitdial.serving.worker.info import ModelInfo, TensorInfo
 
 T = TypeVar("T")
 RATIOS = (0.0, 0.5, 1.0)
@@ -37,7 +39,8 @@ class FakeWorker:
     def __init__(self, file: ModelFile, options: WorkerOptions, fault: Callable[[], None] | None = None) -> None:
         self.file, self.options, self.fault = file, options, fault
         self.on_lost: Callable[[WorkerCrash], None] | None = None
-        self.alive = False
+        self.on_free: Callable[[], None] | None = None
+        self.alive = self.busy = False
         self._info: ModelInfo | None = None
         self.content: dict[str, Any] = {}
         self.batches: list[tuple[list[int], int]] = []

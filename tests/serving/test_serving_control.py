@@ -52,9 +52,9 @@ def scheduler(policy: str = "planned", workers: int = 1, observer: Any = None, *
 
 
 def request(
-    id: int, now: float, images: int = 1, slo: float = 0.1, cap: int = 4, timeout: float | None = None
+    id: int, now: float, samples: int = 1, slo: float = 0.1, cap: int = 4, timeout: float | None = None
 ) -> Request:
-    return Request(id, now, now + slo, now + (slo if timeout is None else timeout), images, cap)
+    return Request(id, now, now + slo, now + (slo if timeout is None else timeout), samples, cap)
 
 
 # ---- table -----------------------------------------------------------------------------------------------------------------
@@ -152,12 +152,12 @@ def test_rate_converges_and_forgets() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 5)), max_size=40), st.randoms(use_true_random=False))
-def test_queue_orders_by_deadline_and_counts_images(items: list[tuple[float, int]], chance: random.Random) -> None:
+def test_queue_orders_by_deadline_and_counts_samples(items: list[tuple[float, int]], chance: random.Random) -> None:
     queue = RequestQueue()
-    for id, (deadline, images) in enumerate(items):
-        queue.add(Request(id, 0.0, deadline, deadline, images, 4))
+    for id, (deadline, samples) in enumerate(items):
+        queue.add(Request(id, 0.0, deadline, deadline, samples, 4))
     assert [(r.deadline, r.id) for r in queue] == sorted((d, i) for i, (d, _) in enumerate(items))
-    assert queue.images == sum(n for _, n in items)
+    assert queue.samples == sum(n for _, n in items)
     taken: list[int] = []
     while len(queue):
         positions = sorted(chance.sample(range(len(queue)), chance.randint(1, len(queue))))
@@ -169,7 +169,7 @@ def test_queue_orders_by_deadline_and_counts_images(items: list[tuple[float, int
             gone = queue[chance.randrange(len(queue))].id
             assert queue.remove(gone) and not queue.remove(gone)
             taken.append(gone)
-    assert sorted(taken) == list(range(len(items))) and queue.images == 0 and queue.oldest_arrival() is None
+    assert sorted(taken) == list(range(len(items))) and queue.samples == 0 and queue.oldest_arrival() is None
 
 
 # ---- scheduler ---------------------------------------------------------------------------------------------------------------
@@ -183,11 +183,11 @@ def drive(
     timeout: float | None = None,
     caps: dict[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Run arrivals (time, images) through a scheduler with exact service times (scaled) on `workers` workers."""
+    """Run arrivals (time, samples) through a scheduler with exact service times (scaled) on `workers` workers."""
     events: list[tuple[float, int, str, Any]] = []
     order = itertools.count()
-    for id, (when, images) in enumerate(arrivals):
-        events.append((when, next(order), "in", (id, images)))
+    for id, (when, samples) in enumerate(arrivals):
+        events.append((when, next(order), "in", (id, samples)))
     events.sort()
     done: dict[int, tuple[float, int]] = {}
     refused: list[int] = []
@@ -211,7 +211,7 @@ def drive(
         while free and (batch := target.next_batch(now)) is not None:
             free -= 1
             batches.append(batch)
-            seconds = table().latency(batch.index, batch.images) * factor
+            seconds = table().latency(batch.index, batch.samples) * factor
             heapq.heappush(events, (now + seconds, next(order), "out", batch))
         expired += [r.id for r in target.take_expired()]
         wake = target.wake_at()
@@ -220,12 +220,12 @@ def drive(
     return {"done": done, "refused": refused, "expired": expired, "batches": batches}
 
 
-def poisson(rate: float, seconds: float, seed: int = 0, images: int = 1) -> list[tuple[float, int]]:
+def poisson(rate: float, seconds: float, seed: int = 0, samples: int = 1) -> list[tuple[float, int]]:
     chance = random.Random(seed)
     times: list[tuple[float, int]] = []
     now = 0.0
     while (now := now + chance.expovariate(rate)) < seconds:
-        times.append((now, images))
+        times.append((now, samples))
     return times
 
 
@@ -252,8 +252,8 @@ def test_every_request_ends_exactly_once(
     assert len(target.queue) == 0 and not target.running
     for batch in out["batches"]:
         assert batch.index <= min(r.cap for r in batch.requests)
-        assert batch.images == sum(r.images for r in batch.requests)
-        assert batch.images <= 4 or len(batch.requests) == 1
+        assert batch.samples == sum(r.samples for r in batch.requests)
+        assert batch.samples <= 4 or len(batch.requests) == 1
         drop = 0.1 if timeout is None else timeout
         assert all(batch.begun <= r.arrival + drop for r in batch.requests)
 
@@ -370,7 +370,7 @@ def test_back_pressure() -> None:
     assert [full.submit(0.0, request(i, 0.0)) for i in range(3)] == [None] * 3
     refusal = full.submit(0.0, request(3, 0.0))
     assert refusal is not None and refusal.reason == "queue full" and refusal.retry_after > 0
-    # 100 ms hold 20 images at the top ratio; the rest could not be in time.
+    # 100 ms hold 20 samples at the top ratio; the rest could not be in time.
     bounded = scheduler()
     answers = [bounded.submit(0.0, request(i, 0.0)) for i in range(40)]
     taken = sum(a is None for a in answers)
@@ -410,7 +410,7 @@ def test_a_batch_waits_for_more_only_as_long_as_it_may() -> None:
     for id in range(1, 5):
         target.submit(0.03, request(id, 0.03))
     batch = target.next_batch(0.03)
-    assert batch is not None and batch.images == 4
+    assert batch is not None and batch.samples == 4
     late = Scheduler(many, Settings(slo=0.1, max_batch=4, max_wait=5.0), make_policy("fixed:0"))
     late.submit(0.0, request(0, 0.0))
     wake = late.wake_at()
@@ -457,6 +457,7 @@ def test_recording_replays_to_the_same_decisions(policy: str) -> None:
     drive(target, [(t, 1 + i % 3) for i, (t, _) in enumerate(poisson(180, 3))], factor=1.2)
     lines = stream.getvalue().splitlines()
     assert len(lines) > 500 and replay(lines) == []
+    assert replay([line.replace('"samples"', '"images"') for line in lines]) == []  # as older recordings call them
     changed = [line.replace('"index": 0', '"index": 4') for line in lines]
     if changed != lines:
         assert replay(changed)

@@ -49,7 +49,9 @@ from bitdial.serving.server import model as model_module
 from bitdial.serving.server import run as run_module
 from bitdial.serving.server.config import ServerConfig, make_config
 from bitdial.serving.server.connection import GuardedProtocol
-from bitdial.serving.worker import Result, WorkerCrash
+from bitdial.serving.worker.base import Result
+from bitdial.serving.worker.errors import WorkerCrash
+from bitdial.serving.worker.pool import Lease
 
 HEADER_TIME, BODY_TIME = 0.4, 0.5
 
@@ -107,8 +109,8 @@ MALFORMED: dict[str, bytes] = {
     "wrong rank": infer_bytes(np.ones((3, 8, 8), np.float32)),
     "not a number": infer_bytes(np.full((2, *SHAPE), np.nan, np.float32)),
     "infinite": infer_bytes(np.full((2, *SHAPE), np.inf, np.float32)),
-    "no images": infer_bytes(np.ones((0, *SHAPE), np.float32)),
-    "too many images": infer_bytes(np.ones((17, *SHAPE), np.float32)),
+    "no samples": infer_bytes(np.ones((0, *SHAPE), np.float32)),
+    "too many samples": infer_bytes(np.ones((17, *SHAPE), np.float32)),
     "wrong dtype": infer_bytes(inputs=[{"name": "x", "shape": [1, *SHAPE], "datatype": "INT8", "data": [1] * 192}]),
     "two lengths": b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
     "length and chunks": b"POST /v2/models/m/infer HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
@@ -258,7 +260,7 @@ def test_a_client_that_vanishes_is_not_computed_for(tmp_path: Path) -> None:
 
 def overload(tmp_path: Path, refusals: int, policy: str) -> None:
     """Several times what the lowest precision can do until so many requests were refused, then peace."""
-    cost = (0.16, 0.12, 0.08)  # seconds of a full batch: 12.5 requests of 16 images a second at the top
+    cost = (0.16, 0.12, 0.08)  # seconds of a full batch: 12.5 requests of 16 samples a second at the top
     models = {"m": write_model(tmp_path / "m", seconds=cost)}
     with serving(models, {"m": write_table(tmp_path / "t", cost)}, slo_ms=500, policy=policy) as running:
         request = infer_bytes(images(16))
@@ -467,7 +469,7 @@ def test_a_batch_that_meets_an_error_on_its_way_is_answered(
     else:
         fault = Faults()
         fault.error = KeyError("unforeseen")
-        owner, name = (running.model().scheduler, "completed") if what == "completed" else (running.model().pool, "run")
+        owner, name = (running.model().scheduler, "completed") if what == "completed" else (Lease, "run")
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fault)
         for _ in range(2):  # the worker is free for the next one
@@ -723,7 +725,7 @@ def test_a_second_signal_ends_it_at_once(model_file: Path, tmp_path: Path) -> No
         os.kill(worker, signal.SIGSTOP)  # a batch that never ends
         with socket.create_connection(("127.0.0.1", process.port), timeout=LIMIT) as client:
             client.sendall(infer_bytes(model="net", parameters={"slo_ms": 60000}))
-            until(lambda: b'bitdial_arrived_images_total{model="net"} 1.0' in get(process, "/metrics"))
+            until(lambda: b'bitdial_arrived_samples_total{model="net"} 1.0' in get(process, "/metrics"))
             process.process.send_signal(signal.SIGINT)
             until(lambda: status(get(process, "/v2/health/ready")) == 503)
             assert status(http(process.port, infer_bytes(model="net"))) == 503

@@ -233,13 +233,13 @@ def test_true_accuracy_from_binary_and_json_outputs(server: Server) -> None:
     labels = images.argmax(axis=1)
     labels[:15] = (labels[:15] + 1) % 4  # a quarter is wrong
     for server.json_outputs in (False, True):
-        result = run(server, 100.0, 0.4, images=6, data=LabelledImages(images, labels.astype(np.int64)))
+        result = run(server, 100.0, 0.4, samples=6, data=LabelledImages(images, labels.astype(np.int64)))
         assert (result.right >= 0).all() and summarize(result)["measured_accuracy"] == pytest.approx(0.75)
     assert server.seen[-1]["inputs"][0]["shape"] == [6, 4]
     with pytest.raises(DataError, match="do not fit"):
         run(server, data=LabelledImages(np.zeros((4, 5)), np.zeros(4, np.int64)))
     with pytest.raises(ConfigError, match="fewer"):
-        run(server, images=61, data=LabelledImages(images, labels.astype(np.int64)))
+        run(server, samples=61, data=LabelledImages(images, labels.astype(np.int64)))
 
 
 def test_a_server_that_tells_nothing_of_ratios(server: Server) -> None:
@@ -419,6 +419,12 @@ def test_damaged_results_raise_data_errors_only(data: st.DataObject) -> None:
         assert isinstance(result_from_json(json.dumps(document)), Result)
 
 
+def test_results_that_count_images_are_read() -> None:
+    document = json.loads(result_json(replace(small(), samples=3)))
+    document["images"] = document.pop("samples")
+    assert result_from_json(json.dumps(document)).samples == 3
+
+
 def test_labelled_files(tmp_path: Path) -> None:
     good = tmp_path / "good.npz"
     np.savez(good, images=np.zeros((3, 2), np.float32), labels=np.arange(3, dtype=np.uint8))
@@ -439,7 +445,7 @@ def test_labelled_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"images": 0}, {"slo": 0.0}, {"max_ratio": 1.5}, {"timeout": 0.0}, {"warmup": -1}, {"max_connections": 0}]
+    "wrong", [{"samples": 0}, {"slo": 0.0}, {"max_ratio": 1.5}, {"timeout": 0.0}, {"warmup": -1}, {"max_connections": 0}]
 )
 def test_impossible_plans(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
@@ -474,7 +480,7 @@ def test_tls(tmp_path: Path) -> None:
     server = Server(context)
     try:
         url = f"https://127.0.0.1:{server.port}"
-        plan = LoadPlan(schedule=Schedule(uniform(50, 0.2), 0.2, ""), images=500)  # 8 kB: several TLS records
+        plan = LoadPlan(schedule=Schedule(uniform(50, 0.2), 0.2, ""), samples=500)  # 8 kB: several TLS records
         for target in (parse_url(url, ca_file=cert)[0], parse_url(url, verify=False)[0]):
             assert run_load(target, "net", plan).ok.all()
         with pytest.raises(ServerError, match="not trusted"):

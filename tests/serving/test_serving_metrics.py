@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bitdial.serving.metrics import ModelMetrics
 from bitdial.serving.metrics.exposition import exposition, make_registry
-from bitdial.serving.metrics.history import KEEP, SAMPLES, TOLERATED, History, percentiles
+from bitdial.serving.metrics.history import KEEP, LATENCIES, TOLERATED, History, percentiles
 from bitdial.serving.page import file_bytes
 
 RATIOS, ACCURACY = (0.0, 0.5, 1.0), (0.9, 0.88, 0.8)
@@ -38,17 +38,17 @@ def fed(registry: Any, clock: Clock) -> ModelMetrics:
     for at, (index, total) in enumerate([(0, 0.01), (0, 0.02), (0, 0.03), (2, 0.04), (2, 0.05), (2, 0.2)]):
         metrics.arrived(clock.now, 4)
         metrics.answered(
-            clock.now, index=index, queue=total / 2, compute=0.004, total=total, images=4, met=total <= 0.05
+            clock.now, index=index, queue=total / 2, compute=0.004, total=total, samples=4, met=total <= 0.05
         )
         if at in (2, 5):
-            metrics.batch(clock.now, index=index, images=12, requests=3)
+            metrics.batch(clock.now, index=index, samples=12, requests=3)
     for _ in range(3):
         metrics.arrived(clock.now, 4)
     metrics.shed(clock.now, "overloaded")
     metrics.expired(clock.now)
     metrics.failed(clock.now, "worker crash")
     metrics.gauges(
-        clock.now, index=2, queue_depth=5, queue_images=20, oldest_wait=0.01, switches=7, workers=1
+        clock.now, index=2, queue_depth=5, queue_samples=20, oldest_wait=0.01, switches=7, workers=1
     )
     metrics.restarted(clock.now)
     metrics.reloaded(clock.now, False)
@@ -74,18 +74,18 @@ def test_prometheus_text_says_what_happened() -> None:
     def value(name: str, **labels: str) -> float:
         return found[f"bitdial_{name}"][tuple(sorted([model, *labels.items()]))]
 
-    assert value("ratio") == 1.0 and value("queue_depth") == 5 and value("queue_images") == 20
+    assert value("ratio") == 1.0 and value("queue_depth") == 5 and value("queue_samples") == 20
     assert value("switches_total") == 7 and value("workers") == 1 and value("oldest_wait_seconds") == 0.01
     assert value("requests_total", outcome="ok") == 5 and value("requests_total", outcome="late") == 1
     assert value("shed_total", reason="overloaded") == 1 and value("expired_total") == 1
     assert value("failures_total", reason="worker crash") == 1 and value("worker_restarts_total") == 1
     assert value("slo_met_total") == 5 and value("slo_attainment") == pytest.approx(5 / 9)
     assert value("mean_ratio") == pytest.approx(0.5) and value("expected_accuracy") == pytest.approx(0.85)
-    assert value("images_total", ratio="0") == 12 and value("images_total", ratio="1") == 12
+    assert value("samples_total", ratio="0") == 12 and value("samples_total", ratio="1") == 12
     assert value("total_latency_seconds_count") == 6
     assert value("total_latency_seconds_sum") == pytest.approx(0.35)
     assert value("total_latency_seconds_bucket", le="0.05") == 5
-    assert value("batch_size_images_count") == 2
+    assert value("batch_size_samples_count") == 2
     clock.now += 120  # the last minute is over
     assert math.isnan(samples(registry)["bitdial_mean_ratio"][(model,)])
 
@@ -150,8 +150,8 @@ def test_a_crowded_second_keeps_a_fair_sample() -> None:
     """20,000 answers in one second, rising from 0 to 1 s: a sample of bounded size has nearly their percentiles."""
     metrics, count = ModelMetrics(None, "m", RATIOS, ACCURACY, 0.05), 20_000
     for k in range(count):
-        metrics.answered(7.5, index=1, queue=0.0, compute=0.0, total=k / count, images=1, met=True)
-    assert len(metrics.history.at(7.5).latencies) == SAMPLES
+        metrics.answered(7.5, index=1, queue=0.0, compute=0.0, total=k / count, samples=1, met=True)
+    assert len(metrics.history.at(7.5).latencies) == LATENCIES
     (row,) = metrics.history.rows(8.0)
     assert row["answered"] == count and row["worst"] == pytest.approx(1.0, abs=1e-3)
     assert row["p50"] == pytest.approx(0.5, abs=0.06) and row["p99"] == pytest.approx(0.99, abs=0.015)
@@ -162,12 +162,12 @@ def test_odd_numbers_and_another_model_file_harm_nothing() -> None:
     metrics = fed(registry, clock)
     before = samples(registry)
     for odd in (math.nan, math.inf, -1.0):
-        metrics.answered(clock.now, index=2, queue=odd, compute=odd, total=odd, images=1, met=True)
-        metrics.gauges(clock.now, index=1, queue_depth=0, queue_images=0, oldest_wait=odd, switches=7, workers=1)
+        metrics.answered(clock.now, index=2, queue=odd, compute=odd, total=odd, samples=1, met=True)
+        metrics.gauges(clock.now, index=1, queue_depth=0, queue_samples=0, oldest_wait=odd, switches=7, workers=1)
     metrics.use_model((0.0, 1.0), (None, None))
-    metrics.answered(clock.now, index=2, queue=0.01, compute=0.01, total=0.03, images=1, met=True)  # of the file before
-    metrics.batch(clock.now, index=2, images=1, requests=1)
-    metrics.gauges(clock.now, index=2, queue_depth=0, queue_images=0, oldest_wait=0.0, switches=2, workers=1)  # counts anew
+    metrics.answered(clock.now, index=2, queue=0.01, compute=0.01, total=0.03, samples=1, met=True)  # of the file before
+    metrics.batch(clock.now, index=2, samples=1, requests=1)
+    metrics.gauges(clock.now, index=2, queue_depth=0, queue_samples=0, oldest_wait=0.0, switches=2, workers=1)  # counts anew
     after = samples(registry)
     for name, values in before.items():
         if name.startswith("bitdial_") and name.endswith(("_total", "_count", "_sum", "_bucket")):
@@ -183,7 +183,7 @@ def test_models_share_a_registry() -> None:
     registry, clock = make_registry(), Clock()
     for name in ("one", "two"):
         ModelMetrics(registry, name, RATIOS, ACCURACY, 0.05, clock).arrived(clock.now, 2)
-    found = samples(registry)["bitdial_arrived_images_total"]
+    found = samples(registry)["bitdial_arrived_samples_total"]
     assert found == {(("model", "one"),): 2, (("model", "two"),): 2}
     text = exposition(registry)[0].decode()
     assert text.count("# TYPE bitdial_ratio ") == 1  # one family for all models, as the format demands
@@ -207,7 +207,7 @@ def test_counting_one_request_takes_a_few_steps() -> None:
         try:
             for _ in range(requests):
                 metrics.arrived(now, 4)
-                metrics.answered(now, index=1, queue=0.01, compute=0.004, total=0.015, images=4, met=True)
+                metrics.answered(now, index=1, queue=0.01, compute=0.004, total=0.015, samples=4, met=True)
         finally:
             sys.settrace(before)
         return lines / requests
@@ -215,7 +215,7 @@ def test_counting_one_request_takes_a_few_steps() -> None:
     first = steps(10.0, 200)
     for k in range(10_000):
         metrics.arrived(10.0 + k / 1000, 4)
-        metrics.answered(10.0 + k / 1000, index=1, queue=0.01, compute=0.004, total=0.015, images=4, met=True)
+        metrics.answered(10.0 + k / 1000, index=1, queue=0.01, compute=0.004, total=0.015, samples=4, met=True)
     later = steps(20.0, 200)
     print(first, later)
     assert first < 80 and later < 80

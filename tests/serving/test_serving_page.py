@@ -29,7 +29,8 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from bitdial.serving.metrics import ModelMetrics  # noqa: E402
 from bitdial.serving.page import file_bytes  # noqa: E402
-from bitdial.serving.page.routes import STATIC, finite, history_json, page_router  # noqa: E402
+from bitdial.serving.page.routes import STATIC, history_json, page_router  # noqa: E402
+from bitdial.serving.protocol.response import plain_json  # noqa: E402
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ACCURACY = (0.9302, 0.9296, 0.9281, 0.9243, 0.9187)
@@ -73,14 +74,14 @@ class Source:
                 compute = (0.0125 - 0.0012 * index) * float(rng.normal(1, 0.05))
                 total = queue + compute + 0.001
                 metrics.answered(
-                    now, index=index, queue=queue, compute=compute, total=total, images=16, met=total <= 0.05
+                    now, index=index, queue=queue, compute=compute, total=total, samples=16, met=total <= 0.05
                 )
-                metrics.batch(now, index=index, images=16 * (1 + int(rng.integers(0, 2))), requests=1)
+                metrics.batch(now, index=index, samples=16 * (1 + int(rng.integers(0, 2))), requests=1)
             metrics.gauges(
                 self.begun + second + 0.99,
                 index=index,
                 queue_depth=int(rng.poisson(1 + 14 * crowded)),
-                queue_images=32,
+                queue_samples=32,
                 oldest_wait=0.0123,
                 switches=switches,
                 workers=1,
@@ -242,7 +243,7 @@ def test_history_asks_for_fresh_gauges() -> None:
     metrics = ModelMetrics(None, "m", RATIOS, ACCURACY, 0.05, clock=lambda: 12.5)
 
     def refresh() -> None:
-        metrics.gauges(12.5, index=3, queue_depth=7, queue_images=9, oldest_wait=0.5, switches=2, workers=1)
+        metrics.gauges(12.5, index=3, queue_depth=7, queue_samples=9, oldest_wait=0.5, switches=2, workers=1)
 
     metrics.on_read = refresh
     answer = json.loads(history_json(metrics))
@@ -250,8 +251,8 @@ def test_history_asks_for_fresh_gauges() -> None:
     assert answer["present"]["queue_depth"] == 7 and answer["present"]["ratio"] == 0.75
 
 
-def test_finite_drops_what_json_cannot_hold() -> None:
-    assert finite({"a": (1.5, math.inf), 2: [math.nan, "x", None, True]}) == {
+def test_plain_json_drops_what_json_cannot_hold() -> None:
+    assert plain_json({"a": (1.5, math.inf), 2: [math.nan, "x", None, True]}) == {
         "a": [1.5, None],
         "2": [None, "x", None, True],
     }
@@ -398,8 +399,8 @@ def test_page_shows_the_figures(source: Source) -> None:
     for tile, key in (("tile-ratio", "ratio"), ("tile-accuracy", "accuracy")):
         shown = float(re.search(r"(\d+\.\d+) %", text_of(tile, "div"))[1]) / 100  # type: ignore[index]
         expected = [
-            np.average([r[key] for r in part], weights=[r["answered_images"] for r in part])
-            for part in ([r for r in rows[60 - back :] if r["answered_images"]] for back in range(-20, 20))
+            np.average([r[key] for r in part], weights=[r["answered_samples"] for r in part])
+            for part in ([r for r in rows[60 - back :] if r["answered_samples"]] for back in range(-20, 20))
         ]
         assert min(expected) - 1e-3 <= shown <= max(expected) + 1e-3, (tile, shown, expected)
     assert "against ratio 0 %" in text_of("tile-accuracy", "div") and "1 of 2" in text_of("tile-workers", "div")
@@ -421,7 +422,7 @@ def test_page_shows_the_figures(source: Source) -> None:
     assert "SLO 50 ms" in dict(charts)["chart-latency"].replace("\u00a0", " ").replace("&nbsp;", " ")
 
     table = text_of("service", "table")
-    assert "ratio 25 %" in table and "92.96 %" in table and "Images/s" in table
+    assert "ratio 25 %" in table and "92.96 %" in table and "Samples/s" in table
     assert page.count('data-index="0"') == 1 + 6 + 3
     layers = text_of("layers", "table")
     assert "features.3" in layers and "37.7 M" in layers and "always 8-bit" in layers and "4 layers" in layers

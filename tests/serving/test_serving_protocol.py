@@ -66,7 +66,7 @@ def test_binary_json_and_mixed_inputs_give_the_same_arrays() -> None:
     ]
     for body, length in forms:
         request = reader.read(body, length)
-        assert request.images == 2
+        assert request.samples == 2
         assert [a.dtype.name for a in request.inputs] == ["float32", "int64"]
         np.testing.assert_array_equal(request.inputs[0], x)
         np.testing.assert_array_equal(request.inputs[1], w)
@@ -82,7 +82,7 @@ def test_binary_inputs_are_views_of_the_body() -> None:
 def test_the_batch_axis_may_hold_several_entries_per_image() -> None:
     reader = RequestReader([FOLDED], OUT, 4)
     x = np.zeros((6, 2), np.float32)
-    assert reader.read(*binary({"inputs": [tensor(x, "windows")]}, x)).images == 2
+    assert reader.read(*binary({"inputs": [tensor(x, "windows")]}, x)).samples == 2
     with pytest.raises(BadRequest, match=r"takes \[3N, 2\]"):
         y = np.zeros((5, 2), np.float32)
         reader.read(*binary({"inputs": [tensor(y, "windows")]}, y))
@@ -263,7 +263,7 @@ def test_a_request_with_one_part_replaced_by_anything_is_read_or_refused(
     except BadRequest as error:
         assert 0 < len(str(error)) < 2000
     else:
-        assert result.images == 1 and result.inputs[0].shape == (1, 3, 4)
+        assert result.samples == 1 and result.inputs[0].shape == (1, 3, 4)
 
 
 # ---- compression -----------------------------------------------------------------------------------------------------------
@@ -384,4 +384,4 @@ def test_the_largest_body_is_enough_for_the_largest_request_as_json() -> None:
     request = {"inputs": [{"name": "x", "shape": [8, 3, 4], "datatype": "FP32", "data": x.tolist()}]}
     body = json.dumps(request).encode()
     assert len(body) <= READER.largest_body
-    assert READER.read(body).images == 8
+    assert READER.read(body).samples == 8

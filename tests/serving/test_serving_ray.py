@@ -207,7 +207,7 @@ def test_a_replica_answers_below_its_prefix_and_says_who_it_is(model_file: Path)
         assert status == 404 and headers[b"bitdial-replica"] == b"r-1"
         status, _, found = await call("POST", f"/v2/repository/models/{DIGITS}/load")
         assert status == 400 and "deploy" in found["error"]
-        assert model.metrics is not None and model.metrics.arrived_images == 2
+        assert model.metrics is not None and model.metrics.arrived_samples == 2
         await model.stop()
         file.close()
 

@@ -177,7 +177,7 @@ class Replica:
 
     scheduler: Scheduler
     meter: WorkMeter = field(default_factory=WorkMeter)
-    images: int = 0
+    samples: int = 0
     running: Batch | None = None
     ratio: float = 0.0
 
@@ -195,7 +195,7 @@ class Second:
 def simulate(
     rates: list[tuple[float, float]], settings: ScalingSettings, start_delay: float, error: float = 1.0
 ) -> list[Second]:
-    """Poisson arrivals at the given (seconds, images per second), spread at random over the replicas that run. Replicas start
+    """Poisson arrivals at the given (seconds, samples per second), spread at random over the replicas that run. Replicas start
     `start_delay` after they were asked for; those given up finish what they hold. `error`: real time of the top ratio over that
     of the table."""
     random_numbers = random.Random(7)
@@ -225,7 +225,7 @@ def simulate(
         replica.running = batch = replica.scheduler.next_batch(now)
         replica.scheduler.take_expired()
         if batch is not None:
-            real = TABLE.latency(batch.index, batch.images) * (error if batch.index == 2 else 1.0)
+            real = TABLE.latency(batch.index, batch.samples) * (error if batch.index == 2 else 1.0)
             replica.ratio = TABLE.ratios[batch.index]
             heapq.heappush(events, (now + real, next(ids), "done", (replica, batch, real)))
 
@@ -233,7 +233,7 @@ def simulate(
         now, id, kind, what = heapq.heappop(events)
         if kind == "arrival":
             replica = random_numbers.choice(replicas)
-            replica.images += 1
+            replica.samples += 1
             deadlines[id] = now + SLO
             replica.scheduler.submit(now, Request(id, now, now + SLO, now + SLO, 1, 2))
             give_out(now, replica)
@@ -250,7 +250,7 @@ def simulate(
                 starting.remove(due)
                 replicas.append(Replica(Scheduler(TABLE, Settings(slo=SLO, max_batch=4), make_policy("lookahead"))))
                 names[len(names)] = replicas[-1]
-            reports = {str(i): r.meter.read(r.scheduler, r.images) for i, r in names.items() if r in replicas}
+            reports = {str(i): r.meter.read(r.scheduler, r.samples) for i, r in names.items() if r in replicas}
             present = len(replicas) + len(starting)
             wanted, state = decide(now, reports, present, settings, state)
             starting += [now + start_delay] * max(0, wanted - present)
@@ -263,7 +263,7 @@ def simulate(
 
 
 LOOP = ScalingSettings(1, 6, utilization=0.7, up_delay=15, down_delay=90, hysteresis=0.2, smoothing=10)
-# 8-bit carries 50 images/s on a replica, the top ratio 77: quiet, a lasting burst that only the dial can carry, quiet again
+# 8-bit carries 50 samples/s on a replica, the top ratio 77: quiet, a lasting burst that only the dial can carry, quiet again
 QUIET, BURST = 26.0, 62.0
 
 
@@ -302,15 +302,15 @@ def test_the_signal_does_not_depend_on_the_dial() -> None:
     meters = []
     for policy in ("fixed:0", "fixed:1", "lookahead"):
         scheduler = Scheduler(TABLE, Settings(slo=SLO, max_batch=4), make_policy(policy))
-        meter, now, images = WorkMeter(), 0.0, 0
+        meter, now, samples = WorkMeter(), 0.0, 0
         for i in range(2000):
             now += 1 / 60.0
-            images += 1
+            samples += 1
             scheduler.submit(now, Request(i, now, now + SLO, now + SLO, 1, 2))
             batch = scheduler.next_batch(now)
             if batch is not None:
-                scheduler.completed(now, batch, TABLE.latency(batch.index, batch.images))
-        meters.append(meter.read(scheduler, images))
+                scheduler.completed(now, batch, TABLE.latency(batch.index, batch.samples))
+        meters.append(meter.read(scheduler, samples))
     assert meters[0] == pytest.approx(2000 * EIGHT_BIT, rel=1e-6)
     assert meters[1] == pytest.approx(meters[0], rel=1e-6) and meters[2] == pytest.approx(meters[0], rel=1e-6)
 

@@ -40,7 +40,7 @@ def outcome(body: bytes) -> Any:
         found = READER.read(body)
     except BadRequest as error:
         return str(error).partition(": line")[0]
-    return [(array.dtype, array.shape, array.tolist()) for array in found.inputs], found.images, found.id
+    return [(array.dtype, array.shape, array.tolist()) for array in found.inputs], found.samples, found.id
 
 
 @st.composite

@@ -29,19 +29,15 @@ from bitdial.engines.cpu import native
 from bitdial.errors import ArtifactError, BitdialError, ConfigError, EngineError, InputError
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.serving.supervision import Supervisor
-from bitdial.serving.worker import (
-    Candidate,
-    ProcessWorker,
-    SignatureError,
-    UnservableError,
-    Worker,
-    WorkerCrash,
-    WorkerOptions,
-    WorkerPool,
-    measure_table,
-)
 from bitdial.serving.worker import process as process_module
+from bitdial.serving.worker.base import Result, Worker, WorkerOptions
+from bitdial.serving.worker.calibration import measure_table
+from bitdial.serving.worker.errors import SignatureError, UnservableError, WorkerCrash
 from bitdial.serving.worker.frames import AsyncFrames
+from bitdial.serving.worker.info import ModelInfo
+from bitdial.serving.worker.model import LoadedModel
+from bitdial.serving.worker.pool import Candidate, WorkerPool
+from bitdial.serving.worker.process import ProcessWorker
 from bitdial.serving.worker.thread import ThreadWorker
 
 ENGINE = "reference" if native.missing() else "cpu"
@@ -54,7 +50,7 @@ QUICK = {
     "shift_choice": "value_error",
     "keep_answers": 0.0,  # random weights: no ratio is sound
 }
-OPTIONS = WorkerOptions(ENGINE, {"kernels": "fixed"} if ENGINE == "cpu" else {}, max_batch=8)
+OPTIONS = WorkerOptions(engine=ENGINE, engine_options={"kernels": "fixed"} if ENGINE == "cpu" else {}, max_batch=8)
 
 
 def options(**changes: Any) -> WorkerOptions:
@@ -207,7 +203,7 @@ def test_a_worker_gives_the_engines_bits_at_every_ratio(models: SimpleNamespace)
 
 def test_the_reference_engine_serves_too(models: SimpleNamespace) -> None:
     async def job() -> None:
-        worker = ThreadWorker(models.a, WorkerOptions("reference", {"threads": 1, "batch_hint": 4}))
+        worker = ThreadWorker(models.a, WorkerOptions(engine="reference", engine_options={"threads": 1, "batch_hint": 4}))
         info = await worker.start()
         assert info.engine["name"] == "reference" and info.engine["processor"]
         await check_bits(worker, models.a)
@@ -233,7 +229,7 @@ def test_one_bad_request_does_not_spoil_a_batch(models: SimpleNamespace) -> None
             assert result.checked[0] and result.outputs == [[]]
             with pytest.raises(InputError, match="shape"):
                 await worker.run([good, [np.zeros((1, 1, 8, 8), np.float32)]], 1)
-            with pytest.raises(InputError, match="1 to 8 images"):
+            with pytest.raises(InputError, match="1 to 8 samples"):
                 await worker.run([request(9)], 1)
             with pytest.raises(ConfigError, match="index 3"):
                 await worker.run([good], 3)
@@ -245,7 +241,7 @@ def test_one_bad_request_does_not_spoil_a_batch(models: SimpleNamespace) -> None
 
 def test_whole_numbers_out_of_range_blame_their_request_only(models: SimpleNamespace) -> None:
     async def job() -> None:
-        worker = ThreadWorker(models.text, WorkerOptions("reference", max_batch=8))
+        worker = ThreadWorker(models.text, WorkerOptions(engine="reference", max_batch=8))
         info = await worker.start()
         assert [str(t) for t in info.inputs] == ["int64[N, 5]", "float32[N, 16]"]
         rng = np.random.default_rng(0)
@@ -272,8 +268,8 @@ def test_files_that_cannot_be_served_give_typed_errors(models: SimpleNamespace, 
             (tmp_path / "none.bitdial", OPTIONS, ArtifactError, "none.bitdial"),
             (tmp_path, OPTIONS, ArtifactError, "no regular file"),
             (models.corrupt, OPTIONS, ArtifactError, "corrupt.bitdial.*get a sound copy"),
-            (models.a, WorkerOptions("abacus"), EngineError, "unknown engine 'abacus'"),
-            (models.a, WorkerOptions(ENGINE, {"speed": 3}), EngineError, "no option"),
+            (models.a, WorkerOptions(engine="abacus"), EngineError, "unknown engine 'abacus'"),
+            (models.a, WorkerOptions(engine=ENGINE, engine_options={"speed": 3}), EngineError, "no option"),
         ]
         for path, chosen, kind, says in cases:
             for worker in both_kinds(path, chosen):
@@ -281,33 +277,56 @@ def test_files_that_cannot_be_served_give_typed_errors(models: SimpleNamespace, 
                     await worker.start()
                 assert not worker.alive
                 await worker.stop()
-        worker = ThreadWorker(models.interleaved, WorkerOptions("reference"))
-        with pytest.raises(UnservableError, match="output .* along which the images"):
+        worker = ThreadWorker(models.interleaved, WorkerOptions(engine="reference"))
+        with pytest.raises(UnservableError, match="output .* along which the samples"):
             await worker.start()
 
     go(job())
 
 
-def test_overlapping_and_abandoned_calls_do_not_mix(models: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlapping_calls_are_refused_and_abandoned_ones_do_not_mix(
+    models: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def job() -> None:
         for worker in both_kinds(models.a, OPTIONS):
             await worker.start()
-            requests = [request(n % 3 + 1, seed=n) for n in range(12)]
+            freed: list[bool] = []
+            worker.on_free = lambda freed=freed: freed.append(True)  # type: ignore[misc]
+            requests = [request(n % 3 + 1, seed=n) for n in range(4)]
             alone = [(await worker.run([r], 1)).outputs[0][0].tobytes() for r in requests]
-            calls = [asyncio.create_task(worker.run([r], 1)) for r in requests]
-            await asyncio.sleep(0)
-            for n in (0, 5):  # one that runs and one that waits
-                calls[n].cancel()
-            results = await asyncio.gather(*calls, return_exceptions=True)
-            for n, result in enumerate(results):
-                if n in (0, 5):
-                    assert isinstance(result, asyncio.CancelledError)
-                else:
-                    assert not isinstance(result, BaseException)
-                    assert result.outputs[0][0].tobytes() == alone[n]
+            assert not worker.busy and not freed
+            for n, asked in enumerate(requests):
+                call = asyncio.create_task(worker.run([requests[n - 1]], 1))
+                await asyncio.sleep(0)
+                call.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await call
+                assert worker.busy and len(freed) == n  # with what nobody waits for
+                with pytest.raises(EngineError, match="has a batch already"):
+                    await worker.run([asked], 1)
+                await until(lambda worker=worker: not worker.busy)  # type: ignore[misc]
+                assert len(freed) == n + 1
+                assert (await worker.run([asked], 1)).outputs[0][0].tobytes() == alone[n]
             await worker.stop()
 
-    monkeypatch.setenv("BITDIAL_TEST_FAULT", "slow:0.005")
+    slow_down(monkeypatch, 0.005)
+    go(job())
+
+
+def test_an_abandoned_batch_that_hangs_is_noticed(models: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def job() -> None:
+        worker = ProcessWorker(models.a, options(patience=0.3))
+        lost: list[WorkerCrash] = []
+        worker.on_lost = lost.append
+        await worker.start()
+        call = asyncio.create_task(worker.run([request(1)], 0))
+        await asyncio.sleep(0.01)
+        call.cancel()
+        await until(lambda: bool(lost))
+        assert "did not answer" in str(lost[0])
+        await worker.stop()
+
+    monkeypatch.setenv("BITDIAL_TEST_FAULT", "hang-after:0")
     go(job())
 
 
@@ -322,8 +341,9 @@ def test_a_crash_loses_the_batch_and_says_so(models: SimpleNamespace, monkeypatc
         await worker.start()
         for _ in range(3):
             await worker.run([request(1)], 0)
-        calls = await asyncio.gather(*(worker.run([request(1)], 0) for _ in range(3)), return_exceptions=True)
-        assert all(isinstance(c, WorkerCrash) and "SIGSEGV" in str(c) for c in calls)
+        for _ in range(2):  # the one that had it, and the next
+            with pytest.raises(WorkerCrash, match="SIGSEGV"):
+                await worker.run([request(1)], 0)
         assert len(lost) == 1 and not worker.alive
         await worker.stop()
         # while idle
@@ -472,10 +492,11 @@ def test_signals_to_the_group_leave_the_child_to_its_parent(models: SimpleNamesp
 
 PARENT = """
     import asyncio, sys
-    from bitdial.serving.worker import ProcessWorker, WorkerOptions
+    from bitdial.serving.worker.base import WorkerOptions
+    from bitdial.serving.worker.process import ProcessWorker
 
     async def main():
-        worker = ProcessWorker(sys.argv[1], WorkerOptions(sys.argv[2], max_batch=2))
+        worker = ProcessWorker(sys.argv[1], WorkerOptions(engine=sys.argv[2], max_batch=2))
         info = await worker.start()
         asyncio.create_task(worker.run([[__import__("numpy").zeros((1, 3, 8, 8), "float32")]], 0))
         await asyncio.sleep(0.05)
@@ -484,6 +505,13 @@ PARENT = """
 
     asyncio.run(main())
 """
+
+
+def test_a_worker_process_imports_nothing_of_the_server() -> None:
+    program = "import sys, bitdial.serving.worker.child; print(*sys.modules)"
+    modules = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
+    assert "bitdial.serving.worker.model" in modules
+    assert not modules & {"bitdial.serving.control", "bitdial.serving.worker.pool", "pydantic", "uvicorn", "torch"}
 
 
 def test_a_child_dies_with_its_parent_and_neither_needs_torch(models: SimpleNamespace) -> None:
@@ -509,35 +537,94 @@ def test_a_child_dies_with_its_parent_and_neither_needs_torch(models: SimpleName
 # ---- several workers -------------------------------------------------------------------------------------------------------
 
 
-def test_a_pool_shares_work_and_hands_over_in_order(models: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Batches of processes that start from now on, and of threads."""
+    real = LoadedModel.run
+
+    def run(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments)
+
+    monkeypatch.setattr(LoadedModel, "run", run)
+    monkeypatch.setenv("BITDIAL_TEST_FAULT", f"slow:{seconds}")
+
+
+async def swap(
+    pool: WorkerPool, path: Path | None = None, before: Callable[[Candidate], Awaitable[None]] | None = None
+) -> ModelInfo:
+    """Put a new version to use, after `before`; if that raises, the old workers stay."""
+    candidate = await pool.prepare(path)
+    try:
+        if before is not None:
+            await before(candidate)
+    except BaseException:
+        await candidate.discard()
+        raise
+    pool.commit(candidate)
+    return candidate.info
+
+
+async def compute(pool: WorkerPool, requests: list[Any], index: int) -> Result:
+    """A batch on the first worker that is free; an index below 0 counts from its last ratio."""
+    while (lease := pool.lease()) is None:
+        await asyncio.sleep(0.001)
+    index %= len(lease.worker.info.ratios)
+    return await lease.run(requests, index)
+
+
+@pytest.mark.parametrize("make", [ProcessWorker, ThreadWorker])
+def test_a_leased_worker_is_one_batchs_own(
+    models: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Worker]
+) -> None:
     async def job() -> None:
-        pool = WorkerPool(models.a, OPTIONS, workers=2)
-        with pytest.raises(WorkerCrash, match="not been started"):
-            await pool.run([request(1)], 0)
+        freed: list[bool] = []
+        pool = WorkerPool(models.a, OPTIONS, workers=2, make=make, on_free=lambda: freed.append(True))
+        assert pool.lease() is None  # not started
         info = await pool.start()
         assert pool.info is info and pool.alive == pool.idle == 2
-        done: list[int] = []
-
-        async def call(n: int) -> None:
-            await pool.run([request(1)], 0)
-            done.append(n)
-
-        calls = [asyncio.create_task(call(n)) for n in range(6)]
-        await asyncio.sleep(0.01)
-        assert pool.idle == 0 and pool.alive == 2
-        calls[3].cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        assert set(done[:2]) == {0, 1} and set(done[2:4]) == {2, 4} and done[4:] == [5]
+        first, second = pool.lease(), pool.lease()
+        assert first is not None and second is not None and first.worker is not second.worker
+        assert pool.lease() is None and pool.idle == 0 and pool.alive == 2
+        second.release()
+        again = pool.lease()
+        assert again is not None and again.worker is second.worker
+        second.release()  # of no effect on whoever has it now
+        assert pool.lease() is None
+        assert (await again.run([request(1)], 0)).checked == [""]
+        assert pool.idle == 1 and not freed
+        # A batch that its caller gave up keeps its worker until it is done.
+        call = asyncio.create_task(first.run([request(1)], 0))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert pool.idle == 1 and not freed
+        await until(lambda: bool(freed))
         assert pool.idle == 2
-        running = [asyncio.create_task(call(n)) for n in range(3)]
-        await asyncio.sleep(0.01)
+        # The end: what runs is finished, nobody gets a worker any more.
+        running = [asyncio.create_task(compute(pool, [request(1)], 0)) for _ in range(2)]
+        await asyncio.sleep(0)
         await pool.stop()
-        results = await asyncio.gather(*running, return_exceptions=True)
-        assert results[:2] == [None, None] and isinstance(results[2], WorkerCrash)
-        with pytest.raises(WorkerCrash, match="stopped"):
-            await pool.run([request(1)], 0)
+        assert [(await r).checked for r in running] == [[""], [""]]
+        assert pool.lease() is None and pool.idle == 0
 
-    monkeypatch.setenv("BITDIAL_TEST_FAULT", "slow:0.1")
+    slow_down(monkeypatch, 0.05)
+    go(job())
+
+
+def test_a_worker_that_dies_while_leased(models: SimpleNamespace) -> None:
+    async def job() -> None:
+        pool = WorkerPool(models.a, OPTIONS)
+        await pool.start()
+        lease = pool.lease()
+        assert lease is not None and isinstance(lease.worker, ProcessWorker) and lease.worker.pid is not None
+        os.kill(lease.worker.pid, signal.SIGKILL)
+        await until(lambda: pool.whole and pool.workers[0] is not lease.worker)  # there is a new one
+        with pytest.raises(WorkerCrash, match="SIGKILL"):
+            await lease.run([request(1)], 0)
+        assert (await compute(pool, [request(1)], 0)).checked == [""]
+        await pool.stop()
+
     go(job())
 
 
@@ -554,25 +641,25 @@ def test_a_pool_replaces_workers_that_crash_or_hang(models: SimpleNamespace, mon
             supervisor=Supervisor(first_delay=0.05),
         )
         await pool.start()
-        await asyncio.gather(*(pool.run([request(1)], 0) for _ in range(2)))
+        await asyncio.gather(*(compute(pool, [request(1)], 0) for _ in range(2)))
         with pytest.raises(WorkerCrash, match="SIGSEGV"):
-            await pool.run([request(1)], 0)
+            await compute(pool, [request(1)], 0)
         assert pool.alive == 1
         await until(lambda: "free" in events)
         assert events == ["crash", "restart", "free"] and pool.alive == pool.idle == 2
         monkeypatch.setenv("BITDIAL_TEST_FAULT", "hang-after:0")  # of those started from now on
         with pytest.raises(WorkerCrash):
-            await asyncio.gather(pool.run([request(1)], 0), pool.run([request(1)], 0))
+            await asyncio.gather(compute(pool, [request(1)], 0), compute(pool, [request(1)], 0))
         await until(lambda: events.count("restart") == 2)
         monkeypatch.delenv("BITDIAL_TEST_FAULT")
-        ends = await asyncio.gather(*(pool.run([request(1)], 0) for _ in range(2)), return_exceptions=True)
+        ends = await asyncio.gather(*(compute(pool, [request(1)], 0) for _ in range(2)), return_exceptions=True)
         assert sorted(str(e).partition(":")[0] for e in ends) == [
             "the worker did not answer for 1.5 s and was killed",
             "the worker died",
         ]
         await until(lambda: events.count("crash") == 4 and pool.alive == 2)
         for _ in range(4):
-            assert len(await asyncio.gather(pool.run([request(1)], 0), pool.run([request(2)], 1))) == 2
+            assert len(await asyncio.gather(compute(pool, [request(1)], 0), compute(pool, [request(2)], 1))) == 2
         await pool.stop()
 
     monkeypatch.setenv("BITDIAL_TEST_FAULT", "crash-after:1")
@@ -597,7 +684,7 @@ def test_attempts_to_replace_a_worker_become_rarer(models: SimpleNamespace, monk
         await until(lambda: len(crashes) == 4)
         between = np.diff(crashes)
         assert between[1] > 0.2 and between[2] > 0.4
-        waiting = asyncio.create_task(pool.run([request(1)], 0))
+        waiting = asyncio.create_task(compute(pool, [request(1)], 0))
         monkeypatch.delenv("BITDIAL_TEST_FAULT")
         assert (await waiting).checked == [""]  # as soon as there is a worker again
         await pool.stop()
@@ -656,7 +743,7 @@ def test_a_worker_is_replaced_whatever_its_restart_meets(
         await lose()
         await until(lambda: pool.whole)
         assert [type(e) for e in told] == [WorkerCrash] + [EngineError] * 4 and "unforeseen" in str(told[-1])
-        assert (await pool.run([request(1)], 0)).checked == [""]
+        assert (await compute(pool, [request(1)], 0)).checked == [""]
         await pool.stop()
 
     go(job())
@@ -690,17 +777,17 @@ def test_workers_restart_from_the_bytes_they_had(models: SimpleNamespace, tmp_pa
         path.write_bytes(models.a.read_bytes())
         pool = WorkerPool(path, OPTIONS, make=make)
         info = await pool.start()
-        before = (await pool.run([request(1)], 1)).outputs[0][0].tobytes()
+        before = (await compute(pool, [request(1)], 1)).outputs[0][0].tobytes()
         path.write_bytes(damage)  # in place
         (worker,) = pool.workers
         end(worker)
         await until(lambda: not worker.alive)
         await until(lambda: pool.whole)
         assert pool.workers[0].info.digest == info.digest
-        assert (await pool.run([request(1)], 1)).outputs[0][0].tobytes() == before
+        assert (await compute(pool, [request(1)], 1)).outputs[0][0].tobytes() == before
         path.write_bytes(models.b.read_bytes())
-        assert (await pool.swap()).ratios == (0.0, 1.0)
-        await pool.run([request(1)], 1)
+        assert (await swap(pool)).ratios == (0.0, 1.0)
+        await compute(pool, [request(1)], 1)
         await pool.stop()
 
     def give_up(worker: ThreadWorker) -> None:
@@ -733,8 +820,7 @@ def test_a_new_version_takes_over_without_losing_a_batch(
 
         async def client() -> None:
             while not stopping:
-                top = len(pool.info.ratios) - 1
-                answers.append((await pool.run([x], top)).outputs[0][0].tobytes())
+                answers.append((await compute(pool, [x], -1)).outputs[0][0].tobytes())
                 await asyncio.sleep(0)
 
         clients = [asyncio.create_task(client()) for _ in range(3)]
@@ -748,8 +834,12 @@ def test_a_new_version_takes_over_without_losing_a_batch(
             before.append(pool.alive)
             assert (await candidate.workers[0].run([x], 1)).outputs[0][0].tobytes() == new
 
-        info = await pool.swap(before=look)
+        while (leased := pool.lease()) is None:
+            await asyncio.sleep(0)
+        info = await swap(pool, before=look)
         assert pool.info is info and info.ratios == (0.0, 1.0) and before == [2]
+        assert (await leased.run([x], 2)).outputs[0][0].tobytes() == old  # as was decided for it
+        await until(lambda: not leased.worker.alive)
         await asyncio.sleep(0.1)
         stopping = True
         await asyncio.gather(*clients)  # none failed
@@ -766,7 +856,7 @@ def test_a_bad_new_version_leaves_the_old_one_in_place(models: SimpleNamespace) 
         pool = WorkerPool(models.a, OPTIONS, workers=2)
         info = await pool.start()
         pids = [w.pid for w in pool.workers if isinstance(w, ProcessWorker)]
-        expected = (await pool.run([request(1)], 2)).outputs[0][0].tobytes()
+        expected = (await compute(pool, [request(1)], 2)).outputs[0][0].tobytes()
 
         async def refuse(candidate: Candidate) -> None:
             raise ConfigError("not this one")
@@ -779,9 +869,9 @@ def test_a_bad_new_version_leaves_the_old_one_in_place(models: SimpleNamespace) 
         ]
         for path, kind, says, before in cases:
             with pytest.raises(kind, match=says):
-                await pool.swap(path, before)
+                await swap(pool, path, before)
             assert pool.info is info and [w.pid for w in pool.workers if isinstance(w, ProcessWorker)] == pids
-            assert (await pool.run([request(1)], 2)).outputs[0][0].tobytes() == expected
+            assert (await compute(pool, [request(1)], 2)).outputs[0][0].tobytes() == expected
         await pool.stop()
 
     go(job())
@@ -791,10 +881,10 @@ def test_pools_of_threads_work_alike(models: SimpleNamespace) -> None:
     async def job() -> None:
         pool = WorkerPool(models.a, OPTIONS, workers=2, make=ThreadWorker)
         await pool.start()
-        await asyncio.gather(*(pool.run([request(n % 3 + 1)], 1) for n in range(8)))
-        info = await pool.swap(models.b)
+        await asyncio.gather(*(compute(pool, [request(n % 3 + 1)], 1) for n in range(8)))
+        info = await swap(pool, models.b)
         assert info.ratios == (0.0, 1.0)
-        await pool.run([request(1)], 1)
+        await compute(pool, [request(1)], 1)
         await pool.stop()
 
     go(job())
@@ -831,7 +921,7 @@ def test_workers_run_on_uvloop(models: SimpleNamespace) -> None:
         assert isinstance(worker, ProcessWorker) and worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         await until(lambda: pool.alive == 0)
-        await pool.run([request(1)], 0)
+        await compute(pool, [request(1)], 0)
         await pool.stop()
 
     uvloop.new_event_loop().close()  # the first of a process leaves a pipe behind, for signals

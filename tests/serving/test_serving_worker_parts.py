@@ -19,21 +19,15 @@ from hypothesis import strategies as st
 
 from bitdial import errors
 from bitdial.errors import ArtifactError, BitdialError, ConfigError, EngineError, InputError
-from bitdial.serving.worker import (
-    ModelInfo,
-    Result,
-    SignatureError,
-    TensorInfo,
-    WorkerCrash,
-    WorkerOptions,
-    calibration,
-)
-from bitdial.serving.worker.batching import count_images, fill, join, split
+from bitdial.serving.worker import calibration
+from bitdial.serving.worker.base import Result, WorkerOptions
+from bitdial.serving.worker.batching import count_samples, fill, join, split
 from bitdial.serving.worker.calibration import batch_sizes, make_table, measure_table, random_request
-from bitdial.serving.worker.errors import error_from_json, error_to_json
+from bitdial.serving.worker.errors import SignatureError, WorkerCrash, error_from_json, error_to_json
 from bitdial.serving.worker.faults import Fault
 from bitdial.serving.worker.file import ModelFile, anonymous_file, read_descriptor
 from bitdial.serving.worker.frames import AsyncFrames, BlockingFrames, Decoder, FrameError, encode
+from bitdial.serving.worker.info import ModelInfo, TensorInfo
 from bitdial.serving.worker.memory import BatchMemory
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -129,30 +123,30 @@ def batches(draw: st.DrawFn) -> tuple[ModelInfo, list[list[np.ndarray[Any, Any]]
         return result
 
     info = make_info(tensors("x"), tensors("y"))
-    images = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    samples = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    requests = [[rng.integers(0, 2, t.of(n)).astype(t.dtype) for t in info.inputs] for n in images]
-    return info, requests, images
+    requests = [[rng.integers(0, 2, t.of(n)).astype(t.dtype) for t in info.inputs] for n in samples]
+    return info, requests, samples
 
 
 @given(batches(), st.data())
 def test_requests_are_joined_and_taken_apart_again(batch: Any, data: st.DataObject) -> None:
-    info, requests, images = batch
-    assert count_images(info, requests, sum(images)) == images
+    info, requests, samples = batch
+    assert count_samples(info, requests, sum(samples)) == samples
     joined = join(info, requests)
     descriptor = anonymous_file("test")
-    memory = BatchMemory(descriptor, info, sum(images), grow=True)
+    memory = BatchMemory(descriptor, info, sum(samples), grow=True)
     os.close(descriptor)
-    views = memory.inputs(sum(images))
+    views = memory.inputs(sum(samples))
     fill(info, views, requests)
     for tensor, a, b in zip(info.inputs, joined, views, strict=True):
-        assert a.shape == b.shape == tensor.of(sum(images)) and a.dtype == b.dtype == tensor.dtype
+        assert a.shape == b.shape == tensor.of(sum(samples)) and a.dtype == b.dtype == tensor.dtype
         assert np.array_equal(a, b)
     # as if the model gave its inputs back, those of bad requests left out
-    checked = data.draw(st.lists(st.sampled_from(["", "bad"]), min_size=len(images), max_size=len(images)))
+    checked = data.draw(st.lists(st.sampled_from(["", "bad"]), min_size=len(samples), max_size=len(samples)))
     good = [r for r, problem in zip(requests, checked, strict=True) if not problem]
     same = make_info(info.inputs, info.inputs)
-    back = split(same, join(same, good) if good else [], images, checked)
+    back = split(same, join(same, good) if good else [], samples, checked)
     for request, answer, problem in zip(requests, back, checked, strict=True):
         if problem:
             assert answer == []
@@ -171,23 +165,23 @@ def test_requests_are_joined_and_taken_apart_again(batch: Any, data: st.DataObje
         ([np.zeros((3, 4), np.float32)], r"shape \[3, 4\]"),
         ([np.zeros((1, 1, 4), np.float32)], r"the model takes float32\[N, 3, 4\]"),  # would broadcast
         ([np.zeros((0, 3, 4), np.float32)], "shape"),
-        ([np.zeros((9, 3, 4), np.float32)], "1 to 8 images, got 9"),
+        ([np.zeros((9, 3, 4), np.float32)], "1 to 8 samples, got 9"),
     ],
 )
 def test_wrong_requests_are_named(arrays: list[Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        count_images(make_info(), [arrays], 8)
+        count_samples(make_info(), [arrays], 8)
     with pytest.raises(InputError, match=says):
-        count_images(make_info(), [[np.zeros((1, 3, 4), np.float32)], arrays] if len(arrays) != 1 else [arrays], 8)
+        count_samples(make_info(), [[np.zeros((1, 3, 4), np.float32)], arrays] if len(arrays) != 1 else [arrays], 8)
 
 
-def test_inputs_must_hold_the_same_number_of_images() -> None:
+def test_inputs_must_hold_the_same_number_of_samples() -> None:
     info = make_info([TensorInfo("a", "float32", (-1, 2)), TensorInfo("b", "float32", (3, -1), 2)])
-    assert count_images(info, [[np.zeros((2, 2), np.float32), np.zeros((3, 4), np.float32)]], 8) == [2]
-    with pytest.raises(InputError, match="holds 1 images, input 'a' 2"):
-        count_images(info, [[np.zeros((2, 2), np.float32), np.zeros((3, 2), np.float32)]], 8)
+    assert count_samples(info, [[np.zeros((2, 2), np.float32), np.zeros((3, 4), np.float32)]], 8) == [2]
+    with pytest.raises(InputError, match="holds 1 samples, input 'a' 2"):
+        count_samples(info, [[np.zeros((2, 2), np.float32), np.zeros((3, 2), np.float32)]], 8)
     with pytest.raises(InputError, match=r"shape \[3, 3\]"):
-        count_images(info, [[np.zeros((2, 2), np.float32), np.zeros((3, 3), np.float32)]], 8)
+        count_samples(info, [[np.zeros((2, 2), np.float32), np.zeros((3, 3), np.float32)]], 8)
 
 
 def test_shared_memory_cannot_be_shrunk_or_mapped_for_another_model() -> None:
@@ -300,9 +294,9 @@ class PacedWorker:
     async def stop(self) -> None: ...
 
     async def run(self, requests: Sequence[Sequence[Any]], index: int) -> Result:
-        images = len(requests[0][0])
-        self.ran.append((index, images))
-        self.clock[0] += self.cost(index, images)
+        samples = len(requests[0][0])
+        self.ran.append((index, samples))
+        self.clock[0] += self.cost(index, samples)
         return Result([[]], index, 0.0, [""])
 
 
@@ -407,4 +401,4 @@ def test_random_requests_have_the_models_dtypes() -> None:
         [TensorInfo("a", "float64", (-1, 2)), TensorInfo("i", "int64", (3, -1), 2), TensorInfo("b", "bool", (-1,))]
     )
     arrays = random_request(info, 5)
-    assert count_images(info, [arrays], 5) == [5]
+    assert count_samples(info, [arrays], 5) == [5]

@@ -46,12 +46,12 @@ def same(a: Outcome, b: Outcome) -> bool:
     overhead=st.sampled_from([0.0, 0.001]),
     shared=st.booleans(),
     max_queue=st.sampled_from([3, 1000]),
-    images=st.integers(1, 4),
+    samples=st.integers(1, 4),
     refuse=st.booleans(),
     seed=st.integers(0, 100),
 )
 def test_every_request_ends_once(
-    rate, replicas, workers, balancer, policy, max_wait, timeout, overhead, shared, max_queue, images, refuse, seed
+    rate, replicas, workers, balancer, policy, max_wait, timeout, overhead, shared, max_queue, samples, refuse, seed
 ):
     wanted = Settings(
         slo=0.05, timeout=timeout, max_batch=4, max_wait=max_wait, max_queue=max_queue, refuse_late=refuse
@@ -65,7 +65,7 @@ def test_every_request_ends_once(
 
         return observer
 
-    load = Load(poisson(rate, 200, seed), images)
+    load = Load(poisson(rate, 200, seed), samples)
     fleet = Fleet(replicas=replicas, workers=workers, balancer=balancer, overhead=overhead, shared_core=shared)
     outcome = simulate(TABLE, wanted, policy, load, fleet, Noise(batch=0.2), seed, observe)
     n = load.arrivals.size
@@ -222,7 +222,7 @@ def test_least_loaded_is_least_loaded(changes):
         lambda: Load(np.array([])),
         lambda: Load(np.array([1.0, 0.5])),
         lambda: Load(np.array([0.0, np.inf])),
-        lambda: Load(np.array([0.0]), images=0),
+        lambda: Load(np.array([0.0]), samples=0),
         lambda: simulate(TABLE, Settings(), "fixed:0", Load(np.array([0.0])), Fleet(balancer="best")),
         lambda: simulate(TABLE, Settings(), "best", Load(np.array([0.0]))),
         lambda: time_series(simulate(TABLE, Settings(), "fixed:0", Load(np.array([0.0]))), TABLE, 0.1, 0.0),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ENGINE = "cpu"
 REPEATS = 15
-MOST_NAMES = 6  # layers named per obstacle; the JSON has all
+MOST_NAMES = 6  # layers named per reason; the JSON has all
 
 Row = Mapping[str, Any]
 
@@ -87,7 +87,7 @@ def print_engine(terminal: Terminal, found: Mapping[str, Any]) -> None:
     )
     terminal.say(f"  kernels: {engine['kernels']}, {CHOICES.get(engine['kernel_choice'], engine['kernel_choice'])}")
     _print_layers(terminal, found)
-    _print_obstacles(terminal, described["layers"])
+    _print_unsupported(terminal, described["layers"])
     _print_bytes(terminal, engine)
     _print_elsewhere(terminal, engine, described)
 
@@ -152,12 +152,12 @@ def _print_layers(terminal: Terminal, found: Mapping[str, Any]) -> None:
         terminal.say("layers were not timed: parts of the network run in the reference engine (named below)")
 
 
-def obstacle_rows(layers: Sequence[Row]) -> list[tuple[list[str], str, list[str]]]:
+def unsupported_rows(layers: Sequence[Row]) -> list[tuple[list[str], str, list[str]]]:
     """(kernels, why they are not exact or not there, layers), one row per reason, most layers first."""
     found: dict[str, dict[str, list[str]]] = {}
     for layer in layers:
         by_reason: dict[str, list[str]] = {}
-        for kernel, why in layer.get("obstacles", {}).items():
+        for kernel, why in layer.get("unsupported", {}).items():
             by_reason.setdefault(why, []).append(kernel)
         for why, kernels in by_reason.items():
             found.setdefault(why, {}).setdefault(", ".join(kernels), []).append(layer["source"] or layer["name"])
@@ -167,9 +167,9 @@ def obstacle_rows(layers: Sequence[Row]) -> list[tuple[list[str], str, list[str]
     return sorted(rows, key=lambda row: -len(row[2]))
 
 
-def _print_obstacles(terminal: Terminal, layers: Sequence[Row]) -> None:
+def _print_unsupported(terminal: Terminal, layers: Sequence[Row]) -> None:
     rows = []
-    for kernels, why, names in obstacle_rows(layers):
+    for kernels, why, names in unsupported_rows(layers):
         shown = ", ".join(names[:MOST_NAMES]) + (
             f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         )

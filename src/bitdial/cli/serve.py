@@ -113,9 +113,9 @@ def save_tables(server: Server) -> None:
             write_atomically(config.save_table, text.encode(), "the service table")
 
 
-def gain(table: ServiceTable, index: int, images: int) -> float:
-    """How many times more images per second the ratio at `index` gives than the smallest one, in batches of `images`."""
-    return table.latency(0, images) / table.latency(index, images)
+def gain(table: ServiceTable, index: int, samples: int) -> float:
+    """How many times more samples per second the ratio at `index` gives than the smallest one, in batches of `samples`."""
+    return table.latency(0, samples) / table.latency(index, samples)
 
 
 def _warn(terminal: Terminal, config: ServerConfig, key_file: Path | None) -> None:
@@ -177,7 +177,7 @@ def announce(terminal: Terminal, server: Server) -> None:
         )
         shown = [b for b in dict.fromkeys((1, batch, table.batches[-1])) if b <= table.batches[-1]]
         terminal.table(
-            ["ratio", *(f"{b} image{'s' if b > 1 else ''}, ms" for b in shown), "images/s", "speed", "accuracy"],
+            ["ratio", *(f"{b} sample{'s' if b > 1 else ''}, ms" for b in shown), "samples/s", "speed", "accuracy"],
             [
                 [
                     ratio_name(table.ratios[i]), *(f"{1000 * table.latency(i, b):.2f}" for b in shown),

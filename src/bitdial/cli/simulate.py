@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +34,7 @@ def simulate(
         ),
     ] = None,
     load: Annotated[Given, options_of("bitdial.cli.arrivals:SimulatedArrivals")],
-    images: Annotated[int, option("--images", "N", "Images per request.", "Load", min=1)] = 1,
+    samples: Annotated[int, option("--samples --images", "N", "Samples per request.", "Load", min=1)] = 1,
     policy: Annotated[
         str,
         option(
@@ -55,7 +54,7 @@ def simulate(
     max_batch: Annotated[
         int | None,
         option(
-            "--max-batch", "N", "Images of the largest batch. Default: one request's, or the table's largest with --images 1.",
+            "--max-batch", "N", "Samples of the largest batch. Default: one request's, or the table's largest with --samples 1.",
             options.BATCHING_PANEL, min=1,
         ),
     ] = None,
@@ -109,9 +108,9 @@ def simulate(
         from bitdial.serving.server.config import make_options
         from bitdial.simulation import Fleet, Load, Noise, Sizing
 
-        times = read_table(table, max_batch or max(images, 1 if images > 1 else 32), terminal)
+        times = read_table(table, max_batch or max(samples, 1 if samples > 1 else 32), terminal)
         settings = make_options(
-            **dial, max_batch=max_batch or (images if images > 1 else times.batches[-1])
+            **dial, max_batch=max_batch or (samples if samples > 1 else times.batches[-1])
         ).settings()
         automatic = replicas.strip() == "auto"
         fleet = Fleet(**servers, replicas=1 if automatic else parse_replicas(replicas))
@@ -120,16 +119,16 @@ def simulate(
         if policy != "oracle":
             make_policy(policy)
         one = [
-            fleet.workers * times.throughput(i, max(images, settings.max_batch)) / images for i in (allowed[0], allowed[-1])
+            fleet.workers * times.throughput(i, max(samples, settings.max_batch)) / samples for i in (allowed[0], allowed[-1])
         ]
         played = make_load(SimulatedArrivals(**load), window, fleet.replicas * one[0], automatic, seed)
-        requests = Load(played.times, images)
+        requests = Load(played.times, samples)
         work = Work(terminal, times, settings, requests, fleet, spread, seed)
         content: dict[str, Any] = {
             "command": "simulate",
             "table": str(table),
-            "load": {"text": played.text, "requests": requests.arrivals.size, "seconds": played.seconds, "images": images},
-            "settings": asdict(settings),
+            "load": {"text": played.text, "requests": requests.arrivals.size, "seconds": played.seconds, "samples": samples},
+            "settings": settings.model_dump(),
             "fleet": {**fleet.model_dump(), "replicas": "auto" if automatic else fleet.replicas},
             "noise": spread.model_dump(),
             "seed": seed,
@@ -178,7 +177,9 @@ def read_table(path: Path, max_batch: int, terminal: Terminal) -> ServiceTable:
 
 
 async def _measure(path: Path, max_batch: int, terminal: Terminal) -> ServiceTable:
-    from bitdial.serving.worker import ProcessWorker, WorkerOptions, measure_table
+    from bitdial.serving.worker.base import WorkerOptions
+    from bitdial.serving.worker.calibration import measure_table
+    from bitdial.serving.worker.process import ProcessWorker
 
     worker = ProcessWorker(path, WorkerOptions(max_batch=max_batch))
     try:

@@ -177,11 +177,11 @@ class Work:
             raise ConfigError("--plot draws runs over time; give a number of replicas instead of auto")
         series = {row.policy: time_series(row.outcome, self.table, self.settings.slo, window) for row in rows}
         ratios = self.settings.allowed(self.table)
-        images, machines = self.load.images, self.fleet.replicas * self.fleet.workers
+        samples, machines = self.load.samples, self.fleet.replicas * self.fleet.workers
         capacities = {
             f"capacity at {ratio_name(self.table.ratios[i])}": machines
-            * self.table.throughput(i, max(images, self.settings.max_batch))
-            / images
+            * self.table.throughput(i, max(samples, self.settings.max_batch))
+            / samples
             for i in dict.fromkeys((ratios[0], ratios[-1]))
         }
         return SimulationReport(f"{title}  ·  {told}", window, self.settings.slo, dict(series), capacities)

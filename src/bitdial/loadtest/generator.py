@@ -48,7 +48,7 @@ class LoadPlan(BaseConfig):
     """One test. Seconds."""
 
     schedule: InstanceOf[Schedule] = Field(description="When requests are due.")
-    images: int = setting(1, "Images per request.", "N", _REQUESTS, ge=1)
+    samples: int = setting(1, "Samples per request.", "N", _REQUESTS, option="--samples --images", ge=1)
     slo: float | None = setting(
         None,
         "Answers should come so soon; sent with every request. Default: the server's own, if it tells.",
@@ -133,7 +133,7 @@ async def load(
         parameters["slo_ms"] = round(1e3 * plan.slo, 6)
     if plan.max_ratio is not None:
         parameters["max_ratio"] = plan.max_ratio
-    payload = build_payload(target, found, plan.images, data=data, parameters=parameters, seed=plan.seed)
+    payload = build_payload(target, found, plan.samples, data=data, parameters=parameters, seed=plan.seed)
     for k in range(plan.warmup):
         await _warm_up(target, payload.requests[k % len(payload.requests)], plan.timeout)
     run = LoadRun(target, found, plan, payload, observer, every)
@@ -383,7 +383,7 @@ class LoadRun:
             np.asarray(self.compute[:n], np.float64),
             np.asarray(self.right[:n], np.int64),
             plan.schedule.seconds if self.stopped is None else max(min(self.stopped, plan.schedule.seconds), 1e-3),
-            plan.images,
+            plan.samples,
             self.slo,
             {
                 "name": self.model.name,
@@ -395,7 +395,7 @@ class LoadRun:
             {
                 "url": self.target.url,
                 "arrivals": plan.schedule.text,
-                "images": plan.images,
+                "samples": plan.samples,
                 "timeout_s": plan.timeout,
                 "max_ratio": plan.max_ratio,
                 "slo_sent": plan.slo is not None and plan.send_slo,

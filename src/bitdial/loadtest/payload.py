@@ -32,11 +32,11 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Payload:
-    """requests: bytes of whole HTTP requests. labels: per variant int64 [images], None without labels. images: of each."""
+    """requests: bytes of whole HTTP requests. labels: per variant int64 [samples], None without labels. samples: of each."""
 
     requests: tuple[bytes, ...]
     labels: tuple[NDArray[np.int64], ...] | None
-    images: int
+    samples: int
 
 
 def read_labelled(path: str | os.PathLike[str]) -> LabelledImages:
@@ -69,63 +69,63 @@ def read_labelled(path: str | os.PathLike[str]) -> LabelledImages:
 def build_payload(
     target: Target,
     model: RemoteModel,
-    images: int,
+    samples: int,
     *,
     data: LabelledImages | None = None,
     parameters: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Payload:
-    """Requests of `images` images each. With data: its images in an order drawn by `seed`, as many as fit in memory (1 GiB);
+    """Requests of `samples` samples each. With data: its samples in an order drawn by `seed`, as many as fit in memory (1 GiB);
     without: random numbers.
 
-    Raises ConfigError (an input that cannot be made up, more images than there are) and DataError (images that do not fit).
+    Raises ConfigError (an input that cannot be made up, more samples than there are) and DataError (samples that do not fit).
     """
-    if images < 1:
-        raise ConfigError(f"a request needs at least one image, got {images}")
+    if samples < 1:
+        raise ConfigError(f"a request needs at least one sample, got {samples}")
     random = np.random.default_rng([seed, 4])
     path = f"/v2/models/{urllib.parse.quote(model.name, safe='')}/infer"
     if data is not None:
         array = _fitting(model, data)
-        if len(array) < images:
-            raise ConfigError(f"a request of {images} images is more than the {len(array)} of the data; ask for fewer")
-        count = min(len(array) // images, max(1, MOST_BYTES // max(1, array[:images].nbytes)))
-        order = random.permutation(len(array))[: count * images].reshape(count, images)
+        if len(array) < samples:
+            raise ConfigError(f"a request of {samples} samples is more than the {len(array)} of the data; ask for fewer")
+        count = min(len(array) // samples, max(1, MOST_BYTES // max(1, array[:samples].nbytes)))
+        order = random.permutation(len(array))[: count * samples].reshape(count, samples)
         info = model.inputs[0]
         bodies = tuple(_request(target, path, [(info, array[row])], parameters) for row in order)
-        return Payload(bodies, tuple(data.labels[row] for row in order), images)
-    shapes = [_shape(info, images) for info in model.inputs]
+        return Payload(bodies, tuple(data.labels[row] for row in order), samples)
+    shapes = [_shape(info, samples) for info in model.inputs]
     size = sum(
         int(np.prod(s)) * np.dtype(DATATYPES[i.datatype]).itemsize for i, s in zip(model.inputs, shapes, strict=True)
     )
     if size > MOST_BYTES:
-        raise ConfigError(f"a request of {images} images would have {size / 1e6:.0f} MB; ask for fewer images")
+        raise ConfigError(f"a request of {samples} samples would have {size / 1e6:.0f} MB; ask for fewer samples")
     made = []
     for _ in range(max(1, min(RANDOM_VARIANTS, MOST_BYTES // max(1, size)))):
         tensors = [(i, _random(random, DATATYPES[i.datatype], s)) for i, s in zip(model.inputs, shapes, strict=True)]
         made.append(_request(target, path, tensors, parameters))
-    return Payload(tuple(made), None, images)
+    return Payload(tuple(made), None, samples)
 
 
 def _fitting(model: RemoteModel, data: LabelledImages) -> NDArray[Any]:
     if len(model.inputs) != 1:
-        raise ConfigError(f"model '{model.name}' has {len(model.inputs)} inputs; labelled images fit models with one")
+        raise ConfigError(f"model '{model.name}' has {len(model.inputs)} inputs; labelled samples fit models with one")
     info = model.inputs[0]
     shape = _shape(info, 1)[1:]
     given = data.images.shape[1:]
     # A size that the model leaves free is the data's own.
     if len(given) != len(shape) or any(w not in (-1, g) for w, g in zip(info.shape[1:], given, strict=True)):
-        raise DataError(f"images of shape {list(given)} do not fit the input '{info.name}' of shape {list(info.shape)}")
+        raise DataError(f"samples of shape {list(given)} do not fit the input '{info.name}' of shape {list(info.shape)}")
     return np.ascontiguousarray(data.images, dtype=DATATYPES[info.datatype])
 
 
-def _shape(info: InputInfo, images: int) -> tuple[int, ...]:
+def _shape(info: InputInfo, samples: int) -> tuple[int, ...]:
     if info.datatype not in DATATYPES:
         raise ConfigError(f"input '{info.name}' has the datatype {info.datatype}, for which no values can be made up")
-    if not info.shape or info.shape[0] not in (-1, images):
+    if not info.shape or info.shape[0] not in (-1, samples):
         raise ConfigError(
-            f"input '{info.name}' of shape {list(info.shape)} takes no batch of {images}; give another --images"
+            f"input '{info.name}' of shape {list(info.shape)} takes no batch of {samples}; give another --samples"
         )
-    return (images, *(d if d >= 0 else 1 for d in info.shape[1:]))
+    return (samples, *(d if d >= 0 else 1 for d in info.shape[1:]))
 
 
 def _random(random: np.random.Generator, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
@@ -166,9 +166,9 @@ def read_document(body: bytes, header_length: int) -> dict[str, Any]:
 
 
 def count_right(document: Mapping[str, Any], body: bytes, header_length: int, labels: NDArray[np.int64]) -> int:
-    """How many images the first output puts the label first for (highest value; the first of equals).
+    """How many samples the first output puts the label first for (highest value; the first of equals).
 
-    Raises ValueError if the output does not hold one row of scores per image.
+    Raises ValueError if the output does not hold one row of scores per sample.
     """
     try:
         output = document["outputs"][0]
@@ -181,5 +181,5 @@ def count_right(document: Mapping[str, Any], body: bytes, header_length: int, la
             scores = np.frombuffer(body, dtype, size // dtype.itemsize, header_length)
         best = scores.reshape(shape).reshape(len(labels), -1).argmax(axis=1)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"the answer's first output holds no scores per image: {error}") from None
+        raise ValueError(f"the answer's first output holds no scores per sample: {error}") from None
     return int(np.count_nonzero(best == labels))

@@ -45,7 +45,7 @@ class Result:
     scheduled: when it was due. begun: when the generator took it up; None: when it was sent. sent: when its bytes were given to
     the system, which may be later than begun if it waited for a connection (NaN: never). done: when its fate was known
     (NaN: not). status: values of `Status`. ratio: executed, NaN if the server did not say. queue, compute: seconds, as the
-    server says, or NaN. right: images recognized rightly, -1 if not counted.
+    server says, or NaN. right: samples recognized rightly, -1 if not counted.
 
     seconds: length of the schedule, or until it was stopped. model: what the server said (name, ratios, accuracy).
     settings: of the run; generator: what the generator says of itself. errors: {what: how often}.
@@ -60,7 +60,7 @@ class Result:
     compute: Floats
     right: NDArray[np.int64]
     seconds: float
-    images: int
+    samples: int
     slo: float | None
     model: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -78,9 +78,9 @@ class Result:
             len({len(c) for c in columns}) != 1
             or not math.isfinite(self.seconds)
             or self.seconds <= 0
-            or self.images < 1
+            or self.samples < 1
         ):
-            raise DataError("the columns of a load test's result differ in length, or it has no duration or images")
+            raise DataError("the columns of a load test's result differ in length, or it has no duration or samples")
 
     @property
     def ok(self) -> NDArray[np.bool_]:
@@ -146,7 +146,7 @@ def summarize(result: Result) -> dict[str, Any]:
         "compute_ms": {_quantile_name(q): _ms(result.compute[ok], q) for q in (50.0, 99.0)},
         "mean_ratio": _mean(result.ratio[ok]),
         "expected_accuracy": _mean(accuracy[ok]),
-        "measured_accuracy": float(result.right[judged].sum() / (judged.sum() * result.images))
+        "measured_accuracy": float(result.right[judged].sum() / (judged.sum() * result.samples))
         if judged.any()
         else None,
         "ratio_changes_per_minute": ratio_changes(result),
@@ -239,7 +239,7 @@ def result_json(result: Result) -> bytes:
         "title": result.title,
         "created": result.created,
         "seconds": result.seconds,
-        "images": result.images,
+        "samples": result.samples,
         "slo_s": result.slo,
         "model": result.model,
         "settings": result.settings,
@@ -275,7 +275,8 @@ def result_from_json(content: bytes | str) -> Result:
             scheduled, scheduled + _floats(columns["sent_us"], n) / 1e6, scheduled + _floats(columns["took_us"], n) / 1e6,
             status, ratios[np.where(np.isfinite(chosen), chosen, len(ratios) - 1).astype(np.int64)],
             _floats(columns["queue_us"], n) / 1e6, _floats(columns["compute_us"], n) / 1e6,
-            np.where(np.isfinite(right), right, -1).astype(np.int64), float(held["seconds"]), int(held["images"]),
+            np.where(np.isfinite(right), right, -1).astype(np.int64), float(held["seconds"]),
+            int(held["samples" if "samples" in held else "images"]),
             None if slo is None else float(slo), dict(held["model"]), dict(held["settings"]), dict(held["generator"]),
             {str(k): int(v) for k, v in held["errors"].items()}, str(held["title"]), str(held["created"]),
             scheduled + _floats(columns["late_us"], n) / 1e6,

@@ -24,7 +24,7 @@ MOST_RUNS = 5  # colours that can be told apart
 MOST_WINDOWS = 150
 _WIDTHS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 COARSE = 5  # windows that make one of the measured accuracy's
-LEAST_IMAGES = 400  # at 93 % the standard error of that many is 1.3 points
+LEAST_SAMPLES = 400  # at 93 % the standard error of that many is 1.3 points
 _LOG_FROM = 15.0  # largest over smallest latency from which the axis is logarithmic
 
 
@@ -33,8 +33,8 @@ class Windows:
     """One test in windows. edges: seconds [n + 1]; the rest [n], NaN where a window has nothing to say.
 
     offered, answered, shed, expired, failed: requests/s (expired: dropped by the server or without an answer in time).
-    p50, p99: ms. ratio, expected, measured: 0..1. measured has wider windows, since a hundred images say little: edges in
-    measured_edges, NaN where fewer than LEAST_IMAGES were judged.
+    p50, p99: ms. ratio, expected, measured: 0..1. measured has wider windows, since a hundred samples say little: edges in
+    measured_edges, NaN where fewer than LEAST_SAMPLES were judged.
     """
 
     edges: Floats
@@ -182,8 +182,8 @@ def _measured(result: Result, edges: Floats) -> Floats:
     judged = result.right >= 0
     place = np.clip(np.searchsorted(edges, result.scheduled[judged], side="right") - 1, 0, len(edges) - 2)
     right = np.bincount(place, result.right[judged], minlength=len(edges) - 1)
-    images = result.images * np.bincount(place, minlength=len(edges) - 1)
-    return np.asarray(np.where(images >= LEAST_IMAGES, right / np.maximum(images, 1), np.nan))
+    samples = result.samples * np.bincount(place, minlength=len(edges) - 1)
+    return np.asarray(np.where(samples >= LEAST_SAMPLES, right / np.maximum(samples, 1), np.nan))
 
 
 def panels(report: LoadReport) -> tuple[Panel, ...]:
@@ -357,7 +357,7 @@ def run_facts(run: Run) -> dict[str, str]:
         "Server": str(s.get("url", "")),
         "Arrivals": str(s.get("arrivals", "")),
         "Duration": f"{r.seconds:.6g} s" + (", stopped early" if s.get("stopped_early") else ""),
-        "Request": f"{r.images} image{'' if r.images == 1 else 's'}"
+        "Request": f"{r.samples} sample{'' if r.samples == 1 else 's'}"
         + (f", {s['body_bytes']:,} bytes" if s.get("body_bytes") else "")
         + (", labelled" if s.get("labelled") else ", random values"),
         "Time limit": f"{s['timeout_s']:g} s" if s.get("timeout_s") else "",

@@ -74,7 +74,7 @@ def _tiles(report: LoadReport) -> list[Markup]:
         ("Expected accuracy", percent(s["expected_accuracy"], 2), "request-weighted")
         if s["expected_accuracy"] is not None
         else None,
-        ("Measured accuracy", percent(s["measured_accuracy"], 2), "on labelled images")
+        ("Measured accuracy", percent(s["measured_accuracy"], 2), "on labelled samples")
         if s["measured_accuracy"] is not None
         else None,
     ]

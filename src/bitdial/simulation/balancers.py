@@ -1,4 +1,4 @@
-"""Load balancers: which replica a request goes to. They see only the number of images outstanding at each replica."""
+"""Load balancers: which replica a request goes to. They see only the number of samples outstanding at each replica."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ BALANCERS: dict[str, type[RoundRobin] | type[PowerOfTwo] | type[LeastLoaded]] = 
 
 
 def make_balancer(name: str, load: Sequence[int], seed: int) -> Balancer:
-    """A balancer over `load`, the images outstanding per replica, which the caller keeps. Raises ConfigError."""
+    """A balancer over `load`, the samples outstanding per replica, which the caller keeps. Raises ConfigError."""
     if name not in BALANCERS:
         raise ConfigError(f"load balancer '{name}' is unknown: choose one of {sorted(BALANCERS)}")
     return BALANCERS[name](load, seed)

@@ -109,8 +109,8 @@ def smallest_fleet(
 def _first_guess(table: ServiceTable, settings: Settings, policy: str, load: Load, fleet: Fleet) -> int:
     """Replicas that carry the mean rate at the first allowed ratio at 80 %."""
     scheduler = Scheduler(table, settings, make_policy(policy))
-    batch = max(scheduler.full_batch, load.images)
-    rate = load.images * load.arrivals.size / max(load.duration, 1e-9)
+    batch = max(scheduler.full_batch, load.samples)
+    rate = load.samples * load.arrivals.size / max(load.duration, 1e-9)
     carried = fleet.workers * table.throughput(scheduler.allowed[0], batch)
     return max(1, math.ceil(rate / carried / 0.8))
 

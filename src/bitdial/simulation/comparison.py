@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +77,8 @@ def oracle_reason(table: ServiceTable, settings: Settings, load: Load, fleet: Fl
     fleet = fleet or Fleet()
     if fleet.replicas != 1 or fleet.workers != 1:
         return "the oracle knows one replica with one worker only"
-    if Scheduler(table, settings, make_policy("fixed:0")).full_batch > load.images:
-        return f"the oracle runs one request per batch: set the largest batch to {load.images} images"
+    if Scheduler(table, settings, make_policy("fixed:0")).full_batch > load.samples:
+        return f"the oracle runs one request per batch: set the largest batch to {load.samples} samples"
     if load.caps is not None:
         return "the oracle knows no limits of callers"
     if settings.timeout is not None and settings.timeout != settings.slo:
@@ -108,7 +107,7 @@ def run_oracle(
     for margin in (1.0, 2.0, 4.0, 8.0) if own else (1.0,):
         schedule = best_schedule(
             load.arrivals,
-            [table.latency(i, load.images) + own for i in allowed],
+            [table.latency(i, load.samples) + own for i in allowed],
             [table.loss(i) for i in allowed],
             settings.slo - (margin - 1.0 if fleet.shared_core else margin) * fleet.overhead,
         )
@@ -138,6 +137,6 @@ def _follow(
         return Scripted(script)
 
     # It has decided what is dropped; the scheduler's estimate of what will be late must not decide again.
-    trusting = dataclasses.replace(settings, refuse_late=False, max_wait=0.0)
+    trusting = settings.updated(refuse_late=False, max_wait=0.0)
     outcome = simulate(table, trusting, make, load, fleet, Noise(batch=0.0), 0, progress=progress)
     return ComparisonRow(ORACLE, summarize(outcome, table, settings.slo), outcome, schedule)

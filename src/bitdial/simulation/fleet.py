@@ -69,11 +69,11 @@ class Noise(BaseConfig):
 
 @dataclass(frozen=True)
 class Load:
-    """What comes. arrivals: float64 [n], seconds, ascending, from 0 or later. images: of every request. caps: int [n], the
+    """What comes. arrivals: float64 [n], seconds, ascending, from 0 or later. samples: of every request. caps: int [n], the
     largest ratio index that each sender accepts; None: no limits."""
 
     arrivals: npt.NDArray[np.float64]
-    images: int = 1
+    samples: int = 1
     caps: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -83,8 +83,8 @@ class Load:
             raise ConfigError("the load holds no request: give a trace or a rate that brings some")
         if not np.isfinite(arrivals).all() or arrivals[0] < 0 or (np.diff(arrivals) < 0).any():
             raise ConfigError("arrival times must be finite, ascending and not negative")
-        if self.images < 1:
-            raise ConfigError(f"a request needs at least one image, got {self.images}")
+        if self.samples < 1:
+            raise ConfigError(f"a request needs at least one sample, got {self.samples}")
         if self.caps is not None and self.caps.shape != arrivals.shape:
             raise ConfigError(f"{arrivals.size} requests need as many caps, got {self.caps.shape}")
 
@@ -189,7 +189,7 @@ class _Run:
         load, heap, pick = self.load, self.heap, self.balancer.pick
         direct = self.fleet.overhead == 0.0
         arrivals: list[float] = load.arrivals.tolist()
-        n, images = len(arrivals), load.images
+        n, samples = len(arrivals), load.samples
         outstanding, changed, where = self.outstanding, self.balancer.changed, self.where
         now = 0.0
         for id, arrival in enumerate(arrivals):
@@ -200,7 +200,7 @@ class _Run:
             self.events += 1
             at = pick()
             where[id] = at
-            outstanding[at] += images
+            outstanding[at] += samples
             changed(at)
             if direct:
                 self.submit(now, at, id)
@@ -243,7 +243,7 @@ class _Run:
         drop_at = deadline if settings.timeout is None else arrival + settings.timeout
         caps = self.load.caps
         cap = replica.scheduler.allowed[-1] if caps is None else int(caps[id])
-        request = Request(id, arrival, deadline, drop_at, self.load.images, cap)
+        request = Request(id, arrival, deadline, drop_at, self.load.samples, cap)
         if replica.scheduler.submit(now, request) is not None:
             self.lost(at, id, SHED)
         elif replica.free:
@@ -251,7 +251,7 @@ class _Run:
 
     def lost(self, at: int, id: int, status: int) -> None:
         self.status[id] = status
-        self.outstanding[at] -= self.load.images
+        self.outstanding[at] -= self.load.samples
         self.balancer.changed(at)
 
     def dispatch(self, now: float, at: int, replica: _Replica) -> None:
@@ -268,7 +268,7 @@ class _Run:
                     replica.wake = max(wake, math.nextafter(now, math.inf))
                     self.push(replica.wake, _WAKE, at, None)
                 return
-            key = (batch.index, batch.images)
+            key = (batch.index, batch.samples)
             seconds = self.seconds.get(key)
             if seconds is None:
                 seconds = self.seconds[key] = self.table.latency(*key)
@@ -296,21 +296,21 @@ class _Run:
         del replica.ends[batch.id]
         replica.free += 1
         replica.scheduler.completed(now, batch, now - batch.begun)
-        self.outstanding[at] -= batch.images
+        self.outstanding[at] -= batch.samples
         self.balancer.changed(at)
         if replica.scheduler.queue:  # the next batch goes out before the answers
             self.dispatch(now, at, replica)
         after, out, sent = self.after, now, []
         if after:
             replica.loop_free = max(now, replica.loop_free)
-        begun, index, images = batch.begun, batch.index, batch.images
+        begun, index, samples = batch.begun, batch.index, batch.samples
         for request in batch.requests:
             if after:
                 out = replica.loop_free = replica.loop_free + after
                 sent.append(out - now)
             id = request.id
             self.status[id] = ANSWERED
-            self.begun[id], self.finish[id], self.index[id], self.batched[id] = begun, out, index, images
+            self.begun[id], self.finish[id], self.index[id], self.batched[id] = begun, out, index, samples
         if sent:
             self.stall(replica, after * len(sent))
             self.push(out, _SENT, at, sent)
@@ -324,7 +324,7 @@ class _Run:
             status=np.frombuffer(bytes(self.status), dtype=np.uint8),
             replica=np.array(self.where, dtype=np.int32),
             batch=np.array(self.batched, dtype=np.int32),
-            images=self.load.images,
+            samples=self.load.samples,
             replicas=self.fleet.replicas,
             workers=self.fleet.workers,
             end=self.end,

@@ -23,8 +23,8 @@ class Outcome:
     arrival, begun, finish   came, its batch began, its answer was out (NaN where there was none)
     index                    ratio index executed, -1 where none was
     status                   ANSWERED, SHED (refused when it came) or EXPIRED (dropped from the queue)
-    replica, batch           where it went; images of the batch that it was computed in
-    images                   of every request
+    replica, batch           where it went; samples of the batch that it was computed in
+    samples                  of every request
     end                      when the last thing happened
     busy                     seconds that all workers computed, summed
     switches                 turns of the dial, summed over replicas
@@ -38,7 +38,7 @@ class Outcome:
     status: npt.NDArray[np.uint8]
     replica: npt.NDArray[np.int32]
     batch: npt.NDArray[np.int32]
-    images: int
+    samples: int
     replicas: int
     workers: int
     end: float

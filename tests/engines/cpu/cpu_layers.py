@@ -227,12 +227,12 @@ class CompiledLayer:
             for index in range(rows):
                 self.native.choose("dirt", index, METHODS.index("winograd"), 0)
 
-    def obstacles(self) -> dict[str, str]:
+    def unsupported(self) -> dict[str, str]:
         """Method to "" if it is exact for the layer, else why not."""
         return dict(zip(METHODS, self.native.methods("layer"), strict=True))
 
     def exact(self) -> list[str]:
-        return [m for m, why in self.obstacles().items() if not why]
+        return [m for m, why in self.unsupported().items() if not why]
 
     def choose(self, index: int, method: str, chunk: int = 0) -> None:
         self.native.choose("layer", index, METHODS.index(method), chunk)

@@ -401,8 +401,8 @@ def test_counters_report_what_was_executed(isa: str, name: str) -> None:
                 if low == 0:
                     assert row["kernel"] in ("direct", "depthwise")
                 elif kernels in ("direct", "fip", "winograd", "narrow"):
-                    obstacle = engine.native.methods(layer_name)[METHODS.index(kernels)]
-                    assert (row["kernel"] == kernels) == (obstacle == "")
+                    why = engine.native.methods(layer_name)[METHODS.index(kernels)]
+                    assert (row["kernel"] == kernels) == (why == "")
         issued[kernels] = {n: r["multiplications"] for n, r in counted(engine).items() if r["kernel"] == kernels}
         engine.reset_counters()
         assert engine.counters() == []

@@ -225,8 +225,8 @@ def test_sums_up_to_the_last_bit_of_int32(isa: str) -> None:
         case.activation_shift[:], case.weight_shift[:] = 4, 4
         case.weight[1] = -127
         layer = CompiledLayer(case, isa)
-        obstacle = layer.obstacles()["winograd"]
-        assert (obstacle == "") == fits and (fits or "32 bits" in obstacle)
+        why = layer.unsupported()["winograd"]
+        assert (why == "") == fits and (fits or "32 bits" in why)
         check_all_methods(case, isa, 1, (0,))
 
 
@@ -347,10 +347,10 @@ def test_plain_four_bits_have_every_kernel(isa: str) -> None:
 
 
 @EVERY_ISA
-def test_obstacles_are_named(isa: str) -> None:
+def test_what_is_unsupported_is_named(isa: str) -> None:
     def why(method: str, **fields: Any) -> str:
         case = make_case(np.random.default_rng(1), **{"per": 32, "rows": 8, "pad": (1, 1), **fields})
-        return CompiledLayer(case, isa).obstacles()[method]
+        return CompiledLayer(case, isa).unsupported()[method]
 
     for method in sorted(KERNELS[isa] - {"direct"}):
         assert "weight shifts differ" in why(method, by_output=True)

@@ -27,7 +27,7 @@ def describe(engine: CpuEngine) -> dict[str, Any]:
             continue
         layer["kernels"] = [methods[engine.native.choice(name, i)[0]] for i in range(len(engine.program.ratios))]
         layer["chunks"] = [engine.native.choice(name, i)[1] for i in range(len(engine.program.ratios))]
-        layer["obstacles"] = {m: why for m, why in zip(methods, engine.native.methods(name), strict=True) if why}
+        layer["unsupported"] = {m: why for m, why in zip(methods, engine.native.methods(name), strict=True) if why}
         layer["weight_bytes"] = dict(zip(WEIGHT_FORMS, engine.native.weight_bytes(name), strict=True))
         for form, size in layer["weight_bytes"].items():
             totals[form] += size

@@ -86,7 +86,7 @@ class SingleLayer:
         )  # fmt: skip
         self._rng, self._floor = rng, -127 if signed else 0
 
-    def obstacle(self, method: str) -> str:
+    def unsupported(self, method: str) -> str:
         """ "" if the kernel is exact here, else why not."""
         return str(self.native.methods("layer")[self.names.index(method)])
 
@@ -132,7 +132,7 @@ def time_shape(shape: LayerShape, isa: str, threads: int, batch: int, repeats: i
     last = len(MIXED) + 1
     narrow = isa == "avx2"
     seconds = {"direct": layer.best(0, "direct", repeats) / batch}
-    usable = [m for m in layer.names if m != "direct" and not layer.obstacle(m) and (m != "narrow" or narrow)]
+    usable = [m for m in layer.names if m != "direct" and not layer.unsupported(m) and (m != "narrow" or narrow)]
     for method in usable:
         name = NARROW_NAMES.get(method, method) if narrow else method
         seconds[name] = layer.best(last, method, repeats) / batch

@@ -72,7 +72,7 @@ def candidates(engine: CpuEngine, layer: str, index: int) -> list[tuple[int, int
     usual = native.usual(layer, index)
     result = [usual]
     if bool(engine.program.layers[layer].low[index].any()):
-        exact = [m for m, obstacle in enumerate(native.methods(layer)) if obstacle == ""]
+        exact = [m for m, why in enumerate(native.methods(layer)) if why == ""]
         for method in exact:
             native.choose(layer, index, method, 0)
             base = native.choice(layer, index)[1]

@@ -7,7 +7,8 @@ recorded run can be replayed decision by decision.
 from bitdial.serving.control.policies import POLICIES, make_policy
 from bitdial.serving.control.queue import Request, RequestQueue
 from bitdial.serving.control.record import Recorder, replay
-from bitdial.serving.control.scheduler import Batch, Refusal, Scheduler, Settings
+from bitdial.serving.control.scheduler import Batch, Refusal, Scheduler
+from bitdial.serving.control.settings import Settings
 from bitdial.serving.control.table import CorrectedTable, ServiceTable
 from bitdial.serving.control.view import Policy, View
 

@@ -139,7 +139,7 @@ class Planned:
         if load >= 1.0 or room <= seconds:
             return top
         requests = together * max(1, math.ceil(room / seconds / MOST_UNITS))
-        units = math.ceil(view.queue.images / (requests * size))
+        units = math.ceil(view.queue.samples / (requests * size))
         wanted = self._plan(view, candidates, load, size, together, requests, room).of(units)
         return next((i for i in candidates[wanted:] if view.table.safe(i, view.batch) <= limit), top)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from bitdial.errors import ConfigError
 from bitdial.serving.control.planned import Planned
 from bitdial.serving.control.table import ServiceTable
-from bitdial.serving.control.view import Candidates, Policy, View, deadline_slack
+from bitdial.serving.control.view import Candidates, Policy, View, at_most, deadline_slack
 
 
 class Fixed:
@@ -23,8 +23,7 @@ class Fixed:
 
     def top(self, table: ServiceTable, allowed: Sequence[int]) -> int:
         """The one index that it chooses: what could be in time at a higher one is of no use to it."""
-        at = table.at_or_below(self.ratio)
-        return max((i for i in allowed if i <= at), default=allowed[0])
+        return at_most(allowed, table.at_or_below(self.ratio))
 
     rest = top
 
@@ -45,7 +44,7 @@ class Ladder:
         self._rung = 0
 
     def choose(self, view: View) -> int:
-        waiting = (view.queue.images - view.batch) / (max(view.full_batch, view.request_size) * self.step)
+        waiting = (view.queue.samples - view.batch) / (max(view.full_batch, view.request_size) * self.step)
         top = len(view.allowed) - 1
         self._rung = min(self._rung, top)
         while self._rung < top and waiting >= self._rung + 1:
@@ -69,7 +68,7 @@ class SlackFit:
 
     def choose(self, view: View) -> int:
         slack = view.queue[0].deadline - view.now - view.overhead
-        needed = view.rate + view.queue.images / view.slo
+        needed = view.rate + view.queue.samples / view.slo
         wanted = view.allowed[-1]
         for index in view.allowed:
             seconds = view.table.safe(index, view.batch)
@@ -93,7 +92,7 @@ class LookAhead:
     up only when it must be, not when load is high: the slack of all waiting requests is spent first, which costs no accuracy.
 
     (3): work that arrives within t is taken as rate * t + `risk` standard deviations of a compound Poisson process, sqrt(rate *
-    size * t). With c seconds per image at the top ratio and utilization u = rate * c < 1 the backlog this can build has its
+    size * t). With c seconds per sample at the top ratio and utilization u = rate * c < 1 the backlog this can build has its
     largest value, risk^2 * c * u * size / (4 * (1 - u)), at a finite t. That much room is kept free; it is exceeded with a
     probability of about exp(-risk^2 / 2) (heavy traffic): 0.2 % at 3.5. At u >= 1 even the top ratio falls behind, and there is
     no reason to run below it.
@@ -126,14 +125,14 @@ class LookAhead:
     def _room(self, view: View, top: int) -> float:
         """Seconds that the next batch may take with regard to requests still to come."""
         table = view.table
-        full = min(view.full_batch, max(view.queue.images, view.batch))
+        full = min(view.full_batch, max(view.queue.samples, view.batch))
         seconds = table.latency(top, full) / full / view.workers
         load = view.rate * seconds
         if load >= 1.0:
             return 0.0
         size = max(view.request_size, 1.0)
         reserve = self.risk**2 * seconds * load * size / (4.0 * (1.0 - load))
-        behind = max(view.queue.images - view.batch, 0) * seconds + view.busy / view.workers
+        behind = max(view.queue.samples - view.batch, 0) * seconds + view.busy / view.workers
         own = table.latency(top, max(1, min(round(size), view.full_batch)))
         return (view.slo - view.overhead - behind - reserve - own) * view.workers
 
@@ -165,7 +164,7 @@ class Scripted:
     def choose(self, view: View) -> int:
         id = view.queue[0].id - self.first
         wanted = self.indices[id] if 0 <= id < len(self.indices) else view.allowed[-1]
-        return max((i for i in view.allowed if i <= wanted), default=view.allowed[0])
+        return at_most(view.allowed, wanted)
 
 
 POLICIES: dict[str, Callable[..., Policy]] = {

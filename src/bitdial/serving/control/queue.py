@@ -16,7 +16,7 @@ class Request:
     arrival   when it came
     deadline  when its answer should be ready (arrival + SLO)
     drop_at   when its answer is of no use any more; such a request is dropped and never computed
-    images    batch entries in it
+    samples   batch entries in it
     cap       largest ratio index that its sender accepts
     """
 
@@ -24,7 +24,7 @@ class Request:
     arrival: float
     deadline: float
     drop_at: float
-    images: int
+    samples: int
     cap: int
 
 
@@ -36,7 +36,7 @@ class RequestQueue:
         self._requests: list[Request] = []
         self._keys: list[tuple[float, int]] = []
         self._order = itertools.count()
-        self.images = 0
+        self.samples = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -57,7 +57,7 @@ class RequestQueue:
             at = bisect.bisect(self._keys, key)
             self._keys.insert(at, key)
             self._requests.insert(at, request)
-        self.images += request.images
+        self.samples += request.samples
 
     def take(self, positions: list[int]) -> list[Request]:
         """Remove the requests at ascending positions and return them in order."""
@@ -67,7 +67,7 @@ class RequestQueue:
         else:
             for at in reversed(positions):
                 del self._requests[at], self._keys[at]
-        self.images -= sum(request.images for request in taken)
+        self.samples -= sum(request.samples for request in taken)
         return taken
 
     def remove(self, id: int) -> bool:

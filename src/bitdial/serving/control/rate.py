@@ -6,10 +6,10 @@ import math
 
 
 class ArrivalRate:
-    """Images per second that arrive, smoothed.
+    """Samples per second that arrive, smoothed.
 
     short, long: time constants in seconds. The short one sees a burst within a few requests, the long one remembers that
-    load is high while a burst pauses. most: images per second above which rates need not be told apart; an overload beyond it is
+    load is high while a burst pauses. most: samples per second above which rates need not be told apart; an overload beyond it is
     forgotten as quickly as one of that size. Time that runs backwards counts as no time at all.
     """
 
@@ -20,15 +20,15 @@ class ArrivalRate:
         self._begin = 0.0
         self.request_size = 1.0
 
-    def arrived(self, now: float, images: int) -> None:
-        """A request of so many images came at `now`."""
+    def arrived(self, now: float, samples: int) -> None:
+        """A request of so many samples came at `now`."""
         if self._last is None:
             self._last = self._begin = now
-            self.request_size = float(images)
+            self.request_size = float(samples)
         self._decay(now)
-        self._fast = min(self._fast + images / self.short, max(self.most, images / self.short))
-        self._slow = min(self._slow + images / self.long, max(self.most, images / self.long))
-        self.request_size += 0.05 * (images - self.request_size)
+        self._fast = min(self._fast + samples / self.short, max(self.most, samples / self.short))
+        self._slow = min(self._slow + samples / self.long, max(self.most, samples / self.long))
+        self.request_size += 0.05 * (samples - self.request_size)
 
     def _decay(self, now: float) -> None:
         assert self._last is not None
@@ -44,20 +44,20 @@ class ArrivalRate:
         return 1.0 - math.exp(-max(self._last - self._begin, 0.25 * seconds) / seconds)
 
     def fast(self, now: float) -> float:
-        """Images per second over the short time."""
+        """Samples per second over the short time."""
         if self._last is None:
             return 0.0
         self._decay(now)
         return self._fast / self._warm(self.short)
 
     def present(self, now: float) -> float:
-        """Images per second to reckon with: the short average, or the long one where that is higher, but at most a quarter more:
+        """Samples per second to reckon with: the short average, or the long one where that is higher, but at most a quarter more:
         after a burst the dial must come down at once."""
         fast = self.fast(now)
         return max(fast, min(self.slow(now), 1.25 * fast))
 
     def slow(self, now: float) -> float:
-        """Images per second over the long time."""
+        """Samples per second over the long time."""
         if self._last is None:
             return 0.0
         self._decay(now)

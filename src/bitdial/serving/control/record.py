@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any, TextIO
 
 from bitdial.errors import ConfigError
 from bitdial.serving.control.policies import make_policy
 from bitdial.serving.control.queue import Request
-from bitdial.serving.control.scheduler import Batch, Scheduler, Settings
+from bitdial.serving.control.scheduler import Batch, Scheduler
+from bitdial.serving.control.settings import Settings
 from bitdial.serving.control.table import ServiceTable
 
 
@@ -28,7 +28,7 @@ class Recorder:
                 "format": "bitdial-decisions",
                 "version": 1,
                 "table": table.as_json(),
-                "settings": asdict(settings),
+                "settings": settings.model_dump(),
                 "policy": policy,
                 "workers": workers,
             }
@@ -78,7 +78,8 @@ def replay(lines: Iterable[str]) -> list[str]:
 def _step(scheduler: Scheduler, running: dict[int, Batch], row: dict[str, Any]) -> str:
     event, now = row["event"], row["now"]
     if event == "submit":
-        request = Request(row["id"], row["arrival"], row["deadline"], row["drop_at"], row["images"], row["cap"])
+        samples = row["samples"] if "samples" in row else row["images"]  # as older recordings have it
+        request = Request(row["id"], row["arrival"], row["deadline"], row["drop_at"], samples, row["cap"])
         refusal = scheduler.submit(now, request)
         reason = None if refusal is None else refusal.reason
         return "" if reason == row["refused"] else f"request {row['id']}: refused {row['refused']}, now {reason}"

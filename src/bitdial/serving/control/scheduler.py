@@ -6,95 +6,18 @@ recorded run can be replayed (`record`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bitdial.errors import ConfigError
 from bitdial.serving.control.queue import Request, RequestQueue
 from bitdial.serving.control.rate import ArrivalRate
+from bitdial.serving.control.settings import Settings
 from bitdial.serving.control.table import CorrectedTable, ServiceTable
-from bitdial.serving.control.view import Policy, View
+from bitdial.serving.control.view import Policy, View, at_most
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How a model is served. Seconds and images.
-
-    slo            an answer should be ready so soon after its request came
-    timeout        a request that cannot be answered so soon is dropped; None: the SLO
-    max_batch      images of the largest batch; a larger request would run alone (the server refuses it)
-    max_wait       how long a batch that is not full waits for more requests while a worker is free
-    max_queue      requests that may wait; more are refused
-    max_ratio      the dial is never turned further; None: than the table's ceiling, if it has one
-    min_accuracy   nor to a ratio whose expected accuracy (0..1) is below this
-    refuse_late    refuse at once what could not be answered in time even at the top ratio
-    """
-
-    slo: float = 0.1
-    timeout: float | None = None
-    max_batch: int = 32
-    max_wait: float = 0.0
-    max_queue: int = 1024
-    max_ratio: float | None = None
-    min_accuracy: float | None = None
-    refuse_late: bool = True
-
-    def __post_init__(self) -> None:
-        def check(ok: bool, what: str) -> None:
-            if not ok:
-                raise ConfigError(what)
-
-        check(math.isfinite(self.slo) and self.slo > 0, f"slo must be a positive time, got {self.slo}")
-        check(self.timeout is None or self.timeout > 0, f"timeout must be positive, got {self.timeout}")
-        check(self.max_batch >= 1, f"max_batch must be at least 1, got {self.max_batch}")
-        check(
-            math.isfinite(self.max_wait) and self.max_wait >= 0, f"max_wait must not be negative, got {self.max_wait}"
-        )
-        check(self.max_queue >= 1, f"max_queue must be at least 1, got {self.max_queue}")
-        check(self.max_ratio is None or 0 <= self.max_ratio <= 1, f"max_ratio must lie in 0..1, got {self.max_ratio}")
-        check(
-            self.min_accuracy is None or 0 <= self.min_accuracy <= 1,
-            f"min_accuracy must lie in 0..1, got {self.min_accuracy}",
-        )
-
-    def allowed(self, table: ServiceTable) -> list[int]:
-        """Ratio indices within max_ratio and min_accuracy, ascending. Raises ConfigError if none is."""
-        limit = self._limit(table)
-        allowed = list(range(table.at_or_below(limit) + 1))
-        if not allowed:
-            raise ConfigError(f"max_ratio {limit} is below the model's smallest ratio, {table.ratios[0]}")
-        if self.min_accuracy is not None:
-            expected = table.expected
-            if any(expected[i] is None for i in allowed):
-                raise ConfigError(
-                    "min_accuracy needs a measured accuracy at every ratio, and the model has none: quantize with evaluation "
-                    "data, or limit the dial with max_ratio"
-                )
-            kept = [i for i in allowed if (expected[i] or 0.0) >= self.min_accuracy]
-            if not kept:
-                raise ConfigError(
-                    f"min_accuracy {self.min_accuracy} is above what any ratio reaches (at most {expected[allowed[0]]}; a higher "
-                    "accuracy at a higher ratio counts as noise)"
-                )
-            allowed = kept
-        return allowed
-
-    def _limit(self, table: ServiceTable) -> float:
-        if self.max_ratio is not None:
-            return self.max_ratio
-        # A ceiling below a band's smallest ratio leaves that one: something must run.
-        return 1.0 if table.ceiling is None else max(table.ceiling, table.ratios[0])
-
-    def bound_by(self, table: ServiceTable) -> str:
-        """What keeps the dial from the table's last ratio: "min_accuracy", "max_ratio", "model file" (its ceiling), or "" if
-        nothing does."""
-        top = self.allowed(table)[-1]
-        if top == len(table.ratios) - 1:
-            return ""
-        if table.ratios[top + 1] <= self._limit(table) + 1e-9:
-            return "min_accuracy"
-        return "model file" if self.max_ratio is None else "max_ratio"
+LOOK = 64  # waiting requests looked at for the next deadline
 
 
 @dataclass(frozen=True)
@@ -111,7 +34,7 @@ class Batch:
 
     id: int
     requests: list[Request]
-    images: int
+    samples: int
     index: int
     expected: float
     begun: float
@@ -163,10 +86,6 @@ class Scheduler:
         best = max(table.throughput(top, b) for b in sizes)
         return next(b for b in sizes if table.throughput(top, b) >= 0.97 * best)
 
-    def at_most(self, index: int) -> int:
-        """The largest allowed ratio index at or below `index`; the smallest one if there is none."""
-        return max((i for i in self.allowed if i <= index), default=self.allowed[0])
-
     # ---- requests in -----------------------------------------------------------------------------------------------------
 
     def cap(self, max_ratio: float | None) -> int:
@@ -176,7 +95,7 @@ class Scheduler:
     def submit(self, now: float, request: Request) -> Refusal | None:
         """Take a request in; a Refusal if it cannot be: the queue is full, or it would be late even at the top ratio."""
         self.rate.most = 1.5 / self._pace()
-        self.rate.arrived(now, request.images)
+        self.rate.arrived(now, request.samples)
         refusal = self._refusal(now, request)
         if self.idle(now):
             self._turn(now, self.rest)
@@ -187,7 +106,7 @@ class Scheduler:
         if self.observer is not None:
             self.observer(
                 "submit", now, id=request.id, arrival=request.arrival, deadline=request.deadline, drop_at=request.drop_at,
-                images=request.images, cap=request.cap, refused=None if refusal is None else refusal.reason,
+                samples=request.samples, cap=request.cap, refused=None if refusal is None else refusal.reason,
             )  # fmt: skip
         return refusal
 
@@ -206,25 +125,25 @@ class Scheduler:
 
     def _refusal(self, now: float, request: Request) -> Refusal | None:
         pace, busy = self._pace(), self._busy(now) / max(self.workers, 1)
-        ahead = busy + self.queue.images * pace
+        ahead = busy + self.queue.samples * pace
         if len(self.queue) >= self.settings.max_queue:
             return Refusal("queue full", ahead)
         if not self.settings.refuse_late:
             return None
         if self.queue and request.deadline < self.queue[-1].deadline:  # it will overtake some
-            ahead = busy + pace * sum(r.images for r in self.queue if r.deadline <= request.deadline)
+            ahead = busy + pace * sum(r.samples for r in self.queue if r.deadline <= request.deadline)
         late = now + ahead + self._quickest(request) + self.overhead - request.drop_at
         if late > 0 and (self.queue or self.running):
             return Refusal("overloaded", late)
         return None
 
     def _pace(self) -> float:
-        """Seconds per image of all workers in full batches at the top ratio."""
+        """Seconds per sample of all workers in full batches at the top ratio."""
         return self.table.latency(self.top, self.full_batch) / self.full_batch / max(self.workers, 1)
 
     def _quickest(self, request: Request) -> float:
         """Seconds of a batch of this request alone at the largest ratio that it may have."""
-        return self.table.latency(min(self.top, max(request.cap, self.allowed[0])), request.images)
+        return self.table.latency(min(self.top, max(request.cap, self.allowed[0])), request.samples)
 
     def cancel(self, now: float, id: int) -> bool:
         """Forget a waiting request whose sender has gone."""
@@ -277,7 +196,7 @@ class Scheduler:
 
     def _waits(self, now: float) -> bool:
         """Whether a batch that is not full should wait for more."""
-        if self.settings.max_wait <= 0 or self.queue.images >= self.full_batch:
+        if self.settings.max_wait <= 0 or self.queue.samples >= self.full_batch:
             return False
         return now < self._wait_until()
 
@@ -289,17 +208,17 @@ class Scheduler:
         latest = head.deadline - self.overhead - self.table.safe(self.allowed[0], self.full_batch)
         return min(oldest + self.settings.max_wait, latest)
 
-    def wake_at(self) -> float | None:
-        """When `next_batch` should be called although nothing else happens; None: no need."""
+    def wake_at(self, free: bool = True) -> float | None:
+        """When `next_batch` (`expire`, if no worker is free) should be called although nothing else happens; None: no need."""
         if not self.queue:
             return None
-        due = min(r.drop_at for _, r in zip(range(64), self.queue, strict=False))
-        return min(due, self._wait_until()) if self.settings.max_wait > 0 else due
+        due = min(r.drop_at for r in itertools.islice(self.queue, LOOK))
+        return min(due, self._wait_until()) if free and self.settings.max_wait > 0 else due
 
     def _form(self, now: float) -> Batch:
-        positions, images = self._head(now, None)
+        positions, samples = self._head(now, None)
         view = View(
-            now=now, table=self.table, queue=self.queue, batch=images, requests=len(positions),
+            now=now, table=self.table, queue=self.queue, batch=samples, requests=len(positions),
             rate=self.rate.present(now), request_size=self.rate.request_size,
             workers=max(self.workers, 1), busy=self._busy(now), slo=self.settings.slo, overhead=self.overhead,
             allowed=self.allowed, full_batch=self.full_batch, current=self.current, since=self.since,
@@ -310,33 +229,33 @@ class Scheduler:
         self._turn(now, index)
         head = self.queue[0]
         # The dial's wish is limited by the caller who is next; others join if they accept as much.
-        index = self.at_most(min(index, head.cap))
-        positions, images = self._head(now, index)
+        index = at_most(self.allowed, min(index, head.cap))
+        positions, samples = self._head(now, index)
         requests = self.queue.take(positions)
-        expected = self.table.latency(index, images)
+        expected = self.table.latency(index, samples)
         self._batches += 1
         late = [r for r in requests if now + expected + self.overhead > r.deadline]
-        batch = Batch(self._batches, requests, images, index, expected, now, late)
+        batch = Batch(self._batches, requests, samples, index, expected, now, late)
         self.running[batch.id] = batch
         return batch
 
     def _head(self, now: float, index: int | None) -> tuple[list[int], int]:
-        """Positions and images of the next batch: by deadline, up to a full batch, as long as the first deadline can be kept at
+        """Positions and samples of the next batch: by deadline, up to a full batch, as long as the first deadline can be kept at
         the top ratio. With `index`, only requests that accept it."""
         positions: list[int] = []
-        images = 0
+        samples = 0
         deadline = self.queue[0].deadline - self.overhead
         for at, request in enumerate(self.queue):
             if index is not None and request.cap < index:
                 continue
-            more = images + request.images
+            more = samples + request.samples
             if positions and (more > self.full_batch or now + self.table.latency(self.top, more) > deadline):
                 break
             positions.append(at)
-            images = more
-            if images >= self.full_batch or at >= 4 * self.full_batch:
+            samples = more
+            if samples >= self.full_batch or at >= 4 * self.full_batch:
                 break
-        return positions, images
+        return positions, samples
 
     # ---- batches back ----------------------------------------------------------------------------------------------------
 
@@ -344,7 +263,7 @@ class Scheduler:
         """A batch is done; `seconds` from giving it out to having its results."""
         self.running.pop(batch.id, None)
         self._active = max(self._active, now)
-        self.table.observe(batch.index, batch.images, seconds)
+        self.table.observe(batch.index, batch.samples, seconds)
         if self.observer is not None:
             self.observer("done", now, batch=batch.id, seconds=seconds)
 

@@ -6,7 +6,7 @@ import bisect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,12 +24,12 @@ class ServiceTable:
     """Seconds of one batch on one worker, and accuracy, for every ratio of a model.
 
     ratios     ascending, as in the model
-    batches    ascending batch sizes in images, the first is 1
+    batches    ascending batch sizes in samples, the first is 1
     seconds    [ratio][batch], median seconds of one batch
     accuracy   per ratio the share of right answers as it was measured, 0..1; None where nothing was measured
     about      JSON-able: model, processor, threads, ...; for people
     agreement  per ratio the share of answers that are the smallest ratio's, 0..1, or None; empty: None for all
-    samples    images that both were measured on; None where unknown
+    samples    how many both were measured on; None where unknown
     ceiling    the highest ratio that keeps the 8-bit model's answers, as quantizing found; None where it did not look
 
     Decisions use `expected` and `loss`, never the measured values themselves.
@@ -71,21 +71,21 @@ class ServiceTable:
         if self.samples is not None and self.samples < 1:
             raise wrong("the number of samples must be positive")
 
-    def latency(self, index: int, images: int) -> float:
-        """Seconds of a batch of so many images at ratio `index`: linear between measured sizes; beyond the largest, in
+    def latency(self, index: int, samples: int) -> float:
+        """Seconds of a batch of so many samples at ratio `index`: linear between measured sizes; beyond the largest, in
         proportion to it."""
         batches, row = self.batches, self.seconds[index]
-        if images >= batches[-1]:
-            return row[-1] * images / batches[-1]
-        at = bisect.bisect_right(batches, images)
+        if samples >= batches[-1]:
+            return row[-1] * samples / batches[-1]
+        at = bisect.bisect_right(batches, samples)
         if at == 0:
             return row[0]
         low, high = batches[at - 1], batches[at]
-        return row[at - 1] + (row[at] - row[at - 1]) * (images - low) / (high - low)
+        return row[at - 1] + (row[at] - row[at - 1]) * (samples - low) / (high - low)
 
-    def throughput(self, index: int, images: int) -> float:
-        """Images per second of one worker that runs batches of so many images without pause."""
-        return images / self.latency(index, images)
+    def throughput(self, index: int, samples: int) -> float:
+        """Samples per second of one worker that runs batches of so many samples without pause."""
+        return samples / self.latency(index, samples)
 
     def at_or_below(self, ratio: float) -> int:
         """Index of the largest ratio at or below `ratio`; -1 if all are larger."""
@@ -112,18 +112,7 @@ class ServiceTable:
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able; `from_json` reads it back."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "ratios": list(self.ratios),
-            "batches": list(self.batches),
-            "seconds": [list(row) for row in self.seconds],
-            "accuracy": list(self.accuracy),
-            "about": dict(self.about),
-            "agreement": list(self.agreement),
-            "samples": self.samples,
-            "ceiling": self.ceiling,
-        }
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @staticmethod
     def from_json(text: str | bytes | Mapping[str, Any], name: str = "service table") -> ServiceTable:
@@ -179,19 +168,19 @@ class CorrectedTable:
         self.own = [1.0] * len(table.ratios)
         self.spread = 0.02
 
-    def latency(self, index: int, images: int) -> float:
+    def latency(self, index: int, samples: int) -> float:
         """Expected seconds of a batch, corrected."""
-        return self.table.latency(index, images) * self.common * self.own[index]
+        return self.table.latency(index, samples) * self.common * self.own[index]
 
-    def safe(self, index: int, images: int) -> float:
+    def safe(self, index: int, samples: int) -> float:
         """Seconds that a batch hardly ever exceeds: four mean deviations (about three standard deviations) more than expected."""
-        return self.latency(index, images) * (1.0 + 4.0 * self.spread)
+        return self.latency(index, samples) * (1.0 + 4.0 * self.spread)
 
-    def observe(self, index: int, images: int, seconds: float) -> None:
+    def observe(self, index: int, samples: int, seconds: float) -> None:
         """Learn from a batch that took `seconds`. Values that are not positive and finite are ignored (clock jumps)."""
         if not (math.isfinite(seconds) and seconds > 0):
             return
-        expected = self.latency(index, images)
+        expected = self.latency(index, samples)
         error = min(max(seconds / expected, 0.2), 5.0)  # one stalled batch says little about the next
         self.spread += self.SLOW * (abs(error - 1.0) - self.spread)
         low, high = self.LIMITS
@@ -199,15 +188,15 @@ class CorrectedTable:
         self.own[index] = min(max(self.own[index] * error**self.SLOW, 0.5), 2.0)
 
 
-def useful_ratios(table: ServiceTable, images: int, allowed: Sequence[int]) -> list[int]:
-    """Of the allowed ratio indices, ascending, those on the lower convex hull of (seconds per image, accuracy lost).
+def useful_ratios(table: ServiceTable, samples: int, allowed: Sequence[int]) -> list[int]:
+    """Of the allowed ratio indices, ascending, those on the lower convex hull of (seconds per sample, accuracy lost).
 
     A ratio above the hull is a bad buy: a mixture of two others gives the same throughput with less loss, and the dial mixes
     at no cost, batch by batch. Ratios that are no faster than a smaller one are left out too.
     """
     points: list[tuple[float, float, int]] = []
     for index in sorted(allowed):
-        seconds, loss = table.latency(index, images), table.loss(index)
+        seconds, loss = table.latency(index, samples), table.loss(index)
         while points and loss <= points[-1][1] and seconds <= points[-1][0] and points[-1][1] > 0:
             points.pop()  # slower and no more accurate than this one
         if points and seconds >= points[-1][0]:

@@ -16,21 +16,21 @@ LOOK = 256  # requests of the queue that are looked at one by one; what lies beh
 
 @dataclass(slots=True)
 class View:
-    """What a policy sees at a dispatch. Seconds and images.
+    """What a policy sees at a dispatch. Seconds and samples.
 
     now              the clock
     table            corrected service times
     queue            waiting requests, earliest deadline first, at least one
-    batch            images that the next batch will hold
+    batch            samples that the next batch will hold
     requests         requests that the next batch will hold
-    rate             images per second that arrive, smoothed
-    request_size     mean images of a request
+    rate             samples per second that arrive, smoothed
+    request_size     mean samples of a request
     workers          workers of this model
     busy             seconds of work that other workers still have before them, summed
     slo              the server's SLO, seconds
     overhead         time that an answer needs after its batch, seconds
     allowed          ratio indices that the server's own limits allow, ascending
-    full_batch       images of a full batch
+    full_batch       samples of a full batch
     current, since   the index in force, and since when
     idle             the batch came after a time without work, and holds all there is: no burst, as far as can be seen
     """
@@ -63,6 +63,11 @@ class Policy(Protocol):
     def choose(self, view: View) -> int: ...
 
 
+def at_most(allowed: Sequence[int], index: int) -> int:
+    """The largest allowed ratio index at or below `index`; the smallest one if there is none."""
+    return max((i for i in allowed if i <= index), default=allowed[0])
+
+
 class Candidates:
     """The useful ratios of a view (`useful_ratios`), worked out again only when the table or the limits change."""
 
@@ -81,8 +86,8 @@ class Candidates:
 def deadline_slack(view: View, top: int) -> float:
     """Seconds that the next batch may take so that all who wait can be in time, at ratio index `top` after it."""
     table, now = view.table, view.now
-    full = min(view.full_batch, max(view.queue.images, view.batch))
-    paces: dict[int, float] = {}  # seconds per image of the whole group of workers, by cap
+    full = min(view.full_batch, max(view.queue.samples, view.batch))
+    paces: dict[int, float] = {}  # seconds per sample of the whole group of workers, by cap
     limit = math.inf
     ahead = view.busy / view.workers  # behind the batch: what other workers still do, then the queue
     for position, request in enumerate(itertools.islice(view.queue, LOOK)):
@@ -91,7 +96,7 @@ def deadline_slack(view: View, top: int) -> float:
             index = min(request.cap, top)
             if index not in paces:
                 paces[index] = table.latency(index, full) / full / view.workers
-            ahead += request.images * paces[index]
+            ahead += request.samples * paces[index]
             room = (room - ahead) * view.workers  # the batch holds up only one of so many workers
             if room <= 0:
                 continue  # lost at any ratio: it must not drive the dial, and is dropped when its turn comes

@@ -101,10 +101,10 @@ def _gauges(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
         "Share of the work that runs at low precision, as the dial is set now.",
         [m.ratios[m.index] for m in models],
     )
-    yield gauge("mean_ratio", "Mean ratio of the images answered in the last minute.", [r.ratio for r in recent])
+    yield gauge("mean_ratio", "Mean ratio of the samples answered in the last minute.", [r.ratio for r in recent])
     yield gauge(
         "expected_accuracy",
-        "Accuracy (0 to 1) measured at the ratios at which the images of the last minute were answered, mean over images.",
+        "Accuracy (0 to 1) measured at the ratios at which the samples of the last minute were answered, mean over samples.",
         [r.accuracy for r in recent],
     )
     yield gauge(
@@ -114,7 +114,7 @@ def _gauges(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
     )
     yield gauge("slo_seconds", "The server's latency bound.", [m.slo for m in models])
     yield gauge("queue_depth", "Requests that wait.", [m.queue_depth for m in models])
-    yield gauge("queue_images", "Images that wait.", [m.queue_images for m in models])
+    yield gauge("queue_samples", "Samples that wait.", [m.queue_samples for m in models])
     yield gauge(
         "oldest_wait_seconds", "How long the oldest waiting request has waited.", [m.oldest_wait for m in models]
     )
@@ -136,7 +136,7 @@ def _counters(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
         return family
 
     yield counter("arrivals", "Well-formed requests that came in.", [m.arrived_requests for m in models])
-    yield counter("arrived_images", "Images in the requests that came in.", [m.arrived_images for m in models])
+    yield counter("arrived_samples", "Samples in the requests that came in.", [m.arrived_samples for m in models])
     yield counters(
         "requests",
         "Requests by outcome: ok (in time), late, shed (refused), expired (dropped), failed (server's error), invalid (sender's "
@@ -146,7 +146,7 @@ def _counters(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
     )
     yield counter("slo_met", "Requests answered within their SLO.", [m.outcomes["ok"].count for m in models])
     yield counters(
-        "images", "Images answered, by the ratio they ran at.", "ratio", [m.counts(m.images_by_ratio) for m in models]
+        "samples", "Samples answered, by the ratio they ran at.", "ratio", [m.counts(m.samples_by_ratio) for m in models]
     )
     yield counters(
         "batches", "Batches by the ratio they ran at.", "ratio", [m.counts(m.batches_by_ratio) for m in models]
@@ -185,7 +185,7 @@ def _histograms(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
             family.add_metric([metrics.model], buckets, total)
         return family
 
-    yield histogram("batch_size_images", "Images in a batch.", [m.batch_images for m in models])
+    yield histogram("batch_size_samples", "Samples in a batch.", [m.batch_samples for m in models])
     yield histogram(
         "queue_latency_seconds",
         "Time that answered requests waited for their batch.",

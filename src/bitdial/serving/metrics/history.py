@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 KEEP = 900  # seconds
-SAMPLES = 1024  # latencies kept of one second; above that a uniform sample of so many
+LATENCIES = 1024  # latencies kept of one second; above that so many of them, each as likely as the next
 TOLERATED = (
     2.0  # seconds that the clock may step back before its readings are shifted; events just carry on in the same second
 )
@@ -23,24 +23,18 @@ _MULTIPLIER, _INCREMENT, _MASK = 6364136223846793005, 1442695040888963407, (1 <<
 
 
 class Second:
-    """Sums over one second that began at `time` (whole seconds of the history's clock). Requests unless images are named.
+    """Sums over one second that began at `time` (whole seconds of the history's clock). Requests unless samples are named.
 
     Latency, queueing and compute are in seconds and are summed over answered requests; `ratio` and `accuracy` are summed over
-    answered images, `known` counts those whose accuracy is known. `depth`, `depth_images` and `oldest` are the largest values
+    answered samples, `known` counts those whose accuracy is known. `depth`, `depth_samples` and `oldest` are the largest values
     seen, `index` the last.
     """
 
-    __slots__ = (
-        "accuracy", "answered", "answered_images", "arrivals", "arrived_images", "batch_images", "batches", "cancelled",
-        "compute", "depth", "depth_images", "expired", "failed", "index", "invalid", "known", "late", "latencies", "met",
-        "oldest", "queue", "ratio", "shed", "switches", "text", "time", "worst",
-    )  # fmt: skip
-
     def __init__(self, time: int) -> None:
         self.time = time
-        self.arrivals = self.arrived_images = self.answered = self.answered_images = self.met = self.late = 0
+        self.arrivals = self.arrived_samples = self.answered = self.answered_samples = self.met = self.late = 0
         self.shed = self.expired = self.failed = self.invalid = self.cancelled = 0
-        self.batches = self.batch_images = self.switches = self.depth = self.depth_images = self.known = 0
+        self.batches = self.batch_samples = self.switches = self.depth = self.depth_samples = self.known = 0
         self.queue = self.compute = self.ratio = self.accuracy = self.oldest = self.worst = 0.0
         self.index: int | None = None
         self.latencies: list[float] = []
@@ -56,14 +50,14 @@ class Second:
         return self.text or json.dumps(self._row(), separators=(",", ":"), allow_nan=False)
 
     def _row(self) -> dict[str, float | int | None]:
-        answered, images = self.answered, self.answered_images
+        answered, samples = self.answered, self.answered_samples
         p50, p90, p99 = percentiles(self.latencies) if self.latencies else (None, None, None)
         return {
             "t": self.time,
             "arrivals": self.arrivals,
-            "arrived_images": self.arrived_images,
+            "arrived_samples": self.arrived_samples,
             "answered": answered,
-            "answered_images": images,
+            "answered_samples": samples,
             "met": self.met,
             "late": self.late,
             "shed": self.shed,
@@ -77,14 +71,14 @@ class Second:
             "worst": _short(self.worst if answered else None),
             "queue": _short(self.queue / answered if answered else None),
             "compute": _short(self.compute / answered if answered else None),
-            "ratio": _short(self.ratio / images if images else None),
-            "accuracy": _short(self.accuracy / images if images and self.known == images else None),
+            "ratio": _short(self.ratio / samples if samples else None),
+            "accuracy": _short(self.accuracy / samples if samples and self.known == samples else None),
             "index": self.index,
             "queue_depth": self.depth,
-            "queue_images": self.depth_images,
+            "queue_samples": self.depth_samples,
             "oldest_wait": _short(self.oldest),
             "batches": self.batches,
-            "batch_images": self.batch_images,
+            "batch_samples": self.batch_samples,
             "switches": self.switches,
         }
 
@@ -108,15 +102,15 @@ class Recent:
 
     attainment   share of the requests that were taken up or refused in this time and were answered within their SLO: those
                  shed, expired and failed count as missed; those with bad input or a sender that left do not count
-    ratio        mean over answered images of the ratio they ran at
-    accuracy     mean over answered images of the accuracy measured at their ratio, 0..1
+    ratio        mean over answered samples of the ratio they ran at
+    accuracy     mean over answered samples of the accuracy measured at their ratio, 0..1
     """
 
     attainment: float | None
     ratio: float | None
     accuracy: float | None
     requests: int
-    images: int
+    samples: int
 
 
 class History:
@@ -174,12 +168,12 @@ class History:
     def latency(self, second: Second, seconds: float) -> None:
         """Note the latency of one answer (`second.answered` counts it already)."""
         kept = second.latencies
-        if len(kept) < SAMPLES:
+        if len(kept) < LATENCIES:
             kept.append(seconds)
         else:  # reservoir sampling: every answer of the second is kept with the same probability
             self._seed = (self._seed * _MULTIPLIER + _INCREMENT) & _MASK
             place = (self._seed >> 33) % second.answered
-            if place < SAMPLES:
+            if place < LATENCIES:
                 kept[place] = seconds
         if seconds > second.worst:
             second.worst = seconds
@@ -190,9 +184,9 @@ class History:
         """A JSON list of the whole seconds that ended after `since` (a time that `clock` gave) and by `now`, oldest first.
 
         Of each: t (its start); arrivals, answered, met, late, shed, expired, failed, invalid, cancelled in requests;
-        arrived_images, answered_images; p50, p90, p99, worst (latency of its answers), queue and compute (means) and
-        oldest_wait (its largest) in seconds; ratio and accuracy, means over answered images; index of the ratio in force;
-        queue_depth and queue_images, their largest; batches and the batch_images in them; switches of the ratio. null: nothing
+        arrived_samples, answered_samples; p50, p90, p99, worst (latency of its answers), queue and compute (means) and
+        oldest_wait (its largest) in seconds; ratio and accuracy, means over answered samples; index of the ratio in force;
+        queue_depth and queue_samples, their largest; batches and the batch_samples in them; switches of the ratio. null: nothing
         to tell. Seconds without any event have no row. Cheap also for many rows: the texts are ready.
         """
         time = self.clock(now)
@@ -208,21 +202,21 @@ class History:
     def recent(self, now: float, seconds: float = 60.0) -> Recent:
         """Sums over the last `seconds`, the one that is not over yet among them."""
         first = self.clock(now) - seconds
-        met = requests = images = known = 0
+        met = requests = samples = known = 0
         ratio = accuracy = 0.0
         for second in reversed(list(self._seconds)):  # a copy, as above
             if second.time < first:
                 break
             met += second.met
             requests += second.answered + second.shed + second.expired + second.failed
-            images += second.answered_images
+            samples += second.answered_samples
             known += second.known
             ratio += second.ratio
             accuracy += second.accuracy
         return Recent(
             met / requests if requests else None,
-            ratio / images if images else None,
-            accuracy / images if images and known == images else None,
+            ratio / samples if samples else None,
+            accuracy / samples if samples and known == samples else None,
             requests,
-            images,
+            samples,
         )

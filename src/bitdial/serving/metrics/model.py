@@ -19,7 +19,7 @@ LATENCY_BOUNDS = (
     0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.075, 0.1, 0.125, 0.15,
     0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0,
 )  # fmt: skip
-BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)  # images
+BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)  # samples
 OUTCOMES = ("ok", "late", "shed", "expired", "failed", "invalid", "cancelled")
 SHED_REASONS = ("queue full", "overloaded")
 RECENT = 60.0  # seconds that the gauges over recent requests look back
@@ -84,16 +84,16 @@ class ModelMetrics:
         self.queue_latency = Distribution(LATENCY_BOUNDS)
         self.compute_latency = Distribution(LATENCY_BOUNDS)
         self.total_latency = Distribution(LATENCY_BOUNDS)
-        self.batch_images = Distribution(BATCH_BOUNDS)
+        self.batch_samples = Distribution(BATCH_BOUNDS)
         self.outcomes = {name: Tally() for name in OUTCOMES}
         self.shed_reasons = {name: Tally() for name in SHED_REASONS}
         self.failures: dict[str, Tally] = {}
-        self.images_by_ratio: dict[str, Tally] = {}
+        self.samples_by_ratio: dict[str, Tally] = {}
         self.batches_by_ratio: dict[str, Tally] = {}
         self.reloads = {"ok": Tally(), "failed": Tally()}
         self.restarts = 0
-        self.arrived_requests = self.arrived_images = 0
-        self.switches = self.queue_depth = self.queue_images = self.workers = self.index = 0
+        self.arrived_requests = self.arrived_samples = 0
+        self.switches = self.queue_depth = self.queue_samples = self.workers = self.index = 0
         self.oldest_wait = 0.0
         self.last_inference = 0.0  # when a request was last answered, seconds since 1970; 0: never
         self._switches_told = 0
@@ -113,21 +113,21 @@ class ModelMetrics:
         self._last = len(self.ratios) - 1
         with self._growing:
             names = [ratio_label(ratio) for ratio in self.ratios]
-            self._images = [self.images_by_ratio.setdefault(name, Tally()) for name in names]
+            self._samples = [self.samples_by_ratio.setdefault(name, Tally()) for name in names]
             self._batches = [self.batches_by_ratio.setdefault(name, Tally()) for name in names]
 
     # ---- requests ----------------------------------------------------------------------------------------------------------
 
-    def arrived(self, now: float, images: int) -> None:
+    def arrived(self, now: float, samples: int) -> None:
         """A well-formed request came in, whatever becomes of it."""
         self.arrived_requests += 1
-        self.arrived_images += images
+        self.arrived_samples += samples
         second = self.history.at(now)
         second.arrivals += 1
-        second.arrived_images += images
+        second.arrived_samples += samples
 
     def answered(
-        self, now: float, *, index: int, queue: float, compute: float, total: float, images: int, met: bool
+        self, now: float, *, index: int, queue: float, compute: float, total: float, samples: int, met: bool
     ) -> None:
         """A request was answered. Seconds it waited, its batch took, and from its arrival to its answer; whether in time."""
         if index > self._last:  # of a model file that has been replaced since
@@ -143,24 +143,24 @@ class ModelMetrics:
         history = self.history
         second = history.at(now)
         second.answered += 1
-        second.answered_images += images
+        second.answered_samples += samples
         if met:
             self._ok.count += 1
             second.met += 1
         else:
             self._late.count += 1
             second.late += 1
-        self._images[index].count += images
+        self._samples[index].count += samples
         self.queue_latency.add(queue)
         self.compute_latency.add(compute)
         self.total_latency.add(total)
         second.queue += queue
         second.compute += compute
-        second.ratio += images * self.ratios[index]
+        second.ratio += samples * self.ratios[index]
         accuracy = self.accuracy[index]
         if accuracy is not None:
-            second.accuracy += images * accuracy
-            second.known += images
+            second.accuracy += samples * accuracy
+            second.known += samples
         history.latency(second, total)
 
     def shed(self, now: float, reason: str) -> None:
@@ -192,13 +192,13 @@ class ModelMetrics:
 
     # ---- batches and the state of the server -------------------------------------------------------------------------------
 
-    def batch(self, now: float, *, index: int, images: int, requests: int) -> None:
-        """A batch of so many images and requests was given to a worker at ratio `index`."""
+    def batch(self, now: float, *, index: int, samples: int, requests: int) -> None:
+        """A batch of so many samples and requests was given to a worker at ratio `index`."""
         self._batches[min(index, self._last)].count += 1
-        self.batch_images.add(images)
+        self.batch_samples.add(samples)
         second = self.history.at(now)
         second.batches += 1
-        second.batch_images += images
+        second.batch_samples += samples
 
     def gauges(
         self,
@@ -206,16 +206,16 @@ class ModelMetrics:
         *,
         index: int,
         queue_depth: int,
-        queue_images: int,
+        queue_samples: int,
         oldest_wait: float,
         switches: int,
         workers: int,
     ) -> None:
-        """How things stand: ratio index in force, waiting requests and images, seconds that the oldest has waited, changes of
+        """How things stand: ratio index in force, waiting requests and samples, seconds that the oldest has waited, changes of
         the ratio so far (as the scheduler counts them), workers that run. Call it at every dispatch and about once a second."""
         second = self.history.at(now)
         second.index = self.index = min(index, self._last)
-        self.queue_depth, self.queue_images, self.workers = queue_depth, queue_images, workers
+        self.queue_depth, self.queue_samples, self.workers = queue_depth, queue_samples, workers
         if not 0.0 <= oldest_wait < math.inf:
             oldest_wait = 0.0
         self.oldest_wait = oldest_wait
@@ -226,8 +226,8 @@ class ModelMetrics:
             second.switches += more
         if queue_depth > second.depth:
             second.depth = queue_depth
-        if queue_images > second.depth_images:
-            second.depth_images = queue_images
+        if queue_samples > second.depth_samples:
+            second.depth_samples = queue_samples
         if oldest_wait > second.oldest:
             second.oldest = oldest_wait
 
@@ -261,13 +261,13 @@ class ModelMetrics:
             return {name: tally.count for name, tally in table.items()}
 
     def present(self) -> dict[str, Any]:
-        """How things stand, JSON-able, for the live page: index, ratio, queue_depth, queue_images, oldest_wait (seconds),
+        """How things stand, JSON-able, for the live page: index, ratio, queue_depth, queue_samples, oldest_wait (seconds),
         workers, switches, restarts, reloads."""
         return {
             "index": self.index,
             "ratio": self.ratios[self.index],
             "queue_depth": self.queue_depth,
-            "queue_images": self.queue_images,
+            "queue_samples": self.queue_samples,
             "oldest_wait": self.oldest_wait,
             "workers": self.workers,
             "switches": self.switches,

@@ -176,13 +176,13 @@ const CHARTS = [
   new Chart({
     id: 'chart-ratio', title: 'Ratio', unit: 'share of the work at low precision', format: (v) => percent(v, 1),
     tick: (v) => ratioName(v), range: () => [0, 1], series: [
-      { label: 'mean of the answered images', colour: 'main', area: true, value: (b) => per(b.ratio, b.images) }],
+      { label: 'mean of the answered samples', colour: 'main', area: true, value: (b) => per(b.ratio, b.samples) }],
   }),
   new Chart({
     id: 'chart-accuracy', title: 'Expected accuracy', unit: 'measured at the ratios that ran', format: (v) => percent(v, 2),
     tick: (v) => `${Number((100 * v).toFixed(2))}\u00a0%`, range: accuracyRange,
     limits: () => [{ label: `ratio ${ratioName(current()?.ratios?.[0])}: ${percent(accuracyOf(0), 2)}`, value: accuracyOf(0) ?? NaN }],
-    series: [{ label: 'mean of the answered images', colour: 's1', value: (b) => (b.known === b.images ? per(b.accuracy, b.known) : null) }],
+    series: [{ label: 'mean of the answered samples', colour: 's1', value: (b) => (b.known === b.samples ? per(b.accuracy, b.known) : null) }],
   }),
   new Chart({
     id: 'chart-time', title: 'Where the time goes', unit: 'mean of the answered requests', format: duration, range: fromZero(0.001), series: [
@@ -190,9 +190,9 @@ const CHARTS = [
       { label: 'computing', colour: 'main', value: (b) => per(b.compute, b.answered) }],
   }),
   new Chart({
-    id: 'chart-queue', title: 'Queue and batches', unit: 'most waiting requests; mean images of a batch', format: number, range: fromZero(1), series: [
+    id: 'chart-queue', title: 'Queue and batches', unit: 'most waiting requests; mean samples of a batch', format: number, range: fromZero(1), series: [
       { label: 'waiting', colour: 's2', area: true, value: (b) => b.depth },
-      { label: 'images per batch', colour: 'main', dashed: true, value: (b) => per(b.batchImages, b.batches) }],
+      { label: 'samples per batch', colour: 'main', dashed: true, value: (b) => per(b.batchSamples, b.batches) }],
   }),
 ];
 $('charts').append(...CHARTS.map((chart) => chart.figure));
@@ -216,19 +216,19 @@ function tile(id, value, sub, bad = false) {
 }
 
 function sum(rows) {
-  const total = { arrivals: 0, arrived_images: 0, answered: 0, answered_images: 0, met: 0, late: 0, shed: 0, expired: 0, failed: 0, ratio: 0,
+  const total = { arrivals: 0, arrived_samples: 0, answered: 0, answered_samples: 0, met: 0, late: 0, shed: 0, expired: 0, failed: 0, ratio: 0,
     accuracy: 0, known: 0, p50: 0, p99: null, switches: 0 };
   for (const row of rows) {
-    for (const key of ['arrivals', 'arrived_images', 'answered', 'answered_images', 'met', 'late', 'shed', 'expired', 'failed', 'switches']) {
+    for (const key of ['arrivals', 'arrived_samples', 'answered', 'answered_samples', 'met', 'late', 'shed', 'expired', 'failed', 'switches']) {
       total[key] += row[key];
     }
     if (!row.answered) continue;
-    total.ratio += (row.ratio ?? 0) * row.answered_images;
+    total.ratio += (row.ratio ?? 0) * row.answered_samples;
     total.p50 += row.p50 * row.answered;
     total.p99 = Math.max(total.p99 ?? 0, row.p99);
     if (row.accuracy !== null) {
-      total.accuracy += row.accuracy * row.answered_images;
-      total.known += row.answered_images;
+      total.accuracy += row.accuracy * row.answered_samples;
+      total.known += row.answered_samples;
     }
   }
   return total;
@@ -240,20 +240,20 @@ function showTiles(start, end) {
   const few = sum(after(5)), ten = sum(after(10)), all = sum(after(view.span));
   const window = `last ${view.span / 60}\u00a0min`;
   tile('load', rate(few.arrivals / lasts(5)),
-    `answered ${rate(few.answered / lasts(5))}, ${number(few.arrived_images / lasts(5))} images/s; last 5\u00a0s`);
+    `answered ${rate(few.answered / lasts(5))}, ${number(few.arrived_samples / lasts(5))} samples/s; last 5\u00a0s`);
   tile('latency', duration(ten.p99), `worst of the last 10\u00a0s; p50 ${duration(per(ten.p50, ten.answered))}, SLO ${duration(slo())}`,
     ten.p99 !== null && ten.p99 > slo());
   const counted = all.answered + all.shed + all.expired + all.failed, share = counted ? all.met / counted : NaN;
   tile('slo', percent(share, share > 0.999 && share < 1 ? 3 : 2),
     `${window}: ${number(all.late)} late, ${number(all.shed)} shed, ${number(all.expired)} expired, ${number(all.failed)} failed`, share < 0.99);
   const present = view.present ?? {};
-  tile('ratio', percent(per(all.ratio, all.answered_images), 1),
+  tile('ratio', percent(per(all.ratio, all.answered_samples), 1),
     `${window}; now ${ratioName(present.ratio)}, ${plural(all.switches, 'switch', 'switches')}`);
-  const accuracy = all.known && all.known === all.answered_images ? all.accuracy / all.known : null, best = accuracyOf(0);
+  const accuracy = all.known && all.known === all.answered_samples ? all.accuracy / all.known : null, best = accuracyOf(0);
   tile('accuracy', percent(accuracy, 2), accuracy === null ? (best === null ? 'not measured for this model' : window) :
     `${window}; ${points(accuracy - best)} points against ratio ${ratioName(current()?.ratios?.[0])}`);
   tile('queue', number(present.queue_depth ?? 0),
-    `${plural(present.queue_images ?? 0, 'image')}, oldest ${duration(present.oldest_wait ?? 0)}`);
+    `${plural(present.queue_samples ?? 0, 'sample')}, oldest ${duration(present.oldest_wait ?? 0)}`);
   const wanted = workersWanted(current()?.workers), running = present.workers ?? NaN;
   const reloads = present.reloads ?? {};
   tile('workers', wanted === null ? number(running) : `${number(running)} of ${number(wanted)}`,

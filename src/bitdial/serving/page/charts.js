@@ -32,31 +32,31 @@ export function buckets(rows, start, end, step) {
   for (let k = first; k * step < end; k += 1) {
     const from = Math.max(k * step, start);
     parts.push({
-      from, seconds: Math.min((k + 1) * step, end) - from, arrivals: 0, answered: 0, refused: 0, images: 0, arrivedImages: 0,
-      p50: 0, p99: null, ratio: 0, accuracy: 0, known: 0, batches: 0, batchImages: 0, depth: 0, oldest: 0, queue: 0, compute: 0,
+      from, seconds: Math.min((k + 1) * step, end) - from, arrivals: 0, answered: 0, refused: 0, samples: 0, arrivedSamples: 0,
+      p50: 0, p99: null, ratio: 0, accuracy: 0, known: 0, batches: 0, batchSamples: 0, depth: 0, oldest: 0, queue: 0, compute: 0,
     });
   }
   for (const row of rows) {
     const part = parts[Math.floor(row.t / step) - first];
     if (!part || row.t < start || row.t >= end) continue;
     part.arrivals += row.arrivals;
-    part.arrivedImages += row.arrived_images;
+    part.arrivedSamples += row.arrived_samples;
     part.refused += row.shed + row.expired + row.failed;
     part.batches += row.batches;
-    part.batchImages += row.batch_images;
+    part.batchSamples += row.batch_samples;
     part.depth = Math.max(part.depth, row.queue_depth);
     part.oldest = Math.max(part.oldest, row.oldest_wait);
     if (!row.answered) continue;
     part.answered += row.answered;
-    part.images += row.answered_images;
+    part.samples += row.answered_samples;
     part.p50 += row.p50 * row.answered;
     part.queue += row.queue * row.answered;
     part.compute += row.compute * row.answered;
     part.p99 = Math.max(part.p99 ?? 0, row.p99);
-    part.ratio += (row.ratio ?? 0) * row.answered_images;
+    part.ratio += (row.ratio ?? 0) * row.answered_samples;
     if (row.accuracy !== null) {
-      part.accuracy += row.accuracy * row.answered_images;
-      part.known += row.answered_images;
+      part.accuracy += row.accuracy * row.answered_samples;
+      part.known += row.answered_samples;
     }
   }
   return parts;

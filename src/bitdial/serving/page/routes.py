@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from bitdial.serving.metrics import ModelMetrics
 from bitdial.serving.page import file_bytes
+from bitdial.serving.protocol.response import plain_json
 
 # All that is ever served, by name: no path of a request reaches the file system.
 STATIC = {
@@ -44,7 +45,7 @@ class ServerState(TypedDict):
 
 
 class LayerState(TypedDict):
-    """One quantized layer: name, kind ("conv"), multiply-accumulates per image, whether it may run low at all, and per ratio the
+    """One quantized layer: name, kind ("conv"), multiply-accumulates per sample, whether it may run low at all, and per ratio the
     share (0..1) of its multiply-accumulates that does."""
 
     name: str
@@ -121,7 +122,7 @@ def page_router(source: LiveSource, live_dependencies: Sequence[Depends] = ()) -
     @router.get("/live/state", dependencies=guards, response_class=Response, responses=answers)
     async def state() -> Response:
         """The server and its models as they stand, for the live page."""
-        return _json(json.dumps(finite(source.live_state()), allow_nan=False))
+        return _json(json.dumps(plain_json(source.live_state()), allow_nan=False))
 
     answers = {**answers, 404: {"description": "no such model", "content": {"application/json": {}}}}
 
@@ -143,20 +144,9 @@ def history_json(metrics: ModelMetrics, since: float | None = None) -> str:
     """{"now": seconds, "present": {...}, "rows": [...]}, see ModelMetrics.present and History.rows_json."""
     metrics.read()
     now = metrics.clock()
-    present = json.dumps(finite(metrics.present()), allow_nan=False)
+    present = json.dumps(plain_json(metrics.present()), allow_nan=False)
     rows = metrics.history.rows_json(now, -math.inf if since is None else since)
     return f'{{"now":{metrics.history.clock(now):.6f},"present":{present},"rows":{rows}}}'
-
-
-def finite(value: Any) -> Any:
-    """`value` with None for numbers that JSON cannot hold, and lists for tuples."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return value
 
 
 def _json(text: str) -> Response:

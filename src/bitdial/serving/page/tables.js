@@ -13,7 +13,7 @@ export function serviceTable(table, data, accuracy) {
   }
   const columns = data.ratios.map((_, index) => index);
   const cell = (index, tag, text) => el(tag, { class: 'num', 'data-index': index, scope: tag === 'th' ? 'col' : null }, text);
-  const head = el('thead', {}, el('tr', {}, el('th', { scope: 'col' }, 'Images in the batch'),
+  const head = el('thead', {}, el('tr', {}, el('th', { scope: 'col' }, 'Samples in the batch'),
     columns.map((index) => cell(index, 'th', 'ratio ' + ratioName(data.ratios[index])))));
   const body = el('tbody', {}, data.batches.map((batch, row) => el('tr', {}, el('th', { scope: 'row' }, number(batch)),
     columns.map((index) => cell(index, 'td', milliseconds(1000 * data.seconds[index][row]))))));
@@ -21,7 +21,7 @@ export function serviceTable(table, data, accuracy) {
   const speed = columns.map((index) => size / data.seconds[index][largest]);
   const known = isList(accuracy) ? accuracy : data.accuracy || [];
   const foot = el('tfoot', {},
-    el('tr', {}, el('th', { scope: 'row' }, 'Images/s, largest batch'), columns.map((index) => cell(index, 'td', number(speed[index])))),
+    el('tr', {}, el('th', { scope: 'row' }, 'Samples/s, largest batch'), columns.map((index) => cell(index, 'td', number(speed[index])))),
     el('tr', {}, el('th', { scope: 'row' }, `Against ratio ${ratioName(data.ratios[0])}`),
       columns.map((index) => cell(index, 'td', (speed[index] / speed[0]).toFixed(2) + '\u00a0×'))),
     el('tr', {}, el('th', { scope: 'row' }, 'Measured accuracy'), columns.map((index) => cell(index, 'td', percent(known[index], 2)))));
@@ -55,7 +55,7 @@ export function layerTable(table, layers) {
   const foot = el('tfoot', {}, el('tr', {}, el('th', { scope: 'row' }, `${layers.length} layers`), el('td', {}),
     el('td', { class: 'num' }, bigNumber(total)), meter(whole)));
   table.append(el('thead', {}, el('tr', {}, el('th', { scope: 'col' }, 'Layer'), el('th', { scope: 'col' }, 'Kind'),
-    el('th', { scope: 'col', class: 'num' }, 'MACs per image'), el('th', { scope: 'col' }, 'At low precision now'))), body, foot);
+    el('th', { scope: 'col', class: 'num' }, 'MACs per sample'), el('th', { scope: 'col' }, 'At low precision now'))), body, foot);
   return (at) => {
     for (const { fill, text, shares } of meters) {
       const share = shares[at];

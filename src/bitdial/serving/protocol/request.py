@@ -34,7 +34,7 @@ class InferRequest:
 
     id         the caller's, to be repeated in the answer; "" if there is none
     inputs     one array per input of the model, in the model's order; views of the body where it was binary
-    images     batch entries
+    samples    batch entries
     outputs    (index of the model's output, as binary?) in the order they were asked for
     slo        seconds that the caller grants, or None
     timeout    seconds after which the caller will not wait, or None
@@ -43,7 +43,7 @@ class InferRequest:
 
     id: str
     inputs: list[npt.NDArray[Any]]
-    images: int
+    samples: int
     outputs: list[tuple[int, bool]]
     slo: float | None
     timeout: float | None
@@ -61,31 +61,31 @@ class _Input:
     axis: int  # batch axis; -1: none
     factor: int
 
-    def images(self, shape: Sequence[int]) -> int:
+    def samples(self, shape: Sequence[int]) -> int:
         """Batch entries of a tensor of that shape; -1 if it does not fit, 0 if the tensor has no batch axis."""
         if len(shape) != len(self.shape):
             return -1
-        images = 0
+        samples = 0
         for got, expected in zip(shape, self.shape, strict=True):
             if expected < 0:
                 if got < 1 or got % self.factor:
                     return -1
-                images = got // self.factor
+                samples = got // self.factor
             elif got != expected:
                 return -1
-        return images
+        return samples
 
 
 class RequestReader:
     """Reads the requests of one model.
 
-    inputs, outputs: what the model takes and gives. max_images: batch entries that one request may hold.
-    largest_body, image_body: bytes of the largest sensible request, and of the largest of one image: every number as JSON text of
-    24 characters, and a kilobyte per tensor.
+    inputs, outputs: what the model takes and gives. max_samples: batch entries that one request may hold.
+    largest_body, sample_body: bytes of the largest sensible request, and of the largest of one sample: every number as JSON text
+    of 24 characters, and a kilobyte per tensor.
     """
 
-    def __init__(self, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], max_images: int) -> None:
-        self.max_images = max_images
+    def __init__(self, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], max_samples: int) -> None:
+        self.max_samples = max_samples
         self._inputs = [
             _Input(
                 t.name, datatype_of(t.dtype), numpy_dtype(datatype_of(t.dtype)), tuple(t.shape),
@@ -94,15 +94,15 @@ class RequestReader:
             for t in inputs
         ]  # fmt: skip
         self._room = 1024 * (len(inputs) + len(outputs) + 1)
-        self.largest_body, self.image_body = self._bytes(max_images), self._bytes(1)
+        self.largest_body, self.sample_body = self._bytes(max_samples), self._bytes(1)
         self._places = {t.name: at for at, t in enumerate(self._inputs)}
         self._outputs = {t.name: at for at, t in enumerate(outputs)}
 
-    def _bytes(self, images: int) -> int:
+    def _bytes(self, samples: int) -> int:
         numbers = 0
         for tensor in self._inputs:
             size = math.prod(d for d in tensor.shape if d >= 0)
-            numbers += size * (images * tensor.factor if tensor.axis >= 0 else 1)
+            numbers += size * (samples * tensor.factor if tensor.axis >= 0 else 1)
         return 24 * numbers + self._room
 
     def read(self, body: bytes, header_length: int | None = None) -> InferRequest:
@@ -132,25 +132,20 @@ class RequestReader:
         if type(tensors) is not list or len(tensors) != len(self._inputs):
             raise BadRequest(f"'inputs' must be a list of the model's {len(self._inputs)} input(s): {self._names()}")
         inputs: list[npt.NDArray[Any] | _Unread | None] = [None] * len(self._inputs)
-        images = 0
+        samples = 0
         for tensor in tensors:
             at, array, position, own = self._tensor(tensor, body, position)
             if inputs[at] is not None:
                 raise BadRequest(f"input '{self._inputs[at].name}' is there twice")
-            if own and images and own != images:
-                raise BadRequest(f"the inputs differ in their batch: {images} and {own} images")
-            inputs[at], images = array, own or images
+            if own and samples and own != samples:
+                raise BadRequest(f"the inputs differ in their batch: {samples} and {own} samples")
+            inputs[at], samples = array, own or samples
         if position != len(body):
             raise BadRequest(f"{len(body) - position} bytes follow the last input's data")
-        images = images or 1
-        if images > self.max_images:
-            raise BadRequest(
-                f"the request holds {images} images, and this model takes at most {self.max_images} at once: split it"
-            )
         request = InferRequest(
             id,
             inputs,  # type: ignore[arg-type]  # as many distinct ones as there are places, so none is missing
-            images,
+            samples or 1,
             self._requested(header, parameters),
             _milliseconds(parameters, "slo_ms"),
             _microseconds(parameters, "timeout"),
@@ -165,7 +160,7 @@ class RequestReader:
         return ", ".join(f"'{t.name}'" for t in self._inputs)
 
     def _tensor(self, tensor: Any, body: bytes, position: int) -> tuple[int, npt.NDArray[Any] | _Unread, int, int]:
-        """(place, array, end of its data in the body, images) of one entry of `inputs`."""
+        """(place, array, end of its data in the body, samples) of one entry of `inputs`."""
         if type(tensor) is not dict:
             raise BadRequest("every entry of 'inputs' must be an object")
         name = tensor.get("name")
@@ -180,15 +175,15 @@ class RequestReader:
                 f"input '{name}' has datatype {_shown(datatype)}, the model takes {expected.datatype}{hint}"
             )
         shape = tensor.get("shape")
-        if type(shape) is not list or not all(type(d) is int for d in shape) or (images := expected.images(shape)) < 0:
+        if type(shape) is not list or not all(type(d) is int for d in shape) or (samples := expected.samples(shape)) < 0:
             wanted = [f"{'' if expected.factor == 1 else expected.factor}N" if d < 0 else d for d in expected.shape]
             raise BadRequest(
-                f"input '{name}' has shape {_shown(shape)}, the model takes [{', '.join(map(str, wanted))}] (N = images, at "
+                f"input '{name}' has shape {_shown(shape)}, the model takes [{', '.join(map(str, wanted))}] (N = samples, at "
                 "least 1)"
             )
-        if images > self.max_images:  # before anything is computed with the shape
+        if samples > self.max_samples:  # before anything is computed with the shape
             raise BadRequest(
-                f"input '{name}' holds {images} images, and this model takes at most {self.max_images} at once: split it"
+                f"input '{name}' holds {samples} samples, and this model takes at most {self.max_samples} at once: split it"
             )
         parameters = _object(tensor, "parameters", f"input '{name}'")
         if "shared_memory_region" in parameters:
@@ -198,8 +193,8 @@ class RequestReader:
         if size is None:
             data = tensor.get("data")
             if isinstance(data, Text):
-                return at, _Unread(expected, data, shape), position, images
-            return at, _from_json(expected, data, shape, count), position, images
+                return at, _Unread(expected, data, shape), position, samples
+            return at, _from_json(expected, data, shape, count), position, samples
         if type(size) is not int or size != count * expected.dtype.itemsize:
             raise BadRequest(
                 f"input '{name}' of shape {shape} has {count * expected.dtype.itemsize} bytes, 'binary_data_size' says "
@@ -217,7 +212,7 @@ class RequestReader:
             if raw.max() > 1:
                 raise BadRequest(f"input '{name}': a BOOL is a byte of 0 or 1")
         array = np.frombuffer(body, expected.dtype, count, position).reshape(shape)
-        return at, array, position + size, images
+        return at, array, position + size, samples
 
     def _requested(self, header: dict[str, Any], parameters: dict[str, Any]) -> list[tuple[int, bool]]:
         binary = _flag(parameters, "binary_data_output", False, "the request")

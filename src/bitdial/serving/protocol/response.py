@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def infer_response_steps(
 
 
 def answer_parameters(ratio: float, queue: float, compute: float, batch: int) -> str:
-    """JSON text of an answer's parameters: the ratio executed, seconds waited and computed (as ms), images of the batch."""
+    """JSON text of an answer's parameters: the ratio executed, seconds waited and computed (as ms), samples of the batch."""
     return (
         f'{{"ratio":{ratio!r},"queue_ms":{1000 * max(queue, 0.0):.3f},"compute_ms":{1000 * max(compute, 0.0):.3f},'
         f'"batch":{batch}}}'
@@ -87,7 +87,7 @@ def error_body(message: str) -> bytes:
 
 def plain_json(value: Any) -> Any:
     """`value` with what JSON lacks turned into what it has: NumPy scalars into numbers, NaN and infinity into null."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(k): plain_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_json(v) for v in value]

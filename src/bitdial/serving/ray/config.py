@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bitdial.errors import ConfigError
-from bitdial.serving.control import ServiceTable
+from bitdial.serving.control.settings import Positive
 from bitdial.serving.ray.scaling import ScalingSettings, WorkPolicy, policy_arguments
-from bitdial.serving.server.config import KEY_VARIABLE, ModelConfig, Positive, ServerConfig, explain
+from bitdial.serving.server.config import KEY_VARIABLE, ModelConfig, ServerConfig, explain
 from bitdial.settings import setting
 
 DEPLOYMENT = "model"  # name of the one deployment in the application
@@ -100,15 +101,7 @@ class DeployConfig(ServerConfig):
 
     def scaling(self) -> ScalingSettings:
         """Raises ValueError if they contradict each other."""
-        return ScalingSettings(
-            min_replicas=self.min_replicas,
-            max_replicas=self.max_replicas,
-            utilization=self.utilization,
-            up_delay=self.up_delay,
-            down_delay=self.down_delay,
-            hysteresis=self.hysteresis,
-            smoothing=self.smoothing,
-        )
+        return ScalingSettings(**{field.name: getattr(self, field.name) for field in fields(ScalingSettings)})
 
 
 def make_deploy_config(content: Mapping[str, Any]) -> DeployConfig:
@@ -117,17 +110,6 @@ def make_deploy_config(content: Mapping[str, Any]) -> DeployConfig:
         return DeployConfig.model_validate(dict(content))
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
-
-
-def read_table(path: Path | None) -> ServiceTable | None:
-    """The service table in a file. Raises ConfigError."""
-    if path is None:
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--table {path} cannot be read: {error}") from None
-    return ServiceTable.from_json(text, str(path))
 
 
 def serve_options(config: DeployConfig) -> dict[str, Any]:

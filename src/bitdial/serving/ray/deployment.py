@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bitdial.errors import BitdialError
-from bitdial.serving.ray.config import DEPLOYMENT, DeployConfig, make_deploy_config, read_table, serve_options
+from bitdial.serving.ray.config import DEPLOYMENT, DeployConfig, make_deploy_config, serve_options
 from bitdial.serving.ray.errors import DeployError, RayMissing
 from bitdial.serving.ray.store import STORES, ModelStore, store_name
 
@@ -63,7 +63,7 @@ def build(config: DeployConfig, store: str | None = None, digest: str | None = N
         from bitdial.serving.ray.replica import Replica, replica_app
     except ImportError as error:
         raise RayMissing(f"replicas need what bitdial serve needs ({error}): pip install 'bitdial[ray]'") from error
-    table = read_table(config.model.table)
+    table = config.model.read_table()
     options = serve_options(config)
     deployment = serve.deployment(serve.ingress(replica_app)(Replica), name=DEPLOYMENT, **options)
     text = config.model_dump_json(exclude={"models": {0: {"table", "save_table"}}})
@@ -195,7 +195,7 @@ def _model_bytes(config: DeployConfig, address: str | None) -> bytes | None:
     except OSError as error:
         raise DeployError(f"{path} cannot be read: {error.strerror}") from None
     program = from_bytes(data, str(path))
-    table = read_table(config.model.table)
+    table = config.model.read_table()
     if table is not None:
         if table.ratios != tuple(program.ratios):
             raise DeployError(

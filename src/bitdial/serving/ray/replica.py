@@ -64,7 +64,7 @@ class Replica:
         """What Ray asks every few seconds and hands to `scaling.WorkPolicy`."""
         metrics = self.model.metrics
         assert metrics is not None
-        total = self._work.read(self.model.scheduler, metrics.arrived_images)
+        total = self._work.read(self.model.scheduler, metrics.arrived_samples)
         self._gauges.show(self.model, total)
         return {METRIC: total}
 

@@ -1,6 +1,6 @@
 """How many replicas: a pure function of the work that arrives, a clock and its own state. Imports neither Ray nor NumPy.
 
-The signal is work in 8-bit seconds: images that arrived (those of refused requests included) times the service time per image
+The signal is work in 8-bit seconds: samples that arrived (those of refused requests included) times the service time per sample
 at the model's smallest ratio. It says how busy the replicas would be if none of them turned its dial, so it stays as it is
 when they do. See the package's docstring for why that matters.
 
@@ -81,13 +81,13 @@ class WorkMeter:
 
     def __init__(self) -> None:
         self.total = 0.0
-        self._images = 0
+        self._samples = 0
 
-    def read(self, scheduler: Scheduler, images: int) -> float:
-        """Bring the sum up to date. images: how many have arrived since the start, refused ones included."""
+    def read(self, scheduler: Scheduler, samples: int) -> float:
+        """Bring the sum up to date. samples: how many have arrived since the start, refused ones included."""
         full = scheduler.full_batch
-        self.total += max(0, images - self._images) * scheduler.table.latency(scheduler.allowed[0], full) / full
-        self._images = max(images, self._images)
+        self.total += max(0, samples - self._samples) * scheduler.table.latency(scheduler.allowed[0], full) / full
+        self._samples = max(samples, self._samples)
         return self.total
 
 

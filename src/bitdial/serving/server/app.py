@@ -38,7 +38,7 @@ logger = logging.getLogger("bitdial.serving")
 class Application:
     """models: by the name in the URL. api: the ASGI application of everything else. max_body: bytes of an inference request;
     None: as much as the largest request of any model needs as JSON text (known once the models are). max_json: bytes of JSON in
-    it; None: 4 MiB, or what one image needs."""
+    it; None: 4 MiB, or what one sample needs."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Application:
 
     def json_limit(self, model: ServedModel) -> int:
         """Bytes of JSON that a request to this model may have."""
-        most = max(JSON_BODY, model.image_body()) if self.max_json is None else self.max_json
+        most = max(JSON_BODY, model.sample_body()) if self.max_json is None else self.max_json
         return min(most, self.body_limit(model))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +117,7 @@ class Application:
                 model.invalid()
                 raise
             answer = await model.infer(
-                request.inputs, request.images,
+                request.inputs, request.samples,
                 slo=request.slo, max_ratio=request.max_ratio, timeout=request.timeout, arrived=arrived,
             )  # fmt: skip
             content, header_length = await self._turns.run(infer_response_steps(

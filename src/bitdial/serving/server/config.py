@@ -13,8 +13,9 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bitdial.errors import ConfigError
+from bitdial.serving.control import ServiceTable
 from bitdial.serving.control.policies import make_policy
-from bitdial.serving.control.scheduler import Settings
+from bitdial.serving.control.settings import BATCHING, DIAL, Positive, Settings, Share
 from bitdial.settings import Strict, setting
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -23,37 +24,28 @@ _MOST_FILE = 1 << 20  # bytes of a configuration file
 KEY_VARIABLE = "BITDIAL_API_KEY"
 SHORTEST_KEY = 8
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-_DIAL, _BATCH, _ENGINE, _WEB = "The dial", "Batching and limits", "Engine", "Network and security"
+_ENGINE, _WEB = "Engine", "Network and security"
+_SAID: dict[str, Any] = dict(Settings.model_fields)  # what has no time in it is the same there
 
 
 class ModelOptions(Strict):
     """How a model is served; times in milliseconds, as people write them."""
 
-    slo_ms: Positive = setting(100.0, "An answer should be ready so soon.", "MS", _DIAL)
+    slo_ms: Positive = setting(100.0, "An answer should be ready so soon.", "MS", DIAL)
     policy: str = setting(
-        "planned", "What turns the dial: planned, lookahead, slackfit, ladder, fixed:RATIO.", "NAME", _DIAL
+        "planned", "What turns the dial: planned, lookahead, slackfit, ladder, fixed:RATIO.", "NAME", DIAL
     )
-    max_ratio: Share | None = setting(
-        None,
-        "Never turn the dial further, e.g. 50% or 0.5. Default: the ceiling that quantizing found, if it found one.",
-        "SHARE", _DIAL, read="share",
-    )  # fmt: skip
-    min_accuracy: Share | None = setting(
-        None, "Nor to a ratio whose expected accuracy, by the stored curve, is lower.", "SHARE", _DIAL, read="share"
-    )
-    table: Path | None = setting(None, "Use these service times instead of measuring (of one model).", "FILE", _DIAL)
-    save_table: Path | None = setting(None, "Write the service times there (of one model).", "FILE", _DIAL)
-    max_batch: int = setting(32, "Images of the largest batch, and of the largest request.", "N", _BATCH, ge=1, le=4096)
+    max_ratio: Share | None = _SAID["max_ratio"]
+    min_accuracy: Share | None = _SAID["min_accuracy"]
+    table: Path | None = setting(None, "Use these service times instead of measuring (of one model).", "FILE", DIAL)
+    save_table: Path | None = setting(None, "Write the service times there (of one model).", "FILE", DIAL)
+    max_batch: int = _SAID["max_batch"]
     max_wait_ms: float = setting(
-        0.0, "How long a batch that is not full waits for more.", "MS", _BATCH, ge=0, le=60_000
+        0.0, "How long a batch that is not full waits for more.", "MS", BATCHING, ge=0, le=60_000
     )
-    max_queue: int = setting(1024, "Requests that may wait; more get 503.", "N", _BATCH, ge=1, le=1_000_000)
+    max_queue: int = _SAID["max_queue"]
     timeout_ms: Positive | None = setting(
-        None, "Drop requests that cannot be answered so soon. Default: the SLO.", "MS", _BATCH
+        None, "Drop requests that cannot be answered so soon. Default: the SLO.", "MS", BATCHING
     )
     workers: int = setting(1, "Processes per model.", "N", _ENGINE, ge=1, le=256)
     threads: Annotated[int, Field(ge=1, le=1024)] | None = setting(
@@ -77,16 +69,23 @@ class ModelOptions(Strict):
         make_policy(value)  # a ConfigError is a ValueError, which pydantic collects
         return value
 
+    def read_table(self) -> ServiceTable | None:
+        """The service times in the file `table`, if one is named. Raises ConfigError."""
+        if self.table is None:
+            return None
+        try:
+            with open(self.table, "rb") as stream:
+                return ServiceTable.from_json(stream.read(1 << 24), str(self.table))
+        except OSError as error:
+            raise ConfigError(f"--table {self.table} cannot be read: {error.strerror}") from None
+
     def settings(self) -> Settings:
         """For the scheduler, in seconds."""
         return Settings(
             slo=self.slo_ms / 1000.0,
             timeout=None if self.timeout_ms is None else self.timeout_ms / 1000.0,
-            max_batch=self.max_batch,
             max_wait=self.max_wait_ms / 1000.0,
-            max_queue=self.max_queue,
-            max_ratio=self.max_ratio,
-            min_accuracy=self.min_accuracy,
+            **{name: getattr(self, name) for name in ("max_batch", "max_queue", "max_ratio", "min_accuracy")},
         )
 
 
@@ -119,10 +118,10 @@ class ServerConfig(Strict):
     tls_cert: Path | None = setting(None, "Certificate (chain), for HTTPS.", "FILE.pem", _WEB)
     tls_key: Path | None = setting(None, "Its key.", "FILE.pem", _WEB)
     max_body_mb: Positive | None = setting(
-        None, "Largest request body. Default: what --max-batch images need as JSON.", "MIB", _WEB
+        None, "Largest request body. Default: what --max-batch samples need as JSON.", "MIB", _WEB
     )
     max_json_mb: Positive | None = setting(
-        None, "Most JSON in a request; larger tensors: in binary. Default: 4, or one image.", "MIB", _WEB
+        None, "Most JSON in a request; larger tensors: in binary. Default: 4, or one sample.", "MIB", _WEB
     )
     header_timeout: Positive = Field(
         10.0, description="Seconds for a request's head to arrive, and for a TLS handshake."
@@ -134,7 +133,7 @@ class ServerConfig(Strict):
         30.0, "How long a stopping server answers what it took in.", "S", _WEB, option="--drain-seconds"
     )
     record: Path | None = setting(
-        None, "Record every decision there, to replay or study (a file for each model).", "FILE", _DIAL
+        None, "Record every decision there, to replay or study (a file for each model).", "FILE", DIAL
     )
 
     @field_validator("api_key")

@@ -144,7 +144,7 @@ INFER_RESPONSE: dict[str, Any] = {
                 "ratio": {"type": "number", "description": "Share of low precision that this request ran at."},
                 "queue_ms": {"type": "number", "description": "Milliseconds it waited."},
                 "compute_ms": {"type": "number", "description": "Milliseconds its batch took in the engine."},
-                "batch": {"type": "integer", "description": "Images of that batch."},
+                "batch": {"type": "integer", "description": "Samples of that batch."},
             },
         },
         "outputs": {

@@ -6,9 +6,8 @@ import asyncio
 from typing import NamedTuple
 
 from bitdial.serving.control import Scheduler, ServiceTable, Settings
-from bitdial.serving.worker import WorkerPool, measure_table
-from bitdial.serving.worker.calibration import cache_path, read_cache
-from bitdial.serving.worker.pool import Candidate
+from bitdial.serving.worker.calibration import cache_path, measure_table, read_cache
+from bitdial.serving.worker.pool import Candidate, WorkerPool
 
 MEASURING = 2.0  # seconds spent on a new version's service times while the one before serves
 

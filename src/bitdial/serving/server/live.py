@@ -82,8 +82,8 @@ def statistics(model: ServedModel) -> dict[str, Any]:
         "name": model.name,
         "version": VERSION,
         "last_inference": round(1000.0 * metrics.last_inference),
-        "inference_count": sum(tally.count for tally in metrics.images_by_ratio.values()),
-        "execution_count": sum(metrics.batch_images.counts),
+        "inference_count": sum(tally.count for tally in metrics.samples_by_ratio.values()),
+        "execution_count": sum(metrics.batch_samples.counts),
         "inference_stats": {
             "success": entry(answered, metrics.total_latency.total),
             "fail": entry(refused, 0.0),

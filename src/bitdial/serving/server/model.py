@@ -30,15 +30,17 @@ from bitdial.serving.protocol.request import RequestReader
 from bitdial.serving.server.exchange import carry_over, prepare_version
 from bitdial.serving.server.recording import Recording
 from bitdial.serving.supervision import Supervisor
-from bitdial.serving.worker import ModelInfo, SignatureError, WorkerCrash, WorkerOptions, WorkerPool, measure_table
-from bitdial.serving.worker.pool import MakeWorker
+from bitdial.serving.worker.base import WorkerOptions
+from bitdial.serving.worker.calibration import measure_table
+from bitdial.serving.worker.errors import SignatureError, WorkerCrash
+from bitdial.serving.worker.info import ModelInfo
+from bitdial.serving.worker.pool import Lease, MakeWorker, WorkerPool
 from bitdial.serving.worker.process import ProcessWorker
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float, str], None]
 
 TICK = 1.0  # seconds between looks at workers, waiting requests and gauges while nothing happens
-LOOK = 64  # waiting requests looked at for the next deadline
 
 logger = logging.getLogger("bitdial.serving")
 
@@ -48,7 +50,7 @@ class Answer:
     """What a request gets.
 
     outputs: one array per output of the model. ratio, index: executed. queue, compute: seconds it waited, and that its batch took
-    in the engine. batch: images of that batch. finished: when the batch was done, on the model's clock.
+    in the engine. batch: samples of that batch. finished: when the batch was done, on the model's clock.
     """
 
     outputs: list[Array]
@@ -111,7 +113,7 @@ class ServedModel:
         self._given_table, self._registry, self._record = table, registry, record
         self._pool = WorkerPool(
             path,
-            dataclasses.replace(options or WorkerOptions(), max_batch=settings.max_batch, name=name),
+            (options or WorkerOptions()).updated(max_batch=settings.max_batch, name=name),
             workers=workers,
             make=make,
             on_free=self._wake,
@@ -126,7 +128,6 @@ class ServedModel:
         self._pending: dict[int, _Pending] = {}
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._launching = 0  # batches that were given out and have not reached their worker yet
         self._woken = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -150,18 +151,22 @@ class ServedModel:
         """Whether it is about to stop: connections should end with their answers."""
         return self.state == "draining"
 
+    def not_ready(self) -> NotReady:
+        """The error of what it cannot do in this state."""
+        return NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0, closes=self.closing)
+
     @property
     def info(self) -> ModelInfo:
         """Of the file in use. Raises NotReady before it is loaded."""
         if self._scheduler is None:
-            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+            raise self.not_ready()
         return self._pool.info
 
     @property
     def scheduler(self) -> Scheduler:
         """The one in use. Raises NotReady before the model is loaded."""
         if self._scheduler is None:
-            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+            raise self.not_ready()
         return self._scheduler
 
     @property
@@ -188,16 +193,16 @@ class ServedModel:
     def reader(self) -> RequestReader:
         """Of requests to this model. Raises NotReady before it is loaded."""
         if self._reader is None:
-            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+            raise self.not_ready()
         return self._reader
 
     def largest_body(self) -> int:
         """Bytes of the largest sensible request; 0 before the model is loaded."""
         return 0 if self._reader is None else self._reader.largest_body
 
-    def image_body(self) -> int:
-        """Bytes of the largest sensible request of one image; 0 before the model is loaded."""
-        return 0 if self._reader is None else self._reader.image_body
+    def sample_body(self) -> int:
+        """Bytes of the largest sensible request of one sample; 0 before the model is loaded."""
+        return 0 if self._reader is None else self._reader.sample_body
 
     # ---- start -----------------------------------------------------------------------------------------------------------
 
@@ -252,7 +257,7 @@ class ServedModel:
     async def infer(
         self,
         inputs: list[Array],
-        images: int,
+        samples: int,
         *,
         slo: float | None = None,
         max_ratio: float | None = None,
@@ -269,13 +274,13 @@ class ServedModel:
         scheduler, metrics, now = self.scheduler, self.metrics, self.clock()
         assert metrics is not None
         if self.state != "ready":
-            raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0, closes=self.closing)
+            raise self.not_ready()
         arrived = now if arrived is None else min(arrived, now)
-        metrics.arrived(now, images)
-        if images > self.settings.max_batch:
+        metrics.arrived(now, samples)
+        if samples > self.settings.max_batch:
             metrics.invalid(now)
-            raise BadRequest(f"the request holds {images} images, this model takes at most {self.settings.max_batch}")
-        request = self._request(scheduler, now, arrived, images, slo, max_ratio, timeout)
+            raise BadRequest(f"the request holds {samples} samples, this model takes at most {self.settings.max_batch}")
+        request = self._request(scheduler, now, arrived, samples, slo, max_ratio, timeout)
         refusal = scheduler.submit(now, request)
         if refusal is not None:
             metrics.shed(now, refusal.reason)
@@ -296,13 +301,13 @@ class ServedModel:
         self.scheduler.answered(now, now - answer.finished)
         total = now - arrived
         metrics.answered(
-            now, index=answer.index, queue=answer.queue, compute=answer.compute, total=total, images=images,
+            now, index=answer.index, queue=answer.queue, compute=answer.compute, total=total, samples=samples,
             met=total <= request.deadline - request.arrival,
         )  # fmt: skip
         return answer
 
     def _request(
-        self, scheduler: Scheduler, now: float, arrived: float, images: int,
+        self, scheduler: Scheduler, now: float, arrived: float, samples: int,
         slo: float | None, max_ratio: float | None, timeout: float | None,
     ) -> Request:  # fmt: skip
         cap = scheduler.cap(max_ratio)
@@ -317,7 +322,7 @@ class ServedModel:
         useful = bound if self.settings.timeout is None else max(bound, self.settings.timeout)
         if timeout is not None:
             useful = min(useful, timeout)
-        return Request(next(self._ids), arrived, arrived + min(bound, useful), arrived + useful, images, cap)
+        return Request(next(self._ids), arrived, arrived + min(bound, useful), arrived + useful, samples, cap)
 
     def invalid(self) -> None:
         """Count a request that could not be read."""
@@ -354,15 +359,11 @@ class ServedModel:
         try:
             now = self.clock()
             scheduler.workers = self._pool.alive
-            while self._pool.idle > self._launching:
-                batch = scheduler.next_batch(now)
-                self._expire(scheduler.take_expired(), now)
-                if batch is None:
-                    break
+            while self._pool.idle and (batch := scheduler.next_batch(now)) is not None:
                 self._launch(scheduler, batch, now)
-            else:  # no worker is free: deadlines pass all the same
+            if not self._pool.idle:  # deadlines pass all the same
                 scheduler.expire(now)
-                self._expire(scheduler.take_expired(), now)
+            self._expire(scheduler.take_expired(), now)
             self._set_timer(scheduler, now)
             self._dispatching.worked()
         except Exception as error:  # a bug must not leave anyone waiting for ever
@@ -379,10 +380,7 @@ class ServedModel:
                 self.metrics.expired(now)
 
     def _set_timer(self, scheduler: Scheduler, now: float) -> None:
-        if self._pool.idle > self._launching:
-            due = scheduler.wake_at()
-        else:
-            due = min((r.drop_at for r in itertools.islice(scheduler.queue, LOOK)), default=None)
+        due = scheduler.wake_at(self._pool.idle > 0)
         if due is None:
             return
         if self._timer is not None:
@@ -398,41 +396,36 @@ class ServedModel:
         self._pump()
 
     def _launch(self, scheduler: Scheduler, batch: Batch, now: float) -> None:
-        assert self.metrics is not None
-        self._launching += 1
-        task = asyncio.get_running_loop().create_task(self._run(scheduler, batch))
+        lease = self._pool.lease()
+        assert self.metrics is not None and lease is not None
+        task = asyncio.get_running_loop().create_task(self._run(scheduler, batch, lease))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self.metrics.batch(now, index=batch.index, images=batch.images, requests=len(batch.requests))
+        self.metrics.batch(now, index=batch.index, samples=batch.samples, requests=len(batch.requests))
         self._gauges()
 
-    async def _run(self, scheduler: Scheduler, batch: Batch) -> None:
+    async def _run(self, scheduler: Scheduler, batch: Batch, lease: Lease) -> None:
         """One batch, from its worker to its answers; whatever happens, each of its requests gets one."""
-        self._launching -= 1
         try:
-            await self._compute(scheduler, batch)
+            await self._compute(scheduler, batch, lease)
         except BaseException as error:
             self._lose(batch, error)
             scheduler.failed(self.clock(), batch)
             self._wake()
             if not isinstance(error, Exception):
                 raise
+        finally:
+            lease.release()
 
-    async def _compute(self, scheduler: Scheduler, batch: Batch) -> None:
-        index = batch.index
-        if scheduler is not self._scheduler:  # the model file was exchanged this very moment
-            index = self.scheduler.at_most(self.scheduler.table.table.at_or_below(scheduler.table.table.ratios[index]))
-        ratio = self._pool.info.ratios[index]
+    async def _compute(self, scheduler: Scheduler, batch: Batch, lease: Lease) -> None:
         waiting = [self._pending.get(r.id) for r in batch.requests]
         alive = [p for p in waiting if p is not None]
         if not alive:  # all senders have left
             scheduler.failed(self.clock(), batch)
             self._wake()
             return
-        if not self._pool.idle:
-            raise WorkerCrash("the worker died before it could be given the batch")
-        result = await self._pool.run([p.inputs for p in alive], index)
-        now = self.clock()
+        result = await lease.run([p.inputs for p in alive], batch.index)
+        now, ratio = self.clock(), lease.worker.info.ratios[batch.index]
         scheduler.completed(now, batch, now - batch.begun)
         self._pump()  # the worker has its next batch before anyone is answered
         for pending, outputs, problem in zip(alive, result.outputs, result.checked, strict=True):
@@ -445,7 +438,8 @@ class ServedModel:
                 pending.future.set_exception(BadRequest(problem))
             else:
                 queue = batch.begun - pending.request.arrival
-                pending.future.set_result(Answer(outputs, ratio, index, queue, result.compute, batch.images, now))
+                answer = Answer(outputs, ratio, batch.index, queue, result.compute, batch.samples, now)
+                pending.future.set_result(answer)
 
     def _lose(self, batch: Batch, error: BaseException) -> None:
         """Tell the senders of a batch that has no result."""
@@ -490,7 +484,7 @@ class ServedModel:
         """
         async with self._reloading:
             if self.state != "ready" or self.metrics is None:
-                raise NotReady(f"model '{self.name}' is {self.state}", retry_after=1.0)
+                raise self.not_ready()
             self.supervisor.hurry()
             try:
                 changed = await self._exchange()
@@ -523,7 +517,7 @@ class ServedModel:
             return False
         if self.state != "ready":
             await version.candidate.discard()
-            raise NotReady(f"model '{self.name}' is {self.state}")
+            raise self.not_ready()
         self._pool.commit(version.candidate)
         self._adopt(version.candidate.info, version.table)
         self._dispatching.worked()  # by a new scheduler, until it proves otherwise
@@ -589,7 +583,7 @@ class ServedModel:
             return
         now = self.clock()
         self.metrics.gauges(
-            now, index=scheduler.dial(now), queue_depth=len(scheduler.queue), queue_images=scheduler.queue.images,
+            now, index=scheduler.dial(now), queue_depth=len(scheduler.queue), queue_samples=scheduler.queue.samples,
             oldest_wait=scheduler.oldest_wait(now), switches=scheduler.switches, workers=self._pool.alive,
         )  # fmt: skip
 

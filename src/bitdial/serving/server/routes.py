@@ -134,7 +134,7 @@ def _add_models(api: FastAPI, models: Mapping[str, ServedModel]) -> None:
     def ready(model: ServedModel) -> dict[str, Any]:
         """Whether a model is ready."""
         if not model.ready:
-            raise NotReady(f"model '{model.name}' is {model.state}", retry_after=1.0)
+            raise model.not_ready()
         return {"name": model.name, "ready": True}
 
     def config(model: ServedModel) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import uvicorn
 from bitdial.engines.base import engine_spec
 from bitdial.errors import BitdialError, ConfigError
 from bitdial.processor import processor_name, usable_cores
-from bitdial.serving.control import ServiceTable
 from bitdial.serving.metrics.exposition import make_registry
 from bitdial.serving.page.routes import STATIC
 from bitdial.serving.server.access import Access
@@ -29,8 +28,9 @@ from bitdial.serving.server.descriptors import connection_limit
 from bitdial.serving.server.model import ServedModel
 from bitdial.serving.server.routes import create_api
 from bitdial.serving.supervision import Supervisor
-from bitdial.serving.worker import ProcessWorker, WorkerOptions
+from bitdial.serving.worker.base import WorkerOptions
 from bitdial.serving.worker.pool import MakeWorker
+from bitdial.serving.worker.process import ProcessWorker
 from bitdial.serving.worker.scheduling import FRONT_SLICE, set_slice
 
 GRACE = 2.0  # seconds that connections get to take their last answers
@@ -97,7 +97,7 @@ def make_models(config: ServerConfig, registry: Any = None, make: MakeWorker = P
             model.policy,
             options=WorkerOptions(engine=model.engine, engine_options=engine_options(model, shares)),
             workers=model.workers,
-            table=_read_table(model),
+            table=model.read_table(),
             registry=registry,
             record=config.record_file(model.name),
             make=make,
@@ -112,16 +112,6 @@ def engine_options(model: ModelConfig, workers: int) -> dict[str, Any]:
     if model.engine is None or "threads" in engine_spec(model.engine).options:
         options["threads"] = model.threads or max(1, usable_cores() // workers)
     return {key: value for key, value in options.items() if value is not None}
-
-
-def _read_table(model: ModelConfig) -> ServiceTable | None:
-    if model.table is None:
-        return None
-    try:
-        with open(model.table, "rb") as stream:
-            return ServiceTable.from_json(stream.read(1 << 24), str(model.table))
-    except OSError as error:
-        raise ConfigError(f"--table {model.table} cannot be read: {error.strerror}") from None
 
 
 def bind(config: ServerConfig) -> socket.socket:

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy.typing as npt
+from pydantic import Field
 
-from bitdial.errors import ConfigError
+from bitdial.errors import ConfigError, EngineError
+from bitdial.serving.worker.batching import count_samples
 from bitdial.serving.worker.errors import WorkerCrash
+from bitdial.serving.worker.file import ModelFile
 from bitdial.serving.worker.info import ModelInfo
+from bitdial.settings import BaseConfig
 
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class WorkerOptions:
-    """How a model is loaded and watched. Seconds and images.
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-    engine         name, None: the compiled one where it runs the model, else the reference engine
-    engine_options as the engine takes them (isa, threads, memory, kernels, batch_hint; device)
-    max_batch      images of the largest batch; shared memory is laid out for it (pages are taken when first used)
-    name           of the model; None: from the file's name
-    patience       a batch that takes longer counts as hung, and its worker is killed
-    start_timeout  the same for loading the model
-    grace          how long `stop` waits for a running batch and for the process to end, before it is killed
-    """
 
-    engine: str | None = None
-    engine_options: Mapping[str, Any] = field(default_factory=dict)
-    max_batch: int = 32
-    name: str | None = None
-    patience: float = 30.0
-    start_timeout: float = 600.0
-    grace: float = 5.0
+class WorkerOptions(BaseConfig):
+    """How a model is loaded and watched."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.max_batch, bool) or not isinstance(self.max_batch, int) or not 1 <= self.max_batch <= 65536:
-            raise ConfigError(f"max_batch must be a whole number in 1..65536, got {self.max_batch!r}")
-        for what in ("patience", "start_timeout", "grace"):
-            seconds = getattr(self, what)
-            if not (math.isfinite(seconds) and seconds > 0):
-                raise ConfigError(f"{what} must be a positive time, got {seconds!r}")
+    engine: str | None = Field(
+        default=None, description="Name; None: the compiled one where it runs the model, else the reference."
+    )
+    engine_options: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="As the engine takes them (isa, threads, memory, kernels, batch_hint; device).",
+    )
+    max_batch: int = Field(
+        default=32, ge=1, le=65536, strict=True,
+        description="Samples of the largest batch; shared memory is laid out for it (pages are taken when first used).",
+    )  # fmt: skip
+    name: str | None = Field(default=None, description="Of the model; None: from the file's name.")
+    patience: Seconds = Field(default=30.0, description="A batch that takes longer counts as hung, and its worker is killed.")
+    start_timeout: Seconds = Field(default=600.0, description="The same for loading the model.")
+    grace: Seconds = Field(
+        default=5.0, description="How long `stop` waits for a running batch and for the process to end, before it is killed."
+    )
+
+    def loading(self) -> dict[str, Any]:
+        """What `model.LoadedModel` takes of it."""
+        options = dict(self.engine_options)
+        return {"engine": self.engine, "options": options, "max_batch": self.max_batch, "name": self.name}
 
     @property
     def threads(self) -> int:
@@ -68,43 +74,95 @@ class Result:
     checked: list[str]
 
 
-class Worker(Protocol):
-    """One model on one engine, one batch at a time; calls of `run` that overlap wait for each other.
+class Worker(ABC):
+    """One model on one engine, one batch at a time. Belongs to the event loop that it was started on.
 
-    Belongs to the event loop that it was started on.
+    model      its file, by path, or open (then it remains the caller's to close)
+    on_lost    called once if the worker dies or hangs, running a batch or not
+    on_free    called when it has ended a batch whose call was cancelled
+    busy       it has a batch, even if nobody waits for that any more
     """
 
-    on_lost: Callable[[WorkerCrash], None] | None  # called once if the worker dies or hangs, running a batch or not
+    def __init__(self, model: str | os.PathLike[str] | ModelFile, options: WorkerOptions | None = None) -> None:
+        self._file, self.options = model, options or WorkerOptions()
+        self.on_lost: Callable[[WorkerCrash], None] | None = None
+        self.on_free: Callable[[], None] | None = None
+        self.busy = False
+        self._info: ModelInfo | None = None
+        self._crash: WorkerCrash | None = None
+        self._begun = self._stopping = False
 
     @property
     def info(self) -> ModelInfo:
         """Known once started."""
-        ...
+        if self._info is None:
+            raise EngineError("the worker has not been started")
+        return self._info
 
     @property
     def alive(self) -> bool:
         """Started, and neither stopped nor lost."""
-        ...
+        return self._info is not None and self._crash is None and not self._stopping
 
     async def start(self) -> ModelInfo:
         """Load the model and run it once at every ratio. Raises BitdialError (ArtifactError, EngineError, UnservableError, ...,
         WorkerCrash if it dies at that); then nothing is left running."""
-        ...
+        if self._begun or self._stopping:
+            raise EngineError("a worker can be started once: make a new one")
+        self._begun = True
+        with contextlib.ExitStack() as stack:
+            file = self._file
+            if not isinstance(file, ModelFile):
+                file = stack.enter_context(contextlib.closing(ModelFile(file)))
+            try:
+                self._info = await self._load(file)
+            except BaseException:
+                self._stopping = True  # its end is no loss to tell anyone of
+                await self._abandon()
+                raise
+            return self._info
 
+    @abstractmethod
     async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
         """Compute requests, each one array per input, together at ratio index `index`.
 
-        Raises InputError for wrong numbers, dtypes or shapes or too many images (nothing is computed then), EngineError if
-        the engine failed on all requests, WorkerCrash if the worker is lost. A call that is cancelled does not stop the batch.
+        Raises InputError for wrong numbers, dtypes or shapes or too many samples (nothing is computed then), EngineError if
+        the engine failed on all requests or has another batch, WorkerCrash if the worker is lost. A call that is cancelled does
+        not stop the batch: the worker stays busy until it is done.
         """
-        ...
 
+    @abstractmethod
     async def stop(self) -> None:
         """Let a running batch finish, end the worker and free all it held; may be called more than once."""
-        ...
 
+    # ---- for those that make it ------------------------------------------------------------------------------------------
 
-def check_index(index: int, info: ModelInfo) -> None:
-    """Raises ConfigError unless `index` is a ratio index of the model."""
-    if not 0 <= index < len(info.ratios):
-        raise ConfigError(f"ratio index {index} is outside 0..{len(info.ratios) - 1}")
+    @abstractmethod
+    async def _load(self, file: ModelFile) -> ModelInfo: ...
+
+    @abstractmethod
+    async def _abandon(self) -> None:
+        """End what a start that failed has left."""
+
+    def _check(self, requests: Sequence[Sequence[Array]], index: int) -> list[int]:
+        """Samples of each request of a batch that may begin now. Raises as `Worker.run`."""
+        info = self.info
+        if not 0 <= index < len(info.ratios):
+            raise ConfigError(f"ratio index {index} is outside 0..{len(info.ratios) - 1}")
+        samples = count_samples(info, requests, self.options.max_batch)
+        if not self.alive:
+            raise self._crash or WorkerCrash("the worker has been stopped")
+        if self.busy:
+            raise EngineError("the worker has a batch already: it computes one at a time")
+        return samples
+
+    def _lose(self, crash: WorkerCrash) -> None:
+        self._crash = crash
+        if self._info is not None and not self._stopping and self.on_lost is not None:
+            self.on_lost(crash)
+
+    def _freed(self, abandoned: bool) -> None:
+        """A batch is over; abandoned: and nobody waits for its results."""
+        self.busy = False
+        if abandoned and self.on_free is not None:
+            self.on_free()

@@ -15,10 +15,10 @@ from bitdial.serving.worker.info import ModelInfo, TensorInfo
 Array = npt.NDArray[Any]
 
 
-def count_images(info: ModelInfo, requests: Sequence[Sequence[Array]], max_batch: int) -> list[int]:
-    """Images of each request. Raises InputError for wrong numbers, dtypes or shapes of arrays, for requests without images, and
-    for more than max_batch images in all."""
-    images = []
+def count_samples(info: ModelInfo, requests: Sequence[Sequence[Array]], max_batch: int) -> list[int]:
+    """Samples of each request. Raises InputError for wrong numbers, dtypes or shapes of arrays, for requests without samples, and
+    for more than max_batch samples in all."""
+    samples = []
     for arrays in requests:
         if len(arrays) != len(info.inputs):
             names = [t.name for t in info.inputs]
@@ -27,22 +27,22 @@ def count_images(info: ModelInfo, requests: Sequence[Sequence[Array]], max_batch
         for tensor, array in zip(info.inputs, arrays, strict=True):
             if array.dtype != tensor.numpy_dtype:
                 raise InputError(f"input '{tensor.name}' is {array.dtype}, the model takes {tensor.dtype}: convert it")
-            own = tensor.images_of(array.shape)
+            own = tensor.samples_of(array.shape)
             if not own:
                 raise InputError(f"input '{tensor.name}' has shape {list(array.shape)}, the model takes {tensor}")
             if count and own != count:
-                raise InputError(f"input '{tensor.name}' holds {own} images, input '{info.inputs[0].name}' {count}")
+                raise InputError(f"input '{tensor.name}' holds {own} samples, input '{info.inputs[0].name}' {count}")
             count = own
-        images.append(count)
-    total = sum(images)
-    if not images or total > max_batch:
-        raise InputError(f"a batch holds 1 to {max_batch} images, got {total}: send fewer at once")
-    return images
+        samples.append(count)
+    total = sum(samples)
+    if not samples or total > max_batch:
+        raise InputError(f"a batch holds 1 to {max_batch} samples, got {total}: send fewer at once")
+    return samples
 
 
-def part(tensor: TensorInfo, array: Array, start: int, images: int) -> Array:
-    """View of `images` images of a batch from image `start` on."""
-    span = slice(start * tensor.batch_factor, (start + images) * tensor.batch_factor)
+def part(tensor: TensorInfo, array: Array, start: int, samples: int) -> Array:
+    """View of `samples` samples of a batch from sample `start` on."""
+    span = slice(start * tensor.batch_factor, (start + samples) * tensor.batch_factor)
     axis = tensor.axis
     return array[span] if axis == 0 else array[(slice(None),) * axis + (span,)]
 
@@ -63,12 +63,12 @@ def fill(info: ModelInfo, targets: Sequence[Array], requests: Sequence[Sequence[
 
 
 def split(
-    info: ModelInfo, outputs: Sequence[Array], images: Sequence[int], checked: Sequence[str]
+    info: ModelInfo, outputs: Sequence[Array], samples: Sequence[int], checked: Sequence[str]
 ) -> list[list[Array]]:
-    """[request][output] from outputs that hold the images of the good requests only (`checked` is ""), in order."""
-    if len(images) == 1:
+    """[request][output] from outputs that hold the samples of the good requests only (`checked` is ""), in order."""
+    if len(samples) == 1:
         return [[] if checked[0] else list(outputs)]
-    ends = list(accumulate(n for n, problem in zip(images, checked, strict=True) if not problem))
+    ends = list(accumulate(n for n, problem in zip(samples, checked, strict=True) if not problem))
     if not ends:
         return [[] for _ in checked]
     columns = []

@@ -32,7 +32,7 @@ SECONDS = 4.0
 MOST = 15  # runs of one cell
 TRUSTED = 1.2  # factor by which remembered times may be off
 Progress = Callable[[float, str], None]
-Cell = tuple[int, int]  # ratio index, images
+Cell = tuple[int, int]  # ratio index, samples
 
 
 async def measure_table(
@@ -76,10 +76,10 @@ async def measure_table(
 
 async def _still_true(worker: Worker, table: ServiceTable) -> bool:
     """Whether the largest batch takes about as long as the table says, at both ends of the dial."""
-    images = table.batches[-1]
-    request = random_request(worker.info, images)
+    samples = table.batches[-1]
+    request = random_request(worker.info, samples)
     for index in sorted({0, len(table.ratios) - 1}):
-        known = table.latency(index, images)
+        known = table.latency(index, samples)
         runs = 1 if known > 0.2 else 5
         times = []
         for _ in range(runs + 1):  # the first warms up
@@ -99,12 +99,12 @@ def batch_sizes(max_batch: int) -> list[int]:
     return sizes if sizes[-1] == max_batch else [*sizes, max_batch]
 
 
-def random_request(info: ModelInfo, images: int, seed: int = 0) -> list[Array]:
+def random_request(info: ModelInfo, samples: int, seed: int = 0) -> list[Array]:
     """One array per input: standard normal floats, or zeros and ones."""
     generator = np.random.default_rng(seed)
     arrays: list[Array] = []
     for tensor in info.inputs:
-        dtype, shape = np.dtype(tensor.dtype), tensor.of(images)
+        dtype, shape = np.dtype(tensor.dtype), tensor.of(samples)
         if dtype.kind == "f":
             arrays.append(generator.standard_normal(shape, np.float32).astype(dtype, copy=False))
         else:
@@ -117,34 +117,34 @@ class _Measurement:
 
     def __init__(self, worker: Worker, max_batch: int, tell: Progress, seconds: float) -> None:
         self.worker, self.max_batch, self.tell, self.budget = worker, max_batch, tell, seconds
-        self.samples: dict[Cell, list[float]] = {}
+        self.times: dict[Cell, list[float]] = {}
         self.requests: dict[int, list[Array]] = {}
         self.begin = clock()
-        self.pace: dict[int, float] = {}  # expected seconds per image, by ratio index
+        self.pace: dict[int, float] = {}  # expected seconds per sample, by ratio index
 
     def left(self) -> float:
         return self.budget - (clock() - self.begin)
 
     async def once(self, cell: Cell, keep: bool = True) -> float:
         """One round trip."""
-        index, images = cell
-        if images not in self.requests:
-            self.requests[images] = random_request(self.worker.info, images)
+        index, samples = cell
+        if samples not in self.requests:
+            self.requests[samples] = random_request(self.worker.info, samples)
         begin = clock()
-        result = await self.worker.run([self.requests[images]], index)
+        result = await self.worker.run([self.requests[samples]], index)
         seconds = clock() - begin
         if result.checked[0]:
             raise InputError(f"the model refuses what it was measured with: {result.checked[0]}")
         if keep:
-            self.samples.setdefault(cell, []).append(seconds)
-            self.pace[index] = min(self.pace.get(index, seconds), seconds / images)
+            self.times.setdefault(cell, []).append(seconds)
+            self.pace[index] = min(self.pace.get(index, seconds), seconds / samples)
         share = min(0.99, 1.0 - self.left() / self.budget)
-        self.tell(share, f"measuring service times: ratio {self.worker.info.ratios[index]:g}, {images} images")
+        self.tell(share, f"measuring service times: ratio {self.worker.info.ratios[index]:g}, {samples} samples")
         return seconds
 
     def cost(self, cell: Cell) -> float:
         """Expected seconds of a run."""
-        known = self.samples.get(cell)
+        known = self.times.get(cell)
         return min(known) if known else cell[1] * self.pace.get(cell[0], max(self.pace.values()))
 
     async def run(self) -> dict[Cell, float]:
@@ -162,14 +162,14 @@ class _Measurement:
             cold = [(i, fitting[-1] if fitting else sizes[1]) for i in ends]
             await self._rounds(cold, 2, 0.5, least=1)
         wanted = [(i, 1) for i in between]
-        rest = sorted((n for n in sizes if (0, n) not in self.samples), reverse=True)
-        for n in (n for n in sizes if (0, n) in self.samples and n > 1):
+        rest = sorted((n for n in sizes if (0, n) not in self.times), reverse=True)
+        for n in (n for n in sizes if (0, n) in self.times and n > 1):
             wanted += [(i, n) for i in between]
         for n in rest:
             wanted += [(i, n) for i in ends]
         for n in rest:
             wanted += [(i, n) for i in between]
-        chosen, planned = list(self.samples), 0.0
+        chosen, planned = list(self.times), 0.0
         for cell in wanted:
             need = 3 * self.cost(cell)  # a run to warm up, two to count
             if planned + need <= 0.9 * self.left():
@@ -180,18 +180,18 @@ class _Measurement:
                 chosen = [c for c in chosen if c[1] != n]
         chosen.sort(key=lambda c: (c[1], c[0]))
         for cell in chosen:
-            if cell not in self.samples:
+            if cell not in self.times:
                 await self.once(cell, keep=False)
         await self._rounds(chosen, MOST, 1.0, least=1)
         # The first run of a cell that was not warmed up counts only where there is no other.
-        return {c: statistics.median(s[1:] if c in cold and len(s) > 1 else s) for c, s in self.samples.items()}
+        return {c: statistics.median(s[1:] if c in cold and len(s) > 1 else s) for c, s in self.times.items()}
 
     async def _rounds(self, cells: Sequence[Cell], rounds: int, share: float, least: int = 2) -> None:
-        """Run cells in turn, until each has `rounds` samples or the share of the time left is used; each gets `least`."""
+        """Run cells in turn, until each has run `rounds` times or the share of the time left is used; each gets `least`."""
         until = clock() + share * self.left()
         for _ in range(rounds):
             for cell in cells:
-                have = len(self.samples.get(cell, ()))
+                have = len(self.times.get(cell, ()))
                 if have < least or (have < rounds and clock() + self.cost(cell) <= until):
                     await self.once(cell)
 
@@ -220,11 +220,11 @@ def make_table(info: ModelInfo, times: dict[Cell, float]) -> ServiceTable:
     return info.judge(ServiceTable(info.ratios, tuple(sizes), tuple(rows), info.accuracy, about))
 
 
-def _share(info: ModelInfo, times: dict[Cell, float], sizes: Sequence[int], index: int, images: int) -> float:
+def _share(info: ModelInfo, times: dict[Cell, float], sizes: Sequence[int], index: int, samples: int) -> float:
     """How far a ratio lies from the first to the last in time: as at the nearest size at which it was measured and at which
     the two differ (by 5 % at least), else in proportion to the ratio."""
     last = len(info.ratios) - 1
-    for n in sorted(sizes, key=lambda n: abs(np.log(n / images))):
+    for n in sorted(sizes, key=lambda n: abs(np.log(n / samples))):
         if (index, n) in times and abs(times[last, n] - times[0, n]) > 0.05 * times[0, n]:
             share = (times[index, n] - times[0, n]) / (times[last, n] - times[0, n])
             return float(np.clip(share, 0.0, 1.0))

@@ -1,7 +1,7 @@
 """A worker's process: `python -m bitdial.serving.worker.child SOCKET MEMORY FILE PARENT` (descriptors, and the parent's id).
 
-Messages (see `frames`): first {"path", "engine", "options", "max_batch", "name"} comes, and {"info": ModelInfo} goes, or
-{"error": [class, message]} and the process ends. Then, for every {"images": [per request], "index"}, with the inputs in shared
+Messages (see `frames`): first {"path", "loading": as `LoadedModel` takes it} comes, and {"info": ModelInfo} goes, or
+{"error": [class, message]} and the process ends. Then, for every {"samples": [per request], "index"}, with the inputs in shared
 memory, {"compute": seconds, "checked": [per request] if any is bad} goes, with the outputs of the good requests in shared memory,
 or {"error": ...}. The process ends when the socket closes.
 """
@@ -67,16 +67,9 @@ def _load(frames: BlockingFrames, memory: int, file: int, fault: Fault) -> tuple
     try:
         data = read_descriptor(file, wanted["path"])
         os.close(file)
-        model = LoadedModel(
-            data,
-            wanted["path"],
-            engine=wanted["engine"],
-            options=wanted["options"],
-            max_batch=wanted["max_batch"],
-            name=wanted["name"],
-        )
+        model = LoadedModel(data, wanted["path"], **wanted["loading"])
         del data
-        shared = BatchMemory(memory, model.info, wanted["max_batch"], grow=True)
+        shared = BatchMemory(memory, model.info, wanted["loading"]["max_batch"], grow=True)
         os.close(memory)
     except Exception as error:
         frames.send(_report(error))
@@ -91,14 +84,14 @@ def _serve(frames: BlockingFrames, model: LoadedModel, memory: BatchMemory, faul
     while (message := frames.receive()) is not None:
         fault.at_batch()
         try:
-            images: list[int] = message["images"]
-            outputs, compute, checked = model.run(memory.inputs(sum(images)), images, message["index"])
+            samples: list[int] = message["samples"]
+            outputs, compute, checked = model.run(memory.inputs(sum(samples)), samples, message["index"])
             answer: Message = {"compute": compute}
             if any(checked):
                 answer["checked"] = checked
-                images = [n for n, problem in zip(images, checked, strict=True) if not problem]
-            if images:
-                for target, array in zip(memory.outputs(sum(images)), outputs, strict=True):
+                samples = [n for n, problem in zip(samples, checked, strict=True) if not problem]
+            if samples:
+                for target, array in zip(memory.outputs(sum(samples)), outputs, strict=True):
                     if target.shape != array.shape:
                         raise ValueError(f"an output has shape {array.shape}, {target.shape} was expected")
                     target[...] = array

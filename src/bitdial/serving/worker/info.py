@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bitdial.quantization.answers import KeptAnswers
-from bitdial.serving.control import ServiceTable
+
+if TYPE_CHECKING:
+    from bitdial.serving.control import ServiceTable
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class TensorInfo:
     name          as in the graph
     dtype         NumPy's name, e.g. "float32"
     shape         -1 at the batch axis
-    batch_factor  the batch axis holds batch_factor entries per image, one image's entries beside each other
+    batch_factor  the batch axis holds batch_factor entries per sample, one sample's entries beside each other
     """
 
     name: str
@@ -42,18 +44,18 @@ class TensorInfo:
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return self.shape[: self.axis], self.shape[self.axis + 1 :]
 
-    def of(self, images: int) -> tuple[int, ...]:
-        """Shape of a batch of so many images."""
+    def of(self, samples: int) -> tuple[int, ...]:
+        """Shape of a batch of so many samples."""
         before, after = self._around
-        return (*before, images * self.batch_factor, *after)
+        return (*before, samples * self.batch_factor, *after)
 
-    def images_of(self, shape: tuple[int, ...]) -> int:
-        """Images in an array of that shape; 0 if it does not fit."""
+    def samples_of(self, shape: tuple[int, ...]) -> int:
+        """Samples in an array of that shape; 0 if it does not fit."""
         axis = self.axis
         if len(shape) != len(self.shape) or (shape[:axis], shape[axis + 1 :]) != self._around:
             return 0
-        images, rest = divmod(shape[axis], self.batch_factor)
-        return 0 if rest else images
+        samples, rest = divmod(shape[axis], self.batch_factor)
+        return 0 if rest else samples
 
     def __str__(self) -> str:
         dims = [("N" if self.batch_factor == 1 else f"{self.batch_factor}N") if d == -1 else str(d) for d in self.shape]
@@ -70,8 +72,8 @@ class ModelInfo:
     agreement  per ratio the share of answers on those data that are the smallest ratio's; None as above
     samples    of those data; None where unknown
     engine     JSON-able: name, processor, and what else the engine says of itself (isa, threads, kernels, memory, device)
-    layers     JSON-able, one dict per integer layer in graph order: name, source (module path), kind, macs (per image), eligible,
-               reason (why not), low (share of its multiply-accumulates that run low, per ratio)
+    layers     JSON-able, one dict per integer layer in graph order: name, source (module path), kind, macs (per sample),
+               eligible, reason (why not), low (share of its multiply-accumulates that run low, per ratio)
     digest     sha256 of the file, hexadecimal
     kept       what quantizing found out about the answers that each ratio keeps, if it did
     """

@@ -19,7 +19,7 @@ ALIGNMENT = 4096  # of each tensor, so that none shares a page with another
 
 
 class BatchMemory:
-    """One place per input and output, each large enough for max_batch images; a batch lies at its beginning, row-major.
+    """One place per input and output, each large enough for max_batch samples; a batch lies at its beginning, row-major.
 
     Both processes compute the same layout from the model's tensors. The worker's end (`grow`) sets the file's size and seals
     it, so that neither side can be made to touch memory behind its end. Pages are taken when first used.
@@ -45,13 +45,13 @@ class BatchMemory:
             raise ValueError(f"shared memory of {os.fstat(descriptor).st_size} bytes, {size} expected")
         self._map = mmap.mmap(descriptor, size)
 
-    def inputs(self, images: int) -> list[Array]:
-        """Views of the inputs of a batch of so many images. They must be gone before `close`."""
-        return [np.ndarray(t.of(images), d, self._map, at) for t, d, at in self._inputs]
+    def inputs(self, samples: int) -> list[Array]:
+        """Views of the inputs of a batch of so many samples. They must be gone before `close`."""
+        return [np.ndarray(t.of(samples), d, self._map, at) for t, d, at in self._inputs]
 
-    def outputs(self, images: int) -> list[Array]:
+    def outputs(self, samples: int) -> list[Array]:
         """Views of the outputs, as `inputs`."""
-        return [np.ndarray(t.of(images), d, self._map, at) for t, d, at in self._outputs]
+        return [np.ndarray(t.of(samples), d, self._map, at) for t, d, at in self._outputs]
 
     def close(self) -> None:
         """Unmap."""

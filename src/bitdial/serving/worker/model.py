@@ -39,7 +39,7 @@ WARY = 64  # batches that are looked through beforehand after one with a bad req
 class LoadedModel:
     """A model that has been run once at every ratio.
 
-    data: bytes of the file; path: for messages; engine, options: as `WorkerOptions`; max_batch: images of the largest batch.
+    data: bytes of the file; path: for messages; engine, options: as `WorkerOptions`; max_batch: samples of the largest batch.
     Raises ArtifactError, EngineError, UnservableError.
     """
 
@@ -93,8 +93,8 @@ class LoadedModel:
             for tensor, array in zip(outputs, found, strict=True):
                 if array.shape != tensor.of(max_batch):
                     raise UnservableError(
-                        f"{path}: output '{tensor.name}' has shape {list(array.shape)} for {max_batch} images, where {tensor} "
-                        "was expected: its images cannot be told apart"
+                        f"{path}: output '{tensor.name}' has shape {list(array.shape)} for {max_batch} samples, where {tensor} "
+                        "was expected: its samples cannot be told apart"
                     )
         return outputs
 
@@ -103,8 +103,8 @@ class LoadedModel:
         outputs = self.engine.run(batch, self._ratios[index])
         return [np.asarray(o) for o in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
-    def run(self, inputs: Sequence[Array], images: Sequence[int], index: int) -> tuple[list[Array], float, list[str]]:
-        """A batch of requests of so many images each, all behind each other in `inputs` (one array per model input).
+    def run(self, inputs: Sequence[Array], samples: Sequence[int], index: int) -> tuple[list[Array], float, list[str]]:
+        """A batch of requests of so many samples each, all behind each other in `inputs` (one array per model input).
 
         Returns the outputs of the good requests (behind each other too; may share memory with the inputs), the seconds inside
         the engine, and per request "" or why it is bad. Raises EngineError if the engine fails on every request though their
@@ -113,11 +113,11 @@ class LoadedModel:
         Engines refuse a batch with a NaN, and check for it at no cost; the search for the request to blame is only made
         then, and for some batches after, so that a sender of NaN does not make everyone compute twice.
         """
-        checked = [""] * len(images)
+        checked = [""] * len(samples)
         seconds = 0.0
         if self._wary:
             self._wary -= 1
-            checked = self._not_finite(inputs, images)
+            checked = self._not_finite(inputs, samples)
         if not any(checked):
             begin = time.perf_counter()
             try:
@@ -128,52 +128,52 @@ class LoadedModel:
             except Exception as error:  # of torch, NumPy, ...: see below
                 problem = error
             seconds += time.perf_counter() - begin
-            checked = self._not_finite(inputs, images)
+            checked = self._not_finite(inputs, samples)
             if not any(checked):
-                return self._one_by_one(inputs, images, index, seconds, problem)
+                return self._one_by_one(inputs, samples, index, seconds, problem)
             self._wary = WARY
         good = [i for i, found in enumerate(checked) if not found]
         if not good:
             return [], seconds, checked
-        starts = _starts(images)
+        starts = _starts(samples)
         kept = [
-            np.concatenate([part(t, a, starts[i], images[i]) for i in good], axis=t.axis)
+            np.concatenate([part(t, a, starts[i], samples[i]) for i in good], axis=t.axis)
             for t, a in zip(self.info.inputs, inputs, strict=True)
         ]
         begin = time.perf_counter()
         try:
             outputs = self._engine_run(kept, index)
         except Exception as error:
-            more = [images[i] for i in good]
+            more = [samples[i] for i in good]
             outputs, seconds, found = self._one_by_one(kept, more, index, seconds, error)
             for i, text in zip(good, found, strict=True):
                 checked[i] = text
             return outputs, seconds, checked
         return outputs, seconds + time.perf_counter() - begin, checked
 
-    def _not_finite(self, inputs: Sequence[Array], images: Sequence[int]) -> list[str]:
+    def _not_finite(self, inputs: Sequence[Array], samples: Sequence[int]) -> list[str]:
         """Per request "" or which input holds a NaN or infinity."""
-        checked = [""] * len(images)
+        checked = [""] * len(samples)
         for tensor, array in zip(self.info.inputs, inputs, strict=True):
             if array.dtype.kind not in "fc" or np.isfinite(array).all():
                 continue
-            for i, (start, count) in enumerate(zip(_starts(images), images, strict=True)):
+            for i, (start, count) in enumerate(zip(_starts(samples), samples, strict=True)):
                 if not checked[i] and not np.isfinite(part(tensor, array, start, count)).all():
                     checked[i] = f"input '{tensor.name}' holds NaN or infinite values"
         return checked
 
     def _one_by_one(
-        self, inputs: Sequence[Array], images: Sequence[int], index: int, seconds: float, problem: Exception
+        self, inputs: Sequence[Array], samples: Sequence[int], index: int, seconds: float, problem: Exception
     ) -> tuple[list[Array], float, list[str]]:
         """The batch fails for a reason that is not seen in the values (an index out of an embedding's range, say): find
         the requests that fail by themselves."""
         rows: list[list[Array]] = []
         checked = []
-        for start, count in zip(_starts(images), images, strict=True):
+        for start, count in zip(_starts(samples), samples, strict=True):
             own = [part(t, a, start, count) for t, a in zip(self.info.inputs, inputs, strict=True)]
             begin = time.perf_counter()
             try:
-                if len(images) == 1:
+                if len(samples) == 1:
                     raise problem
                 rows.append([o.copy() for o in self._engine_run(own, index)])
                 checked.append("")
@@ -194,10 +194,10 @@ class LoadedModel:
         return outputs, seconds, checked
 
 
-def _starts(images: Sequence[int]) -> list[int]:
-    """Where each request begins in the batch, in images."""
+def _starts(samples: Sequence[int]) -> list[int]:
+    """Where each request begins in the batch, in samples."""
     starts, at = [], 0
-    for count in images:
+    for count in samples:
         starts.append(at)
         at += count
     return starts
@@ -234,7 +234,7 @@ def _input_infos(program: Program, path: str) -> tuple[TensorInfo, ...]:
 
 
 def _output_infos(program: Program, found: Sequence[Array], path: str) -> tuple[TensorInfo, ...]:
-    """From the graph's shapes and what a run on one image gave."""
+    """From the graph's shapes and what a run on one sample gave."""
     graph, axes = program.graph, batch_axes(program.graph)
     result = []
     names = output_names(graph.structure, graph.outputs)
@@ -242,7 +242,7 @@ def _output_infos(program: Program, found: Sequence[Array], path: str) -> tuple[
         kind, axis = graph.types[name], axes.get(name)
         if axis is None or axis.outer != 1:
             raise UnservableError(
-                f"{path}: output '{name}' is {kind}, along which the images of a batch do not lie one behind the other: the "
+                f"{path}: output '{name}' is {kind}, along which the samples of a batch do not lie one behind the other: the "
                 "answers of a batch could not be told apart; give the model an output with a batch axis"
             )
         shape = tuple(-1 if i == axis.axis else int(d) for i, d in enumerate(array.shape))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bitdial.errors import BitdialError, ConfigError, EngineError
-from bitdial.quantization.curve import at_or_below
 from bitdial.serving.supervision import Supervisor
 from bitdial.serving.worker.base import Array, Result, Worker, WorkerOptions
 from bitdial.serving.worker.errors import SignatureError, WorkerCrash
@@ -29,11 +26,33 @@ class _Place:
 
     worker: Worker | None
     since: float
-    busy: bool = False
-    retired: bool = False  # its worker ends when it is free
+    leased: bool = False
+    retired: bool = False  # its worker ends with its lease
     suspect: bool = False  # its worker was gone at the last look
     failures: int = 0
     restart: asyncio.Task[None] | None = None
+
+
+class Lease:
+    """A worker that belongs to one batch, from the decision what to run until `run` has ended (or `release`, if there is nothing
+    to run). A new version that takes over meanwhile, or the pool's end, leaves it its worker. Made by `WorkerPool.lease`."""
+
+    def __init__(self, worker: Worker, give_back: Callable[[], None]) -> None:
+        self.worker = worker
+        self._give_back: Callable[[], None] | None = give_back
+
+    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
+        """As `Worker.run`; at its end the worker is free for another lease."""
+        try:
+            return await self.worker.run(requests, index)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """May be called more than once."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
 
 
 @dataclass(eq=False)
@@ -58,7 +77,8 @@ class WorkerPool:
     path, options    of the model
     workers          how many
     make             what makes a worker: ProcessWorker, ThreadWorker or a function
-    on_free          called when a worker has become free in another way than by the end of a `run`: restarted, exchanged
+    on_free          called when a worker has become free in another way than by the end of a lease: restarted, exchanged, done
+                     with a batch that was given up
     on_crash         called with the error when a worker was lost, and when a new one could not be started in its place
     on_restart       called with the seconds that went by without it when a worker is back
     supervisor       of the pool's background tasks; None: one of its own. The first attempt to replace a worker is made at once,
@@ -88,7 +108,6 @@ class WorkerPool:
         self._make = make
         self._supervisor, self._stable = supervisor or Supervisor(), stable
         self._places: list[_Place] = []
-        self._waiting: deque[asyncio.Future[_Place]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._file: ModelFile | None = None
         self._info: ModelInfo | None = None
@@ -110,8 +129,8 @@ class WorkerPool:
 
     @property
     def idle(self) -> int:
-        """Workers that could take a batch at once."""
-        return sum(self._is_free(p) for p in self._places)
+        """Workers that could be leased."""
+        return sum(1 for _ in self._free())
 
     @property
     def workers(self) -> list[Worker]:
@@ -123,9 +142,10 @@ class WorkerPool:
         """Whether no worker is missing."""
         return self.alive == self.size
 
-    @staticmethod
-    def _is_free(place: _Place) -> bool:
-        return not place.busy and place.worker is not None and place.worker.alive
+    def _free(self) -> Iterator[tuple[_Place, Worker]]:
+        for place in () if self._stopped else self._places:
+            if not place.leased and place.worker is not None and place.worker.alive and not place.worker.busy:
+                yield place, place.worker
 
     # ---- start and stop --------------------------------------------------------------------------------------------------
 
@@ -137,13 +157,8 @@ class WorkerPool:
         return self.info
 
     async def stop(self) -> None:
-        """Let running batches finish (as long as the options' grace), end all workers. Calls of `run` that wait for a worker
-        end with WorkerCrash."""
+        """Let running batches finish (as long as the options' grace), end all workers."""
         self._stopped = True
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_exception(WorkerCrash("the workers have been stopped"))
         restarts = [p.restart for p in self._places if p.restart is not None]
         for task in restarts:
             task.cancel()
@@ -180,59 +195,27 @@ class WorkerPool:
         self._file, self._info = candidate.file, candidate.info
         self._places = [_Place(worker, now) for worker in candidate.workers]
         for place, worker in zip(self._places, candidate.workers, strict=True):
-            worker.on_lost = self._loss_of(place)
+            self._watch(place, worker)
             if not worker.alive:
                 self._loss_of(place)(WorkerCrash("the worker died before it was put to use"))
-        for place in self._places:
-            self._hand_over(place)
+
+    def _watch(self, place: _Place, worker: Worker) -> None:
+        worker.on_lost, worker.on_free = self._loss_of(place), lambda: self._tell(self.on_free)
 
     # ---- batches ---------------------------------------------------------------------------------------------------------
 
-    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
-        """Run a batch on a free worker, waiting for one if need be. Raises as `Worker.run`.
-
-        `index` is one of `info` at the time of the call. Should a new version with other ratios take over while the call waits,
-        the batch runs at that version's largest ratio at or below, and the result's index is the new version's.
-        """
-        if self._stopped or self._info is None:
-            raise WorkerCrash("the workers have been stopped" if self._stopped else "the workers have not been started")
-        ratios = self._info.ratios
-        place = next((p for p in self._places if self._is_free(p)), None)
-        if place is None:
-            waiter: asyncio.Future[_Place] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            try:
-                place = await waiter
-            except asyncio.CancelledError:
-                if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                    self._give_back(waiter.result())  # it was this call's turn
-                raise
-        place.busy = True
-        try:
-            if place.worker is None:
-                raise WorkerCrash("the worker died before it could be given the batch")
-            current = place.worker.info.ratios
-            if current is not ratios and current != ratios and 0 <= index < len(ratios):
-                index = max(0, at_or_below(current, ratios[index]))
-            return await place.worker.run(requests, index)
-        finally:
-            self._give_back(place)
+    def lease(self) -> Lease | None:
+        """A free worker, for one batch; None: there is none. Who wants one looks again when a lease has ended and at `on_free`:
+        nothing waits in here."""
+        for place, worker in self._free():
+            place.leased = True
+            return Lease(worker, functools.partial(self._give_back, place))
+        return None
 
     def _give_back(self, place: _Place) -> None:
-        place.busy = False
-        if place.retired:
-            if place.worker is not None:
-                self._end(place.worker)
-        else:
-            self._hand_over(place)
-
-    def _hand_over(self, place: _Place) -> None:
-        """Give a free worker to the call that has waited longest."""
-        while self._waiting and self._is_free(place):
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                place.busy = True
-                waiter.set_result(place)
+        place.leased = False
+        if place.retired and place.worker is not None:
+            self._end(place.worker)
 
     def _end(self, worker: Worker) -> None:
         """Free what is left of a worker that nobody uses any more."""
@@ -256,7 +239,7 @@ class WorkerPool:
         def lost(error: WorkerCrash) -> None:
             dead, place.worker = place.worker, None
             if dead is not None:
-                dead.on_lost = None
+                dead.on_lost = dead.on_free = None
                 self._end(dead)
             if self._stopped or place.retired:
                 return
@@ -283,9 +266,8 @@ class WorkerPool:
             await worker.stop()
             raise
         place.worker, place.since, place.restart = worker, asyncio.get_running_loop().time(), None
-        worker.on_lost = self._loss_of(place)
+        self._watch(place, worker)
         self._tell(self.on_restart, place.since - gone)
-        self._hand_over(place)
         self._tell(self.on_free)
 
     def _not_replaced(self, error: Exception) -> None:
@@ -319,43 +301,21 @@ class WorkerPool:
         return candidate
 
     def commit(self, candidate: Candidate) -> None:
-        """Put new workers in the place of the old, in one step. Batches that run on old ones finish; then those end."""
+        """Put new workers in the place of the old, in one step. Old ones that are leased end with their leases. Nothing is
+        awaited here, so that the caller can adapt to other ratios before anything else runs on the event loop."""
         old, file = self._places, self._file
         for place in old:
             place.retired = True
             if place.restart is not None:
                 place.restart.cancel()
                 self._keep(place.restart)
-            elif place.worker is not None and not place.busy:
+            elif place.worker is not None and not place.leased:
                 self._end(place.worker)
         if file is not None:
             file.close()
         self.path = candidate.file.path
         self._install(candidate)
         self._tell(self.on_free)
-
-    async def swap(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        before: Callable[[Candidate], Awaitable[None]] | None = None,
-    ) -> ModelInfo:
-        """`prepare`, then `before` (to measure the new version, say; if it raises, the old workers stay), then `commit`.
-
-        Nothing else runs on the event loop between the exchange and this call's return when it is awaited directly, so that
-        the caller can adapt to other ratios first.
-        """
-        candidate = await self.prepare(path)
-        try:
-            if before is not None:
-                await before(candidate)
-            if self._stopped:
-                raise WorkerCrash("the workers have been stopped")
-        except BaseException:
-            with contextlib.suppress(BitdialError):
-                await candidate.discard()
-            raise
-        self.commit(candidate)
-        return candidate.info
 
 
 async def _open(path: str) -> ModelFile:

@@ -10,11 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bitdial.errors import EngineError
-from bitdial.serving.worker.base import Array, Result, WorkerOptions, check_index
-from bitdial.serving.worker.batching import count_images, fill, split
+from bitdial.serving.worker.base import Array, Result, Worker, WorkerOptions
+from bitdial.serving.worker.batching import fill, split
 from bitdial.serving.worker.errors import WorkerCrash, error_from_json
 from bitdial.serving.worker.file import ModelFile, anonymous_file
 from bitdial.serving.worker.frames import AsyncFrames, Message
@@ -24,37 +24,19 @@ from bitdial.serving.worker.memory import BatchMemory
 _HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # until the child ignores them itself
 
 
-class ProcessWorker:
-    """See `Worker`. The model's file is given by path, or open (then it remains the caller's to close).
-
-    The process ends with this one, or rather with the thread that called `start`. Its standard output goes to standard error.
-    """
+class ProcessWorker(Worker):
+    """See `Worker`. The process ends with this one, or rather with the thread that called `start`. Its standard output goes to
+    standard error."""
 
     def __init__(self, model: str | os.PathLike[str] | ModelFile, options: WorkerOptions | None = None) -> None:
-        self._model, self.options = model, options or WorkerOptions()
-        self.on_lost: Callable[[WorkerCrash], None] | None = None
-        self._info: ModelInfo | None = None
+        super().__init__(model, options)
         self._process: subprocess.Popen[bytes] | None = None
         self._frames: AsyncFrames | None = None
         self._memory: BatchMemory | None = None
         self._reply: asyncio.Future[Message] | None = None
-        self._busy = False  # a batch is with the child, whether or not somebody still waits for it
-        self._idle: list[asyncio.Future[None]] = []  # calls that wait for it
-        self._begun = 0.0
+        self._sent = 0.0  # when the batch was
         self._timer: asyncio.TimerHandle | None = None
         self._overdue = False
-        self._crash: WorkerCrash | None = None
-        self._stopping = False
-
-    @property
-    def info(self) -> ModelInfo:
-        if self._info is None:
-            raise EngineError("the worker has not been started")
-        return self._info
-
-    @property
-    def alive(self) -> bool:
-        return self._info is not None and self._crash is None and not self._stopping
 
     @property
     def pid(self) -> int | None:
@@ -63,13 +45,7 @@ class ProcessWorker:
 
     # ---- start -----------------------------------------------------------------------------------------------------------
 
-    async def start(self) -> ModelInfo:
-        if self._process is not None or self._stopping:
-            raise EngineError("a worker can be started once: make a new one")
-        owned = None if isinstance(self._model, ModelFile) else ModelFile(self._model)
-        file = self._model if isinstance(self._model, ModelFile) else owned
-        assert file is not None
-        loop = asyncio.get_running_loop()
+    async def _load(self, file: ModelFile) -> ModelInfo:
         memory = -1
         try:
             try:
@@ -78,16 +54,8 @@ class ProcessWorker:
             except OSError as error:  # no more descriptors, processes or memory
                 raise EngineError(f"no process could be started for a worker: {error}") from error
             assert self._frames is not None
-            self._reply = reply = loop.create_future()
-            self._frames.send(
-                {
-                    "path": file.path,
-                    "engine": self.options.engine,
-                    "options": dict(self.options.engine_options),
-                    "max_batch": self.options.max_batch,
-                    "name": self.options.name,
-                }
-            )
+            self._reply = reply = asyncio.get_running_loop().create_future()
+            self._frames.send({"path": file.path, "loading": self.options.loading()})
             # Not wait_for: before Python 3.12 it drops a cancellation that comes in the moment of the reply, and the worker
             # would run on with nobody to stop it.
             await asyncio.wait({reply}, timeout=self.options.start_timeout)
@@ -100,20 +68,15 @@ class ProcessWorker:
                 raise error_from_json(message["error"])
             info = ModelInfo.from_json(message["info"])
             self._memory = BatchMemory(memory, info, self.options.max_batch)
-            self._info = info
             return info
-        except BaseException:
-            self._stopping = True  # its end is no loss to tell anyone of
-            if self._reply is not None:
-                self._reply.cancel()  # nobody waits for it any more
-            await self._end(0.0)
-            raise
         finally:
-            self._reply = None
             if memory >= 0:
                 os.close(memory)
-            if owned is not None:
-                owned.close()
+
+    async def _abandon(self) -> None:
+        if self._reply is not None:
+            self._reply.cancel()  # nobody waits for it any more
+        await self._end(0.0)
 
     def _spawn(self, file: ModelFile, memory: int) -> None:
         """Raises OSError; then nothing is left of it."""
@@ -141,51 +104,39 @@ class ProcessWorker:
     # ---- batches ---------------------------------------------------------------------------------------------------------
 
     async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
-        info = self.info
-        check_index(index, info)
-        images = count_images(info, requests, self.options.max_batch)
-        loop = asyncio.get_running_loop()
-        while self._busy and self.alive:
-            turn = loop.create_future()
-            self._idle.append(turn)
-            await turn
-        if not self.alive:
-            raise self._crash or WorkerCrash("the worker has been stopped")
+        samples = self._check(requests, index)
         assert self._memory is not None and self._frames is not None
-        fill(info, self._memory.inputs(sum(images)), requests)
-        self._busy = True
+        fill(self.info, self._memory.inputs(sum(samples)), requests)
+        loop = asyncio.get_running_loop()
+        self.busy = True
         self._reply = reply = loop.create_future()
-        self._begun = loop.time()
+        self._sent = loop.time()
         if self._timer is None:
-            self._timer = loop.call_at(self._begun + self.options.patience, self._watch)
-        self._frames.send({"images": images, "index": index})
+            self._timer = loop.call_at(self._sent + self.options.patience, self._watch)
+        self._frames.send({"samples": samples, "index": index})
         try:
             message = await reply
             if "error" in message:
                 raise error_from_json(message["error"])
-            checked = message.get("checked") or [""] * len(images)
-            good = sum(n for n, problem in zip(images, checked, strict=True) if not problem)
+            checked = message.get("checked") or [""] * len(samples)
+            good = sum(n for n, problem in zip(samples, checked, strict=True) if not problem)
             # One copy, of which each request gets its part; before anything else can put a batch into the memory.
             outputs = [a.copy() for a in self._memory.outputs(good)] if good else []
         finally:
             if reply.done() and not reply.cancelled():
-                self._release()
-        return Result(split(info, outputs, images, checked), index, message["compute"], checked)
+                self._freed(False)
+        return Result(split(self.info, outputs, samples, checked), index, message["compute"], checked)
 
-    def _release(self) -> None:
-        self._busy = False
+    def _freed(self, abandoned: bool) -> None:
         self._overdue = False
-        waiting, self._idle = self._idle, []
-        for turn in waiting:
-            if not turn.done():
-                turn.set_result(None)
+        super()._freed(abandoned)
 
     def _message(self, message: Message) -> None:
         reply, self._reply = self._reply, None
         if reply is not None and not reply.done():
             reply.set_result(message)
         else:
-            self._release()  # nobody waits for it any more
+            self._freed(True)
 
     def _watch(self) -> None:
         """The watchdog: one timer that follows the batches, rather than one for each."""
@@ -197,10 +148,10 @@ class ProcessWorker:
             self._look()
 
     def _look(self) -> None:
-        if not (self._busy and self._reply is not None and self.alive):
+        if not (self.busy and self._reply is not None and self.alive):
             return
         loop = asyncio.get_running_loop()
-        due = self._begun + self.options.patience
+        due = self._sent + self.options.patience
         if self._overdue and loop.time() >= due:
             self._crash = WorkerCrash(f"the worker did not answer for {self.options.patience:g} s and was killed")
             self._kill()
@@ -225,30 +176,31 @@ class ProcessWorker:
             asyncio.get_running_loop().call_later(0.002, self._closed, reason, tries + 1)
             return
         while_loading = "" if self._info is not None else " while loading"
-        crash = self._crash or WorkerCrash(
-            f"the worker died{while_loading}: {reason or describe_exit(self._process.returncode)}"
-        )
-        self._crash = crash
+        how = reason or describe_exit(self._process.returncode)
+        self._crash = self._crash or WorkerCrash(f"the worker died{while_loading}: {how}")
         self._disarm()
-        reply, self._reply = self._reply, None
-        if reply is not None and not reply.done():
-            reply.set_exception(crash)
-        self._release()
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
-        if self._info is not None and not self._stopping and self.on_lost is not None:
-            self.on_lost(crash)
+        self._let_go(self._crash)
+        self._lose(self._crash)
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def _let_go(self, error: WorkerCrash) -> None:
+        """There is no child any more."""
+        reply, self._reply = self._reply, None
+        if reply is not None and not reply.done():
+            reply.set_exception(error)
+        self._freed(False)
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
     async def stop(self) -> None:
         self._stopping = True
         until = time.monotonic() + self.options.grace
-        while self._busy and self._crash is None and time.monotonic() < until:
+        while self.busy and self._crash is None and time.monotonic() < until:
             await asyncio.sleep(0.002)
         await self._end(max(0.0, until - time.monotonic()))
 
@@ -266,13 +218,7 @@ class ProcessWorker:
             if self._process is not None and self._process.poll() is None:
                 self._kill()
                 self._process.wait()  # a killed process is gone in a moment
-            reply, self._reply = self._reply, None
-            if reply is not None and not reply.done():
-                reply.set_exception(WorkerCrash("the worker was stopped before it answered"))
-            self._release()
-            if self._memory is not None:
-                self._memory.close()
-                self._memory = None
+            self._let_go(WorkerCrash("the worker was stopped before it answered"))
 
 
 def _standard_error() -> int:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bitdial.errors import EngineError
-from bitdial.serving.worker.base import Array, Result, WorkerOptions, check_index
-from bitdial.serving.worker.batching import count_images, join, split
+from bitdial.serving.worker.base import Array, Result, Worker, WorkerOptions
+from bitdial.serving.worker.batching import join, split
 from bitdial.serving.worker.errors import WorkerCrash, error_from_json, error_to_json
 from bitdial.serving.worker.file import ModelFile, read_descriptor
 from bitdial.serving.worker.info import ModelInfo
@@ -21,38 +21,20 @@ from bitdial.serving.worker.model import LoadedModel
 _Job = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
 
-class ThreadWorker:
+class ThreadWorker(Worker):
     """See `Worker`. No protection from crashes; a hung batch makes the worker lost, but its thread cannot be ended."""
 
     def __init__(self, model: str | os.PathLike[str] | ModelFile, options: WorkerOptions | None = None) -> None:
-        self._file, self.options = model, options or WorkerOptions()
-        self.on_lost: Callable[[WorkerCrash], None] | None = None
+        super().__init__(model, options)
         self._model: LoadedModel | None = None
-        self._crash: WorkerCrash | None = None
-        self._stopping = False
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._turn: asyncio.Lock | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def info(self) -> ModelInfo:
-        if self._model is None:
-            raise EngineError("the worker has not been started")
-        return self._model.info
-
-    @property
-    def alive(self) -> bool:
-        return self._model is not None and self._crash is None and not self._stopping
-
-    async def start(self) -> ModelInfo:
-        if self._thread is not None or self._stopping:
-            raise EngineError("a worker can be started once: make a new one")
-        owned = None if isinstance(self._file, ModelFile) else ModelFile(self._file)
-        file = self._file if isinstance(self._file, ModelFile) else owned
-        assert file is not None
-        self._loop, self._turn = asyncio.get_running_loop(), asyncio.Lock()
-        options, path = self.options, file.path
+    async def _load(self, file: ModelFile) -> ModelInfo:
+        self._loop = asyncio.get_running_loop()
+        path = file.path
         try:
             descriptor = os.dup(file.fileno())  # the file may be closed while the thread still reads
             try:
@@ -62,8 +44,6 @@ class ThreadWorker:
                 os.close(descriptor)
                 raise
         except (OSError, RuntimeError) as error:  # no more descriptors or threads
-            if owned is not None:
-                owned.close()
             raise EngineError(f"no thread could be started for a worker: {error}") from error
         self._thread = thread
 
@@ -72,63 +52,41 @@ class ThreadWorker:
                 data = read_descriptor(descriptor, path)
             finally:
                 os.close(descriptor)
-            return LoadedModel(
-                data,
-                path,
-                engine=options.engine,
-                options=options.engine_options,
-                max_batch=options.max_batch,
-                name=options.name,
-            )
+            return LoadedModel(data, path, **self.options.loading())
 
-        try:
-            self._model = await self._submit(load, self.options.start_timeout, f"{path}: loading took longer than")
-            return self._model.info
-        except BaseException:
-            self._stopping = True
-            self._jobs.put(None)
-            raise
-        finally:
-            if owned is not None:
-                owned.close()
+        self._model = await self._submit(load, self.options.start_timeout, f"{path}: loading took longer than")
+        return self._model.info
+
+    async def _abandon(self) -> None:
+        self._jobs.put(None)
 
     async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
-        check_index(index, self.info)
-        images = count_images(self.info, requests, self.options.max_batch)
-        assert self._turn is not None and self._model is not None
-        model = self._model
-        async with self._turn:
-            if not self.alive:
-                raise self._crash or WorkerCrash("the worker has been stopped")
+        samples, model = self._check(requests, index), self._model
+        assert model is not None
 
-            def compute() -> tuple[list[list[Array]], float, list[str]]:
-                inputs = join(model.info, requests)
-                outputs, seconds, checked = model.run(inputs, images, index)
-                return split(model.info, [o.copy() for o in outputs], images, checked), seconds, checked
+        def compute() -> tuple[list[list[Array]], float, list[str]]:
+            inputs = join(model.info, requests)
+            outputs, seconds, checked = model.run(inputs, samples, index)
+            return split(model.info, [o.copy() for o in outputs], samples, checked), seconds, checked
 
-            patience = self.options.patience
-            outputs, seconds, checked = await self._submit(compute, patience, "the worker did not answer for")
+        outputs, seconds, checked = await self._submit(compute, self.options.patience, "the worker did not answer for")
         return Result(outputs, index, seconds, checked)
 
     async def _submit(self, job: Callable[[], Any], patience: float, late: str) -> Any:
         """Have the thread do it. Raises WorkerCrash if that takes too long."""
         assert self._loop is not None
         future: asyncio.Future[Any] = self._loop.create_future()
+        self.busy = True
         self._jobs.put((job, future))
-        timer = self._loop.call_later(patience, self._give_up, future, f"{late} {patience:g} s")
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        self._timer = self._loop.call_later(patience, self._give_up, future, f"{late} {patience:g} s")
+        return await future
 
     def _give_up(self, future: asyncio.Future[Any], what: str) -> None:
-        if future.done():
-            return
-        self._crash = WorkerCrash(f"{what} and was given up")
-        future.set_exception(self._crash)
+        crash = WorkerCrash(f"{what} and was given up")
+        if not future.done():
+            future.set_exception(crash)
         self._jobs.put(None)
-        if self._model is not None and not self._stopping and self.on_lost is not None:
-            self.on_lost(self._crash)
+        self._lose(crash)
 
     def _work(self) -> None:
         """The thread."""
@@ -140,8 +98,19 @@ class ThreadWorker:
                 result, problem = None, error_from_json(error_to_json(error))
             assert self._loop is not None
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(_settle, future, result, problem)
+                self._loop.call_soon_threadsafe(self._settle, future, result, problem)
             del job, work, future, result
+
+    def _settle(self, future: asyncio.Future[Any], result: Any, problem: Exception | None) -> None:
+        abandoned = future.done()
+        if self._timer is not None:
+            self._timer.cancel()
+        if not abandoned:
+            if problem is None:
+                future.set_result(result)
+            else:
+                future.set_exception(problem)
+        self._freed(abandoned)
 
     async def stop(self) -> None:
         if self._thread is None:
@@ -154,12 +123,3 @@ class ThreadWorker:
         until = loop.time() + self.options.grace
         while self._thread.is_alive() and self._crash is None and loop.time() < until:
             await asyncio.sleep(0.002)
-
-
-def _settle(future: asyncio.Future[Any], result: Any, problem: Exception | None) -> None:
-    if future.done():
-        return
-    if problem is None:
-        future.set_result(result)
-    else:
-        future.set_exception(problem)

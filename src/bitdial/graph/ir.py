@@ -51,6 +51,8 @@ activation(op(x) + residual).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +89,14 @@ class TensorType:
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+    @property
+    def elements(self) -> int:
+        """How many elements one sample has."""
+        return math.prod(d.factor if isinstance(d, BatchDim) else d for d in self.shape)
+
+
+STEP_ELEMENTS = 1 << 24  # 64 MiB of float32; a layer holds several values of this size at once
 
 
 @dataclass
@@ -169,6 +179,12 @@ class Graph:
         from bitdial.graph.text import format_graph
 
         return format_graph(self)
+
+
+def samples_per_step(types: Mapping[str, TensorType], most: int) -> int:
+    """At most `most` samples, and so few that the largest of their values has at most STEP_ELEMENTS elements; at least 1."""
+    largest = max((t.elements for t in types.values()), default=1)
+    return max(1, min(most, STEP_ELEMENTS // max(1, largest)))
 
 
 def _copy_json(value: Any) -> Any:

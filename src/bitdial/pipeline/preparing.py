@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitdial.errors import CalibrationError
 from bitdial.graph.capture import capture
 from bitdial.graph.interpreter import constant_tensors, run_graph
-from bitdial.graph.ir import Graph
+from bitdial.graph.ir import Graph, samples_per_step
 from bitdial.graph.passes import optimize
 from bitdial.graph.verify import verify
 from bitdial.layout import LayoutPlan, LayoutReport, apply_layout, plan_layout
@@ -50,7 +50,9 @@ class Prepared:
     warnings: list[str] = field(default_factory=list)  # given to the user, and kept for the program's provenance
 
     def batches(self, size: int, limit: int | None = None) -> list[list[Tensor]]:
+        """Calibration samples in batches of at most `size`, fewer where values are large."""
         n = self.samples if limit is None else min(limit, self.samples)
+        size = samples_per_step(self.graph.types, size)
         return [[x[a : min(a + size, n)] for x in self.inputs] for a in range(0, n, size)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -16,7 +15,6 @@ from bitdial.engines.reference.executor import Executor, Setting
 from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.plane_fit import PlaneFit, SampledRows
 from bitdial.engines.reference.statistics import EXACT_ROWS
-from bitdial.graph.ir import BatchDim
 from bitdial.graph.running import Schedule
 from bitdial.quantization.instructions import Contract
 from bitdial.quantization.program import Program
@@ -142,8 +140,7 @@ def _correct_layer(
 def live_bytes_per_sample(program: Program) -> int:
     """Peak of bytes alive at once per sample while running layer by layer (a bound on calibration memory)."""
     def size(name: str) -> int:
-        shape = program.graph.types[name].shape
-        return (1 if name in program.qparams else 4) * math.prod(d.factor if isinstance(d, BatchDim) else d for d in shape)
+        return (1 if name in program.qparams else 4) * program.graph.types[name].elements
 
     graph = program.graph
     alive = {v: size(v) for v in graph.inputs}

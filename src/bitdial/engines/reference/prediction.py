@@ -13,7 +13,6 @@ What they do to each other downstream beyond first order is left out; rank corre
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +25,7 @@ from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 from bitdial.engines.reference.arithmetic import extract, to_eight_bit
 from bitdial.engines.reference.search import SearchStatistics, soft_labels
 from bitdial.graph.interpreter import constant_tensors, run_graph
-from bitdial.graph.ir import BatchDim, Graph, Node
+from bitdial.graph.ir import Graph, Node
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import read_back_weights
 
@@ -87,8 +86,7 @@ def predict(
 
 def _graph_bytes(graph: Graph) -> int:
     """Bytes of all values of one sample and of their gradients."""
-    shapes = (t.shape for t in graph.types.values())
-    return 8 * sum(math.prod(d.factor if isinstance(d, BatchDim) else d for d in shape) for shape in shapes)
+    return 8 * sum(t.elements for t in graph.types.values())
 
 
 def _batch_moves(

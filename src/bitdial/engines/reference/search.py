@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bitdial.engines.reference.executor import Executor, Setting
 from bitdial.engines.reference.fast_conv import FastExecutor
+from bitdial.graph.ir import samples_per_step
 from bitdial.quantization.program import Program
 
 CHUNK = 64  # samples per pass: activations of a small network stay in the processor's cache
@@ -125,7 +126,8 @@ class CandidateEvaluator:
         self.order = [stage.layer for stage in self.stages if stage.layer is not None]
         self.gene = dict(zip(self.layers, self.slices, strict=True))
         total = self.inputs[0].shape[0]
-        self.chunks = [(a, min(a + CHUNK, total)) for a in range(0, total, CHUNK)]
+        chunk = samples_per_step(graph.types, CHUNK)
+        self.chunks = [(a, min(a + chunk, total)) for a in range(0, total, chunk)]
         self.cache: OrderedDict[tuple[int, int, bytes], dict[str, Tensor]] = OrderedDict()
         # prefixes are kept at every second stage: a kept one costs memory, a missed one at most one layer
         self.keep_stages = {i for i in range(1, len(self.stages)) if i % 2 == 0}

@@ -3,6 +3,7 @@ mostly does."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
@@ -120,7 +121,7 @@ def _restored(
 
 
 def quantize(
-    model: torch.nn.Module,
+    model: torch.nn.Module | str | os.PathLike[str],
     calibration: Any,
     config: QuantizeConfig | None = None,
     *,
@@ -130,9 +131,10 @@ def quantize(
     checkpoint: str | Path | None = None,
     engine: str | None = None,
 ) -> QuantizedModel:
-    """Quantize a trained PyTorch network. The caller's model is not changed.
+    """Quantize a trained network. The caller's model is not changed.
 
-    model: any network torch.export can capture, float32. calibration: a tensor (batch first), or any iterable or
+    model: any network torch.export can capture, float32; or the path of a float ONNX model (".onnx", opset 11 on), whose inputs
+    have the batch first (open, or fixed, which it then is no longer). calibration: a tensor (batch first), or any iterable or
     DataLoader of tensors, tuples (the inputs that forward() requires, then labels) or dicts (by parameter name); at most
     `config.calibration_images` samples are used. Doubtful data are warned of (UserWarning, kept in `provenance["warnings"]`).
     evaluation: (inputs, targets) batches; fills the model's accuracy curve.
@@ -160,7 +162,7 @@ def quantize(
 
 
 def finetune(
-    model: torch.nn.Module,
+    model: torch.nn.Module | str | os.PathLike[str],
     data: Any,
     calibration: Any = None,
     config: QuantizeConfig | None = None,
@@ -276,7 +278,7 @@ def _calibration_from(data: Any, batches: Batches, config: QuantizeConfig) -> An
 
 
 def compile(
-    model: torch.nn.Module,
+    model: torch.nn.Module | str | os.PathLike[str],
     calibration: Any,
     config: LayerwiseConfig,
     *,
@@ -322,7 +324,11 @@ def compile(
 
 
 def prepare_model(
-    model: torch.nn.Module, calibration: Any, config: QuantizeConfig, *, progress: Progress | None = None
+    model: torch.nn.Module | str | os.PathLike[str],
+    calibration: Any,
+    config: QuantizeConfig,
+    *,
+    progress: Progress | None = None,
 ) -> Prepared:
     """Capture, calibrate and lay out; several configs can then be tried with `bitdial.pipeline.quantize_prepared`."""
     from bitdial.pipeline import prepare, silent

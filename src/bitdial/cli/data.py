@@ -114,7 +114,7 @@ class DataOptions(BaseConfig):
 def describe_source(spec: str, weights: Path | None, given: DataOptions) -> dict[str, Any]:
     """JSON-able: what a model is made from (no folder names), for its provenance."""
     return {
-        "model": spec if ".py:" not in spec else spec.replace("\\", "/").rpartition("/")[2],
+        "model": spec.replace("\\", "/").rpartition("/")[2] if ".py:" in spec or spec.lower().endswith(".onnx") else spec,
         "weights": None if weights is None else weights.name,
         **given.describe(),
     }

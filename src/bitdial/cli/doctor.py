@@ -27,7 +27,7 @@ OPTIONAL = {
     "httptools": ("httptools", "bitdial serve and bitdial loadtest", "pip install 'bitdial[serve]'"),
     "prometheus-client": ("prometheus_client", "metrics of bitdial serve", "pip install 'bitdial[serve]'"),
     "ray": ("ray", "bitdial deploy", "pip install 'bitdial[ray]'"),
-    "onnx": ("onnx", "bitdial export-onnx", "pip install 'bitdial[onnx]'"),
+    "onnx": ("onnx", "bitdial export-onnx, and reading ONNX files", "pip install 'bitdial[onnx]'"),
     "onnxruntime": ("onnxruntime", "checking what export-onnx wrote", "pip install 'bitdial[onnx]'"),
     "torchvision": ("torchvision", "models and data named torchvision:NAME", "pip install --no-deps torchvision"),
     "timm": ("timm", "models named timm:NAME", "pip install --no-deps timm"),

@@ -23,8 +23,8 @@ NetworkSpec = Annotated[
     str,
     option(
         "--model", "SPEC",
-        "zoo:NAME, torchvision:NAME, timm:NAME, package.module:callable or path/to/file.py:callable. Naming a module "
-        "or file runs its code.",
+        "zoo:NAME, torchvision:NAME, timm:NAME, package.module:callable, path/to/file.py:callable (naming a module or "
+        "Python file runs its code) or path/to/file.onnx (a float model, with its weights).",
     ),
 ]
 Weights = Annotated[

@@ -1,4 +1,4 @@
-"""`bitdial quantize`: from a trained PyTorch network and pictures to one .bitdial file."""
+"""`bitdial quantize`: from a trained network, of PyTorch or in an ONNX file, and pictures to one .bitdial file."""
 
 from __future__ import annotations
 

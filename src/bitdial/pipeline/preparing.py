@@ -18,6 +18,7 @@ from bitdial.errors import CalibrationError
 from bitdial.graph.capture import capture
 from bitdial.graph.interpreter import constant_tensors, run_graph
 from bitdial.graph.ir import Graph, samples_per_step
+from bitdial.graph.onnx import OnnxNetwork
 from bitdial.graph.passes import optimize
 from bitdial.graph.verify import verify
 from bitdial.layout import LayoutPlan, LayoutReport, apply_layout, plan_layout
@@ -117,6 +118,8 @@ def captured(model: nn.Module | Graph, inputs: Sequence[Tensor], names: Sequence
     if isinstance(model, Graph):
         return model
     example = [x[:2] for x in inputs]
+    if isinstance(model, OnnxNetwork):
+        return model.graph(example, names)
     return capture(model, (), dict(zip(names, example, strict=True))) if names else capture(model, example)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitdial.errors import CalibrationError, CaptureError
+from bitdial.graph.onnx import OnnxNetwork, is_onnx
 from bitdial.pipeline.causes import Trial
 from bitdial.pipeline.doubts import warn_user
 
@@ -35,10 +36,12 @@ class Samples:
 
 
 def plain_module(model: Any) -> nn.Module:
-    """The network itself, out of DataParallel, DistributedDataParallel or torch.compile's wrapper.
+    """The network itself, out of DataParallel, DistributedDataParallel or torch.compile's wrapper, or out of an ONNX file.
 
     Raises CaptureError for what is no network whose operators can be read.
     """
+    if is_onnx(model):
+        return OnnxNetwork(model)
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
         assert isinstance(model, nn.Module)
@@ -48,7 +51,7 @@ def plain_module(model: Any) -> nn.Module:
         kind = type(model).__name__
         raise CaptureError(
             f"the model is a {kind}, no torch.nn.Module: pass the network itself (put a function into a Module's forward; "
-            "load a state dict or a checkpoint into the network that it belongs to)"
+            "load a state dict or a checkpoint into the network that it belongs to), or the path of a .onnx file"
         )
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):

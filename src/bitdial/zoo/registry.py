@@ -4,6 +4,7 @@
   torchvision:NAME, timm:NAME   an architecture of these libraries, with random weights
   package.module:callable       a function or class of an importable module
   path/to/file.py:callable      the same from a file; the text after the last colon names the callable
+  path/to/file.onnx             a float ONNX model, which brings its weights
 
 Naming a module or file runs its code: the text comes from the user, never from a data file or an artifact.
 """
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 
 from bitdial.errors import ConfigError
+from bitdial.graph.onnx import OnnxNetwork, is_onnx
 from bitdial.zoo.architectures import ARCHITECTURES, HEADS
 from bitdial.zoo.weights import assign_weights, read_weights
 
@@ -45,16 +47,21 @@ def build_model(spec: str, weights: Path | None = None, num_classes: int | None 
     num_classes  outputs of the last layer. None: as in `weights` for the zoo's own networks, else the default of the
                  architecture. Handed to the user's callable as `num_classes=` only if given
 
-    Raises ConfigError for a spec that names nothing, DataError for weights that cannot be read or do not fit.
+    Raises ConfigError for a spec that names nothing, DataError for weights that cannot be read or do not fit, CaptureError for
+    an ONNX file that cannot be read.
     """
     if num_classes is not None and num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; it must be at least 1")
+    if is_onnx(spec):
+        if weights is not None or num_classes is not None:
+            raise ConfigError(f"{spec} brings its weights and its last layer: leave weights and num_classes out")
+        return OnnxNetwork(spec)
     state = read_weights(Path(weights)) if weights is not None else None
     source, separator, name = spec.rpartition(":")
     if not separator or not source or not name:
         raise ConfigError(
-            f"model '{spec}' is not of the form zoo:NAME, torchvision:NAME, timm:NAME, package.module:callable or "
-            "path/to/file.py:callable"
+            f"model '{spec}' is not of the form zoo:NAME, torchvision:NAME, timm:NAME, package.module:callable, "
+            "path/to/file.py:callable or path/to/file.onnx"
         )
     if source == "zoo":
         if num_classes is None and state is not None and HEADS.get(name) in state:

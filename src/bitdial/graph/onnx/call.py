@@ -27,7 +27,8 @@ class Call:
     """inputs: values, None where left out. fixed_batch: the batch size that the file was written for, 1 where it is open."""
 
     def __init__(self, importer: Importer, node: OnnxNode, inputs: list[Any]) -> None:
-        self.importer, self.node, self.inputs = importer, node, inputs
+        self.importer, self.node = importer, node
+        self.inputs: list[Any] = inputs
         self.op, self.opset, self.fixed_batch = node.op, importer.model.opset, importer.fixed_batch
 
     # -- questions -----------------------------------------------------------------------------------------------------

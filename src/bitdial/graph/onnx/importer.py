@@ -170,6 +170,8 @@ class Importer:
             graph.types.pop(node.name, None)
             reads = ", ".join(str(graph.types.get(v, self._constant_type(graph, v))) for v in node.operands())
             raise call.refuse(f"{node.op} on {reads} does not go ({error!s:.300})") from error
+        if sum(isinstance(d, BatchDim) for d in kind.shape) > 1:
+            raise call.refuse("it combines the batch with itself; an answer may not depend on the other samples")
         elements = math.prod(d.factor if isinstance(d, BatchDim) else d for d in kind.shape)
         if elements > _LARGEST_VALUE:
             raise call.refuse(f"it gives {kind}, more than {_LARGEST_VALUE} numbers for one sample")

@@ -63,14 +63,14 @@ def constant_of_shape(c: Call) -> Any:
     dims = [int(d) for d in dims]  # type: ignore[arg-type]
     if any(d < 0 for d in dims) or math.prod(dims) > _MOST_CONSTANT:  # type: ignore[operator, arg-type]
         raise c.refuse(f"a constant of shape {dims!s:.120}")
-    return np.full(dims, fill.reshape(()))  # type: ignore[arg-type]
+    return np.full(dims, fill.reshape(()))
 
 
 def range_(c: Call) -> Any:
-    start, limit, delta = (c.constant(i).reshape(()) for i in range(3))
+    start, limit, delta = (c.constant(i).reshape(()).item() for i in range(3))
     if delta == 0 or (limit - start) / delta > _MOST_CONSTANT:
         raise c.refuse(f"the numbers from {start} to {limit} in steps of {delta}")
-    return np.arange(start, limit, delta, dtype=start.dtype)
+    return np.arange(start, limit, delta, dtype=c.constant(0).dtype)
 
 
 def transpose(c: Call) -> Any:
@@ -292,8 +292,8 @@ def _nearest(c: Call, x: Any, place: str, target: list[int], scales: list[float]
 
 
 def _cells(c: Call, place: str, how: str, size: int, target: int, scale: float) -> list[int]:
-    """The input cell of every output cell, as ONNX defines it."""
-    i = np.arange(target, dtype=np.float64)
+    """The input cell of every output cell, as ONNX defines it; in float32, as ONNX Runtime rounds."""
+    i, scale = np.arange(target, dtype=np.float32), np.float32(scale)  # type: ignore[assignment]
     positions: dict[str, Callable[[], Any]] = {
         "asymmetric": lambda: i / scale,
         "half_pixel": lambda: (i + 0.5) / scale - 0.5,

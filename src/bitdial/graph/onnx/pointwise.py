@@ -223,6 +223,13 @@ def sum_of_squares(c: Call) -> Any:
     return square if how is None else c.aten("sum.dim_IntList", square, *how)
 
 
+def product(c: Call) -> Any:
+    x, how = c.inputs[0], _reduced(c)
+    for axis in (how[0] if how is not None else [])[::-1]:
+        x = c.aten("prod.dim_int", x, axis, how is not None and how[1])
+    return x
+
+
 def arg_extreme(c: Call) -> Any:
     x = c.inputs[0]
     if c.attribute("select_last_index", 0):
@@ -279,6 +286,7 @@ CONVERTERS: dict[str, Callable[[Call], Any]] = {
     "ReduceL2": lambda c: reduction(c, "linalg_vector_norm.default", 2.0),
     "ReduceL1": lambda c: reduction(c, "linalg_vector_norm.default", 1.0),
     "ReduceSumSquare": sum_of_squares,
+    "ReduceProd": product,
     "ArgMax": arg_extreme,
     "ArgMin": arg_extreme,
     "CumSum": cumulative_sum,

@@ -214,7 +214,7 @@ class _Reader:
     def dtype(self, element: int, what: str) -> str:
         """Name of an ONNX element type. Raises CaptureError for one that graphs do not hold."""
         try:
-            name = np.dtype(self.onnx.helper.tensor_dtype_to_np_dtype(element)).name
+            name = str(np.dtype(self.onnx.helper.tensor_dtype_to_np_dtype(element)).name)
         except Exception:
             name = f"of element type {element}"
         if name in ("float16", "bfloat16"):

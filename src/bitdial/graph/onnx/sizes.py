@@ -109,7 +109,7 @@ _BINARY: dict[str, tuple[Callable[[int, int], Any], Callable[[Any, Any], Any]]] 
 
 def _binary(call: Call, op: str) -> Array:
     numbers, batch = _BINARY[op]
-    inputs = list(call.inputs)
+    inputs: list[Array] = list(call.inputs)
     result = inputs[0]
     for other in inputs[1:]:
         a, b = np.broadcast_arrays(result, other)
@@ -193,7 +193,7 @@ _STRUCTURE: dict[str, Callable[[Call], Array]] = {
     "Squeeze": _squeeze,
     "Reshape": _reshape,
     "Concat": _concat,
-    "Identity": lambda call: call.inputs[0],
+    "Identity": lambda call: np.asarray(call.inputs[0]),
     "ReduceProd": _product,
 }
 

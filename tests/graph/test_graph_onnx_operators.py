@@ -120,7 +120,8 @@ def test_max_pool_behind_relu_pads_with_zeros_and_stays_a_pool() -> None:
 def test_gemm(data: Any) -> None:
     turned = data.draw(st.booleans())
     c = data.draw(st.sampled_from([None, (5,), (1, 5), (1,), ()]))
-    attributes = {"transB": int(turned), "alpha": data.draw(st.sampled_from([1.0, 0.5])), "beta": data.draw(st.sampled_from([1.0, 2.0]))}
+    alpha, beta = data.draw(st.sampled_from([1.0, 0.5])), data.draw(st.sampled_from([1.0, 2.0]))
+    attributes = {"transB": int(turned), "alpha": alpha, "beta": beta}
     constants = {"w": numbers(5, 6) if turned else numbers(6, 5)} | ({} if c is None else {"c": numbers(*c, seed=3)})
     graph = check(FOLDER, [node("Gemm", "x w" if c is None else "x w c", **attributes)], {"x": numbers(3, 6)}, constants)
     assert [n.op for n in graph.nodes] == ["linear"]
@@ -163,10 +164,11 @@ def test_softmax(opset: int, axis: int, negative: bool, op: str) -> None:
 # ---- value by value
 
 UNARY: list[tuple[str, dict[str, Any], int]] = [
-    *((op, {}, 17) for op in "Relu Sigmoid Tanh Softplus Mish HardSwish Abs Neg Exp Erf Floor Ceil Round Sign Sin Cos Atan Sinh Cosh "
-      "Softsign Tan Elu Selu Celu LeakyRelu HardSigmoid Identity".split()),
+    *((op, {}, 17) for op in "Relu Sigmoid Tanh Softplus Mish HardSwish Abs Neg Exp Erf Floor Ceil Round Sign Sin Cos Atan Sinh "
+      "Cosh Softsign Tan Elu Selu Celu LeakyRelu HardSigmoid Identity".split()),
     ("LeakyRelu", {"alpha": 0.3}, 17), ("Elu", {"alpha": 0.7}, 17), ("Selu", {"alpha": 1.5, "gamma": 1.1}, 17),
-    ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, 17), ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, 17), ("Celu", {"alpha": 0.7}, 17),
+    ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, 17), ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, 17),
+    ("Celu", {"alpha": 0.7}, 17),
     ("Gelu", {}, 20), ("Gelu", {"approximate": "tanh"}, 20),
 ]  # fmt: skip
 
@@ -383,7 +385,8 @@ def test_sizes_of_the_batch_are_followed() -> None:
         node("Cast", "rest", "rest32", to=6), node("Cast", "rest32", "rest64", to=7), node("Concat", "b rest64", "whole", axis=0),
         node("Reshape", "flat whole", "same"), node("Size", "s", "rank"), node("Unsqueeze", "rank first", "ranks"),
         node("ConstantOfShape", "ranks", "ones", value=helper.make_tensor("v", 7, [1], [1])), node("Mul", "ones minus", "marks"),
-        node("Equal", "whole marks", "open"), node("Where", "open ones whole", "full"), node("ReduceProd", "rest", "area", keepdims=0),
+        node("Equal", "whole marks", "open"), node("Where", "open ones whole", "full"),
+        node("ReduceProd", "rest", "area", keepdims=0),
         node("Expand", "token full", "tokens"), node("Add", "same tokens", "sum"), node("Squeeze", "b first", "b0"),
         node("Sub", "b0 b0", "nothing"), node("Range", "nothing c one", "places"), node("Cast", "places", "shift", to=1),
         node("Reshape", "shift column", "shifts"), node("Add", "sum shifts", "moved"), node("Cast", "area", "areaf", to=1),

@@ -149,9 +149,51 @@ def _norm_parameter(m: Matcher, node: Node) -> bool:
     return False
 
 
+# ---- group norm
+
+
+def _group_norm(m: Matcher, node: Node) -> bool:
+    """A plain instance norm of [N, groups, all else], back in the shape from before."""
+    norm = m.of(node.inputs[0], "aten.instance_norm.default")
+    before = m.of(norm.inputs[0], "reshape") if norm is not None else None
+    if norm is None or before is None or m.graph.types[node.name] != m.graph.types.get(before.inputs[0]):
+        return False
+    shape, folded = m.graph.types[node.name].shape, m.graph.types[before.name].shape
+    scale, shift = (m.graph.constants.get(v) for v in (norm.inputs + ["", ""])[1:3])
+    plain = scale is not None and shift is not None and bool((scale == 1.0).all()) and bool((shift == 0.0).all())
+    if not plain or len(folded) != 3 or folded[0] != shape[0] or len(shape) < 2:
+        return False
+    channels, groups = shape[1], folded[1]
+    if isinstance(channels, BatchDim) or isinstance(groups, BatchDim) or channels % groups:
+        return False
+    args = [{"value": 0}, groups, None, None, norm.attrs["args"][7], False]
+    return m.become(node, "aten.group_norm.default", list(before.inputs), {"args": args, "kwargs": {}})
+
+
+def _group_norm_parameter(m: Matcher, node: Node) -> bool:
+    """A factor per channel behind a plain group norm is its weight, what is added then its bias."""
+    place = 2 if node.op == "mul" else 3
+    for value, other in (node.inputs, node.inputs[::-1]):
+        norm, array = m.of(value, "aten.group_norm.default"), m.graph.constants.get(other)
+        if norm is None or array is None or m.readers[value] != 1 or len(norm.inputs) != place - 1:
+            continue
+        shape = m.graph.types[value].shape
+        full = (1,) * (len(shape) - array.ndim) + array.shape
+        if len(full) != len(shape) or array.size != shape[1] or full[1] != shape[1]:
+            continue
+        parameter = fresh_constant(m.graph, other, array.reshape(-1))
+        args = list(norm.attrs["args"])
+        args[place] = {"value": place - 1}
+        return m.become(node, norm.op, [*norm.inputs, parameter], {"args": args, "kwargs": {}})
+    return False
+
+
 REWRITES: tuple[tuple[str, Rewrite], ...] = (
     ("mul", _product),
     ("aten.div.Tensor", _layer_norm),
     ("mul", _norm_parameter),
     ("add", _norm_parameter),
+    ("reshape", _group_norm),
+    ("mul", _group_norm_parameter),
+    ("add", _group_norm_parameter),
 )

@@ -27,7 +27,9 @@ from bitdial.graph.verify import infer_shape, verify
 
 _LARGEST_VALUE = 1 << 31  # elements of one sample
 _LARGEST_CONSTANT = 1 << 28  # bytes of a constant that is computed here
-_MISFITS = (ValueError, KeyError, IndexError, TypeError, RuntimeError, OverflowError, AssertionError, ZeroDivisionError)
+_MISFITS = (
+    ValueError, KeyError, IndexError, TypeError, RuntimeError, OverflowError, AssertionError, ZeroDivisionError, MemoryError,
+)  # fmt: skip
 
 
 def import_graph(model: OnnxModel, shapes: Sequence[Sequence[int]] | None = None) -> Graph:

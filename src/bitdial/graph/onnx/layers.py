@@ -120,11 +120,20 @@ def einsum(c: Call) -> Any:
 
 
 def batch_norm(c: Call) -> Any:
+    if c.attribute("training_mode", 0) and isinstance(c.inputs[0], np.ndarray):
+        return [_standardized(c)]
     if c.attribute("training_mode", 0):
         raise c.refuse("it is in training mode: export the model in evaluation mode")
     parameters = [c.constant(i) for i in range(1, 5)]
     _check_float(c, *c.inputs)
     return c.emit("batch_norm", [c.inputs[0], *parameters], {"eps": float(c.attribute("epsilon", 1e-5))})
+
+
+def _standardized(c: Call) -> Any:
+    """A norm in training mode of a constant, by its own statistics: how weights are standardized."""
+    x, scale, shift = (torch.from_numpy(np.array(c.constant(i))) for i in range(3))
+    y = F.batch_norm(x, None, None, scale, shift, training=True, eps=float(c.attribute("epsilon", 1e-5)))
+    return c.importer.keep(y.numpy())
 
 
 def layer_norm(c: Call) -> Any:

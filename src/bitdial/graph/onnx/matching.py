@@ -40,10 +40,10 @@ class Matcher:
                 return x, number
         return None
 
-    def factors(self, value: str) -> tuple[list[str], float]:
-        """A product as its factors that are no numbers, and the number. The factors are those of nested products."""
+    def factors(self, value: str, depth: int = 3) -> tuple[list[str], float]:
+        """A product as its factors that are no numbers, and the number. The factors are those of products in it, so deep."""
         node = self.of(value, "mul")
-        if node is None:
+        if node is None or not depth:
             return [value], 1.0
         found: list[str] = []
         number = 1.0
@@ -55,7 +55,7 @@ class Matcher:
                 found.append(inner[0])
                 number *= inner[1]
             elif self.of(operand, "mul") is not None and self.readers[operand] == 1:
-                inner_factors, inner_number = self.factors(operand)
+                inner_factors, inner_number = self.factors(operand, depth - 1)
                 found += inner_factors
                 number *= inner_number
             else:

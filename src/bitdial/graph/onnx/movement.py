@@ -12,7 +12,8 @@ from bitdial.graph.ir import Array, BatchDim, Dim
 from bitdial.graph.onnx.call import Call
 from bitdial.graph.onnx.reshaping import expand, flatten, reshape, squeeze, unsqueeze
 
-_MOST_CONSTANT = 1 << 26  # elements of a constant that only a shape describes
+_MOST_CONSTANT = 1 << 24  # elements of a constant that only a shape describes
+_MOST_POSITIONS = 1 << 20  # along an axis, where each is worked out
 
 
 def identity(c: Call) -> Any:
@@ -94,6 +95,8 @@ def slice_(c: Call) -> Any:
         if step > 0:
             first = positions.start if len(positions) else 0
             x = c.slice(x, axis, first, max(first, min(positions.stop, n)) if len(positions) else 0, step)
+        elif len(positions) > _MOST_POSITIONS:
+            raise c.refuse(f"{len(positions)} positions in reverse")
         else:
             x = c.aten("index_select.default", x, axis, c.importer.keep(np.array(list(positions), np.int64)))
     return x
@@ -264,8 +267,8 @@ def resize(c: Call) -> Any:
             scales[axis] = float(scale)
             if scales[axis] != 1.0:
                 after[axis] = math.floor(c.size(before[axis]) * scales[axis])
-    if any(isinstance(d, int) and d < 1 for d in after):
-        raise c.refuse(f"a size below 1: {after!s:.80}")
+    if any(isinstance(d, int) and not 1 <= d <= _MOST_POSITIONS for d in after):
+        raise c.refuse(f"the size {after!s:.80}")
     changed = [i for i in range(rank) if scales[i] != 1.0]
     if not changed:
         return x

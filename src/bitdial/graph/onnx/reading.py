@@ -10,7 +10,7 @@ import importlib
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from bitdial.graph.onnx.table import CONVERTERS
 
 SMALLEST_OPSET = 11
 _LARGEST_FILE = (1 << 31) - 1  # of a protocol buffer
-_MOST_NODES = 1 << 20
+_MOST_NODES = 1 << 16
 _MOST_DIMENSIONS = 16
 _QUANTIZED = ("quantize", "qlinear", "matmulinteger", "convinteger", "qattention", "qgemm", "matmulnbits")
 _HALF = "is {dtype}: bitdial quantizes float32 networks; export the model in float32"
@@ -119,6 +119,8 @@ class _Reader:
             raise self.fail("it holds no ONNX graph: export or download it again")
         if len(graph.node) > _MOST_NODES:
             raise self.fail(f"it has {len(graph.node)} nodes, more than the {_MOST_NODES} that are read")
+        if any(isinstance(text, bytes) for text in _texts(model)):  # how protobuf gives what is no UTF-8
+            raise self.fail("it holds names that are no text: the file is damaged")
         opset = self._opset(model)
         outputs = [value.name for value in graph.output]
         nodes = self._needed(graph.node, outputs)
@@ -286,3 +288,17 @@ class _Reader:
                 return stream.read(length)
         except OSError as error:
             raise self.fail(f"{what} lies in '{location:.120}', which cannot be read ({error.strerror}): put it beside") from None
+
+
+def _texts(model: Any) -> Iterator[Any]:
+    """Every name in a model that is read."""
+    graph = model.graph
+    yield from (part for f in model.functions for part in (f.domain, f.name))
+    yield from (value.name for value in (*graph.input, *graph.output))
+    for node in graph.node:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (a.name for a in node.attribute)
+    tensors = (a.t for node in graph.node for a in node.attribute if a.HasField("t"))
+    for tensor in (*graph.initializer, *tensors, *(sparse.values for sparse in graph.sparse_initializer)):
+        yield tensor.name
+        yield from (part for entry in tensor.external_data for part in (entry.key, entry.value))

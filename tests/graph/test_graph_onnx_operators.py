@@ -266,6 +266,14 @@ def test_slice(data: Any, fixed: bool) -> None:
     check(FOLDER, [node("Slice", "x s e a t")], {"x": numbers(2, 6, 7, 5)}, constants, fixed=fixed)
 
 
+def test_a_reversed_slice_that_starts_before_the_axis_takes_its_first_place() -> None:
+    ends = {"s": ints(-9), "e": ints(-12), "a": ints(1), "t": ints(-2)}
+    check(FOLDER, [node("Slice", "x s e a t")], {"x": numbers(2, 6)}, ends)
+    nodes = [node("Shape", "x", "n"), node("Slice", "n s e zero t", "first"), node("Cast", "first", "c", to=1)]
+    nodes.append(node("Add", "x c"))
+    check(FOLDER, nodes, {"x": numbers(2, 6)}, {**ends, "zero": ints(0), "s": ints(-1), "e": ints(-2), "t": ints(-1)})
+
+
 @few
 @given(st.lists(st.integers(1, 3), min_size=2, max_size=3), st.booleans())
 def test_split_and_concat(lengths: list[int], fixed: bool) -> None:

@@ -63,6 +63,12 @@ class Call:
         """A constant input as a list of integers."""
         return [int(v) for v in self.constant(index).ravel()]
 
+    def entries(self, index: int) -> list[Any]:
+        """A constant input as a list of integers and, where they are so many times the batch size, `BatchDim`s."""
+        value = self.input(index)
+        entries = list(value.ravel()) if isinstance(value, np.ndarray) and value.dtype == object else self.ints(index)
+        return [d if isinstance(d, BatchDim) else int(d) for d in entries]
+
     def number(self, index: int, default: float) -> float:
         """A constant input of one element; default where left out."""
         if not self.given(index):

@@ -28,7 +28,8 @@ from bitdial.graph.verify import infer_shape, verify
 _LARGEST_VALUE = 1 << 31  # elements of one sample
 _LARGEST_CONSTANT = 1 << 28  # bytes of a constant that is computed here
 _MISFITS = (
-    ValueError, KeyError, IndexError, TypeError, RuntimeError, OverflowError, AssertionError, ZeroDivisionError, MemoryError,
+    ValueError, KeyError, IndexError, TypeError, AttributeError, StopIteration, RuntimeError, OverflowError, AssertionError,
+    ZeroDivisionError, MemoryError,
 )  # fmt: skip
 
 

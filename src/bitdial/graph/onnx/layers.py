@@ -104,6 +104,8 @@ def gemm(c: Call) -> Any:
 
 def matmul(c: Call) -> Any:
     a, b = c.inputs
+    if c.dtype(a) != c.dtype(b):
+        raise c.refuse(f"it multiplies {c.dtype(a)} and {c.dtype(b)}")
     if not c.float32(a, b):
         return c.aten("matmul.default", a, b)
     weight = isinstance(b, np.ndarray) and not isinstance(a, np.ndarray) and 2 <= b.ndim <= c.rank(a)

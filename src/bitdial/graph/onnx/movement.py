@@ -11,6 +11,7 @@ import numpy as np
 from bitdial.graph.ir import Array, BatchDim, Dim
 from bitdial.graph.onnx.call import Call
 from bitdial.graph.onnx.reshaping import expand, flatten, reshape, squeeze, unsqueeze
+from bitdial.graph.onnx.sizes import positions
 
 _MOST_CONSTANT = 1 << 24  # elements of a constant that only a shape describes
 _MOST_POSITIONS = 1 << 20  # along an axis, where each is worked out
@@ -54,7 +55,7 @@ def size(c: Call) -> Any:
 
 
 def constant_of_shape(c: Call) -> Any:
-    dims: list[Dim] = list(c.inputs[0].ravel())
+    dims: list[Dim] = c.entries(0)
     fill = c.attribute("value", np.zeros(1, np.float32))
     if not isinstance(fill, np.ndarray) or fill.size != 1:
         raise c.refuse("its value is not one number")
@@ -81,7 +82,7 @@ def transpose(c: Call) -> Any:
 
 
 def slice_(c: Call) -> Any:
-    x, starts, ends = c.inputs[0], c.ints(1), list(c.inputs[2].ravel())
+    x, starts, ends = c.inputs[0], c.ints(1), c.entries(2)
     axes = c.ints(3) if c.given(3) else list(range(len(starts)))
     steps = c.ints(4) if c.given(4) else [1] * len(starts)
     for axis, start, end, step in zip((c.axis(a, x) for a in axes), starts, ends, steps, strict=True):
@@ -91,14 +92,13 @@ def slice_(c: Call) -> Any:
             continue  # the whole batch
         n = c.size(dim)
         stop = n if isinstance(end, BatchDim) else int(end)  # as far as the batch reaches: beyond
-        positions = range(n)[slice(start, None if step < 0 and stop < -n else stop, step)]
+        taken = positions(n, start, stop, step)
         if step > 0:
-            first = positions.start if len(positions) else 0
-            x = c.slice(x, axis, first, max(first, min(positions.stop, n)) if len(positions) else 0, step)
-        elif len(positions) > _MOST_POSITIONS:
-            raise c.refuse(f"{len(positions)} positions in reverse")
+            x = c.slice(x, axis, taken.start if taken else 0, taken.stop if taken else 0, step)
+        elif len(taken) > _MOST_POSITIONS:
+            raise c.refuse(f"{len(taken)} positions in reverse")
         else:
-            x = c.aten("index_select.default", x, axis, c.importer.keep(np.array(list(positions), np.int64)))
+            x = c.aten("index_select.default", x, axis, c.importer.keep(np.array(taken, np.int64)))
     return x
 
 
@@ -203,7 +203,7 @@ def pad(c: Call) -> Any:
 
 
 def tile(c: Call) -> Any:
-    x, repeats = c.inputs[0], list(c.inputs[1].ravel())
+    x, repeats = c.inputs[0], c.entries(1)
     dims = c.shape(x)
     if len(repeats) != len(dims):
         raise c.refuse(f"{len(repeats)} repeats for {len(dims)} axes")
@@ -255,11 +255,12 @@ def resize(c: Call) -> Any:
     before = c.shape(x)
     after: list[Any] = list(before)
     scales = [1.0] * rank
-    if c.given(3) and c.inputs[3].size:
+    target_sizes = c.entries(3) if c.given(3) else []
+    if target_sizes:
         if c.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
             raise c.refuse("it keeps the aspect ratio")
-        for axis, target in zip(axes, c.inputs[3].ravel(), strict=True):
-            after[axis] = target if isinstance(target, BatchDim) else int(target)
+        for axis, target in zip(axes, target_sizes, strict=True):
+            after[axis] = target
             if before[axis] != after[axis] and not (axis == 0 and after[axis] in (1, c.fixed_batch)):
                 scales[axis] = c.size(after[axis]) / c.size(before[axis])
     else:

@@ -18,10 +18,9 @@ from bitdial.graph.shapes import broadcast
 
 def reshape(c: Call) -> Any:
     x, source = c.inputs[0], c.shape(c.inputs[0])
-    entries: list[Any] = list(c.inputs[1].ravel())
+    entries = c.entries(1)
     if not c.attribute("allowzero", 0):
         entries = [source[i] if d == 0 else d for i, d in enumerate(entries)]
-    entries = [d if isinstance(d, BatchDim) else int(d) for d in entries]
     if sum(d == -1 for d in entries) > 1 or any(not isinstance(d, BatchDim) and d < -1 for d in entries):
         raise c.refuse(f"the shape {entries!s:.120}")
     batch = next((i for i, d in enumerate(source) if isinstance(d, BatchDim)), None)
@@ -110,13 +109,15 @@ def squeeze(c: Call) -> Any:
 def unsqueeze(c: Call) -> Any:
     x, axes = c.inputs[0], c.axes() or []
     chosen = {c.axis(a, x, extra=len(axes)) for a in axes}
+    if len(chosen) != len(axes):
+        raise c.refuse(f"the axes {axes!s:.80} name one twice")
     rest = iter(c.shape(x))
     return c.reshape(x, [1 if i in chosen else next(rest) for i in range(c.rank(x) + len(chosen))])
 
 
 def expand(c: Call) -> Any:
     x, source = c.inputs[0], c.shape(c.inputs[0])
-    target: list[Any] = [d if isinstance(d, BatchDim) else int(d) for d in c.inputs[1].ravel()]
+    target = c.entries(1)
     shift = len(target) - len(source)
     for i, d in enumerate(source):
         if isinstance(d, BatchDim) and i + shift >= 0 and target[i + shift] in (1, d.factor * c.fixed_batch):

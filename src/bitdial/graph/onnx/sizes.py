@@ -150,11 +150,17 @@ def _slice(call: Call) -> Array:
     starts, ends = call.ints(1), call.ints(2)
     axes = call.ints(3) if call.given(3) else list(range(len(starts)))
     steps = call.ints(4) if call.given(4) else [1] * len(starts)
-    index = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        stop = None if step < 0 and end < -data.shape[axis] else end
-        index[axis] = slice(start, stop, step)
-    return np.asarray(data[tuple(index)])
+        data = np.take(data, list(positions(data.shape[axis], start, end, step)), axis=axis)
+    return np.asarray(data)
+
+
+def positions(size: int, start: int, end: int, step: int) -> range:
+    """The positions that a slice of ONNX takes of an axis. Raises ValueError for a step of 0."""
+    start, end = start + size if start < 0 else start, end + size if end < 0 else end
+    if step < 0:  # other than Python's, a start before the axis is its first position
+        return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step)
+    return range(min(max(start, 0), size), min(max(end, 0), size), step)
 
 
 def _unsqueeze(call: Call) -> Array:

@@ -184,3 +184,31 @@ def test_what_the_users_code_prints_stays_out_of_the_json(bitdial, weights: Path
     assert result.code == 0 and result.json["command"] == "quantize"
     assert "chatter of the user" in result.err
     assert load_program(out).provenance["source"]["model"] == "mine.py:build"
+
+
+def test_an_onnx_file_brings_its_weights(bitdial, weights: Path, settings: list[str], tmp_path: Path) -> None:
+    import warnings
+
+    import torch
+
+    pytest.importorskip("onnx", reason="reading ONNX files needs the package onnx")
+    from bitdial.zoo.registry import build_model
+
+    network, file, out = build_model("zoo:digits", weights), tmp_path / "digits.onnx", tmp_path / "a.bitdial"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (torch.zeros(1, 1, 16, 16),), file, dynamo=False, opset_version=17)
+    data = settings[settings.index("--data") :]
+    greedy = ["--selector", "greedy", "--eval-images", "50", "--no-naive", "--ratios", "100"]
+    result = bitdial("quantize", "--model", file, *data, *greedy, "-o", out, "--json")
+    assert result.code == 0, result.err
+    assert "random weights" not in result.err
+    (baseline,) = result.json["baselines"]
+    assert baseline["label"] == "float32" and baseline["accuracy"] > 0.5 and baseline["agreement"] >= 0.96
+    source = load_program(out).provenance["source"]
+    assert source["model"] == "digits.onnx" and source["weights"] is None
+    refused = bitdial("quantize", "--model", file, "--weights", weights, *data, "-o", tmp_path / "c.bitdial")
+    assert refused.code == 2 and "brings its weights" in refused.err
+    file.write_bytes(file.read_bytes()[:2000])
+    broken = bitdial("quantize", "--model", file, *data, "-o", tmp_path / "c.bitdial")
+    assert broken.code == 2 and "digits.onnx" in broken.err and not (tmp_path / "c.bitdial").exists()

@@ -54,7 +54,9 @@ def input_shapes(model: OnnxModel, shapes: Sequence[Sequence[int]] | None = None
         fits = len(given) == len(spec.shape) - 1 and all(d in (None, g) for d, g in zip(spec.shape[1:], given, strict=False))
         if not fits:
             told = ", ".join(map(str, ["N", *given]))
-            raise CaptureError(f"{model.path} takes '{spec.name}' as {spec} (N: the batch, ?: any size), not [{told}]")
+            raise CaptureError(
+                f"{model.path} takes '{spec.name}' as {spec} (N: the batch, ?: any size), not [{told}]: resize or crop the data"
+            )
         if any(d is None for d in given):
             raise CaptureError(
                 f"{model.path} leaves sizes of its input '{spec.name}' open, {spec}: they are taken from the calibration data"

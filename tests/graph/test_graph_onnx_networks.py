@@ -183,6 +183,41 @@ def test_affine_operations_belong_to_the_layer_before(tmp_path: Path) -> None:
     assert [n.op for n in graph.nodes] == ["conv", "linear"] and graph.nodes[1].attrs["activation"] == {"kind": "relu"}
 
 
+class Encoder(nn.Module):
+    """A BERT-like block: token and position tables, attention with a mask of padding, mean over the tokens that count."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(50, width), nn.Embedding(16, width)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.register_buffer("ids", torch.arange(16)[None])
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        n, t = input_ids.shape
+        x = self.norms[0](self.tokens(input_ids) + self.places(self.ids[:, :t]))  # type: ignore[index]
+        barred = (1.0 - attention_mask[:, None, None, :].float()) * -10000.0
+        q, k, v = (layer(x).view(n, t, 4, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        weights = (q @ k.transpose(-1, -2) / 8**0.5 + barred).softmax(-1)
+        x = self.norms[1](x + self.out((weights @ v).transpose(1, 2).reshape(n, t, -1)))
+        x = self.norms[2](x + self.down(F.gelu(self.up(x))))
+        counted = attention_mask[..., None].float()
+        return F.normalize((x * counted).sum(1) / counted.sum(1).clamp(min=1e-9), dim=1)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_sentence_encoder(fixed: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, ids, mask = Encoder().eval(), torch.randint(0, 50, (4, 12)), torch.ones(4, 12, dtype=torch.int64)
+    mask[1, 7:] = 0
+    axes = None if fixed else {"input_ids": {0: "n", 1: "t"}, "attention_mask": {0: "n", 1: "t"}}
+    names = ["input_ids", "attention_mask"]
+    path = export(model, [ids, mask], tmp_path / "m.onnx", fixed=fixed, opset=14, input_names=names, dynamic_axes=axes)
+    found = kinds(check_equal(model, path, [ids, mask]))
+    assert found == {"linear": 6, "matmul": 2, "layer_norm": 3, "softmax": 1, "gelu": 1}
+
+
 # ---- quantization
 
 

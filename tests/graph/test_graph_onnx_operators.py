@@ -192,6 +192,16 @@ def test_clip(low: float | None, high: float | None) -> None:
     check(FOLDER, [node("Clip", names)], {"x": 5 * numbers(2, 30)}, constants)
 
 
+@pytest.mark.parametrize("first", ["Max", "Min", "Clip", "Relu"])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 0.5), (0.0, 2.0)])
+def test_bounds_one_by_one_are_a_clamp(first: str, low: float, high: float) -> None:
+    low = 0.0 if first == "Relu" else low
+    names = {"Max": "x lo", "Min": "hi x", "Clip": "x lo", "Relu": "x"}
+    nodes = [node(first, names[first], "m"), node("Max", "m lo") if first == "Min" else node("Min", "m hi")]
+    graph = check(FOLDER, nodes, {"x": 5 * numbers(2, 30)}, {"lo": np.array(low, np.float32), "hi": np.array(high, np.float32)})
+    assert [n.op for n in graph.nodes] == ["relu6" if (low, high) == (0.0, 6.0) else "clamp"]
+
+
 @pytest.mark.parametrize("op", "Add Sub Mul Div Pow Min Max PRelu".split())
 @settings(max_examples=8)
 @given(shape=st.sampled_from([(), (1,), (4,), (3, 1), (1, 3, 1), (2, 3, 4)]), swapped=st.booleans())

@@ -96,6 +96,37 @@ def _mish(m: Matcher, x: str, gate: str, number: float) -> str | None:
     return "mish" if number == 1.0 and inner is not None and inner.inputs == [x] else None
 
 
+def _bounds(m: Matcher, node: Node) -> tuple[str, float, float] | None:
+    """(x, lo, hi) of a bound from one side or both."""
+    if node.op == "relu":
+        return node.inputs[0], 0.0, math.inf
+    if node.op == "aten.clamp.default":
+        x, lo, hi = node.attrs["args"]
+        numbers = x == {"value": 0} and all(v is None or isinstance(v, float) for v in (lo, hi))
+        return (node.inputs[0], -math.inf if lo is None else lo, math.inf if hi is None else hi) if numbers else None
+    found = m.with_scalar(node.name, node.op)
+    if found is None:
+        return None
+    return (found[0], found[1], math.inf) if node.op == "aten.maximum.default" else (found[0], -math.inf, found[1])
+
+
+_BOUNDS = ("relu", "aten.clamp.default", "aten.maximum.default", "aten.minimum.default")
+
+
+def _clamp(m: Matcher, node: Node) -> bool:
+    """A bound from below and one from above."""
+    outer = _bounds(m, node)
+    before = m.of(outer[0], *_BOUNDS) if outer is not None else None
+    inner = _bounds(m, before) if before is not None and m.readers[before.name] == 1 else None
+    if outer is None or inner is None or m.graph.types[node.name] != m.graph.types.get(inner[0]):
+        return False
+    lo, hi = (min(max(bound, outer[1]), outer[2]) for bound in inner[1:])
+    if not math.isfinite(lo) or not math.isfinite(hi):
+        return False
+    six = (lo, hi) == (0.0, 6.0)
+    return m.become(node, "relu6" if six else "clamp", [inner[0]], {} if six else {"lo": lo, "hi": hi})
+
+
 # ---- layer norm
 
 
@@ -189,6 +220,7 @@ def _group_norm_parameter(m: Matcher, node: Node) -> bool:
 
 
 REWRITES: tuple[tuple[str, Rewrite], ...] = (
+    *((op, _clamp) for op in _BOUNDS),
     ("mul", _product),
     ("aten.div.Tensor", _layer_norm),
     ("mul", _norm_parameter),

@@ -140,6 +140,10 @@ def multiply(c: Call) -> Any:
 
 def extreme(c: Call) -> Any:
     op = "maximum.default" if c.op == "Max" else "minimum.default"
+    if c.op == "Max" and len(c.inputs) == 2 and c.float32(*c.inputs):
+        for x, zero in (c.inputs, c.inputs[::-1]):
+            if isinstance(zero, np.ndarray) and zero.size == 1 and not zero.any() and zero.ndim <= c.rank(x):
+                return c.emit("relu", [x])
     return _chain(c, lambda a, b: c.aten(op, a, b))
 
 

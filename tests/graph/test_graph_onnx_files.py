@@ -125,6 +125,12 @@ def test_graphs_that_are_no_graphs(tmp_path: Path) -> None:
     refuse(of(make("Transpose", ["x"], ["y"], perm=[0, 7])), tmp_path, "axis 7")
     refuse(of(make("Transpose", ["x"], ["y"], perm="text")), tmp_path, "Transpose 'y' cannot be read")
     refuse(of(make("Conv", ["x", "w"], ["y"])), tmp_path, "Conv 'y' cannot be read")
+    refuse(of(make("Reshape", ["x", "x"], ["y"])), tmp_path, "its input 1 is computed from the model's inputs")
+    refuse(of(make("ConstantOfShape", ["x"], ["y"])), tmp_path, "its input 0 is computed from the model's inputs")
+    refuse(of(make("Unsqueeze", ["x"], ["y"], axes=[1, 1]), opset=11), tmp_path, "name one twice")
+    refuse(of(make("Cast", ["w"], ["b"], to=9), make("MatMul", ["x", "b"], ["y"])), tmp_path, "multiplies float32 and bool")
+    product = [make("Mul", ["x" if i == 0 else f"p{i}"] * 2, [f"p{i + 1}"]) for i in range(3000)]
+    imported(of(*product, make("Identity", ["p3000"], ["y"])), X, tmp_path)  # deep, and sound
 
 
 def test_sizes_beyond_all_bounds(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from bitdial.graph.ir import Array
 from bitdial.graph.onnx.call import Call
+from bitdial.graph.operators import OPERATORS
 from bitdial.graph.shapes import broadcast
 
 Pads = list[list[int]]  # [before, after] per spatial axis
@@ -190,9 +191,9 @@ def max_pool(c: Call) -> Any:
         return [c.emit("max_pool", [x], attrs)]
     if ceil_mode:
         raise c.refuse("it has ceil_mode and uneven padding")
-    producer = c.importer.graph.nodes[-1] if c.importer.graph.nodes else None
+    producer = next((n for n in reversed(c.importer.graph.nodes) if n.name == x), None)
     pairs: Pads = [[0, 0], [0, 0], *pads]
-    if producer is not None and producer.name == x and producer.op in ("relu", "relu6"):
+    if producer is not None and producer.op in OPERATORS and OPERATORS[producer.op].non_negative == "always":
         x = c.pad(x, pairs)  # nothing is below zero there
         attrs = {"kernel": kernel, "stride": stride, "padding": [0] * rank, "dilation": dilation, "ceil_mode": False}
         return [c.emit("max_pool", [x], attrs)]

@@ -230,11 +230,12 @@ def test_a_file_is_quantized_like_the_network_it_came_from(conv_net: nn.Module, 
     assert shapes[0] == shapes[1] and ours.ratios == theirs.ratios
     assert helpers.snr(torch.as_tensor(theirs(x, 0.0)).detach(), torch.as_tensor(ours(x, 0.0)).detach()) > 35.0
     ours.save(tmp_path / "net.bitdial")
-    loaded = bitdial.load(tmp_path / "net.bitdial", engine="reference")
-    for ratio in ours.ratios:
-        np.testing.assert_array_equal(np.asarray(ours(x.numpy(), ratio)), np.asarray(loaded(x.numpy(), ratio)))
     if ours.engine_name != "cpu":
         pytest.skip("the compiled engine is not built here")
+    compiled, reference = (bitdial.load(tmp_path / "net.bitdial", engine=engine) for engine in ("cpu", "reference"))
+    for ratio in ours.ratios:
+        np.testing.assert_array_equal(np.asarray(compiled(x.numpy(), ratio)), np.asarray(reference(x.numpy(), ratio)))
+    np.testing.assert_array_equal(np.asarray(compiled(x.numpy(), 0.0)), np.asarray(ours(x.numpy(), 0.0)))
 
 
 def test_open_sizes_come_from_the_calibration_data_and_inputs_may_be_dicts(tmp_path: Path) -> None:

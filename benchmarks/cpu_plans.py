@@ -160,7 +160,7 @@ def main() -> int:
 def shapes(program: Program) -> list[Any]:
     """Shapes of the layers of a program."""
     return [
-        layer_shape(program.graph.node(n), program.graph.types, layer.weight.shape)
+        layer_shape(program.instruction(n).as_node(), program.types, layer.weight.shape)
         for n, layer in program.layers.items()
         if layer.weight is not None
     ]

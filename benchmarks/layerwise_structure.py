@@ -51,7 +51,7 @@ def interleaved_seconds(programs: Mapping[str, Program], rounds: int = 31) -> di
     cases = []
     for name, program in programs.items():
         engine = create_engine(program, "cpu", batch_hint=1)
-        (x,) = (rng.standard_normal(engine.shape(v, 1), dtype=np.float32) for v in program.graph.inputs)
+        (x,) = (rng.standard_normal(engine.shape(v, 1), dtype=np.float32) for v in program.inputs)
         cases.append(Case(name, timed(lambda engine=engine, x=x, ratio=program.ratios[-1]: engine.run(x, ratio))))
     return {name: found.median for name, found in measure_interleaved(cases, Plan(repeats=rounds)).items()}
 

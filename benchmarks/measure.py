@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bitdial.engines.base import Engine, available_engines, create_engine
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.errors import EngineError
+from bitdial.quantization.instructions import Lookup
 from bitdial.quantization.program import Program
 from bitdial.zoo.datasets import ImageSet
 from common import BATCH, batches
@@ -38,17 +39,18 @@ def program_digest(program: Program, index: int) -> str:
     def add(name: str, array: npt.NDArray[Any]) -> None:
         state.update(f"{name} {array.dtype} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
 
-    for node in program.graph.nodes:
+    for step in program.instructions:
+        node = step.as_node()
         state.update(f"{node.name} {node.op} {node.operands()} {json.dumps(node.attrs, default=str)}\n".encode())
-    state.update(f"{program.graph.inputs} {program.graph.outputs}".encode())
-    for name in sorted(program.graph.constants):
-        add(name, program.graph.constants[name])
+        factors = getattr(step, "factors", getattr(step, "factor", None))
+        state.update(f"{factors!r}\n".encode())
+        if isinstance(step, Lookup):
+            add(step.name, step.table)
+    state.update(f"{program.inputs} {program.outputs}".encode())
+    for name in sorted(program.constants):
+        add(name, program.constants[name])
     for name in sorted(program.qparams):
         state.update(f"{name} {program.qparams[name].scale!r} {program.qparams[name].signed}\n".encode())
-    for name in sorted(program.tables):
-        add(name, program.tables[name])
-    for name in sorted(program.factors):
-        add(name, program.factors[name])
     for name, layer in program.layers.items():
         state.update(f"{name} {layer.kind} {layer.residual_factor!r} {layer.conv_groups}\n".encode())
         add("multiplier", layer.multiplier)

@@ -80,7 +80,7 @@ def request_overhead(network: str, model: Path, rounds: int, seconds: float) -> 
     """Latency over HTTP and of the bare engine, in turns."""
     setting, program = SETTINGS[network], load_program(model)
     batch = random_inputs(program, setting.images)[0]
-    body, headers = binary_request((program.graph.inputs[0], batch))
+    body, headers = binary_request((program.inputs[0], batch))
     bare: list[dict[str, float]] = []
     served: list[dict[str, float]] = []
     lenient = Setting(setting.images, 10.0)

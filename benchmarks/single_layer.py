@@ -79,9 +79,9 @@ def find_layer(program: Program, pattern: str | None) -> str:
     if pattern is None:
         return widest_layer(program)
     for name, layer in program.layers.items():
-        if layer.eligible and pattern in (name, program.graph.node(name).source):
+        if layer.eligible and pattern in (name, program.instruction(name).source):
             return name
-    names = [program.graph.node(n).source or n for n, layer in program.layers.items() if layer.eligible]
+    names = [program.instruction(n).source or n for n, layer in program.layers.items() if layer.eligible]
     raise ConfigError(f"--layer {pattern} is not a low-eligible layer; choose one of {', '.join(names)}")
 
 
@@ -146,16 +146,16 @@ def measure_layer(
         progress("programs", len(programs) / len(EXTRACTIONS))
     program = programs["naive"]
     target = find_layer(program, layer_name)
-    layer, node = program.layers[target], program.graph.node(target)
+    layer, step = program.layers[target], program.instruction(target)
     if layer.conv_groups != 1:
         raise ConfigError(f"layer {target} has {layer.conv_groups} convolution groups; choose one with a single group")
-    source = node.inputs[0]
+    source = step.inputs[0]
     scores = range_scores(layer, tables.values[source].channel_max)
     masks = {share: lowest(scores, layer.group_macs, share) for share in SHARES}
     executors = {name: Executor(p) for name, p in programs.items()}
     scale = program.qparams[source].scale
     unit = torch.from_numpy(layer.weight_scale.astype(np.float64) * scale)
-    unit = unit.reshape([1, -1, *[1] * (len(program.graph.types[target].shape) - 2)] if node.op == "conv" else [-1])
+    unit = unit.reshape([1, -1, *[1] * (len(program.types[target].shape) - 2)] if layer.kind == "conv" else [-1])
     zero = torch.zeros(len(layer.weight_scale), dtype=torch.float64)
     errors = {(name, share): _Error() for name in EXTRACTIONS for share in SHARES}
     eight_error, float_norm, eight_norm, done = 0.0, 0.0, 0.0, 0
@@ -182,7 +182,7 @@ def measure_layer(
         progress("images", done / len(images))
     return {
         "layer": target,
-        "source": node.source,
+        "source": step.source,
         "shape": list(layer.weight.shape) if layer.weight is not None else None,
         "groups": layer.n_groups,
         "samples": len(images),

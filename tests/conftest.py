@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bitdial.zoo.registry import torchvision_compat
 
+sys.path.insert(0, str(Path(__file__).parent))  # for hand_built
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("bitdial", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("bitdial")

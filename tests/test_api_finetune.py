@@ -63,7 +63,7 @@ def prepared() -> dict[Any, Any]:
 
 def tensors(model: QuantizedModel) -> dict[str, np.ndarray[Any, Any]]:
     """Everything that an engine computes with."""
-    found = {f"factor {k}": v for k, v in model.program.factors.items()}
+    found = {f"factor {s.name}": getattr(s, "factor", getattr(s, "factors", None)) for s in model.program.instructions}
     for name, layer in model.program.layers.items():
         for what in ("weight", "weight_scale", "multiplier", "activation_shift", "weight_shift", "low", "bias"):
             value = getattr(layer, what)

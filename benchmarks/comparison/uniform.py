@@ -20,6 +20,7 @@ methods that switch at run time; activations still have a range of their own per
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
@@ -29,13 +30,14 @@ import numpy.typing as npt
 from bitdial.engines.reference.executor import Executor
 from bitdial.engines.reference.patches import PatchSampler
 from bitdial.errors import ConfigError
-from bitdial.graph.ir import Graph, Node, TensorType
+from bitdial.graph.ir import Graph, TensorType
 from bitdial.layout import group_bounds
 from bitdial.pipeline import Prepared, restore_means
 from bitdial.quantization.build import build_program
 from bitdial.quantization.calibration import BINS, TensorStatistics
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.effective_bits import low_limit
+from bitdial.quantization.instructions import Instruction, Lookup
 from bitdial.quantization.program import Program, QParams, QuantizedLayer
 from bitdial.quantization.weights import bound_accumulators, multipliers, quantize_bias
 from comparison.budget import HIGH_BITS, Masks
@@ -130,15 +132,16 @@ def uniform_program(
         if not 2 <= width < HIGH_BITS:
             raise ConfigError(f"layer '{name}' at {width} bits: choose 2 to 7")
         source = prepared.graph.node(name).inputs[0]
-        node = program.graph.node(name)
+        step = program.instruction(name)
         top = least_squares_top(
-            prepared.statistics[source], low_limit(width, program.qparams[node.inputs[0]].signed)
+            prepared.statistics[source], low_limit(width, program.qparams[step.inputs[0]].signed)
         )
         whole = bool(mask.all())
-        key = (node.inputs[0], width, whole)
+        key = (step.inputs[0], width, whole)
         if key not in readers:
-            readers[key] = _re_encode(program, node, top, width, whole)
-        node.inputs = [readers[key]]
+            readers[key] = _re_encode(program, step, top, width, whole)
+        place = program.instructions.index(step)
+        program.instructions[place] = dataclasses.replace(step, inputs=(readers[key],))
         _lower_layer(program, prepared.graph, name, mask, width, samples.get(name), weights)
     if correct:
         restore_means(prepared, program, config, [0])
@@ -160,7 +163,7 @@ def input_samples(prepared: Prepared, config: QuantizeConfig, layers: list[str])
     return {n: r - r.mean(axis=0) if config.bias_correction else r for n, r in rows.items()}
 
 
-def _re_encode(program: Program, reader: Node, top: float, bits: int, whole: bool) -> str:
+def _re_encode(program: Program, reader: Instruction, top: float, bits: int, whole: bool) -> str:
     """Insert the table that gives a layer's input in its low range, before the reader. Returns the new value's name."""
     source = reader.inputs[0]
     encoding = program.qparams[source]
@@ -174,13 +177,11 @@ def _re_encode(program: Program, reader: Node, top: float, bits: int, whole: boo
     # In float32, as the twin of training computes it: ratios of scales are often simple, so that ties are common.
     real = np.clip(q * np.float32(encoding.scale), np.float32(low * scale), np.float32(reach * scale))
     entries = np.clip(np.rint(real / np.float32(scale)), low, reach)
-    node = Node(
-        name, "table", [source],
-        {"function": "clamp", "lo": low * scale, "hi": reach * scale, "clamp": [low, reach]}, source=reader.source,
-    )  # fmt: skip
-    program.graph.nodes.insert(program.graph.nodes.index(reader), node)
-    program.graph.types[name] = TensorType(program.graph.types[source].shape, "int8" if encoding.signed else "uint8")
-    program.tables[name] = entries.astype(np.int8 if encoding.signed else np.uint8)
+    table = entries.astype(np.int8 if encoding.signed else np.uint8)
+    limits = {"lo": low * scale, "hi": reach * scale}
+    lookup = Lookup(name, (source,), reader.source, low, reach, table, 128 if encoding.signed else 0, "clamp", limits)
+    program.instructions.insert(program.instructions.index(reader), lookup)
+    program.types[name] = TensorType(program.types[source].shape, "int8" if encoding.signed else "uint8")
     program.qparams[name] = QParams(scale, encoding.signed)
     return name
 
@@ -198,7 +199,7 @@ def _lower_layer(
     source = graph.node(name)
     assert source.weight is not None
     weight = np.asarray(graph.constants[source.weight], np.float32)
-    activation = program.qparams[program.graph.node(name).inputs[0]]
+    activation = program.qparams[program.instruction(name).inputs[0]]
     layer.wmax, layer.amax = low_limit(bits, True), low_limit(bits, activation.signed)
     shift = HIGH_BITS - bits  # of the top bits of 8
     if weights == "own":

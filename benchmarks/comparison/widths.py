@@ -74,7 +74,7 @@ class SharedWidths(nn.Module):
             for name, layer in program.layers.items():
                 if layer.weight is None:
                     continue
-                step = program.qparams[program.graph.node(name).inputs[0]].scale
+                step = program.qparams[program.instruction(name).inputs[0]].scale
                 real = layer.bias[0].astype(np.float64) * layer.weight_scale.astype(np.float64) * step
                 shared = self.base.constants[self.base.node(name).bias or ""]
                 network.corrections[name.replace(".", "__")].copy_(torch.from_numpy((real - shared)[None]).float())

@@ -54,7 +54,7 @@ class QuantizedModel:
         """Outputs for a batch, nested and named as the network's own: in the same tuples, lists and dicts; named tuples and
         dataclasses as `bitdial.graph.structure.NamedOutputs` and `RecordOutputs`. See `Engine.run`, which gives them flat.
         Raises InputError and RatioError."""
-        return restore(self.program.graph.structure, self.engine.run(batch, ratio))
+        return restore(self.program.structure, self.engine.run(batch, ratio))
 
     def set_ratio(self, ratio: float) -> float:
         """Turn the dial (0 = 8-bit, 1 = all eligible channels low). Returns the ratio now in force. Raises RatioError."""

@@ -10,7 +10,9 @@ import pytest
 
 from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
 from bitdial.quantization.effective_bits import plain_shift
+from bitdial.quantization.instructions import Instruction, Window
 from bitdial.quantization.program import BLOCK_ROWS, Program, QParams, QuantizedLayer
+from hand_built import program_of
 
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 N = BatchDim()
@@ -136,8 +138,8 @@ def build(
     dtypes = {name: "int8" if s else "uint8" for name, s in signed.items()}
     types = {name: TensorType(shape, dtypes.get(name, "float32")) for name, shape in shapes.items()}
     curve: list[dict[str, Any]] = [{"ratio": r, "accuracy": 0.9 - 0.02 * i} for i, r in enumerate(ratios)]
-    return Program(
-        graph=Graph(["x"], ["out", "attention", "picked"], nodes, constants, types),
+    return program_of(
+        Graph(["x"], ["out", "attention", "picked"], nodes, constants, types),
         ratios=list(ratios),
         qparams={n: QParams(float(np.float32(rng.uniform(0.01, 0.2))), s) for n, s in signed.items()},
         layers={layer.name: layer for layer in [*layers[:4], matmul, layers[4]]},
@@ -173,7 +175,7 @@ def assert_same() -> Callable[[Program, Program], None]:
         if isinstance(a, np.ndarray):
             assert isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape, where
             assert a.tobytes() == b.tobytes(), where
-        elif isinstance(a, (Program, Graph, Node, QuantizedLayer)):
+        elif isinstance(a, (Program, Graph, Node, QuantizedLayer, Instruction, Window)):
             assert type(a) is type(b)
             for field in vars(a):
                 same(getattr(a, field), getattr(b, field), f"{where}.{field}")

@@ -59,7 +59,7 @@ def original(weights: Path) -> list[str]:
 def computed(path: Path) -> dict[str, Any]:
     """Everything in a file that an engine computes with."""
     program = load_program(path)
-    found: dict[str, Any] = {f"factor {k}": v for k, v in program.factors.items()}
+    found: dict[str, Any] = {f"factor {s.name}": getattr(s, "factor", getattr(s, "factors", None)) for s in program.instructions}
     for name, layer in program.layers.items():
         for what in ("weight", "weight_scale", "multiplier", "activation_shift", "weight_shift", "low", "bias"):
             found[f"{what} {name}"] = getattr(layer, what)

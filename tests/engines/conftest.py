@@ -11,6 +11,7 @@ import pytest
 from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
 from bitdial.quantization.effective_bits import naive_shift
 from bitdial.quantization.program import BLOCK_ROWS, Program, QParams, QuantizedLayer
+from hand_built import program_of
 
 RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
@@ -142,7 +143,7 @@ def layer_program(
         factors["out"] = np.ones(1, np.float32)
         qparams["layer"] = out
     graph = Graph(inputs, ["layer" if float_output else "out"], nodes, {}, types)
-    return Program(graph, list(RATIOS), qparams, {"layer": layer}, {}, factors, extraction)  # type: ignore[arg-type]
+    return program_of(graph, list(RATIOS), qparams, {"layer": layer}, {}, factors, extraction=extraction)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from bitdial.errors import RatioError
 from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
 from bitdial.pipeline import eight_bit_program, prepare
 from bitdial.quantization.program import Program, QParams
+from hand_built import program_of
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -135,7 +136,11 @@ def test_bias_table_restores_the_means_layer_by_layer(conv_net: Any, helpers: An
 
 
 def eight_bit_graph(
-    nodes: list[Node], shapes: dict[str, tuple[Any, ...]], signed: dict[str, bool], factors: Any
+    nodes: list[Node],
+    shapes: dict[str, tuple[Any, ...]],
+    signed: dict[str, bool],
+    factors: Any,
+    tables: dict[str, Any] | None = None,
 ) -> Program:
     """Operators between 8-bit values; the inputs a and b are quantized by 1, the last value is dequantized by 1."""
     n = BatchDim()
@@ -147,7 +152,7 @@ def eight_bit_graph(
     ones = {f"{v}_q8": np.ones(1, np.float32) for v in inputs} | {"out": np.ones(1, np.float32)}
     qparams = {k: QParams(1.0, signed[k]) for k in shapes}
     graph = Graph(inputs, ["out"], [*start, *nodes, end], {}, types)
-    return Program(graph, [0.0], qparams, {}, {}, {**ones, **factors})
+    return program_of(graph, [0.0], qparams, {}, tables, {**ones, **factors})
 
 
 def run(program: Program, *inputs: np.ndarray) -> np.ndarray:
@@ -201,11 +206,12 @@ def test_eight_bit_operators_follow_their_formulas() -> None:
     assert (run(eight_bit_graph([node], {**one, "y": (4, 3, 2)}, s, r), a) == rounded(total * r["y"][0])).all()
 
     table = rng.integers(-127, 128, 256).astype(np.int8)
-    program = eight_bit_graph([Node("y", "table", ["a_q8"], {"function": "silu"})], {**one, "y": shape}, s, {})
-    program.tables["y"] = table
+    program = eight_bit_graph(
+        [Node("y", "table", ["a_q8"], {"function": "silu"})], {**one, "y": shape}, s, {}, {"y": table}
+    )
     assert (run(program, a) == table[a.astype(int) + 128]).all()
-    unsigned = eight_bit_graph([Node("y", "table", ["a_q8"], {})], {**one, "y": shape}, {"a_q8": False, "y": True}, {})
-    unsigned.tables["y"] = table
+    signs = {"a_q8": False, "y": True}
+    unsigned = eight_bit_graph([Node("y", "table", ["a_q8"], {})], {**one, "y": shape}, signs, {}, {"y": table})
     assert (run(unsigned, np.abs(a) * 2) == table[np.abs(a).astype(int) * 2]).all()
 
     moves = [
@@ -221,8 +227,7 @@ def test_eight_bit_operators_follow_their_formulas() -> None:
 
 def test_quantize_rounds_half_to_even_and_clamps() -> None:
     node = Node("y", "reshape", ["a_q8"], {"shape": [["N", 1], 9]})
-    program = eight_bit_graph([node], {"a_q8": (9,), "y": (9,)}, {"a_q8": True, "y": True}, {})
-    program.factors["a_q8"] = np.array([2.0], np.float32)
+    program = eight_bit_graph([node], {"a_q8": (9,), "y": (9,)}, {"a_q8": True, "y": True}, {"a_q8": np.array([2.0], np.float32)})
     x = np.array([[0.25, 0.75, 1.25, -0.25, -0.75, 63.5, 64.0, 1e30, -1e30]], np.float32)
     assert run(program, x).tolist() == [[0, 2, 2, 0, -2, 127, 127, 127, -127]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from bitdial.errors import CalibrationError, ExportError, OutputError
 from bitdial.export.c import CExport, export_c, write_folder
 from bitdial.graph.ir import Graph
+from bitdial.quantization.instructions import Contract, Float, MatMul, Move
 from bitdial.quantization.program import Program
 from bitdial.quantization.weights import read_back_weights
 
@@ -333,21 +335,22 @@ def test_export_c_refuses_names(name: str, programs: dict[str, Program]) -> None
 def test_export_c_hostile_names_stay_in_comments(self_test: Run) -> None:
     program = nets.quantized(nets.plain_net())
     hostile = '*/ int system(const char *); /* "; ??/ \\\n#error x {x} %n \u202e'
-    graph = program.graph
-    renamed = {node.name: f"{hostile}{i}" for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        node.source = hostile
-        node.name = renamed[node.name]
-        node.inputs = [renamed.get(v, v) for v in node.inputs]
-        node.residual = renamed.get(node.residual or "", node.residual)
-    graph.outputs = [renamed.get(v, v) for v in graph.outputs]
-    graph.types = {renamed.get(k, k): v for k, v in graph.types.items()}
-    for table in (program.qparams, program.layers, program.tables, program.factors):
-        for old, new in renamed.items():
-            if old in table:
-                table[new] = table.pop(old)  # type: ignore[index, assignment]
-    for name, layer in program.layers.items():
-        layer.name = name
+    renamed = {step.name: f"{hostile}{i}" for i, step in enumerate(program.instructions)}
+    steps = []
+    for step in program.instructions:
+        inputs = tuple(renamed.get(v, v) for v in step.inputs)
+        changes: dict[str, Any] = {"name": renamed[step.name], "inputs": inputs, "source": hostile}
+        if isinstance(step, Contract):
+            changes["residual"] = renamed.get(step.residual or "", step.residual)
+        if isinstance(step, (Contract, MatMul)):
+            step.layer.name = changes["name"]
+        if isinstance(step, (Move, Float)):
+            changes["node"] = dataclasses.replace(step.node, name=changes["name"], inputs=list(inputs), source=hostile)
+        steps.append(dataclasses.replace(step, **changes))
+    program.instructions = steps
+    program.outputs = [renamed.get(v, v) for v in program.outputs]
+    program.types = {renamed.get(k, k): v for k, v in program.types.items()}
+    program.qparams = {renamed.get(k, k): v for k, v in program.qparams.items()}
     exported = export_c(program, "odd_Name9")
     assert all(
         "system" not in line or line.lstrip().startswith("/*") for line in exported.files["odd_Name9.c"].splitlines()

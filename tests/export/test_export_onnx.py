@@ -31,6 +31,7 @@ from bitdial.pipeline import prepare, quantize_prepared
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.effective_bits import low_limit, read_back
 from bitdial.quantization.program import Program, QParams, QuantizedLayer
+from hand_built import program_of
 
 MISSING = [p for p in ("onnx", "onnxruntime") if importlib.util.find_spec(p) is None]
 needs_runtime = pytest.mark.skipif(
@@ -331,7 +332,7 @@ class Function(nn.Module):
 
 def float_program(model: nn.Module, *shape: int) -> Program:
     graph = optimize(capture(model.eval(), [torch.zeros(2, *shape)]))
-    return Program(graph, [0.0], {}, {})
+    return program_of(graph, [0.0])
 
 
 F = nn.functional
@@ -395,7 +396,7 @@ def test_float_layers_and_integer_inputs() -> None:
 
     torch.manual_seed(0)
     graph = optimize(capture(Text().eval(), [torch.zeros(2, 5, dtype=torch.int64)]))
-    program = Program(graph, [0.0], {}, {})
+    program = program_of(graph, [0.0])
     tokens = np.random.default_rng(0).integers(0, 11, (4, 5))
     running = session(to_onnx(program, 0.0).data, threads=1)
     (got,) = running.run(None, {running.get_inputs()[0].name: tokens})

@@ -24,7 +24,7 @@ from bitdial.graph.capture import _Importer, capture
 from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph
 from bitdial.graph.passes import optimize
-from bitdial.quantization.program import Program
+from hand_built import program_of
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
@@ -106,7 +106,7 @@ def test_constants_keep_their_dtype() -> None:
 def test_a_number_is_an_input_and_an_output_without_axes() -> None:
     model = Fn(lambda x, s: (x * s, s + 1.0))
     x, s = torch.randn(2, 3), torch.tensor(2.0)
-    program = Program(optimize(capture(model, (x, s))), [0.0], {}, {})
+    program = program_of(optimize(capture(model, (x, s))), [0.0])
     for engine in ("reference", "cpu"):
         scaled, number = create_engine(program, engine).run([x.numpy(), s.numpy()])
         assert number.shape == () and float(number) == 3.0 and scaled.shape == (2, 3)
@@ -224,7 +224,7 @@ def check(graph: Graph, batch: list[Tensor], expected: list[Tensor]) -> None:
         assert str(value.dtype) == f"torch.{graph.types[name].dtype}", name
 
     results = {"graph": run_graph(graph, batch, observe=recorded)}
-    program = from_bytes(to_bytes(Program(optimize(graph), [0.0], {}, {})))
+    program = from_bytes(to_bytes(program_of(optimize(graph), [0.0])))
     for engine in ("reference", "cpu"):
         results[engine] = list(create_engine(program, engine).run(batch))
     for where, got in results.items():

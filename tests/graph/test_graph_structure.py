@@ -21,8 +21,8 @@ from bitdial.errors import ArtifactError, CaptureError, GraphError
 from bitdial.graph.capture import capture
 from bitdial.graph.passes import optimize
 from bitdial.graph.structure import NamedOutputs, RecordOutputs, check_structure, output_names, restore
-from bitdial.quantization.program import Program
 from bitdial.serving.worker.model import _output_infos
+from hand_built import program_of
 
 Detections = namedtuple("Detections", "boxes scores")
 
@@ -77,9 +77,9 @@ class Returns(nn.Module):
 
 def model_of(function: Any, x: Tensor, network: nn.Module | None = None) -> tuple[QuantizedModel, QuantizedModel]:
     """The program in the reference engine, and stored and loaded in the compiled one."""
-    program = Program(optimize(capture(network or Returns(function), (x,))), [0.0], {}, {})
+    program = program_of(optimize(capture(network or Returns(function), (x,))), [0.0])
     loaded = from_bytes(to_bytes(program))
-    assert loaded.graph.structure == program.graph.structure
+    assert loaded.structure == program.structure
     return QuantizedModel(program, "reference"), QuantizedModel(loaded, "cpu")
 
 
@@ -157,7 +157,7 @@ def test_the_server_names_outputs() -> None:
         (lambda y, x: {"logits": y, "parts": [y * 2, y]}, ["logits", "parts.0", "parts.1"]),
         (lambda y, x: (y, y), ["linear", "linear_2"]),
     ):
-        program = Program(optimize(capture(Returns(function), (x,))), [0.0], {}, {})
+        program = program_of(optimize(capture(Returns(function), (x,))), [0.0])
         found = QuantizedModel(program, "reference").engine.run(x[:1].numpy())
         assert [info.name for info in _output_infos(program, found, "m.bitdial")] == expected
 
@@ -180,11 +180,11 @@ def test_what_has_no_form_as_data() -> None:
 def test_files_without_a_structure_load() -> None:
     """Files from before there was one: a tuple of values, as then."""
     x = torch.randn(2, 4)
-    program = Program(optimize(capture(Returns(lambda y, x: {"a": y, "b": x}), (x,))), [0.0], {}, {})
+    program = program_of(optimize(capture(Returns(lambda y, x: {"a": y, "b": x}), (x,))), [0.0])
     assert b'"structure"' not in to_bytes(
-        Program(optimize(capture(Returns(lambda y, x: (y, x)), (x,))), [0.0], {}, {})
+        program_of(optimize(capture(Returns(lambda y, x: (y, x)), (x,))), [0.0])
     ).replace(b'\\"', b'"')
-    program.graph.structure = None
+    program.structure = None
     result = QuantizedModel(from_bytes(to_bytes(program)))(x)
     assert type(result) is tuple and len(result) == 2
 
@@ -205,9 +205,9 @@ def test_malformed_structures_are_refused(structure: Any) -> None:
 
 
 def test_hostile_structures_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = Program(optimize(capture(Returns(lambda y, x: {"a": y, "b": x}), (torch.randn(2, 4),))), [0.0], {}, {})
+    program = program_of(optimize(capture(Returns(lambda y, x: {"a": y, "b": x}), (torch.randn(2, 4),))), [0.0])
     for structure in (["tuple", [0]], ["dict", [["a", 0], ["b", 7]]]):
-        program.graph.structure = structure
+        program.structure = structure
         with pytest.raises(ArtifactError, match="structure of the outputs"):
             to_bytes(program)
         with monkeypatch.context() as patch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -112,7 +114,7 @@ def test_measured_rows_replace_the_stored_ones(program: Program) -> None:
 
 
 def test_a_file_without_history_still_has_a_report(program: Program) -> None:
-    bare = Program(program.graph, program.ratios, program.qparams, program.layers, program.tables, program.factors)
+    bare = dataclasses.replace(program, provenance={}, curve=[])
     data = collect_report(bare, title="t")
     assert data.curve == () and data.search.history == ()
     assert all(not layer.channel_ranges for layer in data.layers)

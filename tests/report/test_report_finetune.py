@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 import pytest
 
 from bitdial.errors import ConfigError, DataError, OutputError
-from bitdial.graph.ir import Graph
 from bitdial.quantization.program import Program
 from bitdial.report.drawing import save, write_plot
 from bitdial.report.finetuning import FinetuningReport, axes, finetuning_report
@@ -56,7 +55,7 @@ def program(finetuning: Any, measured: bool = True) -> Program:
         base = {"label": "float32", "ratio": None, "accuracy": 0.8765}
         provenance["evaluation"] = {"images": 2000, "data": "pictures", "baselines": [base]}
     curve = [{"ratio": r, "accuracy": a} for r, a in zip(RATIOS, AFTER, strict=True)] if measured else []
-    return Program(Graph(["x"], ["x"], [], {}, {}), RATIOS, {}, {}, provenance=provenance, curve=curve)
+    return Program(["x"], ["x"], [], {}, {}, {}, RATIOS, provenance=provenance, curve=curve)
 
 
 @pytest.fixture

@@ -34,10 +34,10 @@ def restrict_to_band(program: Program, band: tuple[float, float]) -> Program:
     kept = [program.ratios[i] for i in keep]
     answers = kept_answers(program)
     of_band = {} if answers is None else {KEY: answers.restricted(kept).as_json()}
+    layers = {name: _restrict_layer(layer, keep) for name, layer in program.layers.items()}
     return replace(
-        program,
+        program.with_layers(layers),
         ratios=kept,
-        layers={name: _restrict_layer(layer, keep) for name, layer in program.layers.items()},
         provenance={**program.provenance, **of_band, "band": [low, high]},
         curve=[row for row in program.curve if _in_band(row.get("ratio"), kept)],
     )

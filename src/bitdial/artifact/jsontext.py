@@ -135,6 +135,14 @@ class Fields:
         """A string, or None where the field is absent."""
         return self.text(key) if key in self._rest else None
 
+    def text_or_none(self, key: str) -> str | None:
+        """A string, or null."""
+        return None if self.is_none(key) and self.any(key) is None else self.text(key)
+
+    def is_none(self, key: str) -> bool:
+        """Whether a field is there and null."""
+        return key in self._rest and self._rest[key] is None
+
     def optional_rows(self, key: str) -> list[Any] | None:
         """A list, or None where the field is absent."""
         return self.rows(key) if key in self._rest else None

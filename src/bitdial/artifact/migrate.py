@@ -1,7 +1,6 @@
 """Reading files of older versions: each version has a function that turns its manifest and tensors into the next one's.
 
-Version 1 is the first, so that the registry is empty. When a version 2 comes: raise CURRENT_VERSION, register a
-function for 1, and keep a file of version 1 among the tests.
+When a version comes: raise CURRENT_VERSION, register a function for the one before, and keep a file of that among the tests.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.errors import ArtifactError, ArtifactVersionError
+from bitdial.artifact.version1 import from_version_1
+from bitdial.errors import ArtifactError, ArtifactVersionError, GraphError
 
-CURRENT_VERSION = 1
+CURRENT_VERSION = 2
 Array = npt.NDArray[Any]
 Contents = tuple[dict[str, Any], dict[str, Array]]  # manifest, tensors by name
 Migration = Callable[[dict[str, Any], dict[str, Array]], Contents]
-MIGRATIONS: dict[int, Migration] = {}
+MIGRATIONS: dict[int, Migration] = {1: from_version_1}
 
 
 def parse_version(text: str, where: str) -> int:
@@ -39,13 +39,19 @@ def parse_version(text: str, where: str) -> int:
 
 
 def migrate(version: int, manifest: dict[str, Any], tensors: dict[str, Array], where: str) -> Contents:
-    """Bring the contents of a version-`version` file up to the current version, one version at a time."""
+    """Bring the contents of a version-`version` file up to the current version, one version at a time.
+
+    Raises ArtifactError; whatever else a malformed file trips over is the caller's to type.
+    """
     for step in range(version, CURRENT_VERSION):
         if step not in MIGRATIONS:
             raise ArtifactError(
                 f"{where}: no way from format version {step} to {step + 1}; use an older bitdial to convert"
             )
-        manifest, tensors = MIGRATIONS[step](manifest, tensors)
+        try:
+            manifest, tensors = MIGRATIONS[step](manifest, tensors)
+        except GraphError as error:
+            raise ArtifactError(f"{where}: {error}; get a sound copy of the file") from error
         if not all(isinstance(t, np.ndarray) for t in tensors.values()):
             raise ArtifactError(f"{where}: the migration from version {step} is faulty; please report it")
     return manifest, tensors

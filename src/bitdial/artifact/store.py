@@ -129,8 +129,10 @@ def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with _open(path) as stream, _only_artifact_errors(str(path)):
         contents = _read(stream, str(path))
-    manifest, header = contents.manifest, contents.header
-    layers = [layer for layer in manifest.get("layers", []) if isinstance(layer, dict)]
+        manifest, _ = migrate(contents.version, contents.manifest, contents.tensors, str(path))
+    header = contents.header
+    steps = [step for step in manifest.get("instructions", []) if isinstance(step, dict)]
+    layers = [step["layer"] for step in steps if isinstance(step.get("layer"), dict)]
     provenance = manifest.get("provenance")
     return {
         "path": str(path),

@@ -70,8 +70,8 @@ def random_inputs(program: Program, batch: int, seed: int = 0) -> list[npt.NDArr
     """One array per model input: standard normal float32, or zeros and ones for integer and boolean inputs."""
     generator = np.random.default_rng(seed)
     arrays: list[npt.NDArray[Any]] = []
-    for name in program.graph.inputs:
-        kind = program.graph.types[name]
+    for name in program.inputs:
+        kind = program.types[name]
         shape = tuple(d.factor * batch if isinstance(d, BatchDim) else d for d in kind.shape)
         if np.dtype(kind.dtype).kind == "f":
             arrays.append(generator.standard_normal(shape, np.float32).astype(kind.dtype))

@@ -149,12 +149,11 @@ def draw(images: ImageSet, n: int | None, seed: int) -> ImageSet:
 
 def check_fit(program: Program, images: ImageSet) -> None:
     """Raise DataError if the images have another shape, or more classes, than the program takes and tells apart."""
-    graph = program.graph
-    if len(graph.inputs) != 1:
+    if len(program.inputs) != 1:
         raise DataError(
-            f"the model takes {len(graph.inputs)} inputs; measure it from Python with QuantizedModel.evaluate"
+            f"the model takes {len(program.inputs)} inputs; measure it from Python with QuantizedModel.evaluate"
         )
-    wanted = graph.types[graph.inputs[0]].shape[1:]
+    wanted = program.types[program.inputs[0]].shape[1:]
     if (
         any(isinstance(w, int) and w != got for w, got in zip(wanted, images.image_shape, strict=False))
         or len(wanted) != 3
@@ -164,7 +163,7 @@ def check_fit(program: Program, images: ImageSet) -> None:
             f"the images of {images.name} are {got_text} (channels x height x width), the model takes {wanted_text}; "
             "use --resize, or one --mean and --std per channel"
         )
-    outputs = graph.types[graph.outputs[0]].shape
+    outputs = program.types[program.outputs[0]].shape
     classes = outputs[-1] if len(outputs) == 2 else None
     if isinstance(classes, int) and int(images.labels.max()) >= classes:
         raise DataError(

@@ -122,11 +122,11 @@ def _compare(
 
     engine = defining_engine(program)
     if given is None:
-        batches: Iterator[list[Any]] = random_batches(program.graph, images or RANDOM_SAMPLES, seed, BATCH)
+        batches: Iterator[list[Any]] = random_batches(program, images or RANDOM_SAMPLES, seed, BATCH)
     else:
         from bitdial.cli.data import check_fit, draw
 
-        if len(program.graph.inputs) != 1:
+        if len(program.inputs) != 1:
             raise ConfigError("--data needs a model of one input; leave it out to compare on random numbers")
         everything = given.load("test", program.provenance.get("source") or {})
         check_fit(program, everything)

@@ -83,7 +83,7 @@ def check_classes(program: Program, images: ImageSet) -> None:
     Fewer are let pass where the classes are bare numbers: labels then mean what they say, whatever is missing.
     """
     check_fit(program, images)
-    shape = program.graph.types[program.graph.outputs[0]].shape
+    shape = program.types[program.outputs[0]].shape
     classes = shape[-1]
     numbered = images.classes == [str(i) for i in range(images.num_classes)]
     if isinstance(classes, int) and images.num_classes < classes and not numbered:
@@ -320,7 +320,7 @@ def warnings_of(program: Program, validation: int) -> list[str]:
             "epochs may help, or --keep last where the network was trained on these images"
         )
     first = next((row["accuracies"] for row in provenance["evaluations"] if row["accuracies"]), None)
-    shape = program.graph.types[program.graph.outputs[0]].shape[-1]
+    shape = program.types[program.outputs[0]].shape[-1]
     if first and isinstance(shape, int) and first[0] < 2.0 / shape:
         told.append(
             f"before training only {percent(first[0], 1)} of the validation images were right at 8 bits, about what guessing "

@@ -37,9 +37,9 @@ def latency_table(
         program = load_program(model)
         shapes = []
         for name, layer in program.layers.items():
-            node = program.graph.node(name)
+            node = program.instruction(name).as_node()
             if layer.weight is not None and layer.weight.ndim in (2, 4) and layer.conv_groups == 1:
-                shapes.append(layer_shape(node, program.graph.types, layer.weight.shape))
+                shapes.append(layer_shape(node, program.types, layer.weight.shape))
         with terminal.progress() as report:
             table = measure_table(
                 shapes, isa, threads, batch, repeats, target, lambda done, total, key: report("layers", done / total)

@@ -11,7 +11,7 @@ from bitdial.quantization.program import Program, QuantizedLayer
 
 def describe_program(program: Program) -> dict[str, Any]:
     """JSON-able: ratios, totals, one entry per integer layer, and the float operators with their reasons."""
-    nodes = program.graph.producers()
+    steps = {step.name: step for step in program.instructions}
     return {
         "ratios": list(program.ratios),
         "extraction": program.extraction,
@@ -20,21 +20,20 @@ def describe_program(program: Program) -> dict[str, Any]:
         "eligible_share": [program.eligible_share(i) for i in range(len(program.ratios))],
         "low_weights": describe_low_weights(program),
         "layers": [
-            {**_layer(program, layer), "source": nodes[name].source, "op": nodes[name].op}
+            {**_layer(program, layer), "source": steps[name].source, "op": steps[name].operation}
             for name, layer in program.layers.items()
         ],
         "float_operators": [
             {
                 "name": name,
-                "op": nodes[name].op,
-                "source": nodes[name].source,
+                "op": steps[name].operation,
+                "source": steps[name].source,
                 "reason": reason,
-                "precision": nodes[name].attrs.get("precision", "float32"),
+                "precision": steps[name].as_node().attrs.get("precision", "float32"),
             }
             for name, reason in program.float_reasons.items()
-            if name in nodes
         ],
-        "reorders": [n.name for n in program.graph.nodes if n.op == "gather"],
+        "reorders": [step.name for step in program.instructions if step.operation == "gather"],
     }
 
 
@@ -86,4 +85,4 @@ def _precision(layer: QuantizedLayer) -> str:
 
 def nodes_input(program: Program, name: str) -> str:
     """The value that a layer reads first."""
-    return program.graph.node(name).inputs[0]
+    return program.instruction(name).inputs[0]

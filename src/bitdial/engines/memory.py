@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.graph.ir import BatchDim, Graph, TensorType
+from bitdial.graph.ir import BatchDim, TensorType, Values
 from bitdial.quantization.instructions import Contract, Move, SumPool, Window
 
 COPY_AXES = 5  # loops of a copy step, the samples' not counted
@@ -69,7 +69,7 @@ def sample_shape(type_: TensorType) -> list[int]:
     return [int(d) for d in type_.shape[1:]]  # type: ignore[arg-type]
 
 
-def check_contract(step: Contract, x: Buffer, graph: Graph) -> None:
+def check_contract(step: Contract, x: Buffer, graph: Values) -> None:
     """Raise Unsupported for layers over other than two spatial axes, linear layers that contract the last of four, and residuals
     that broadcast."""
     if step.window is not None and len(step.window.kernel) != 2:
@@ -100,7 +100,7 @@ def plane_window(window: Window) -> Window:
     return window
 
 
-def moved_index(step: Move, graph: Graph) -> tuple[Offsets, list[int], list[int]]:
+def moved_index(step: Move, graph: Values) -> tuple[Offsets, list[int], list[int]]:
     """(index of the source element per target element, -1 where it pads; shapes of one sample of input and result)."""
     in_shape, out_shape = sample_shape(graph.types[step.inputs[0]]), sample_shape(graph.types[step.name])
     source = step.index_map(tuple(in_shape))

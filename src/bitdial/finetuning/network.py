@@ -31,8 +31,7 @@ from bitdial.graph.ir import Graph, Node
 from bitdial.graph.operators import MOVEMENT
 from bitdial.graph.running import Schedule
 from bitdial.quantization.build import clamp_limits
-from bitdial.quantization.instructions import Contract, Instruction
-from bitdial.quantization.lower import lower as instructions_of
+from bitdial.quantization.instructions import Add, Concat, Contract, Instruction, MatMul
 from bitdial.quantization.program import Program
 
 _NORMS = frozenset({"layer_norm", "batch_norm"})
@@ -75,7 +74,7 @@ class TrainableNetwork(nn.Module):
                 self.weights[_key(name)] = nn.Parameter(tensor.float())
             else:
                 self.fixed[name] = tensor
-        for name, array in program.graph.constants.items():  # those only the program has
+        for name, array in program.constants.items():  # those only the program has
             if name not in graph.constants:
                 self.fixed[name] = torch.from_numpy(np.array(array)).to(self.device)
         self.scales = nn.ParameterDict()
@@ -102,17 +101,17 @@ class TrainableNetwork(nn.Module):
     def _make_scales(self) -> None:
         """One parameter per distinct encoding (values that share a scale keep sharing it), as logarithms."""
         groups: dict[str, str] = {}
-        producers = self.program.graph.producers()
+        producers = {step.name: step for step in self.program.instructions}
         for name in self.program.qparams:
-            node = producers.get(name)
-            source = node.inputs[0] if node is not None and node.op in MOVEMENT else name
+            step = producers.get(name)
+            source = step.inputs[0] if step is not None and step.operation in MOVEMENT else name
             groups[name] = groups.get(source, source)
-        for node in self.program.graph.nodes:
-            if node.op == "concat" and node.name in groups:  # inputs that are copied keep sharing its scale
-                scale = self.program.qparams[node.name].scale
-                for value in node.inputs:
+        for step in self.program.instructions:
+            if isinstance(step, Concat):  # inputs that are copied keep sharing its scale
+                scale = self.program.qparams[step.name].scale
+                for value in step.inputs:
                     if self.program.qparams[value].scale == scale:
-                        groups = {k: groups[node.name] if v == groups[value] else v for k, v in groups.items()}
+                        groups = {k: groups[step.name] if v == groups[value] else v for k, v in groups.items()}
         self.scale_of = groups
         for name in dict.fromkeys(groups.values()):
             logarithm = torch.tensor(float(np.log(self.program.qparams[name].scale)), device=self.device)
@@ -125,19 +124,17 @@ class TrainableNetwork(nn.Module):
     def load_tables(self, program: Program) -> None:
         """Take masks, shifts and bias corrections of `program` (same graph and ratios)."""
         self.program = program
-        graph = program.graph
-        self.schedule = Schedule(instructions_of(program), {*graph.constants, *graph.outputs})
+        self.schedule = Schedule(program.instructions, {*program.constants, *program.outputs})
         self.axes: dict[str, BatchAxis | None] = batch_axes(program.graph) if program.extraction == "dynamic" else {}
         self.lowerings: dict[tuple[str, int], Lowering | None] = {}
         self.tables: dict[str, tuple[Tensor, Tensor]] = {}  # of functions of 8-bit values, made when first needed
         for name, layer in program.layers.items():
             if layer.weight is None:
                 continue
-            node = program.graph.node(name)
-            ndim = len(program.graph.types[node.inputs[0]].shape)
-            shape = [1] * ndim
-            shape[1 if node.op == "conv" else -1] = -1
-            signed = program.qparams[node.inputs[0]].signed
+            source = program.instruction(name).inputs[0]
+            shape = [1] * len(program.types[source].shape)
+            shape[1 if layer.kind == "conv" else -1] = -1
+            signed = program.qparams[source].signed
             for index in range(len(program.ratios)):
                 self.lowerings[name, index] = lowering(layer, index, signed, shape, self.device, self.dtype)
         for name, values in bias_corrections(program).items():
@@ -153,13 +150,14 @@ class TrainableNetwork(nn.Module):
 
     def limits(self, name: str, clamp: tuple[int, int]) -> tuple[int, int]:
         """Smallest and largest integer of an 8-bit result, clamp with fixed scales; they move with its scale."""
-        node = self.program.graph.node(name)
-        if not self.learn_scales or node.attrs.get("activation") is None:
+        if not self.learn_scales:
+            return clamp
+        step = self.program.instruction(name)
+        if not isinstance(step, (Contract, MatMul, Add, Concat)) or step.activation is None:
             return clamp
         with torch.no_grad():
             scale = float(self.scale(name))
-        lo, hi = clamp_limits(node, replace(self.program.qparams[name], scale=scale))
-        return lo, hi
+        return clamp_limits(step.activation, replace(self.program.qparams[name], scale=scale))
 
     def layer_parameters(self, name: str) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) of a layer in real units, with its output normalization folded in."""
@@ -193,7 +191,7 @@ class TrainableNetwork(nn.Module):
 
     def forward(self, inputs: Sequence[Tensor], index: int = 0) -> list[Tensor]:
         """Float outputs at ratio index `index` of the program's table. Raises InputError for a wrong shape."""
-        graph = self.program.graph
+        graph = self.program
         batch = check_inputs(graph, inputs)
         values = self.schedule.run(
             dict(zip(graph.inputs, inputs, strict=True)), lambda step, values: self.step(step, values, index, batch)

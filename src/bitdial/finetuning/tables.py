@@ -74,7 +74,7 @@ def bias_corrections(program: Program) -> dict[str, np.ndarray]:
     for name, layer in program.layers.items():
         if layer.weight is None:
             continue
-        activation = program.qparams[program.graph.node(name).inputs[0]]
+        activation = program.qparams[program.instruction(name).inputs[0]]
         unit = layer.weight_scale.astype(np.float64) * activation.scale
         difference = layer.bias.astype(np.float64) - layer.bias[:1]
         result[name] = (difference * unit).astype(np.float32)

@@ -151,8 +151,8 @@ class Trainer:
         return result
 
     def _restore(self, state: dict[str, Tensor]) -> None:
-        program = copy.copy(self.network.program)
-        program.layers = {n: copy.copy(layer) for n, layer in program.layers.items()}
+        program = self.network.program
+        program = program.with_layers({n: copy.copy(layer) for n, layer in program.layers.items()})
         for name, layer in program.layers.items():
             if layer.weight is not None:
                 layer.activation_shift = state[f"activation_shift.{name}"].numpy().copy()

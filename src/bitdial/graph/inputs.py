@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from bitdial.errors import InputError
-from bitdial.graph.ir import BatchDim, Graph
+from bitdial.graph.ir import BatchDim, Values
 
 
-def split_batch(graph: Graph, batch: Any) -> list[Any]:
+def split_batch(graph: Values, batch: Any) -> list[Any]:
     """The parts of a batch, one NumPy array or torch tensor per graph input, in order, of the dtypes that the graph takes.
 
     batch: an array or tensor; for several inputs a sequence of them, or a dict by name. Shapes are `check_inputs`' part.
@@ -37,7 +37,7 @@ def split_batch(graph: Graph, batch: Any) -> list[Any]:
     return parts
 
 
-def check_inputs(graph: Graph, inputs: Sequence[Any]) -> int:
+def check_inputs(graph: Values, inputs: Sequence[Any]) -> int:
     """Check number and shapes of the inputs against the graph; return the batch size. Raises InputError."""
     if len(inputs) != len(graph.inputs):
         raise InputError(f"the model takes {len(graph.inputs)} input(s) {graph.inputs}, got {len(inputs)}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from bitdial.errors import GraphError
 from bitdial.graph.aten import ALLOWED
 from bitdial.graph.inputs import check_inputs
-from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
+from bitdial.graph.ir import BatchDim, Graph, Node, TensorType, Values
 from bitdial.graph.running import Schedule
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -50,7 +50,7 @@ def run_graph(
     return [values[v] for v in graph.outputs]
 
 
-def constant_tensors(graph: Graph, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def constant_tensors(graph: Values, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """The graph's constants as tensors on a device."""
     return {name: torch.tensor(np.asarray(array, order="C"), device=device) for name, array in graph.constants.items()}
 

@@ -54,7 +54,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
@@ -97,6 +97,15 @@ class TensorType:
 
 
 STEP_ELEMENTS = 1 << 24  # 64 MiB of float32; a layer holds several values of this size at once
+
+
+class Values(Protocol):
+    """What a graph and a quantized program have in common: values, as documented at `Graph`."""
+
+    inputs: list[str]
+    outputs: list[str]
+    constants: dict[str, Array]
+    types: dict[str, TensorType]
 
 
 @dataclass

@@ -153,7 +153,7 @@ def start_graph(graph: Graph, program: Program) -> Graph:
         if layer.weight is None:
             continue
         node = graph.node(name)
-        activation = program.qparams[program.graph.node(name).inputs[0]]
+        activation = program.qparams[program.instruction(name).inputs[0]]
         real = layer.bias[0].astype(np.float64) * layer.weight_scale.astype(np.float64) * activation.scale
         node.bias = fresh_constant(graph, node.bias or f"{name}_bias", real.astype(np.float32))
         assert node.weight is not None
@@ -206,7 +206,7 @@ def export_program(
         layer.activation_shift, layer.weight_shift = old.activation_shift.copy(), old.weight_shift.copy()
         bound_accumulators(layer, program.qparams[program.graph.node(layer.name).inputs[0]])
         if corrections:
-            unit = layer.weight_scale.astype(np.float64) * program.qparams[program.graph.node(name).inputs[0]].scale
+            unit = layer.weight_scale.astype(np.float64) * program.qparams[program.instruction(name).inputs[0]].scale
             room = 2**31 - 1 - layer.accumulator_bound
             rows = layer.bias + np.rint(learned[name].astype(np.float64) / unit)
             layer.bias = np.clip(rows, -room, room).astype(np.int32)

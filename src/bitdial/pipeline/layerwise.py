@@ -95,7 +95,7 @@ def measured_table(program: Program) -> LatencyTable:
     shapes = []
     for name, layer in program.layers.items():
         if layer.weight is not None and layer.weight.ndim in (2, 4) and layer.conv_groups == 1:
-            shapes.append(layer_shape(program.graph.node(name), program.graph.types, layer.weight.shape))
+            shapes.append(layer_shape(program.instruction(name).as_node(), program.types, layer.weight.shape))
     return measure_table(shapes, batch=1, repeats=5)
 
 
@@ -105,7 +105,7 @@ def measured_seconds(program: Program, ratio: float = 1.0, batch: int = 1) -> fl
 
     engine = create_engine(program, "cpu", batch_hint=batch)
     rng = np.random.default_rng(0)
-    inputs: list[Any] = [rng.standard_normal(engine.shape(v, batch), dtype=np.float32) for v in program.graph.inputs]  # type: ignore[attr-defined]
+    inputs: list[Any] = [rng.standard_normal(engine.shape(v, batch), dtype=np.float32) for v in program.inputs]  # type: ignore[attr-defined]
     x = inputs[0] if len(inputs) == 1 else inputs
     times = []
     for turn in range(TIMING_RUNS + 2):

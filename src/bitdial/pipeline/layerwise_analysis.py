@@ -334,7 +334,7 @@ class Analysis:
 
     def _low_tables(self, variant: Variant, program: Program, low: set[str]) -> None:
         """Shifts and rounded weights of the low layers; kept for the next program of the variant."""
-        encodings = {n: program.qparams[program.graph.node(n).inputs[0]] for n in low}
+        encodings = {n: program.qparams[program.instruction(n).inputs[0]] for n in low}
         missing = [n for n in program.layers if n in low and not _same(variant.low.get(n), encodings[n])]
         samples = {}
         for name in missing:
@@ -402,7 +402,7 @@ def restore_mean(
     restored too is relied on. (The bias table of `bitdial quantize` runs the network layer by layer instead.)
     """
     assert node.weight is not None and layer.weight is not None
-    q = program.qparams[program.graph.node(node.name).inputs[0]]
+    q = program.qparams[program.instruction(node.name).inputs[0]]
     unit = layer.weight_scale.astype(np.float64) * q.scale
     bias = graph.constants[node.bias].astype(np.float64) if node.bias is not None else np.zeros(len(unit))
     target = (bias + _mean_output(graph.constants[node.weight], patches, layer.conv_groups)) / unit

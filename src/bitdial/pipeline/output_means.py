@@ -47,7 +47,7 @@ def program_output_means(
     result = {}
     for name in layers:
         layer = program.layers[name]
-        unit = layer.weight_scale.astype(np.float64) * program.qparams[program.graph.node(name).inputs[0]].scale
+        unit = layer.weight_scale.astype(np.float64) * program.qparams[program.instruction(name).inputs[0]].scale
         mean = executor.sums[name].cpu().numpy() / executor.counts[name]
         result[name] = (mean + layer.bias[0]) * unit
     return result

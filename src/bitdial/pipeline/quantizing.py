@@ -132,17 +132,17 @@ def low_tables(
     with torch.no_grad():
         values = collect(executor, batches, sampler, partial(progress, "values"))
     progress("shifts", 0.0)
-    graph = program.graph
     patches = sampler.patches()
     samples = {
-        n: LayerSamples(program.layers[n], patches[n], values[graph.node(n).inputs[0]].signed, config.bias_correction)
+        n: LayerSamples(program.layers[n], patches[n], values[program.instruction(n).inputs[0]].signed, config.bias_correction)
         for n in names
     }
     scores = choose_shifts(program, samples, config, values, partial(progress, "shifts"))
     mean_shifts = {}
     if config.bias_correction:
         for n in names:
-            mean_shifts[n] = group_mean_shifts(graph.node(n), program.layers[n], values[graph.node(n).inputs[0]])
+            step = program.instruction(n)
+            mean_shifts[n] = group_mean_shifts(step.as_node(), program.layers[n], values[step.inputs[0]])
     return LowTables(values, scores, mean_shifts)
 
 
@@ -168,7 +168,7 @@ def choose_shifts(
     readers: dict[tuple[str, int, bytes], list[str]] = {}  # readers of other widths or groups need other shifts
     for n in samples:
         layer = program.layers[n]
-        value = program.graph.node(n).inputs[0]
+        value = program.instruction(n).inputs[0]
         readers.setdefault((value, layer.amax, layer.group_bounds.tobytes()), []).append(n)
     for (value, _, _), own in readers.items():
         statistics = None if values is None else values[value]
@@ -415,7 +415,7 @@ def quantize_prepared(
         "search": {**chosen.result.summary(), **chosen.statistics},
         "search_history": chosen.result.history,
         "channel_ranges": {
-            name: tables.values[program.graph.node(name).inputs[0]].channel_max.tolist()
+            name: tables.values[program.instruction(name).inputs[0]].channel_max.tolist()
             for name, layer in program.layers.items()
             if layer.weight is not None
         },

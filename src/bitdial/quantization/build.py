@@ -14,7 +14,6 @@ from bitdial.errors import CalibrationError, ConfigError
 from bitdial.graph.interpreter import evaluate_node
 from bitdial.graph.ir import BatchDim, Graph, Node, Shape, TensorType
 from bitdial.graph.operators import CONTRACTIONS, MOVEMENT, UNARY
-from bitdial.graph.passes.edit import drop_unused
 from bitdial.graph.verify import verify
 from bitdial.quantization.calibration import TensorStatistics, choose_range
 from bitdial.quantization.config import QuantizeConfig
@@ -28,6 +27,22 @@ from bitdial.quantization.domains import (
     non_negative_values,
 )
 from bitdial.quantization.effective_bits import low_limit
+from bitdial.quantization.instructions import (
+    Add,
+    Concat,
+    Contract,
+    Dequantize,
+    Float,
+    Instruction,
+    Lookup,
+    MatMul,
+    MaxPool,
+    Move,
+    Mul,
+    Quantize,
+    SumPool,
+    Window,
+)
 from bitdial.quantization.latency_table import layer_shape
 from bitdial.quantization.program import Program, QParams, QuantizedLayer
 from bitdial.quantization.weights import (
@@ -111,15 +126,15 @@ def check_patterns(graph: Graph, config: QuantizeConfig) -> None:
                 raise ConfigError(f"{setting} pattern '{pattern}' matches nothing; the layers are: {shown}")
 
 
-def clamp_limits(node: Node, encoding: QParams) -> list[int]:
-    """[lo, hi], 8-bit integers: the range of an operator's output, narrowed by its fused activation."""
+def clamp_limits(activation: Mapping[str, Any] | None, encoding: QParams) -> tuple[int, int]:
+    """(lo, hi), 8-bit integers: the range of an operator's result, narrowed by its fused activation."""
     lo, hi = encoding.qmin, encoding.qmax
-    activation = node.attrs.get("activation")
     if activation is not None:
         lo = max(lo, 0 if activation["kind"] == "relu" else int(np.rint(activation["lo"] / encoding.scale)))
         if activation["kind"] == "clamp":
             hi = min(hi, int(np.rint(activation["hi"] / encoding.scale)))
-    return [lo, hi]
+    hi = max(hi, encoding.qmin)  # limits beyond what calibration saw: all values are then the same end of the range
+    return min(lo, hi), hi
 
 
 class _Builder:
@@ -139,31 +154,38 @@ class _Builder:
         self.non_negative = non_negative_values(graph)
         self.reasons = eligibility(graph, config)
         self.producers = graph.producers()
-        self.qparams: dict[str, QParams] = {}
         self.shared: dict[str, QParams] = {}
-        self.done: dict[str, str] = {}  # values already converted: "value->8" or "value->f"
-        ratios = list(config.ratios)
-        self.out = Graph(list(graph.inputs), [], [], dict(graph.constants), dict(graph.types), graph.structure)
-        self.program = Program(self.out, ratios, {}, {}, extraction=config.extraction, nested=config.nested)
+        self.program = Program(
+            list(graph.inputs), [], [], dict(graph.types), dict(graph.constants), {}, list(config.ratios), graph.structure,
+            config.extraction, config.nested,
+        )  # fmt: skip
+        self.qparams, self.types = self.program.qparams, self.program.types
 
     def run(self) -> Program:
         self._share_concat_scales()
         for node in self.graph.nodes:
             self._node(node.name, node)
-        self.out.outputs = [self._float(v) for v in self.graph.outputs]
-        self.program.qparams = dict(self.qparams)
-        drop_unused(self.out)
-        self.out.types = {
-            k: TensorType(t.shape, ("int8" if self.qparams[k].signed else "uint8") if k in self.qparams else t.dtype)
-            for k, t in self.out.types.items()
-        }
-        for layer in self.program.layers:  # the program keeps these as integers
-            node = self.out.node(layer)
-            if node.weight is not None:
-                node.weight = node.bias = None
-        needed = {v for n in self.out.nodes for v in n.operands()} | set(self.out.outputs)
-        self.out.constants = {k: v for k, v in self.out.constants.items() if k in needed}
+        self.program.outputs = [self._float(v) for v in self.graph.outputs]
+        self._drop_unused()
         return self.program
+
+    def _drop_unused(self) -> None:
+        """Instructions, constants, types and encodings that nothing reads; the types of 8-bit values say so."""
+        program = self.program
+        needed, kept = set(program.outputs), []
+        for step in reversed(program.instructions):
+            if step.name in needed:
+                kept.append(step)
+                needed.update(step.operands())
+        program.instructions = kept[::-1]
+        alive = {step.name for step in kept} | set(program.inputs)
+        program.constants = {k: v for k, v in program.constants.items() if k in needed}
+        program.qparams = {k: q for k, q in program.qparams.items() if k in alive}
+        program.types = {
+            k: TensorType(t.shape, ("int8" if self.qparams[k].signed else "uint8") if k in self.qparams else t.dtype)
+            for k, t in program.types.items()
+            if k in alive
+        }
 
     # -- encodings -----------------------------------------------------------------------------------------------------
 
@@ -202,11 +224,10 @@ class _Builder:
 
     # -- borders between 8-bit and float -------------------------------------------------------------------------------
 
-    def _insert(self, name: str, op: str, value: str, factor: float) -> str:
-        self.out.nodes.append(Node(name, op, [value]))
-        self.out.types[name] = self.graph.types[value]
-        self.program.factors[name] = np.array([factor], np.float32)
-        return name
+    def _insert(self, step: Instruction) -> str:
+        self.program.instructions.append(step)
+        self.types[step.name] = self.graph.types[step.inputs[0]]
+        return step.name
 
     def _eight(self, value: str) -> str:
         """The 8-bit form of a value."""
@@ -218,8 +239,9 @@ class _Builder:
                 raise CalibrationError(
                     f"constant '{value}' feeds an integer layer: keep that layer in float with ignored"
                 )
-            self.qparams[name] = self._encoding(value, name)
-            self._insert(name, "quantize", value, float(1.0 / np.float64(self.qparams[name].scale)))
+            q = self.qparams[name] = self._encoding(value, name)
+            factor = float(np.float32(1.0 / np.float64(q.scale)))
+            self._insert(Quantize(name, (value,), "", q.qmin, q.qmax, factor))
         return name
 
     def _float(self, value: str) -> str:
@@ -227,62 +249,74 @@ class _Builder:
         if value not in self.eight:
             return value
         name = f"{value}_float"
-        if name not in self.out.types:
-            self._insert(name, "dequantize", value, self.qparams[value].scale)
+        if name not in self.types:
+            self._insert(Dequantize(name, (value,), "", float(np.float32(self.qparams[value].scale))))
         return name
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
     def _node(self, name: str, node: Node) -> None:
-        new = Node(
-            name, node.op, list(node.inputs), dict(node.attrs), node.weight, node.bias, node.residual, node.source
-        )
-        integer = name in self.layers
         if name in self.eight:
             self.qparams[name] = self._encode_output(node)
-            new.attrs["clamp"] = clamp_limits(node, self.qparams[name])
-        if integer:
-            new.inputs = [self._eight(v) for v in node.inputs]
-            if node.residual is not None:
-                new.residual = self._eight(node.residual) if name in self.eight else self._float(node.residual)
-            self._layer(node, new)
+        step: Instruction
+        if name in self.layers:
+            step = self._layer(node)
         elif name in self.eight:
-            self._factors(node, new)
+            step = self._integer(node)
         else:
-            new.inputs = [self._float(v) for v in node.inputs]
-            if node.residual is not None:
-                new.residual = self._float(node.residual)
-            if self.graph.types[name].dtype == "float32" and node.op not in MOVEMENT:
-                self.program.float_reasons[name] = float_reason(node, self.graph, self.config.ignored)
-        self.out.nodes.append(new)
+            step = self._in_float(node)
+        self.program.instructions.append(step)
 
-    def _factors(self, node: Node, new: Node) -> None:
-        scale = self.qparams[node.name].scale
+    def _in_float(self, node: Node) -> Float:
+        inputs = [self._float(v) for v in node.inputs]
+        residual = self._float(node.residual) if node.residual is not None else None
+        new = Node(node.name, node.op, inputs, dict(node.attrs), node.weight, node.bias, residual, node.source)
+        silent = self.graph.types[node.name].dtype != "float32" or node.op in MOVEMENT
+        reason = "" if silent else float_reason(node, self.graph, self.config.ignored)
+        return Float(node.name, tuple(inputs), node.source, new, reason)
+
+    def _integer(self, node: Node) -> Instruction:
+        """An operator other than a layer, between 8-bit tensors."""
+        head: dict[str, Any] = {"name": node.name, "inputs": tuple(node.inputs), "source": node.source}
+        if node.op == "max_pool":
+            return MaxPool(**head, window=Window.of(node.attrs), ceil_mode=bool(node.attrs["ceil_mode"]))
+        if node.op in MOVEMENT:
+            return Move(**head, node=Node(node.name, node.op, list(node.inputs), dict(node.attrs), source=node.source))
+        output, activation = self.qparams[node.name], node.attrs.get("activation")
         inputs = [self.qparams[v].scale for v in node.inputs]
+        head["lo"], head["hi"] = clamp_limits(activation, output)
         if node.op in UNARY:
-            self._table(node, new)
-        elif node.op in ("add", "concat"):
-            factors = [1.0 if node.op == "concat" and s == scale else s / scale for s in inputs]
-            self.program.factors[node.name] = np.array(factors, np.float32)
-        elif node.op == "mul":
-            self.program.factors[node.name] = np.array([inputs[0] * inputs[1] / scale], np.float32)
-        elif node.op in ("mean", "avg_pool"):
-            if node.op == "mean":
-                shape = self.graph.types[node.inputs[0]].shape
-                cells = math.prod(d for i in node.attrs["axes"] if isinstance(d := shape[i], int))
-            else:
-                cells = math.prod(node.attrs["kernel"])
-            self.program.factors[node.name] = np.array([inputs[0] / (cells * scale)], np.float32)
+            return self._table(node, head)
+        if node.op in ("mean", "avg_pool"):
+            return self._sum_pool(node, head)
+        if node.op == "mul":
+            return Mul(**head, factor=float(np.float32(inputs[0] * inputs[1] / output.scale)))
+        copies = node.op == "concat"
+        factors = tuple(float(np.float32(1.0 if copies and s == output.scale else s / output.scale)) for s in inputs)
+        if copies:
+            return Concat(**head, activation=activation, factors=factors, axis=int(node.attrs["axis"]))
+        return Add(**head, activation=activation, factors=factors)
 
-    def _table(self, node: Node, new: Node) -> None:
+    def _sum_pool(self, node: Node, head: dict[str, Any]) -> SumPool:
+        window, axes, shape = None, None, self.graph.types[node.inputs[0]].shape
+        if node.op == "avg_pool":
+            window = Window.of(node.attrs)
+            cells = math.prod(window.kernel)
+        else:
+            axes = tuple(sorted(int(v) % len(shape) for v in node.attrs["axes"]))
+            cells = math.prod(d for i in axes if isinstance(d := shape[i], int))
+        factor = float(np.float32(self.qparams[node.inputs[0]].scale / (cells * self.qparams[node.name].scale)))
+        ceil, keepdim = bool(node.attrs.get("ceil_mode")), bool(node.attrs.get("keepdim", True))
+        return SumPool(**head, factor=factor, window=window, ceil_mode=ceil, axes=axes, keepdim=keepdim, cells=cells)
+
+    def _table(self, node: Node, head: dict[str, Any]) -> Lookup:
         source, target = self.qparams[node.inputs[0]], self.qparams[node.name]
         q = np.arange(-128, 128) if source.signed else np.arange(256)
         x = torch.from_numpy((q * source.scale).astype(np.float32))
         y = evaluate_node(node, [x], 1).double().numpy()
         entries = np.clip(np.rint(y / target.scale), target.qmin, target.qmax)
-        self.program.tables[node.name] = entries.astype(np.int8 if target.signed else np.uint8)
-        new.attrs = {"function": node.op, **node.attrs}
-        new.op = "table"
+        table = entries.astype(np.int8 if target.signed else np.uint8)
+        return Lookup(**head, table=table, offset=128 if source.signed else 0, function=node.op, attrs=dict(node.attrs))
 
     def _low_limits(self, node: Node, signed: bool) -> tuple[int, int]:
         """amax and wmax of a conv or linear layer."""
@@ -295,26 +329,50 @@ class _Builder:
         self.program.provenance.setdefault("widths", {})[node.name] = width.summary()
         return width.amax, width.wmax
 
-    def _layer(self, node: Node, new: Node) -> None:
+    def _layer(self, node: Node) -> Contract | MatMul:
         output = self.qparams.get(node.name)
-        activation = self.qparams[new.inputs[0]]
-        n_ratios = len(self.program.ratios)
-        reason = self.reasons[node.name]
+        activation = node.attrs.get("activation")
+        head: dict[str, Any] = {
+            "name": node.name,
+            "inputs": tuple(self._eight(v) for v in node.inputs),
+            "source": node.source,
+            "clamp": None if output is None else clamp_limits(activation, output),
+            "activation": activation,
+        }
         if node.op == "matmul":
-            other = self.qparams[new.inputs[1]]
-            bound = depth_bound(self.graph, node) * activation.qmax * other.qmax
-            check_accumulators(node.name, bound, np.zeros(1, np.int32))
-            factor = activation.scale * other.scale * node.attrs.get("scale", 1.0)
-            out_shape = self.graph.types[node.name].shape
-            macs = depth_bound(self.graph, node) * math.prod(d.factor if isinstance(d, BatchDim) else d for d in out_shape)
-            self.program.layers[node.name] = QuantizedLayer(
-                node.name, "matmul", None, np.zeros(0, np.float32),
-                np.array([factor / output.scale if output else factor], np.float32), 0.0, False, reason, 0, 0,
-                np.zeros(1, np.int32), np.zeros(0, np.uint8), np.zeros((0, 0), np.uint8), self.config.weight_granularity,
-                np.zeros(0, np.int64), np.zeros((n_ratios, 0), np.bool_), np.zeros((n_ratios, 0), np.int32),
-                accumulator_bound=bound, macs=macs,
-            )  # fmt: skip
-            return
+            transpose, scale = bool(node.attrs.get("transpose_b")), float(node.attrs.get("scale", 1.0))
+            layer = self._product(node, head["inputs"], scale)
+            return MatMul(**head, layer=layer, transpose_b=transpose, scale=scale)
+        assert node.weight is not None
+        residual, residual_factor = None, 0.0
+        if node.residual is not None:
+            residual = self._float(node.residual) if output is None else self._eight(node.residual)
+            if output is not None:
+                residual_factor = float(np.float32(self.qparams[residual].scale / output.scale))
+        layer = self._weighted(node, self.qparams[head["inputs"][0]], residual_factor)
+        window = Window.of(node.attrs, self.graph.constants[node.weight].shape[2:]) if node.op == "conv" else None
+        return Contract(**head, layer=layer, residual=residual, window=window)
+
+    def _product(self, node: Node, inputs: tuple[str, ...], scale: float) -> QuantizedLayer:
+        """The layer of a matmul between two activations."""
+        output, (a, b) = self.qparams.get(node.name), (self.qparams[v] for v in inputs)
+        n_ratios = len(self.program.ratios)
+        bound = depth_bound(self.graph, node) * a.qmax * b.qmax
+        check_accumulators(node.name, bound, np.zeros(1, np.int32))
+        factor = a.scale * b.scale * scale
+        out_shape = self.graph.types[node.name].shape
+        macs = depth_bound(self.graph, node) * math.prod(d.factor if isinstance(d, BatchDim) else d for d in out_shape)
+        return QuantizedLayer(
+            node.name, "matmul", None, np.zeros(0, np.float32),
+            np.array([factor / output.scale if output else factor], np.float32), 0.0, False, self.reasons[node.name], 0, 0,
+            np.zeros(1, np.int32), np.zeros(0, np.uint8), np.zeros((0, 0), np.uint8), self.config.weight_granularity,
+            np.zeros(0, np.int64), np.zeros((n_ratios, 0), np.bool_), np.zeros((n_ratios, 0), np.int32),
+            accumulator_bound=bound, macs=macs,
+        )  # fmt: skip
+
+    def _weighted(self, node: Node, activation: QParams, residual_factor: float) -> QuantizedLayer:
+        """The layer of a conv or linear node, everything at 8 bits. activation: of its input."""
+        output, reason, n_ratios = self.qparams.get(node.name), self.reasons[node.name], len(self.program.ratios)
         assert node.weight is not None
         kinds = layer_kinds(node, self.graph)
         weight = self.graph.constants[node.weight]
@@ -329,17 +387,13 @@ class _Builder:
         bound = accumulator_bound(w8, activation)
         check_accumulators(node.name, bound, b)
         amax, wmax = self._low_limits(node, activation.signed)
-        residual = 0.0
-        if node.residual is not None and output is not None:
-            assert new.residual is not None
-            residual = float(np.float32(self.qparams[new.residual].scale / output.scale))
-        self.program.layers[node.name] = QuantizedLayer(
+        return QuantizedLayer(
             name=node.name,
             kind=node.op,
             weight=w8,
             weight_scale=scale,
             multiplier=multipliers(scale, activation.scale, output),
-            residual_factor=residual,
+            residual_factor=residual_factor,
             eligible=not reason,
             reason=reason,
             amax=amax,
@@ -384,17 +438,16 @@ def build_program(
 
 def check_types(program: Program) -> None:
     """Every 8-bit value has an 8-bit type and every integer layer 8-bit inputs (the program's own verifier)."""
-    for name, layer in program.layers.items():
-        node = program.graph.node(name)
-        assert node.op in CONTRACTIONS and layer.kind == node.op
-        for value in node.inputs:
-            if value not in program.qparams:
-                raise CalibrationError(f"layer '{name}' reads '{value}', which is not 8-bit")
+    for step in program.instructions:
+        if isinstance(step, (Contract, MatMul)):
+            for value in step.inputs:
+                if value not in program.qparams:
+                    raise CalibrationError(f"layer '{step.name}' reads '{value}', which is not 8-bit")
 
 
 def describe_precision(program: Program) -> dict[str, Any]:
     """Counts for reports: integer layers, eligible ones, float operators, quantize/dequantize nodes."""
-    ops = [n.op for n in program.graph.nodes]
+    ops = [step.operation for step in program.instructions]
     return {
         "integer_layers": len(program.layers),
         "eligible_layers": sum(layer.eligible for layer in program.layers.values()),

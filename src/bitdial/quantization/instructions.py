@@ -30,14 +30,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bitdial.errors import GraphError
 from bitdial.graph.ir import Node
-from bitdial.quantization.program import QuantizedLayer
+from bitdial.graph.operators import MOVEMENT
+from bitdial.quantization.layer import QuantizedLayer
 
 INFINITY = math.inf
 Index = npt.NDArray[np.int64]
@@ -50,6 +51,7 @@ class Instruction:
     name: str
     inputs: tuple[str, ...]
     source: str
+    arity: ClassVar[int | None] = 1  # how many inputs; None: any number
 
     @property
     def operation(self) -> str:
@@ -60,25 +62,44 @@ class Instruction:
         """All values that it reads."""
         return self.inputs
 
+    def attributes(self) -> dict[str, Any]:
+        """What its node in the program's graph says beside inputs and residual."""
+        return {}
+
+    def as_node(self) -> Node:
+        """Its node in the program's graph (see `Program.graph`)."""
+        return Node(self.name, self.operation, list(self.inputs), self.attributes(), source=self.source)
+
     def check(self) -> None:
         """Raise GraphError where a field cannot be: what a file from elsewhere may hold."""
+        if not self.name:
+            raise self.broken("it has no name")
+        if self.arity is not None and len(self.inputs) != self.arity:
+            raise self.broken(f"{len(self.inputs)} inputs instead of {self.arity}")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == "factor" and not math.isfinite(value):
-                raise self.broken(f"its factor is {value}")
+                raise self.broken(f"its factor is {value}, not finite")
             if field.name == "factors" and (len(value) != len(self.inputs) or not all(map(math.isfinite, value))):
                 raise self.broken(f"{len(value)} factors for {len(self.inputs)} inputs, or one is not finite")
+            if field.name == "window" and value is not None and not value.sound():
+                raise self.broken(f"its window has no size, stride, padding and dilation per axis: {value}")
+            if field.name == "activation" and value is not None and not _is_activation(value):
+                raise self.broken(f"unknown activation {value!r:.60}")
 
     def broken(self, problem: str) -> GraphError:
         return GraphError(f"'{self.name:.80}' ({self.operation}): {problem}")
 
 
 @dataclass(frozen=True, eq=False)
-class _Rounding(Instruction):
+class Rounding(Instruction):
     """Ends in a clamp to the integers lo..hi, within the range of its result's encoding."""
 
     lo: int
     hi: int
+
+    def attributes(self) -> dict[str, Any]:
+        return {"clamp": [self.lo, self.hi]}
 
     def check(self) -> None:
         super().check()
@@ -87,7 +108,7 @@ class _Rounding(Instruction):
 
 
 @dataclass(frozen=True, eq=False)
-class Quantize(_Rounding):
+class Quantize(Rounding):
     factor: float
 
 
@@ -112,6 +133,17 @@ class Window:
         rows = (kernel, attrs["stride"], attrs["padding"], attrs.get("dilation", [1] * len(kernel)))
         return cls(*(tuple(int(v) for v in row) for row in rows))
 
+    def attributes(self) -> dict[str, Any]:
+        """As in a node's attributes, the kernel left out."""
+        return {"stride": list(self.stride), "padding": list(self.padding), "dilation": list(self.dilation)}
+
+    def sound(self) -> bool:
+        """Whether there is one number of each kind per axis, sizes, strides and dilations above 0."""
+        rows = (self.kernel, self.stride, self.padding, self.dilation)
+        least = (1, 1, 0, 1)
+        same = len({len(row) for row in rows}) == 1 and len(self.kernel) > 0
+        return same and all(v >= low for row, low in zip(rows, least, strict=True) for v in row)
+
     @property
     def pairs(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
         """(kernel, stride, padding, dilation) of a window over two axes."""
@@ -121,11 +153,26 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class _Product(Instruction):
-    """Accumulators and epilogue. clamp: (lo, hi) of an 8-bit result; None: the result is float and takes `activation`."""
+    """Accumulators and epilogue. clamp: (lo, hi) of an 8-bit result; None: the result is float and takes `activation`.
+
+    activation: the fused one of the float operator, in real units; within `clamp`, where there is one.
+    """
 
     layer: QuantizedLayer
     clamp: tuple[int, int] | None
     activation: dict[str, Any] | None
+
+    def attributes(self) -> dict[str, Any]:
+        activation = {} if self.activation is None else {"activation": dict(self.activation)}
+        return activation if self.clamp is None else activation | {"clamp": list(self.clamp)}
+
+    def check(self) -> None:
+        super().check()
+        if self.layer.name != self.name:
+            raise self.broken(f"its layer is called '{self.layer.name:.80}'")
+        if self.clamp is not None and not -127 <= self.clamp[0] <= self.clamp[1] <= 255:
+            raise self.broken(f"it clamps to {self.clamp[0]}..{self.clamp[1]}")
+        self.layer.check()
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -158,6 +205,22 @@ class Contract(_Product):
     def operands(self) -> tuple[str, ...]:
         return self.inputs if self.residual is None else (*self.inputs, self.residual)
 
+    def attributes(self) -> dict[str, Any]:
+        window = {} if self.window is None else self.window.attributes() | {"groups": self.layer.conv_groups}
+        return window | super().attributes()
+
+    def as_node(self) -> Node:
+        node = super().as_node()
+        node.residual = self.residual
+        return node
+
+    def check(self) -> None:
+        if self.layer.kind != ("linear" if self.window is None else "conv"):
+            raise self.broken(f"its kind does not go with {'no' if self.window is None else 'a'} window")
+        super().check()
+        if self.window is not None and self.layer.weight is not None and self.window.kernel != self.layer.weight.shape[2:]:
+            raise self.broken(f"its window is of {self.window.kernel}, its weight of {self.layer.weight.shape[2:]}")
+
 
 @dataclass(frozen=True, eq=False)
 class MatMul(_Product):
@@ -168,10 +231,22 @@ class MatMul(_Product):
 
     transpose_b: bool
     scale: float
+    arity: ClassVar[int | None] = 2
+
+    def attributes(self) -> dict[str, Any]:
+        scale = {} if self.scale == 1.0 else {"scale": self.scale}
+        return {"transpose_b": self.transpose_b} | scale | super().attributes()
+
+    def check(self) -> None:
+        if self.layer.kind != "matmul":
+            raise self.broken(f"its layer is a {self.layer.kind:.20}")
+        super().check()
+        if not math.isfinite(self.scale):
+            raise self.broken(f"its scale is {self.scale}")
 
 
 @dataclass(frozen=True, eq=False)
-class Lookup(_Rounding):
+class Lookup(Rounding):
     """table: uint8 or int8 [256]. offset: added to q for the index, 128 where the input is signed. function, attrs: the unary
     operator of the float graph that the table holds."""
 
@@ -184,30 +259,51 @@ class Lookup(_Rounding):
     def operation(self) -> str:
         return "table"
 
+    def attributes(self) -> dict[str, Any]:
+        return {"function": self.function, **self.attrs} | super().attributes()
+
     def check(self) -> None:
         super().check()
+        if self.offset not in (0, 128):
+            raise self.broken(f"its offset is {self.offset}, neither 0 nor 128")
         if self.table.shape != (256,) or self.table.dtype not in (np.uint8, np.int8):
             raise self.broken("its table is not 256 8-bit entries")
 
 
 @dataclass(frozen=True, eq=False)
-class Add(_Rounding):
+class _Fused(Rounding):
+    """activation: the fused one of the float operator, in real units; lo..hi keep it."""
+
+    activation: dict[str, Any] | None
+
+    def attributes(self) -> dict[str, Any]:
+        return super().attributes() | ({} if self.activation is None else {"activation": dict(self.activation)})
+
+
+@dataclass(frozen=True, eq=False)
+class Add(_Fused):
     factors: tuple[float, ...]
+    arity: ClassVar[int | None] = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Mul(_Rounding):
+class Mul(Rounding):
     factor: float
+    arity: ClassVar[int | None] = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Concat(_Rounding):
+class Concat(_Fused):
     factors: tuple[float, ...]
     axis: int
+    arity: ClassVar[int | None] = None
+
+    def attributes(self) -> dict[str, Any]:
+        return {"axis": self.axis} | super().attributes()
 
 
 @dataclass(frozen=True, eq=False)
-class SumPool(_Rounding):
+class SumPool(Rounding):
     """Over a window (`axes` is None) or over whole axes (`window` is None). cells: how many values each sum is of."""
 
     factor: float
@@ -221,6 +317,18 @@ class SumPool(_Rounding):
     def operation(self) -> str:
         return "mean" if self.window is None else "avg_pool"
 
+    def attributes(self) -> dict[str, Any]:
+        if self.window is None:
+            own: dict[str, Any] = {"axes": list(self.axes or ()), "keepdim": self.keepdim}
+        else:  # every sum is of equally many values, so that padding counts where there is any
+            own = _pool(self.window, self.ceil_mode) | {"count_include_pad": True}
+        return own | super().attributes()
+
+    def check(self) -> None:
+        super().check()
+        if (self.window is None) == (self.axes is None) or self.cells < 1:
+            raise self.broken("it needs a window or axes, and how many values each sum is of")
+
 
 @dataclass(frozen=True, eq=False)
 class MaxPool(Instruction):
@@ -230,6 +338,9 @@ class MaxPool(Instruction):
     @property
     def operation(self) -> str:
         return "max_pool"
+
+    def attributes(self) -> dict[str, Any]:
+        return _pool(self.window, self.ceil_mode) | {"dilation": list(self.window.dilation)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +352,14 @@ class Move(Instruction):
     @property
     def operation(self) -> str:
         return self.node.op
+
+    def as_node(self) -> Node:
+        return self.node
+
+    def check(self) -> None:
+        super().check()
+        if self.node.op not in MOVEMENT:
+            raise self.broken("it does not move values")
 
     def index_map(self, shape: tuple[int, ...]) -> Index | None:
         """int64 [1, ...]: for one sample, the flat index into an input of `shape` (batch left out) of every element of the
@@ -254,10 +373,14 @@ class Float(Instruction):
 
     node: Node
     reason: str
+    arity: ClassVar[int | None] = None
 
     @property
     def operation(self) -> str:
         return self.node.op
+
+    def as_node(self) -> Node:
+        return self.node
 
     def operands(self) -> tuple[str, ...]:
         return tuple(self.node.operands())
@@ -266,6 +389,21 @@ class Float(Instruction):
 INSTRUCTIONS: tuple[type[Instruction], ...] = (
     Quantize, Dequantize, Contract, MatMul, Lookup, Add, Mul, Concat, SumPool, MaxPool, Move, Float,
 )  # fmt: skip
+
+
+def _pool(window: Window, ceil_mode: bool) -> dict[str, Any]:
+    sizes = {"kernel": list(window.kernel), "stride": list(window.stride), "padding": list(window.padding)}
+    return {**sizes, "ceil_mode": ceil_mode}
+
+
+def _is_activation(value: dict[str, Any]) -> bool:
+    """Whether it is a fused activation as `bitdial.graph.ir` has them."""
+    if value == {"kind": "relu"}:
+        return True
+    limits = [value.get(key) for key in ("lo", "hi")]
+    return value.keys() == {"kind", "lo", "hi"} and value["kind"] == "clamp" and all(
+        isinstance(v, (int, float)) and v == v for v in limits
+    )  # fmt: skip
 
 
 def moved(node: Node, index: Index) -> Index | None:

@@ -46,7 +46,7 @@ def latency_curves(program: Program, table: LatencyTable) -> dict[str, LatencyCu
         if layer.weight is None:
             continue
         node = nodes[name]
-        shape = layer_shape(node, program.graph.types, layer.weight.shape)
+        shape = layer_shape(node, program.types, layer.weight.shape)
         times = table.times(shape)
         usable: frozenset[str] = frozenset()
         if layer.eligible and layer.n_groups:

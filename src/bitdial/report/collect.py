@@ -15,6 +15,7 @@ from bitdial.graph.ir import BatchDim, Node
 from bitdial.graph.operators import CONTRACTIONS
 from bitdial.quantization.answers import KEY, kept_answers
 from bitdial.quantization.effective_bits import bit_length, group_maximum
+from bitdial.quantization.instructions import Contract, Float, MatMul
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.report.data import (
     Ablation,
@@ -96,9 +97,9 @@ def collect_report(
 def float_layer_macs(program: Program) -> dict[str, int]:
     """Multiply-accumulates per sample of each conv, linear and matmul that runs in float, by node name."""
     return {
-        node.name: _macs(program, node)
-        for node in program.graph.nodes
-        if node.op in CONTRACTIONS and node.name not in program.layers
+        step.name: _macs(program, step.node)
+        for step in program.instructions
+        if isinstance(step, Float) and step.operation in CONTRACTIONS
     }
 
 
@@ -162,7 +163,7 @@ def _point(program: Program, row: Row) -> CurvePoint:
 
 def _display_names(program: Program) -> dict[str, str]:
     """Node name -> module path where that is known and belongs to one layer only."""
-    sources = {name: node.source for name, node in program.graph.producers().items() if name in program.layers}
+    sources = {s.name: s.source for s in program.instructions if isinstance(s, (Contract, MatMul))}
     count = Counter(sources.values())
     return {name: source for name, source in sources.items() if source and count[source] == 1}
 
@@ -171,20 +172,20 @@ def _layers(program: Program, engine: str) -> list[LayerInfo]:
     ranges = program.provenance.get("channel_ranges")
     in_float = float_layer_macs(program)
     result = []
-    for node in program.graph.nodes:
-        if node.name in program.layers:
-            stored = ranges.get(node.name) if isinstance(ranges, Mapping) else None
-            result.append(_integer_layer(program, node, program.layers[node.name], stored, engine))
-        elif node.name in in_float:
-            reason = program.float_reasons.get(node.name) or "no integer form"
+    for step in program.instructions:
+        if isinstance(step, (Contract, MatMul)):
+            stored = ranges.get(step.name) if isinstance(ranges, Mapping) else None
+            result.append(_integer_layer(program, step, stored, engine))
+        elif isinstance(step, Float) and step.name in in_float:
+            weight = program.constants.get(step.node.weight or "")
             result.append(
                 LayerInfo(
-                    name=node.name,
-                    source=node.source,
-                    kind=node.op,
-                    shape=_shape(program, node),
-                    macs=in_float[node.name],
-                    float_reason=reason,
+                    name=step.name,
+                    source=step.source,
+                    kind=step.operation,
+                    shape=_shape(program, step.name, weight),
+                    macs=in_float[step.name],
+                    float_reason=step.reason or "no integer form",
                     engine="torch, float32",
                 )  # fmt: skip
             )
@@ -192,18 +193,18 @@ def _layers(program: Program, engine: str) -> list[LayerInfo]:
 
 
 def _integer_layer(
-    program: Program, node: Node, layer: QuantizedLayer, stored: Sequence[float] | None, engine: str
+    program: Program, step: Contract | MatMul, stored: Sequence[float] | None, engine: str
 ) -> LayerInfo:
-    signed = program.qparams[node.inputs[0]].signed
+    layer, signed = step.layer, program.qparams[step.inputs[0]].signed
     channels = int(layer.group_bounds[-1])
     known = layer.n_groups > 0 and stored is not None and len(stored) == channels
     maxima = np.clip(np.asarray(stored, np.float64), 0, 127 if signed else 255) if known else np.zeros(0)
     shifts, counts = np.unique(layer.weight_shift, return_counts=True)
     return LayerInfo(
         name=layer.name,
-        source=node.source,
+        source=step.source,
         kind=layer.kind,
-        shape=_shape(program, node),
+        shape=_shape(program, step.name, layer.weight),
         macs=layer.macs,
         eligible=layer.eligible,
         reason=layer.reason,
@@ -222,33 +223,29 @@ def _integer_layer(
     )
 
 
-def _shape(program: Program, node: Node) -> str:
+def _shape(program: Program, name: str, weight: npt.NDArray[Any] | None) -> str:
     """Weight shape as "64x64x3x3"; for a matmul the output's type."""
-    layer = program.layers.get(node.name)
-    if layer is not None and layer.weight is not None:
-        return "x".join(str(n) for n in layer.weight.shape)
-    if node.weight is not None and node.weight in program.graph.constants:
-        return "x".join(str(n) for n in program.graph.constants[node.weight].shape)
-    return str(program.graph.types[node.name]) if node.name in program.graph.types else ""
+    if weight is not None:
+        return "x".join(str(n) for n in weight.shape)
+    return str(program.types[name]) if name in program.types else ""
 
 
 def _macs(program: Program, node: Node) -> int:
     """Multiply-accumulates per sample: output elements times the length of each one's sum."""
-    types = program.graph.types
+    types = program.types
     outputs = math.prod(d.factor if isinstance(d, BatchDim) else d for d in types[node.name].shape)
     if node.weight is not None:
-        shape = program.graph.constants[node.weight].shape if node.weight in program.graph.constants else ()
+        shape = program.constants[node.weight].shape if node.weight in program.constants else ()
         return outputs * math.prod(shape[1:]) if shape else 0
     depth = types[node.inputs[0]].shape[-1]
     return outputs * depth if isinstance(depth, int) else 0
 
 
 def _float_operators(program: Program) -> list[FloatOp]:
-    nodes = program.graph.producers()
     return [
-        FloatOp(node=name, op=nodes[name].op, source=nodes[name].source, reason=reason)
-        for name, reason in program.float_reasons.items()
-        if name in nodes
+        FloatOp(node=s.name, op=s.operation, source=s.source, reason=s.reason)
+        for s in program.instructions
+        if isinstance(s, Float) and s.reason
     ]
 
 

@@ -98,7 +98,7 @@ def test_low_integers_and_tables_stay_in_their_range(ground: Ground) -> None:
         assert layer.weight is not None
         assert np.abs(layer.weight).max() == 7 and layer.low.all()
         source = program.graph.node(name).inputs[0]
-        assert int(program.tables[source].max()) == layer.amax and not layer.activation_shift.any()
+        assert int(program.instruction(source).table.max()) == layer.amax and not layer.activation_shift.any()
 
 
 def test_a_layer_in_part_lies_between_and_survives_a_file(ground: Ground, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_ratios(engine: CpuEngine, x: Floats, ratio: Any) -> None:
 def test_ratios_below_a_band(program: Program) -> None:
     """A model saved for a band of ratios has no smaller ones."""
     layers = {n: dataclasses.replace(v, low=v.low[2:], bias=v.bias[2:]) for n, v in program.layers.items()}
-    band = dataclasses.replace(program, ratios=program.ratios[2:], layers=layers)
+    band = dataclasses.replace(program.with_layers(layers), ratios=program.ratios[2:])
     engine = CpuEngine(band, kernels="fixed")
     assert engine.ratio == 0.5 and engine.set_ratio(0.8) == 0.75
     with pytest.raises(RatioError, match=r"0\.25 is below this model's smallest, 0\.5: it was saved for a band"):

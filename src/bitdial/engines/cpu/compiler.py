@@ -30,7 +30,6 @@ from bitdial.quantization.instructions import (
     Quantize,
     SumPool,
 )
-from bitdial.quantization.lower import lower
 from bitdial.quantization.program import Program
 
 FOLD_BELOW = 16  # input channels; below, a row of a filter is one contiguous run of bytes
@@ -68,9 +67,9 @@ class Compiler:
     """One use: `Compiler(program, native).run()`. native: a `_native.Program` without steps."""
 
     def __init__(self, program: Program, native: Any, accumulators: bool = False) -> None:
-        self.program, self.native, self.graph = program, native, program.graph
+        self.program, self.native = program, native
         self.accumulators = accumulators  # store int32 accumulators in float outputs: for tests of the kernels
-        self.steps = lower(program)
+        self.steps = program.instructions
         self.buffers: dict[str, Buffer] = {}
         self.halos = self._halos()
         self.reasons: dict[str, str] = {}
@@ -78,7 +77,7 @@ class Compiler:
     def run(self) -> Compiled:
         items: list[tuple[int, int] | FallbackNode] = []
         done = 0
-        for name in self.graph.inputs:
+        for name in self.program.inputs:
             self._try_buffer(name, external=True)
         for step in self.steps:
             try:
@@ -112,8 +111,8 @@ class Compiler:
         buffer = self.buffers.get(name)
         if buffer is not None:
             return buffer
-        type_ = self.graph.types[name]
-        if self.graph.is_constant(name):
+        type_ = self.program.types[name]
+        if name in self.program.constants:
             raise Unsupported("it reads a constant")
         q = self.program.qparams.get(name)
         if q is None and type_.dtype != "float32":
@@ -162,7 +161,7 @@ def _contract(c: Compiler, step: Contract) -> None:
     layer = step.layer
     assert layer.weight is not None
     x = c.eight(step.inputs[0])
-    memory.check_contract(step, x, c.graph)
+    memory.check_contract(step, x, c.program)
     residual = -1 if step.residual is None else c.buffer(step.residual).tensor
     y = c.buffer(step.name)
     lo, hi = step.limits
@@ -213,8 +212,8 @@ def _lookup(c: Compiler, step: Lookup) -> None:
 def _pair_of(c: Compiler, step: Add | Mul) -> tuple[Buffer, Buffer, bool]:
     """Both operands, exchanged (True) where the first broadcasts: that is written for the second."""
     a, b = (c.eight(v) for v in step.inputs)
-    types = [c.graph.types[v].shape for v in step.inputs]
-    out = c.graph.types[step.name].shape
+    types = [c.program.types[v].shape for v in step.inputs]
+    out = c.program.types[step.name].shape
     exchange = types[0] != out
     if exchange:
         a, b = b, a
@@ -239,7 +238,7 @@ def _mul(c: Compiler, step: Mul) -> None:
 
 
 def _concat(c: Compiler, step: Concat) -> None:
-    rank = len(c.graph.types[step.name].shape)
+    rank = len(c.program.types[step.name].shape)
     axis = step.axis % rank
     native_axis = {(4, 1): 3, (4, 2): 1, (4, 3): 2, (3, 2): 3, (3, 1): 2, (2, 1): 3}.get((rank, axis))
     if native_axis is None:
@@ -256,7 +255,7 @@ def _concat(c: Compiler, step: Concat) -> None:
 
 def _sum_pool(c: Compiler, step: SumPool) -> None:
     x = c.eight(step.inputs[0])
-    kernel, stride, pad, _ = memory.sum_window(step, x, len(c.graph.types[step.inputs[0]].shape)).pairs
+    kernel, stride, pad, _ = memory.sum_window(step, x, len(c.program.types[step.inputs[0]].shape)).pairs
     y = c.buffer(step.name)
     c.native.add_sum_pool(
         step.name, x.tensor, y.tensor, kernel, stride, pad, step.factor, float(step.lo), float(step.hi)
@@ -275,7 +274,7 @@ def _move(c: Compiler, step: Move) -> None:
     y = c.buffer(step.name)
     if x.signed != y.signed or x.factor != y.factor:
         raise Unsupported("it folds other axes into the batch")
-    flat, in_shape, out_shape = memory.moved_index(step, c.graph)
+    flat, in_shape, out_shape = memory.moved_index(step, c.program)
     start, end = memory.offsets_of(x), memory.offsets_of(y)
     loops = memory.copy_loops(flat, start, end, in_shape, out_shape)
     if loops is not None:

@@ -72,7 +72,7 @@ def layer_table(engine: CpuEngine, batch: int = 1, repeats: int = 15) -> list[di
         rows.append(
             {
                 "layer": name,
-                "source": engine.program.graph.node(name).source,
+                "source": engine.program.instruction(name).source,
                 "kernels": kernels,
                 "milliseconds": [1e3 * s for s in seconds],
                 "gmacs_per_s": speeds,

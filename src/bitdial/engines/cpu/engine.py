@@ -70,16 +70,16 @@ class CpuEngine:
         self._set, self._dial = self.native.set_ratio, self.native.dial
         self._fallback: Fallback | None = None if self._runs_whole() else Fallback(self)
         if self._fallback is None:
-            for name in program.graph.outputs:
+            for name in program.outputs:
                 self.native.set_external(self.compiled.buffers[name].tensor, True)
         self.choice_source = tuning.choose_kernels(self)
         self.native.seal()
 
     def _runs_whole(self) -> bool:
         """Whether every node is compiled, and every output a tensor of its own that the steps can write to directly."""
-        graph, compiled = self.program.graph, self.compiled
-        own = all(v in compiled.buffers and v not in graph.inputs for v in graph.outputs)
-        return not compiled.reasons and own and len(set(graph.outputs)) == len(graph.outputs)
+        program, compiled = self.program, self.compiled
+        own = all(v in compiled.buffers and v not in program.inputs for v in program.outputs)
+        return not compiled.reasons and own and len(set(program.outputs)) == len(program.outputs)
 
     # ---- the dial --------------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class CpuEngine:
         """Outputs, and the ratio they were computed at."""
         index = self._dial() if ratio is None else ratio_index(self.program.ratios, ratio)
         arrays, kind = self._inputs(batch)
-        n = check_inputs(self.program.graph, arrays)
+        n = check_inputs(self.program, arrays)
         if self._fallback is None:
             outputs = self._run_whole(arrays, n, index)
         else:
@@ -124,10 +124,10 @@ class CpuEngine:
         return (results[0] if len(results) == 1 else results), self.program.ratios[index]
 
     def _run_whole(self, arrays: list[Array], n: int, index: int) -> list[Array]:
-        graph, buffers = self.program.graph, self.compiled.buffers
-        outputs = [np.empty(self.shape(v, n), dtype=np.float32) for v in graph.outputs]
-        bound = [(buffers[v].tensor, a) for v, a in zip(graph.inputs, arrays, strict=True) if v in buffers]
-        bound += [(buffers[v].tensor, a) for v, a in zip(graph.outputs, outputs, strict=True)]
+        program, buffers = self.program, self.compiled.buffers
+        outputs = [np.empty(self.shape(v, n), dtype=np.float32) for v in program.outputs]
+        bound = [(buffers[v].tensor, a) for v, a in zip(program.inputs, arrays, strict=True) if v in buffers]
+        bound += [(buffers[v].tensor, a) for v, a in zip(program.outputs, outputs, strict=True)]
         bad = self.native.run(bound, n, index)
         if bad and self.check_finite:
             raise InputError(f"the batch holds {bad} NaN or infinite values")
@@ -135,13 +135,13 @@ class CpuEngine:
 
     def shape(self, value: str, n: int) -> tuple[int, ...]:
         """Shape of a value at batch size n."""
-        dims = self.program.graph.types[value].shape
+        dims = self.program.types[value].shape
         return tuple(d.factor * n if isinstance(d, BatchDim) else int(d) for d in dims)
 
     def _inputs(self, batch: Any) -> tuple[list[Array], Any]:
         """Contiguous arrays of the graph's inputs, and the torch device to answer on (None: NumPy)."""
         arrays, device = [], None
-        for part in split_batch(self.program.graph, batch):
+        for part in split_batch(self.program, batch):
             if not isinstance(part, np.ndarray):
                 device = part.device
                 part = part.detach().cpu().numpy()
@@ -191,8 +191,8 @@ class CpuEngine:
 
     def profile_arrays(self, batch: int) -> list[tuple[int, Array]]:
         """Inputs (normal, seeded) and outputs for `native.profile`."""
-        graph, buffers = self.program.graph, self.compiled.buffers
+        program, buffers = self.program, self.compiled.buffers
         rng = np.random.default_rng(0)
-        inputs = [rng.standard_normal(self.shape(v, batch), dtype=np.float32) for v in graph.inputs if v in buffers]
-        bound = [(buffers[v].tensor, a) for v, a in zip([v for v in graph.inputs if v in buffers], inputs, strict=True)]
-        return bound + [(buffers[v].tensor, np.empty(self.shape(v, batch), np.float32)) for v in graph.outputs]
+        inputs = [rng.standard_normal(self.shape(v, batch), dtype=np.float32) for v in program.inputs if v in buffers]
+        bound = [(buffers[v].tensor, a) for v, a in zip([v for v in program.inputs if v in buffers], inputs, strict=True)]
+        return bound + [(buffers[v].tensor, np.empty(self.shape(v, batch), np.float32)) for v in program.outputs]

@@ -37,13 +37,12 @@ class Fallback:
         self.executor = executor.Executor(engine.program)
         self._settings: dict[int, dict[str, Any]] = {}
         self._lock = threading.Lock()
-        graph = engine.program.graph
         self.last_fallback: dict[str, int] = {}  # value -> last item that reads it outside the compiled steps
         for index, item in enumerate(engine.compiled.items):
             if isinstance(item, FallbackNode):
                 for value in item.step.operands():
                     self.last_fallback[value] = index
-        for value in graph.outputs:
+        for value in engine.program.outputs:
             self.last_fallback[value] = len(engine.compiled.items)
         self.written = self._reserve()
 
@@ -51,10 +50,10 @@ class Fallback:
         """Keep the memory of values that cross between compiled steps and others, from where they are made to where they are
         read. Returns the values made elsewhere that compiled steps read."""
         engine = self.engine
-        graph, buffers, reasons = engine.program.graph, engine.compiled.buffers, engine.compiled.reasons
-        compiled = [n for n in graph.nodes if n.name not in reasons]
-        made = {n.name for n in compiled}
-        written = {v for n in compiled for v in n.data_operands() if v in reasons}
+        program, buffers, reasons = engine.program, engine.compiled.buffers, engine.compiled.reasons
+        compiled = [step for step in program.instructions if step.name not in reasons]
+        made = {step.name for step in compiled}
+        written = {v for step in compiled for v in step.operands() if v in reasons}
         done = 0
         for item in engine.compiled.items:
             if not isinstance(item, FallbackNode):
@@ -65,7 +64,7 @@ class Fallback:
                     engine.native.touch(buffers[value].tensor, done)
             if item.step.name in written:
                 engine.native.touch(buffers[item.step.name].tensor, done)
-        for value in graph.outputs:
+        for value in program.outputs:
             if value in made:
                 engine.native.touch(buffers[value].tensor, done)
         return written
@@ -88,13 +87,13 @@ class Fallback:
     def run(self, arrays: list[Array], n: int, index: int) -> list[Array]:
         """Outputs for checked inputs."""
         engine, torch = self.engine, self.torch
-        graph, buffers = engine.program.graph, engine.compiled.buffers
+        program, buffers = engine.program, engine.compiled.buffers
         native = engine.native
         settings = self.settings(index)
         if engine.check_finite and any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays):
             raise InputError("the batch holds NaN or infinite values")
         context = native.acquire(n)
-        own = dict(zip(graph.inputs, arrays, strict=True))
+        own = dict(zip(program.inputs, arrays, strict=True))
         values: dict[str, Any] = {}
         try:
             for name, array in own.items():
@@ -130,7 +129,7 @@ class Fallback:
                         native.write(context, buffer.tensor, array, buffer.channels_first)
                     for name in [v for v in values if self.last_fallback.get(v, -1) <= position]:
                         del values[name]
-                outputs = [np.asarray(value(v).numpy(), order="C") for v in graph.outputs]
+                outputs = [np.asarray(value(v).numpy(), order="C") for v in program.outputs]
                 # an output may be an input, or given twice
                 taken = [(*arrays, *outputs[:i]) for i in range(len(outputs))]
                 return [

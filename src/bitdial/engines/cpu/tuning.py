@@ -155,10 +155,11 @@ def cache_path(engine: CpuEngine) -> Path:
         ).encode()
     )  # fmt: skip
     for name in engine.compiled_layers():
-        layer, node = engine.program.layers[name], engine.program.graph.node(name)
+        layer, step = engine.program.layers[name], engine.program.instruction(name)
         assert layer.weight is not None
-        shape = [str(d) for d in engine.program.graph.types[node.inputs[0]].shape]
-        head = [name, list(layer.weight.shape), shape, node.attrs.get("stride"), node.attrs.get("padding"), layer.amax,
+        shape = [str(d) for d in engine.program.types[step.inputs[0]].shape]
+        attrs = step.attributes()
+        head = [name, list(layer.weight.shape), shape, attrs.get("stride"), attrs.get("padding"), layer.amax,
                 layer.wmax, layer.low_weight is not None, engine.native.methods(name)]  # fmt: skip
         digest.update(json.dumps(head, default=str).encode())
         for array in (layer.low, layer.group_bounds, layer.activation_shift, layer.weight_shift):

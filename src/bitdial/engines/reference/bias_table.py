@@ -77,9 +77,8 @@ def _correct_one(
     fit: PlaneFit | None,
 ) -> list[Tensor]:
     """The first output of every batch. progress: told the share of the instructions that are done."""
-    graph = program.graph
     settings: dict[str, Setting] = executor.settings(index)
-    values = [EightBitValues(program, dict(zip(graph.inputs, batch, strict=True))) for batch in batches]
+    values = [EightBitValues(program, dict(zip(program.inputs, batch, strict=True))) for batch in batches]
     sizes = [batch[0].shape[0] for batch in batches]
     walks = [executor.schedule.walk(own) for own in values]
     for number, steps in enumerate(zip(*walks, strict=True)):
@@ -90,7 +89,7 @@ def _correct_one(
             _correct_layer(executor, step, values, sizes, float_means.get(step.name), index, settings, fit)
         for own, n in zip(values, sizes, strict=True):
             own[step.name] = executor.step(step, own, settings, n)
-    first = graph.outputs[0]
+    first = program.outputs[0]
     return [own[first] if first in own else executor.constants[first] for own in values]
 
 
@@ -140,12 +139,11 @@ def _correct_layer(
 def live_bytes_per_sample(program: Program) -> int:
     """Peak of bytes alive at once per sample while running layer by layer (a bound on calibration memory)."""
     def size(name: str) -> int:
-        return (1 if name in program.qparams else 4) * program.graph.types[name].elements
+        return (1 if name in program.qparams else 4) * program.types[name].elements
 
-    graph = program.graph
-    alive = {v: size(v) for v in graph.inputs}
+    alive = {v: size(v) for v in program.inputs}
     peak = 0
-    for node in Schedule(graph.nodes, {*graph.constants, *graph.outputs}).walk(alive):
-        alive[node.name] = size(node.name)
+    for step in Schedule(program.instructions, {*program.constants, *program.outputs}).walk(alive):
+        alive[step.name] = size(step.name)
         peak = max(peak, sum(alive.values()))
     return peak

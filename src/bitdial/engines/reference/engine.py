@@ -72,9 +72,9 @@ class ReferenceEngine:
 
     def inputs(self, batch: Any) -> tuple[list[Tensor], bool]:
         """Check a batch and bring it to the device. Raises InputError."""
-        parts = split_batch(self.program.graph, batch)
+        parts = split_batch(self.program, batch)
         tensors = []
-        for name, part in zip(self.program.graph.inputs, parts, strict=True):
+        for name, part in zip(self.program.inputs, parts, strict=True):
             tensor = _from_numpy(part) if isinstance(part, np.ndarray) else part
             if self.check_finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"input '{name}' holds NaN or infinite values")

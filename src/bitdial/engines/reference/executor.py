@@ -32,7 +32,6 @@ from bitdial.quantization.instructions import (
     Quantize,
     SumPool,
 )
-from bitdial.quantization.lower import lower
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import read_back_weights
 
@@ -107,12 +106,11 @@ class Executor:
 
     def __init__(self, program: Program, device: torch.device | str = "cpu") -> None:
         self.program, self.device = program, torch.device(device)
-        self.graph = program.graph
-        self.constants = constant_tensors(self.graph, self.device)
-        self.schedule = Schedule(lower(program), {*self.graph.constants, *self.graph.outputs})
+        self.constants = constant_tensors(program, self.device)
+        self.schedule = Schedule(program.instructions, {*program.constants, *program.outputs})
         self.instructions = {step.name: step for step in self.schedule.steps}
         dynamic = program.extraction == "dynamic"
-        self.batch_axes: dict[str, BatchAxis | None] = batch_axes(self.graph) if dynamic else {}
+        self.batch_axes: dict[str, BatchAxis | None] = batch_axes(program.graph) if dynamic else {}
         self.layers: dict[str, LayerState] = {}
         self.tables: dict[str, Tensor] = {}
         self.multipliers: dict[str, Tensor] = {}
@@ -121,7 +119,7 @@ class Executor:
                 self.tables[step.name] = torch.from_numpy(step.table.astype(np.float32)).to(self.device)
             if isinstance(step, (Contract, MatMul)):
                 conv = isinstance(step, Contract) and step.window is not None
-                shape = [1, -1, *[1] * (len(self.graph.types[step.name].shape) - 2)] if conv else [-1]
+                shape = [1, -1, *[1] * (len(program.types[step.name].shape) - 2)] if conv else [-1]
                 self.multipliers[step.name] = torch.from_numpy(step.layer.multiplier).to(self.device).reshape(shape)
             if isinstance(step, Contract):
                 self.renew(step.name)
@@ -151,13 +149,13 @@ class Executor:
         observe: Callable[[str, Tensor], None] | None = None,
     ) -> list[Tensor]:
         """Outputs for a batch. observe: called with every node's value (8-bit values as float32 integers)."""
-        batch = check_inputs(self.graph, inputs)
+        batch = check_inputs(self.program, inputs)
         values = self.schedule.run(
-            dict(zip(self.graph.inputs, inputs, strict=True)),
+            dict(zip(self.program.inputs, inputs, strict=True)),
             lambda step, values: self.step(step, values, settings, batch),
             observe,
         )
-        return [self._value(v, values) for v in self.graph.outputs]
+        return [self._value(v, values) for v in self.program.outputs]
 
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         return values[name] if name in values else self.constants[name]

@@ -188,7 +188,7 @@ def quantized_run(
     carried = {name: CarriedNoise(carrier, run) for name, carrier in carriers.items()}
     readers: dict[str, list[CarriedNoise]] = {}
     for name, own in carried.items():
-        readers.setdefault(program.graph.node(name).inputs[0], []).append(own)
+        readers.setdefault(program.instruction(name).inputs[0], []).append(own)
     for number, batch in enumerate(batches):
 
         def observe(name: str, x: Tensor, number: int = number) -> None:

@@ -27,7 +27,7 @@ class PatchSampler:
         self.generator = torch.Generator().manual_seed(seed)
         self.readers: dict[str, list[tuple[Node, QuantizedLayer]]] = {}
         for name in layers:
-            node = executor.graph.node(name)
+            node = executor.instructions[name].as_node()
             self.readers.setdefault(node.inputs[0], []).append((node, executor.program.layers[name]))
         self.parts: dict[str, list[Tensor]] = {}
 

@@ -104,7 +104,6 @@ class CandidateEvaluator:
 
     def __post_init__(self) -> None:
         self.executor: Executor = FastExecutor(self.program)
-        graph = self.program.graph
         self.base = self.executor.settings(0)
         self.slices: list[slice] = []
         start = 0
@@ -117,10 +116,10 @@ class CandidateEvaluator:
         self.stages: list[_Stage] = []
         nodes: list[int] = []
         searched = set(self.layers)
-        for index, node in enumerate(graph.nodes):
+        for index, step in enumerate(self.program.instructions):
             nodes.append(index)
-            if node.name in searched:
-                self._add_stage(nodes, node.name)
+            if step.name in searched:
+                self._add_stage(nodes, step.name)
                 nodes = []
         self._add_stage(nodes, None)
         self.order = [stage.layer for stage in self.stages if stage.layer is not None]
@@ -136,7 +135,7 @@ class CandidateEvaluator:
             self.reference[number] = soft_labels(self.executor.run(self._batch(number), self.base)[0])
 
     def _add_stage(self, nodes: list[int], layer: str | None) -> None:
-        names = [self.program.graph.nodes[i].name for i in nodes]
+        names = [self.program.instructions[i].name for i in nodes]
         macs = sum(self.program.layers[n].macs for n in names if n in self.program.layers)
         self.stages.append(_Stage(nodes, layer, macs))
 
@@ -177,7 +176,7 @@ class CandidateEvaluator:
         return result
 
     def _start(self, number: int) -> dict[str, Tensor]:
-        return dict(zip(self.program.graph.inputs, self._batch(number), strict=True))
+        return dict(zip(self.program.inputs, self._batch(number), strict=True))
 
     def _walk(
         self,
@@ -196,7 +195,7 @@ class CandidateEvaluator:
         samples = self.chunks[number][1] - self.chunks[number][0]
         if stage.layer is None:
             out = self._run_stage(stage, dict(prefix.values()), self.base, samples)
-            soft = soft_labels(out[self.program.graph.outputs[0]])
+            soft = soft_labels(out[self.program.outputs[0]])
             squares[members] += (soft[:take] - self.reference[number][:take]).double().pow(2).sum().item()
             self._done += len(members)
             if self.progress is not None:

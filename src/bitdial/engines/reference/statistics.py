@@ -46,7 +46,7 @@ class _Collector:
         self.axes: dict[str, int] = {}
         for name, layer in program.layers.items():
             if layer.weight is not None:
-                self.axes[program.graph.node(name).inputs[0]] = 1 if layer.kind == "conv" else -1
+                self.axes[program.instruction(name).inputs[0]] = 1 if layer.kind == "conv" else -1
         self.program = program
         self.histograms: dict[str, npt.NDArray[np.float64]] = {}
         self.sums: dict[str, Tensor] = {}

@@ -31,7 +31,6 @@ from bitdial.quantization.instructions import (
     SumPool,
     Window,
 )
-from bitdial.quantization.lower import lower
 from bitdial.quantization.program import Program
 
 SHOWN = 12  # operators named in an error
@@ -51,7 +50,7 @@ class Lowering:
     """One use: `Lowering(program, ratios).run()`."""
 
     def __init__(self, program: Program, ratios: list[int]) -> None:
-        self.program, self.graph, self.ratios = program, program.graph, ratios
+        self.program, self.ratios = program, ratios
         self.buffers: dict[str, Buffer] = {}
         self.alias: dict[str, str] = {}
         self.steps: list[Step] = []
@@ -63,11 +62,11 @@ class Lowering:
         self.stores = len(ratios) > 1 and bool(stored)  # some layer stores low weights beside its rows
 
     def run(self) -> Lowered:
-        for name in self.graph.inputs:
+        for name in self.program.inputs:
             self._input(name)
         problems: list[str] = []
         broken: set[str] = set()
-        for instruction in lower(self.program):
+        for instruction in self.program.instructions:
             if any(v in broken for v in instruction.operands()):
                 broken.add(instruction.name)  # only what is missing itself is named
             try:
@@ -86,19 +85,19 @@ class Lowering:
                 f"C export lacks {len(problems)} operator(s) of this model: {'; '.join(problems[:SHOWN])}{more}. It covers "
                 "8-bit convolutional networks; run this one with the cpu or reference engine, or export it to ONNX"
             )
-        for output in self.graph.outputs:
+        for output in self.program.outputs:
             buffer = self.buffers.get(output)
             if buffer is None or not buffer.is_float:
                 raise ExportError(f"output '{output}' is not a float value that C export computes")
         return Lowered(
-            self.steps, self.buffers, self.alias, list(self.graph.inputs), list(self.graph.outputs),
+            self.steps, self.buffers, self.alias, list(self.program.inputs), list(self.program.outputs),
             [self.program.ratios[r] for r in self.ratios], self._quantized_input(),
         )  # fmt: skip
 
     # ---- values ------------------------------------------------------------------------------------------------------
 
     def _input(self, name: str) -> None:
-        type_ = self.graph.types[name]
+        type_ = self.program.types[name]
         if type_.dtype != "float32":
             raise ExportError(f"input '{name}' is {type_.dtype}; C export takes float32 inputs")
         try:
@@ -110,9 +109,9 @@ class Lowering:
         buffer = self.buffers.get(name)
         if buffer is not None:
             return buffer
-        if self.graph.is_constant(name):
+        if name in self.program.constants:
             raise Unsupported("it reads a constant")
-        type_ = self.graph.types[name]
+        type_ = self.program.types[name]
         q = self.program.qparams.get(name)
         if q is None and type_.dtype != "float32":
             raise Unsupported(f"it computes {type_.dtype}")
@@ -138,11 +137,11 @@ class Lowering:
 
     def _quantized_input(self) -> str | None:
         """The first step, if it quantizes the only input and nothing else reads that."""
-        if len(self.graph.inputs) != 1 or not self.steps or self.steps[0].op != "quantize":
+        if len(self.program.inputs) != 1 or not self.steps or self.steps[0].op != "quantize":
             return None
-        name = self.graph.inputs[0]
+        name = self.program.inputs[0]
         readers = [s for s in self.steps if name in s.reads]
-        return self.steps[0].name if len(readers) == 1 and name not in self.graph.outputs else None
+        return self.steps[0].name if len(readers) == 1 and name not in self.program.outputs else None
 
     def extract_table(self, shift: int, limit: int, signed: bool, constants: list[Constant]) -> str:
         """Name of the table that takes an 8-bit activation to its low value; made at first use, shared by layers."""
@@ -203,7 +202,7 @@ def _contract(c: Lowering, step: Contract) -> Step:
     layer = step.layer
     assert layer.weight is not None
     x = c.eight(step.inputs[0])
-    memory.check_contract(step, x, c.graph)
+    memory.check_contract(step, x, c.program)
     low = layer.low[c.ratios]
     if c.program.extraction == "dynamic" and low.any():
         raise Unsupported("dynamic extraction; quantize with extraction='static', or export ratio 0 alone")
@@ -333,13 +332,13 @@ def _broadcast(c: Lowering, step: Instruction) -> tuple[list[int], list[list[int
     """Four sizes and the steps of both operands, in the order of memory; axes that go together are joined."""
 
     def stored(value: str, rank: int) -> list[int]:
-        shape = memory.sample_shape(c.graph.types[value])
+        shape = memory.sample_shape(c.program.types[value])
         shape = [1] * (rank - len(shape)) + shape
         return [*shape[1:], shape[0]] if rank == 3 else shape
 
-    out_shape = c.graph.types[step.name].shape
+    out_shape = c.program.types[step.name].shape
     for value in step.inputs:
-        shape = c.graph.types[value].shape
+        shape = c.program.types[value].shape
         if len(shape) != len(out_shape) or not isinstance(shape[0], BatchDim):
             raise Unsupported("its operands differ in rank")
     out = stored(step.name, len(out_shape) - 1)
@@ -368,11 +367,11 @@ def _broadcast(c: Lowering, step: Instruction) -> tuple[list[int], list[list[int
 
 def _concat(c: Lowering, step: Concat) -> Step:
     y = c.buffer(step.name)
-    shape = c.graph.types[step.name].shape
+    shape = c.program.types[step.name].shape
     axis = step.axis % len(shape)
     if axis == 0:
         raise Unsupported("concatenation of batches")
-    sizes, first = memory.sample_shape(c.graph.types[step.name]), axis - 1
+    sizes, first = memory.sample_shape(c.program.types[step.name]), axis - 1
     if y.channels_first:
         sizes, first = [*sizes[1:], sizes[0]], (axis - 2) % 3
     outer, pitch = math.prod(sizes[:first]), math.prod(sizes[first:])
@@ -413,7 +412,7 @@ def _pool(
 
 def _sum_pool(c: Lowering, step: SumPool) -> Step:
     x = c.eight(step.inputs[0])
-    window = memory.sum_window(step, x, len(c.graph.types[step.inputs[0]].shape))
+    window = memory.sum_window(step, x, len(c.program.types[step.inputs[0]].shape))
     y = c.buffer(step.name)
     if step.axes is not None:
         if x.h * x.w > 2**23:
@@ -435,7 +434,7 @@ def _move(c: Lowering, step: Move) -> Step | None:
     x, y = c.eight(step.inputs[0]), c.buffer(step.name)
     if x.signed != y.signed:
         raise Unsupported("its result is encoded otherwise than its input")
-    flat, in_shape, out_shape = memory.moved_index(step, c.graph)
+    flat, in_shape, out_shape = memory.moved_index(step, c.program)
     start, end = memory.offsets_of(x), memory.offsets_of(y)
     origin = np.full(y.count, -1, np.int64)
     keep = flat >= 0

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bitdial.export.c.emit import _argument
 from bitdial.export.c.literals import float_literal, wrapped
 from bitdial.export.c.steps import Lowered
+from bitdial.quantization.instructions import Quantize
 from bitdial.quantization.program import Program
 
 Floats = npt.NDArray[np.float32]
@@ -20,18 +21,17 @@ def sample_inputs(program: Program, seed: int = 0) -> list[Floats]:
     """One sample per input, float32 [1, ...]: uniform over a little more than the 8-bit range, so that some values saturate.
     Multiples of 2^-10 of the range keep the text of the test short."""
     rng = np.random.default_rng(seed)
-    graph = program.graph
     result = []
-    for name in graph.inputs:
-        shape = [int(d) for d in graph.types[name].shape[1:]]  # type: ignore[arg-type]
+    for name in program.inputs:
+        shape = [int(d) for d in program.types[name].shape[1:]]  # type: ignore[arg-type]
         reach = 1.0
-        for node in graph.nodes:
-            if node.op == "quantize" and node.inputs[0] == name:
-                q = program.qparams[node.name]
+        for step in program.instructions:
+            if isinstance(step, Quantize) and step.inputs[0] == name:
+                q = program.qparams[step.name]
                 reach = q.scale * q.qmax * 1.1
                 break
-        step = 2.0 ** np.ceil(np.log2(reach / 1024))
-        values = np.rint(rng.uniform(-reach, reach, [1, *shape]) / step) * step
+        spacing = 2.0 ** np.ceil(np.log2(reach / 1024))
+        values = np.rint(rng.uniform(-reach, reach, [1, *shape]) / spacing) * spacing
         result.append(values.astype(np.float32))
     return result
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from bitdial.errors import ConfigError, ExportError
 from bitdial.export.onnx.builder import require
-from bitdial.graph.ir import BatchDim, Graph
+from bitdial.graph.ir import BatchDim, Values
 from bitdial.graph.operators import OPERATORS
+from bitdial.quantization.instructions import Dequantize, Quantize
 from bitdial.quantization.program import Program
 
 MOST_STEPS, LEAST_AGREEMENT = 1.0, 0.999
@@ -61,22 +62,22 @@ class Comparison:
 
 def rounds_in_float(program: Program) -> bool:
     """Whether a float32 operator whose last bit depends on the runtime stands before a `quantize`."""
-    producers = program.graph.producers()
+    producers = {step.name: step for step in program.instructions}
     seen: set[str] = set()
-    waiting = [n.inputs[0] for n in program.graph.nodes if n.op == "quantize"]
+    waiting = [step.inputs[0] for step in program.instructions if isinstance(step, Quantize)]
     while waiting:
         value = waiting.pop()
-        node = producers.get(value)
-        if node is None or value in seen or value in program.qparams or value in program.layers:
+        step = producers.get(value)
+        if step is None or value in seen or value in program.qparams or value in program.layers:
             continue
         seen.add(value)
-        if node.op not in OPERATORS or OPERATORS[node.op].rounds:
+        if step.operation not in OPERATORS or OPERATORS[step.operation].rounds:
             return True
-        waiting.extend(node.data_operands())
+        waiting.extend(step.as_node().data_operands())
     return False
 
 
-def random_batches(graph: Graph, samples: int, seed: int, batch_size: int = 16) -> Iterator[list[Floats]]:
+def random_batches(graph: Values, samples: int, seed: int, batch_size: int = 16) -> Iterator[list[Floats]]:
     """Standard normal float32 inputs, drawn from the seed. Raises ConfigError if an input is not float32."""
     generator = np.random.default_rng(seed)
     for value in graph.inputs:
@@ -125,7 +126,7 @@ def compare(
     """
     running = session(data, threads, optimize)
     names = [i.name for i in running.get_inputs()]
-    n_outputs = len(program.graph.outputs)
+    n_outputs = len(program.outputs)
     expected: list[list[Floats]] = [[] for _ in range(n_outputs)]
     found: list[list[Floats]] = [[] for _ in range(n_outputs)]
     samples = 0
@@ -137,13 +138,13 @@ def compare(
         ):
             expected[position].append(np.asarray(a))
             found[position].append(np.asarray(b))
-        samples += _batch_size(program.graph, batch)
+        samples += _batch_size(program, batch)
     if not samples:
         raise ConfigError("no samples to compare on: give one batch at least")
     steps, difference, same, count = 0.0, 0.0, 0, 0
     near = np.ones(samples, np.bool_)
     agreements = []
-    for value, many, others in zip(program.graph.outputs, expected, found, strict=True):
+    for value, many, others in zip(program.outputs, expected, found, strict=True):
         a, b = np.concatenate(many), np.concatenate(others)
         if a.shape != b.shape:
             raise ExportError(f"output '{value}' has shape {list(b.shape)} in ONNX Runtime, and {list(a.shape)} here")
@@ -178,16 +179,16 @@ def compare(
 
 def output_step(program: Program, value: str, outputs: Floats) -> float:
     """The quantization step of an output; see `Comparison`."""
-    node = next((n for n in program.graph.nodes if n.name == value), None)
+    step = next((s for s in program.instructions if s.name == value), None)
     if value in program.qparams:
         return 1.0
-    if node is not None and node.op == "dequantize":
-        return float(program.qparams[node.inputs[0]].scale)
+    if isinstance(step, Dequantize):
+        return float(program.qparams[step.inputs[0]].scale)
     finite = outputs[np.isfinite(outputs)]
     return max(float(np.abs(finite).max(initial=0.0)) / 127.0, 1e-30)
 
 
-def _batch_size(graph: Graph, batch: list[Floats]) -> int:
+def _batch_size(graph: Values, batch: list[Floats]) -> int:
     for value, array in zip(graph.inputs, batch, strict=True):
         for dim, size in zip(graph.types[value].shape, array.shape, strict=True):
             if isinstance(dim, BatchDim):

@@ -51,7 +51,7 @@ def _weighted(w: Writer, step: Contract) -> str:
         channels = part.channels(layer)
         x = _channels(w, step, None if len(parts) == 1 else channels, axis)
         if part.extracted and dynamic:
-            place = batch_axes(w.graph).get(value)
+            place = batch_axes(w.program.graph).get(value)
             power = dynamic_power(w, step, layer, part, w.integers(value), axis, place)
             x = extract_dynamic(w, step, x, part, encoding, axis, power, rank)
         elif part.extracted:

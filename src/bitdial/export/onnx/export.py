@@ -33,7 +33,6 @@ from bitdial.quantization.instructions import (
     Quantize,
     SumPool,
 )
-from bitdial.quantization.lower import lower
 from bitdial.quantization.program import Program
 
 DEFAULT_OPSET = 21  # the first with 4-bit types
@@ -82,12 +81,12 @@ def to_onnx(
     if opset > largest:
         raise ConfigError(f"opset {opset}: the installed onnx package knows opsets up to {largest}; upgrade it")
     w = Writer(program, index, builder, chosen)
-    for step in lower(program):
+    for step in program.instructions:
         written = HANDLERS[type(step)](w, step)
         assert written == step.name
-    outputs = [_output(w, value, position) for position, value in enumerate(program.graph.outputs)]
+    outputs = [_output(w, value, position) for position, value in enumerate(program.outputs)]
     inputs = [
-        builder.value_info(v, data_type(program.graph.types[v].dtype), w.onnx_shape(v)) for v in program.graph.inputs
+        builder.value_info(v, data_type(program.types[v].dtype), w.onnx_shape(v)) for v in program.inputs
     ]
     metadata = {
         "bitdial_version": __version__,
@@ -160,8 +159,8 @@ def _output(w: Writer, value: str, position: int) -> Any:
     """A graph output under its own name; integers of an 8-bit output become float32, as engines return them."""
     b = w.b
     eight = w.encoding(value) is not None
-    produced = any(value == n.name for n in w.graph.nodes)
-    again = value in w.graph.outputs[:position]
+    produced = any(value == step.name for step in w.program.instructions)
+    again = value in w.program.outputs[:position]
     if eight:
         name = b.cast(w.value(value), FLOAT, f"{value}/out")
     elif again or not produced:

@@ -46,7 +46,7 @@ def _operands(w: Writer, node: Node) -> list[str]:
     if node.attrs.get("precision") != "bfloat16":
         return [x, w.value(node.weight)]
     narrow = w.b.cast(x, BFLOAT16, f"{node.name}/bf16")
-    weight = w.b.constant(from_bits(w.graph.constants[node.weight]), f"{node.name}/w")
+    weight = w.b.constant(from_bits(w.program.constants[node.weight]), f"{node.name}/w")
     return [w.b.cast(narrow, FLOAT, f"{node.name}/x"), weight]
 
 
@@ -64,9 +64,9 @@ def linear(w: Writer, node: Node) -> str:
     if node.attrs.get("precision") == "bfloat16":
         x, straight = _operands(w, node)
         weight = w.b.emit("Transpose", [straight], f"{node.name}/w", perm=[1, 0])
-    elif node.weight in w.graph.constants:
+    elif node.weight in w.program.constants:
         x = w.value(node.inputs[0])
-        weight = w.b.constant(np.ascontiguousarray(w.graph.constants[node.weight].T), f"{node.name}/w")
+        weight = w.b.constant(np.ascontiguousarray(w.program.constants[node.weight].T), f"{node.name}/w")
     else:
         x, weight = w.value(node.inputs[0]), w.b.emit("Transpose", [w.value(node.weight)], f"{node.name}/w", perm=[1, 0])
     if node.bias is None:

@@ -21,27 +21,27 @@ class Writer:
     """
 
     def __init__(self, program: Program, index: int, builder: Builder, low: str) -> None:
-        self.program, self.graph, self.index, self.b, self.low = program, program.graph, index, builder, low
+        self.program, self.index, self.b, self.low = program, index, builder, low
         self._floats: dict[str, str] = {}
         self._batch: str | None = None
         self.notes: dict[str, Any] = {"float32_layers_split": [], "int4_weights": 0, "int8_weights": 0}
-        for name in (*self.graph.inputs, *(n.name for n in self.graph.nodes)):
+        for name in (*self.program.inputs, *(step.name for step in program.instructions)):
             builder.reserve(name)
 
     # -- what a value is -----------------------------------------------------------------------------------------------
 
     def shape(self, value: str) -> Shape:
-        if value in self.graph.types:
-            return self.graph.types[value].shape
-        return tuple(int(d) for d in self.graph.constants[value].shape)
+        if value in self.program.types:
+            return self.program.types[value].shape
+        return tuple(int(d) for d in self.program.constants[value].shape)
 
     def rank(self, value: str) -> int:
         return len(self.shape(value))
 
     def dtype(self, value: str) -> str:
-        if value in self.graph.types:
-            return self.graph.types[value].dtype
-        return str(self.graph.constants[value].dtype.name)
+        if value in self.program.types:
+            return self.program.types[value].dtype
+        return str(self.program.constants[value].dtype.name)
 
     def encoding(self, value: str) -> QParams | None:
         """Of an 8-bit value; None for others."""
@@ -51,8 +51,8 @@ class Writer:
 
     def value(self, name: str) -> str:
         """The ONNX value as it is stored: uint8 or int8 for 8-bit values."""
-        if name in self.graph.constants:
-            return self.b.constant(self.graph.constants[name], name)
+        if name in self.program.constants:
+            return self.b.constant(self.program.constants[name], name)
         return name
 
     def dequantized(self, name: str, factor: float = 1.0) -> str:
@@ -102,7 +102,7 @@ class Writer:
     def batch(self, factor: int) -> str:
         """int64 [1]: factor times the batch size."""
         if self._batch is None:
-            for value in self.graph.inputs:
+            for value in self.program.inputs:
                 for axis, dim in enumerate(self.shape(value)):
                     if isinstance(dim, BatchDim) and self._batch is None:
                         size = self.b.emit("Shape", [value], "batch", start=axis, end=axis + 1)

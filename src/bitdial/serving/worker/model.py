@@ -218,10 +218,9 @@ def _engine(program: Program, name: str | None, options: dict[str, Any]) -> tupl
 
 
 def _input_infos(program: Program, path: str) -> tuple[TensorInfo, ...]:
-    graph = program.graph
     result = []
-    for name in graph.inputs:
-        kind = graph.types[name]
+    for name in program.inputs:
+        kind = program.types[name]
         dims = [d for d in kind.shape if isinstance(d, BatchDim)]
         if len(dims) != 1:
             raise UnservableError(
@@ -235,11 +234,11 @@ def _input_infos(program: Program, path: str) -> tuple[TensorInfo, ...]:
 
 def _output_infos(program: Program, found: Sequence[Array], path: str) -> tuple[TensorInfo, ...]:
     """From the graph's shapes and what a run on one sample gave."""
-    graph, axes = program.graph, batch_axes(program.graph)
+    axes = batch_axes(program.graph)
     result = []
-    names = output_names(graph.structure, graph.outputs)
-    for name, shown, array in zip(graph.outputs, names, found, strict=True):
-        kind, axis = graph.types[name], axes.get(name)
+    names = output_names(program.structure, program.outputs)
+    for name, shown, array in zip(program.outputs, names, found, strict=True):
+        kind, axis = program.types[name], axes.get(name)
         if axis is None or axis.outer != 1:
             raise UnservableError(
                 f"{path}: output '{name}' is {kind}, along which the samples of a batch do not lie one behind the other: the "
@@ -268,7 +267,7 @@ def _engine_info(engine: Engine, name: str) -> dict[str, Any]:
 
 
 def _layer_table(program: Program) -> list[dict[str, Any]]:
-    nodes = program.graph.producers()
+    steps = {step.name: step for step in program.instructions}
     rows = []
     for name, layer in program.layers.items():
         total = int(layer.group_macs.sum()) if layer.n_groups else 0
@@ -276,7 +275,7 @@ def _layer_table(program: Program) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "source": nodes[name].source,
+                "source": steps[name].source,
                 "kind": layer.kind,
                 "macs": int(layer.macs),
                 "eligible": layer.eligible,

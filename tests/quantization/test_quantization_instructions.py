@@ -15,9 +15,23 @@ from bitdial.export.onnx import export
 from bitdial.finetuning import instructions as twin
 from bitdial.graph.ir import Node
 from bitdial.graph.running import Schedule
-from bitdial.quantization.instructions import INSTRUCTIONS, Add, Concat, Contract, Dequantize, Lookup, MatMul, Quantize
+from bitdial.quantization.instructions import (
+    INSTRUCTIONS,
+    Add,
+    Concat,
+    Contract,
+    Dequantize,
+    Lookup,
+    MatMul,
+    MaxPool,
+    Move,
+    Quantize,
+    Window,
+)
 
 HEAD: dict[str, Any] = {"name": "y", "inputs": ("a", "b"), "source": ""}
+ONE = HEAD | {"inputs": ("a",)}
+PLAIN: dict[str, Any] = HEAD | {"activation": None}
 
 
 @pytest.mark.parametrize("module", [executor, compiler, lowering, export, twin])
@@ -29,17 +43,24 @@ def test_every_instruction_has_a_handler(module: Any) -> None:
 @pytest.mark.parametrize(
     ("broken", "word"),
     [
-        (Quantize(**HEAD, lo=0, hi=255, factor=float("nan")), "factor"),
-        (Dequantize(**HEAD, factor=float("inf")), "factor"),
-        (Quantize(**HEAD, lo=3, hi=2, factor=1.0), "clamps"),
-        (Add(**HEAD, lo=0, hi=256, factors=(1.0, 1.0)), "clamps"),
-        (Add(**HEAD, lo=0, hi=255, factors=(1.0,)), "factors"),
-        (Concat(**HEAD, lo=0, hi=255, factors=(1.0, float("nan")), axis=1), "factors"),
-        (Lookup(**HEAD, lo=0, hi=255, table=np.zeros(255, np.uint8), offset=0, function="relu", attrs={}), "256"),
+        (Quantize(**ONE, lo=0, hi=255, factor=float("nan")), "factor"),
+        (Dequantize(**ONE, factor=float("inf")), "factor"),
+        (Quantize(**ONE, lo=3, hi=2, factor=1.0), "clamps"),
+        (Add(**PLAIN, lo=0, hi=256, factors=(1.0, 1.0)), "clamps"),
+        (Add(**PLAIN, lo=0, hi=255, factors=(1.0,)), "factors"),
+        (Concat(**PLAIN, lo=0, hi=255, factors=(1.0, float("nan")), axis=1), "factors"),
+        (Lookup(**ONE, lo=0, hi=255, table=np.zeros(255, np.uint8), offset=0, function="relu", attrs={}), "256"),
+        (Lookup(**ONE, lo=0, hi=255, table=np.zeros(256, np.uint8), offset=1, function="relu", attrs={}), "offset"),
+        (Quantize(**HEAD, lo=0, hi=255, factor=1.0), "2 inputs instead of 1"),
+        (Quantize(**ONE | {"name": ""}, lo=0, hi=255, factor=1.0), "no name"),
+        (Add(**HEAD, activation={"kind": "exp"}, lo=0, hi=255, factors=(1.0, 1.0)), "activation"),
+        (MaxPool(**ONE, window=Window((2, 2), (1, 0), (0, 0), (1, 1)), ceil_mode=False), "window"),
+        (MaxPool(**ONE, window=Window((2, 2), (1,), (0, 0), (1, 1)), ceil_mode=False), "window"),
+        (Move(**ONE, node=Node("y", "relu", ["a"])), "does not move"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(broken: Any, word: str) -> None:
-    with pytest.raises(GraphError, match=f"'y'.*{word}"):
+    with pytest.raises(GraphError, match=f"'y?'.*{word}"):
         broken.check()
 
 

@@ -410,13 +410,10 @@ def test_bad_bfloat16_is_refused(analysis: Analysis) -> None:
     def unknown(program: Program, node: Any, _: Any) -> None:
         node.attrs["precision"] = "float8"
 
-    def on_integers(program: Program, node: Any, _: Any) -> None:
-        program.graph.node(analysis.layers[2]).attrs["precision"] = "float32"
-
     def bits_as_bias(program: Program, node: Any, second: Any) -> None:
         program.graph.constants[second.bias] = to_bits(program.graph.constants[second.bias])
 
-    for edit in (infinite, wrong_dtype, bits_without_the_word, unknown, on_integers, bits_as_bias):
+    for edit in (infinite, wrong_dtype, bits_without_the_word, unknown, bits_as_bias):
         with pytest.raises(ArtifactError):
             to_bytes(broken(edit))
     graph = fold(analysis.base).copy()

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitdial.artifact import from_bytes, inspect_file, load_program, restrict_to_band, save_program, to_bytes
-from bitdial.artifact.band import weight_shifts
 from bitdial.artifact.packing import signed_bits
+from bitdial.artifact.weights import weight_shifts
 from bitdial.errors import ArtifactError, ConfigError
 from bitdial.quantization.effective_bits import extract
 
@@ -87,10 +87,10 @@ def test_a_band_without_ratios_is_a_config_error(make_program, tmp_path, band):
 
 
 def test_packed_values_beyond_the_limit_are_refused(make_program, monkeypatch):
-    from bitdial.artifact import encode
+    from bitdial.artifact import weights
 
     program = make_program()
-    monkeypatch.setattr(encode, "pack_signed", lambda low, bits: np.full(-(-len(low) * bits // 8), 0x88, np.uint8))
+    monkeypatch.setattr(weights, "pack_signed", lambda low, bits: np.full(-(-len(low) * bits // 8), 0x88, np.uint8))
     data = to_bytes(program, band=(1.0, 1.0))  # every value -8
     with pytest.raises(ArtifactError, match="packed weights"):
         from_bytes(data)
@@ -109,7 +109,7 @@ def test_a_weight_read_back_extracts_to_itself(weight, shift, limit):
 
 def test_weight_shifts_follow_the_convolution_groups(make_program):
     layer = make_program().layers["conv2"]
-    spread = weight_shifts(layer.weight_shift, layer.group_bounds, layer.weight.shape, 2)
+    spread = weight_shifts(layer)
     assert layer.group_bounds.tolist() == [0, 4, 8, 10, 14, 18, 20]
     for o in range(12):
         for i in range(10):

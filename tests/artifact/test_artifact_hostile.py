@@ -39,6 +39,16 @@ def old() -> bytes:
 
 
 @pytest.fixture(scope="module")
+def planes(make_program) -> bytes:
+    """A band whose layers have low weights of their own, of groups that are always, sometimes and never low."""
+    program = make_program()
+    for layer in program.layers.values():
+        if layer.eligible:
+            layer.low_weight = np.ones(layer.weight.shape, np.int8)
+    return to_bytes(program, band=(0.25, 0.75))
+
+
+@pytest.fixture(scope="module")
 def banded(make_program) -> bytes:
     return to_bytes(make_program(), band=(0.5, 1.0))
 
@@ -87,7 +97,7 @@ def test_truncation_anywhere_is_refused(data, tmp_path):
         load_program(tmp_path / "m.bitdial")
 
 
-@pytest.mark.parametrize("which", ["data", "banded"])
+@pytest.mark.parametrize("which", ["data", "banded", "planes"])
 def test_a_flipped_bit_is_refused_or_means_nothing(which, request, assert_same):
     data = request.getfixturevalue(which)
     original = from_bytes(data)
@@ -261,7 +271,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("which", ["data", "banded", "old"])
+@pytest.mark.parametrize("which", ["data", "banded", "planes", "old"])
 def test_edited_manifests_with_fitting_hashes_are_refused_or_load(which, request):
     data = request.getfixturevalue(which)
     generator = random.Random(11)
@@ -287,7 +297,7 @@ def test_edited_manifests_with_fitting_hashes_are_refused_or_load(which, request
     assert 0 < loaded < 400  # provenance, curve, sources and the like may say anything
 
 
-@pytest.mark.parametrize("which", ["data", "banded", "old"])
+@pytest.mark.parametrize("which", ["data", "banded", "planes", "old"])
 def test_edited_tensors_with_fitting_hashes_are_refused_or_load(which, request):
     data = request.getfixturevalue(which)
     generator = np.random.default_rng(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -215,8 +216,8 @@ def test_inspect_finds_damage(bitdial, artifact: Path, tmp_path: Path, extra: li
 
 def test_names_of_a_file_cannot_steer_the_terminal(bitdial, artifact: Path, tmp_path: Path) -> None:
     program = load_program(artifact)
-    for node in program.graph.nodes:
-        node.source = "\x1b[2J[red]evil[/red]\u202e"
+    evil_source = "\x1b[2J[red]evil[/red]\u202e"
+    program.instructions = [dataclasses.replace(step, source=evil_source) for step in program.instructions]
     evil = tmp_path / "evil.bitdial"
     save_program(program, evil)
     result = bitdial("inspect", evil, "--layers", "--graph")

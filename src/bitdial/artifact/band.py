@@ -6,10 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from bitdial.artifact.packing import extract_weights, read_back
+from bitdial.artifact.packing import read_back
+from bitdial.artifact.weights import low_of, settled, weight_mask, weight_shifts
 from bitdial.errors import ConfigError
 from bitdial.quantization.answers import KEY, kept_answers
 from bitdial.quantization.program import Program, QuantizedLayer
@@ -21,7 +19,8 @@ def restrict_to_band(program: Program, band: tuple[float, float]) -> Program:
     """The program with only the ratios within band[0]..band[1] (inclusive); arrays are shared where they do not change.
 
     In groups low at all of these, every weight becomes the 8-bit value that its low value reads back as, which lowers
-    to the same low value: at the ratios that remain, all accumulators are what they were. `ratios[0]` may be above 0.
+    to the same low value: at the ratios that remain, all accumulators are what they were. Low weights of their own stay; those of
+    groups that are now never low become what extraction derives. `ratios[0]` may be above 0.
     provenance["band"] becomes [low, high]. Raises ConfigError if the band is no range within 0..1 or contains no ratio.
     """
     low, high = float(band[0]), float(band[1])
@@ -48,39 +47,16 @@ def is_banded(program: Program) -> bool:
     return "band" in program.provenance
 
 
-def always_low(layer: QuantizedLayer) -> npt.NDArray[np.bool_]:
-    """bool [n_groups]: groups low at every ratio of the program."""
-    return np.asarray(layer.low.all(axis=0))
-
-
-def weight_mask(layer_low: npt.NDArray[np.bool_], bounds: npt.NDArray[np.int32], shape: tuple[int, ...],
-                conv_groups: int) -> npt.NDArray[np.bool_]:  # fmt: skip
-    """bool [*shape]: weights that belong to the groups of `layer_low` (bool [n_groups])."""
-    per_channel = np.repeat(layer_low, np.diff(bounds)).reshape(conv_groups, shape[1])
-    rows = np.repeat(per_channel, shape[0] // conv_groups, axis=0)
-    return np.broadcast_to(rows.reshape(*shape[:2], *(1,) * (len(shape) - 2)), shape)
-
-
-def weight_shifts(shift: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int32], shape: tuple[int, ...],
-                  conv_groups: int) -> npt.NDArray[np.uint8]:  # fmt: skip
-    """uint8 [*shape]: the shift of each weight, from weight_shift [O, n_local]."""
-    n_local = shift.shape[1]
-    outputs = shape[0] // conv_groups
-    local = np.repeat(np.arange(len(bounds) - 1) % n_local, np.diff(bounds)).reshape(conv_groups, shape[1])
-    rows = np.take_along_axis(shift, np.repeat(local, outputs, axis=0), axis=1)
-    return np.broadcast_to(rows.reshape(*shape[:2], *(1,) * (len(shape) - 2)), shape)
-
-
 def _restrict_layer(layer: QuantizedLayer, keep: list[int]) -> QuantizedLayer:
     layer = replace(layer, low=layer.low[keep], bias=layer.bias[keep])
-    if layer.weight is None or not always_low(layer).any():
+    if layer.weight is None:
         return layer
-    shape = layer.weight.shape
-    mask = weight_mask(always_low(layer), layer.group_bounds, shape, layer.conv_groups)
-    shift = weight_shifts(layer.weight_shift, layer.group_bounds, shape, layer.conv_groups)[mask]
-    weight = layer.weight.copy()
-    weight[mask] = read_back(extract_weights(weight[mask], shift, layer.wmax), shift)
-    return replace(layer, weight=weight)
+    mask = weight_mask(layer, layer.low.all(axis=0))
+    if mask.any():
+        weight = layer.weight.copy()
+        weight[mask] = read_back(low_of(layer, mask), weight_shifts(layer)[mask])
+        layer = replace(layer, weight=weight)
+    return settled(layer)
 
 
 def _in_band(ratio: Any, kept: list[float]) -> bool:

@@ -29,6 +29,7 @@ from bitdial.quantization.instructions import (
 )
 from bitdial.quantization.layer import QuantizedLayer
 from bitdial.quantization.program import Program
+from bitdial.quantization.weights import accumulator_bound, largest_magnitudes
 
 MAX_RATIOS = 255
 EXTRACTIONS = ("static", "dynamic", "naive")
@@ -63,7 +64,7 @@ def check_program(program: Program, where: str) -> None:
             kind = program.types[value].dtype
             raise _broken(where, f"'{value:.80}' is {kind} but its encoding says signed = {q.signed}")
     for step in program.instructions:
-        problem = _disagreement(step, program)
+        problem = _disagreement(step, program) or _overflow(step, program)
         if problem is not None:
             raise _broken(where, f"'{step.name:.80}' ({step.operation:.40}): {problem}")
 
@@ -104,6 +105,14 @@ def _disagreement(step: Instruction, program: Program) -> str | None:
     assert limits is not None
     inside = result.qmin <= limits[0] <= limits[1] <= result.qmax
     return None if inside else f"it clamps to {limits[0]}..{limits[1]}, beyond its encoding"
+
+
+def _overflow(step: Instruction, program: Program) -> str | None:
+    """What is wrong with the accumulator bound of a layer that has low weights of its own."""
+    if not isinstance(step, Contract) or step.layer.low_weight is None:
+        return None
+    bound = accumulator_bound(largest_magnitudes(step.layer), program.qparams[step.inputs[0]])
+    return None if bound <= step.layer.accumulator_bound else f"its accumulators reach {bound}, beyond its accumulator_bound"
 
 
 def check_ratios(ratios: list[float], where: str) -> None:

@@ -2,65 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.artifact.band import always_low, weight_mask, weight_shifts
 from bitdial.artifact.checks import EXTRACTIONS, check_program, check_ratios
 from bitdial.artifact.encode import stored_constants
 from bitdial.artifact.instruction_json import LayerHead, instruction_from_json, types_from_json
 from bitdial.artifact.jsontext import Fields, from_plain
-from bitdial.artifact.packing import extract_weights, packed_size, read_back, signed_bits, unpack_signed
 from bitdial.artifact.tables import KINDS, Outline, decode_tables, expanded_bytes
+from bitdial.artifact.tensors import Tensors
+from bitdial.artifact.weights import check_weight_size, read_weights
 from bitdial.errors import ArtifactError
 from bitdial.quantization.instructions import Instruction
-from bitdial.quantization.program import Extraction, Program, QParams, QuantizedLayer
+from bitdial.quantization.program import Extraction, Program, QParams
 
 Array = npt.NDArray[Any]
 _TABLE_FLOOR = 32 * 2**20
 _TABLE_FACTOR = 16  # decoded tables may take this many times the file's size, plus the floor
-
-
-class _Tensors:
-    """The tensors of the file, each to be taken once with the dtype and shape that the manifest leads to expect."""
-
-    def __init__(self, tensors: dict[str, Array], where: str) -> None:
-        self._rest = dict(tensors)
-        self.where = where
-
-    def take(self, name: str, dtype: type[np.generic] | None, shape: tuple[int, ...] | None) -> Array:
-        """`None`: any. Floats must be numbers, and finite but for -inf in constants (attention masks)."""
-        if name not in self._rest:
-            raise ArtifactError(f"{self.where}: tensor '{name:.100}' is missing; get a sound copy of the file")
-        array = self._rest.pop(name)
-        if (dtype is not None and array.dtype != dtype) or (shape is not None and array.shape != shape):
-            raise ArtifactError(
-                f"{self.where}: tensor '{name:.100}' is {array.dtype}{list(array.shape)}, not what the manifest says "
-                f"({'any' if dtype is None else np.dtype(dtype).name}{'' if shape is None else list(shape)}); "
-                "get a sound copy of the file"
-            )
-        if array.dtype.kind == "f":
-            fine = np.isfinite(array)
-            if name.startswith("constants/"):
-                fine |= np.isneginf(array)
-            if not fine.all():
-                raise ArtifactError(
-                    f"{self.where}: tensor '{name:.100}' holds NaN or infinity; quantize and save again"
-                )
-        return array
-
-    def size(self, name: str) -> int:
-        """Elements of a tensor, 0 if it is missing."""
-        return self._rest[name].size if name in self._rest else 0
-
-    def done(self) -> None:
-        if self._rest:
-            raise ArtifactError(
-                f"{self.where}: unknown tensor '{sorted(self._rest)[0]:.100}'; get a sound copy of the file"
-            )
 
 
 def decode_program(manifest: dict[str, Any], tensors: dict[str, Array], file_size: int, where: str) -> Program:
@@ -69,7 +29,7 @@ def decode_program(manifest: dict[str, Any], tensors: dict[str, Array], file_siz
     manifest: without "tensors" (shapes and hashes have been compared). file_size: bytes, bounds what may be allocated.
     """
     fields = Fields(manifest, f"{where}: manifest")
-    stock = _Tensors(tensors, where)
+    stock = Tensors(tensors, where)
     ratios = fields.rows("ratios")
     check_ratios(ratios, where)
     nested = fields.flag("nested")
@@ -109,7 +69,7 @@ def decode_program(manifest: dict[str, Any], tensors: dict[str, Array], file_siz
 
 
 def _decode_instructions(
-    items: list[Any], stock: _Tensors, where: str
+    items: list[Any], stock: Tensors, where: str
 ) -> tuple[list[Instruction], list[LayerHead]]:
     """The instructions, whose layers have no arrays yet, and what is known of these layers, in the same order."""
     luts = stock.take("scalars/luts", np.uint8, None).reshape(-1)
@@ -143,14 +103,14 @@ def _pairs(fields: Fields, key: str, kind: type) -> dict[str, Any]:
 
 
 def _fill_layers(
-    heads: list[LayerHead], stock: _Tensors, n_ratios: int, nested: bool, file_size: int, where: str
+    heads: list[LayerHead], stock: Tensors, n_ratios: int, nested: bool, file_size: int, where: str
 ) -> None:
     """Give every layer its arrays."""
     outlines: list[Outline] = []
     for head in heads:
         layer, shape, n_groups = head.layer, head.shape, head.n_groups
         here = f"{where}: layer '{layer.name:.80}'"
-        _check_weight_size(head, stock, here)
+        check_weight_size(head, stock, here)
         outputs, channels = (1, 0) if shape is None else (shape[0], shape[1] * layer.conv_groups)
         if shape is not None and (
             outputs % layer.conv_groups or not 1 <= n_groups <= channels or head.columns != outputs
@@ -187,50 +147,4 @@ def _fill_layers(
             setattr(layer, field, array)
         layer.residual_factor = float(residual)
         if head.shape is not None:
-            take = _packed_weight if head.packed else _plain_weight
-            layer.weight = take(layer, head.shape, stock, f"{where}: layer '{layer.name:.80}'")
-
-
-def _check_weight_size(head: LayerHead, stock: _Tensors, where: str) -> None:
-    """The weights in the file must be as many as the shape says, before anything is sized by that shape."""
-    layer, shape = head.layer, head.shape
-    if shape is None:
-        return
-    if layer.wmax < 1:
-        raise ArtifactError(f"{where}: wmax is not positive; get a sound copy of the file")
-    count = math.prod(shape)
-    prefix = f"layers/{layer.name}/"
-    if head.packed:
-        low = count - stock.size(prefix + "weight_high")
-        fits = low > 0 and packed_size(low, signed_bits(layer.wmax)) == stock.size(prefix + "weight_low")
-    else:
-        fits = stock.size(prefix + "weight") == count
-    if not fits:
-        raise ArtifactError(
-            f"{where}: the stored weights do not fill the shape {list(shape)}; get a sound copy of the file"
-        )
-
-
-def _plain_weight(layer: QuantizedLayer, shape: tuple[int, ...], stock: _Tensors, where: str) -> npt.NDArray[np.int8]:
-    return stock.take(f"layers/{layer.name}/weight", np.int8, shape)
-
-
-def _packed_weight(layer: QuantizedLayer, shape: tuple[int, ...], stock: _Tensors, where: str) -> npt.NDArray[np.int8]:
-    """8-bit weights from the packed low values of the always-low groups and the 8-bit values of the others."""
-    broken = ArtifactError(f"{where}: the packed weights do not fit the groups or limits; get a sound copy of the file")
-    bounds = layer.group_bounds
-    mask = weight_mask(always_low(layer), bounds, shape, layer.conv_groups)
-    count = int(np.count_nonzero(mask))
-    bits = signed_bits(layer.wmax)
-    packed = stock.take(f"layers/{layer.name}/weight_low", np.uint8, (packed_size(count, bits),))
-    high = stock.take(f"layers/{layer.name}/weight_high", np.int8, (mask.size - count,))
-    low = unpack_signed(packed, count, bits)
-    if layer.weight_shift.max() > 7:
-        raise broken
-    shift = weight_shifts(layer.weight_shift, bounds, shape, layer.conv_groups)[mask]
-    weight = np.empty(shape, np.int8)
-    weight[mask] = read_back(low, shift)
-    weight[~mask] = high
-    if not (extract_weights(weight[mask], shift, layer.wmax) == low).all():
-        raise broken
-    return weight
+            read_weights(head, stock, f"{where}: layer '{layer.name:.80}'")

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.artifact.band import always_low, is_banded, weight_mask, weight_shifts
+from bitdial.artifact.band import is_banded
 from bitdial.artifact.container import digest, dtype_code, tensor_bytes
 from bitdial.artifact.instruction_json import instruction_to_json, layer_to_json, types_to_json
 from bitdial.artifact.jsontext import to_plain
-from bitdial.artifact.packing import extract_weights, pack_signed, read_back, signed_bits
 from bitdial.artifact.tables import encode_tables
+from bitdial.artifact.weights import weight_tensors
 from bitdial.quantization.instructions import Lookup
-from bitdial.quantization.program import Program, QuantizedLayer
+from bitdial.quantization.program import Program
 
 Array = npt.NDArray[Any]
 
@@ -25,9 +25,9 @@ def encode_program(program: Program) -> tuple[dict[str, Any], dict[str, Array]]:
     tensors = encode_tables(layers, program.nested)
     rows = {}
     for layer in layers:
-        weights = _weight_tensors(layer, is_banded(program))
+        weights = weight_tensors(layer, is_banded(program))
         tensors |= {f"layers/{layer.name}/{key}": value for key, value in weights.items()}
-        rows[layer.name] = layer_to_json(layer, packed="weight_low" in weights)
+        rows[layer.name] = layer_to_json(layer, packed="weight_high" in weights, plane="low_plane" in weights)
     constants = stored_constants(program)
     tensors |= {f"constants/{name}": program.constants[name] for name in constants}
     encodings = sorted(program.qparams)
@@ -62,19 +62,3 @@ def stored_constants(program: Program) -> list[str]:
     """Names of the constants that a file needs, sorted: those that an instruction reads or the network returns."""
     used = {*program.outputs, *(v for step in program.instructions for v in step.operands())}
     return sorted(used & program.constants.keys())
-
-
-def _weight_tensors(layer: QuantizedLayer, banded: bool) -> dict[str, Array]:
-    """{"weight": int8} or, where a band leaves groups that are always low, those packed apart:
-    {"weight_low": packed, "weight_high": int8 [rest]}."""
-    if layer.weight is None:
-        return {}
-    if not banded or not always_low(layer).any():
-        return {"weight": layer.weight}
-    shape = layer.weight.shape
-    mask = weight_mask(always_low(layer), layer.group_bounds, shape, layer.conv_groups)
-    shift = weight_shifts(layer.weight_shift, layer.group_bounds, shape, layer.conv_groups)[mask]
-    low = extract_weights(layer.weight[mask], shift, layer.wmax)
-    if not (read_back(low, shift) == layer.weight[mask]).all():
-        return {"weight": layer.weight}  # changed since it was banded: nothing may be lost here
-    return {"weight_low": pack_signed(low, signed_bits(layer.wmax)), "weight_high": layer.weight[~mask]}

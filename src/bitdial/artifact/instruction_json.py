@@ -28,13 +28,14 @@ _LARGE = 2**40
 @dataclass
 class LayerHead:
     """What the manifest says of a layer. `layer` has no arrays yet. shape: of the weight; None for matmul. columns: of the bias
-    table. packed: its always-low groups have no 8-bit weights in the file."""
+    table. packed: its always-low groups have no 8-bit weights in the file. plane: its low weights are integers of their own."""
 
     layer: QuantizedLayer
     shape: tuple[int, ...] | None
     n_groups: int
     columns: int
     packed: bool
+    plane: bool
 
 
 def instruction_to_json(step: Instruction, layer: dict[str, Any] | None) -> dict[str, Any]:
@@ -55,12 +56,13 @@ def instruction_to_json(step: Instruction, layer: dict[str, Any] | None) -> dict
     return item
 
 
-def layer_to_json(layer: QuantizedLayer, packed: bool) -> dict[str, Any]:
+def layer_to_json(layer: QuantizedLayer, packed: bool, plane: bool) -> dict[str, Any]:
     """The scalars of a layer; name and kind are its instruction's."""
     return {
         "shape": None if layer.weight is None else list(layer.weight.shape),
         "bias_columns": layer.bias.shape[1],
         "packed": packed,
+        "plane": plane,
         "eligible": bool(layer.eligible),
         "reason": layer.reason,
         "amax": int(layer.amax),
@@ -142,6 +144,7 @@ def layer_from_json(item: Any, name: str, kind: str, where: str) -> LayerHead:
         row.integer("n_groups", 0, 2**31),
         row.integer("bias_columns", 0, _LARGE),
         row.flag("packed"),
+        row.flag("plane"),
     )
     row.done()
     return head

@@ -33,9 +33,10 @@ _PARTS = {"layers": "weights", "tables": "tables", "scalars": "tables", "constan
 
 @dataclass(frozen=True)
 class SaveSummary:
-    """Sizes of a written file, in bytes; `total` is the file's, the four before it add up to it.
+    """Sizes of a written file, in bytes; `total` is the file's, the five before it add up to it.
 
-    weights: int8 and packed low weights of quantized layers. tables: bias, shifts, low masks, scales, factors,
+    weights: 8-bit weights of quantized layers, packed where a band leaves only low ones. low_planes: low weights that are
+    integers of their own, packed. tables: bias, shifts, low masks, scales, factors,
     256-entry tables, as stored. float_leftovers: constants of what runs in float. manifest: the header with graph and
     hashes.
     int8_weights: what the weights of the quantized layers would take at one byte each.
@@ -43,6 +44,7 @@ class SaveSummary:
 
     path: str
     weights: int
+    low_planes: int
     tables: int
     float_leftovers: int
     manifest: int
@@ -123,9 +125,10 @@ def verify_file(path: str | os.PathLike[str]) -> list[str]:
 def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Version, sizes and contents of a file, JSON-able; reads damaged tensors too, and says so.
 
-    {"path", "version", "hashes_ok", "damaged": [text], "sizes": {"weights", "tables", "manifest", "float_leftovers",
-    "total"} in bytes, "tables": {kind: bytes}, "layers", "packed_layers", "ratios", "band", "extraction", "nested",
-    "provenance", "curve"}. Raises ArtifactError as `load_program` does where the header or the manifest is unreadable.
+    {"path", "version", "hashes_ok", "damaged": [text], "sizes": {"weights", "low_planes", "tables", "manifest",
+    "float_leftovers", "total"} in bytes, "tables": {kind: bytes}, "layers", "packed_layers", "plane_layers", "ratios",
+    "band", "extraction", "nested", "provenance", "curve"}. Raises ArtifactError as `load_program` does where the header or
+    the manifest is unreadable.
     """
     with _open(path) as stream, _only_artifact_errors(str(path)):
         contents = _read(stream, str(path))
@@ -147,6 +150,7 @@ def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         },
         "layers": len(layers),
         "packed_layers": sum(layer.get("packed") is True for layer in layers),
+        "plane_layers": sum(layer.get("plane") is True for layer in layers),
         "ratios": manifest.get("ratios"),
         "band": provenance.get("band") if isinstance(provenance, dict) else None,
         "extraction": manifest.get("extraction"),
@@ -212,9 +216,9 @@ def _read(stream: BinaryIO, where: str) -> _Contents:
 
 def _sizes(header: Header) -> dict[str, int]:
     """Bytes by part; they add up to the file's size."""
-    sizes = {"weights": 0, "tables": 0, "float_leftovers": 0, "manifest": header.data_start}
+    sizes = {"weights": 0, "low_planes": 0, "tables": 0, "float_leftovers": 0, "manifest": header.data_start}
     for name, entry in header.entries.items():
-        part = _PARTS.get(name.partition("/")[0], "tables")
+        part = "low_planes" if name.endswith("/low_plane") else _PARTS.get(name.partition("/")[0], "tables")
         sizes[part] += entry.end - entry.begin
     return sizes
 

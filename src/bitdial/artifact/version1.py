@@ -110,7 +110,7 @@ def _layer_row(item: Any, where: str) -> tuple[QuantizedLayer, dict[str, Any]]:
     """The layer as far as `lower` looks at it, and its row in version 2."""
     row = Fields(item, where)
     name, kind = row.text("name"), row.text("kind")
-    rest = {key: value for key, value in item.items() if key not in ("name", "kind")}
+    rest = {key: value for key, value in item.items() if key not in ("name", "kind")} | {"plane": False}
     head = layer_from_json(rest, name, kind, where)
     if head.shape is not None:
         head.layer.weight = np.broadcast_to(np.int8(0), head.shape)

@@ -115,10 +115,13 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
     sizes = file["sizes"]
     terminal.say(f"{file['path']}: format version {file['version']}, {size_name(sizes['total'])}")
     terminal.say("  hashes of all tensors match" + ("; every rule of the format holds" if verified else ""))
-    parts = {"weights": "weights", "tables": "tables", "float_leftovers": "float constants", "manifest": "manifest"}
+    planes = {"low_planes": "low weights"} if file["plane_layers"] else {}
+    parts = {"weights": "weights", **planes, "tables": "tables", "float_leftovers": "float constants", "manifest": "manifest"}
     terminal.say("  " + ", ".join(f"{name} {size_name(sizes[key])}" for key, name in parts.items()))
     if file["packed_layers"]:
         terminal.say(f"  {file['packed_layers']} layers hold weights packed at the low width")
+    if file["plane_layers"]:
+        terminal.say(f"  {file['plane_layers']} layers hold low weights of their own beside the 8-bit ones")
     if file["band"]:
         low, high = file["band"]
         terminal.say(f"  saved for the band {ratio_name(low)} to {ratio_name(high)}")

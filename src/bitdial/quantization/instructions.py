@@ -39,6 +39,7 @@ from bitdial.errors import GraphError
 from bitdial.graph.ir import Node
 from bitdial.graph.operators import MOVEMENT
 from bitdial.quantization.layer import QuantizedLayer
+from bitdial.quantization.weights import check_low_weight
 
 INFINITY = math.inf
 Index = npt.NDArray[np.int64]
@@ -173,6 +174,7 @@ class _Product(Instruction):
         if self.clamp is not None and not -127 <= self.clamp[0] <= self.clamp[1] <= 255:
             raise self.broken(f"it clamps to {self.clamp[0]}..{self.clamp[1]}")
         self.layer.check()
+        check_low_weight(self.layer)
 
     @property
     def limits(self) -> tuple[float, float]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.errors import ConfigError
+from bitdial.errors import ConfigError, GraphError
 from bitdial.quantization.effective_bits import extract, plain_shift
-from bitdial.quantization.program import BLOCK_ROWS, QParams, QuantizedLayer, WeightGranularity
+from bitdial.quantization.layer import BLOCK_ROWS, QParams, QuantizedLayer, WeightGranularity
 
 INT32_LIMIT = 2**31 - 1
 
@@ -50,7 +50,7 @@ def multipliers(
     return (product / output.scale if output is not None else product).astype(np.float32)
 
 
-def accumulator_bound(weight: npt.NDArray[np.int8], activation: QParams) -> int:
+def accumulator_bound(weight: npt.NDArray[np.signedinteger[Any]], activation: QParams) -> int:
     """Largest |accumulator| any input can give: activation limit times the largest row sum of |w8|."""
     rows = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1)
     return int(rows.max(initial=0)) * activation.qmax
@@ -98,6 +98,12 @@ def per_weight(layer: QuantizedLayer, values: npt.NDArray[Any]) -> npt.NDArray[A
     return spread.reshape(*spread.shape, *[1] * (layer.weight.ndim - 2))
 
 
+def weight_rows(layer: QuantizedLayer, groups: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[n_groups] as [O, n_local]: of each output row, the groups of its convolution group."""
+    assert layer.weight is not None
+    return np.repeat(groups.reshape(layer.conv_groups, -1), len(layer.weight) // layer.conv_groups, axis=0)
+
+
 def low_integers(layer: QuantizedLayer) -> npt.NDArray[np.int8]:
     """int8, shape of the layer's weight: every weight at low precision before its shift, stored or derived from 8 bits.
 
@@ -125,3 +131,29 @@ def bound_accumulators(layer: QuantizedLayer, activation: QParams) -> None:
     larger = np.maximum(np.abs(layer.weight), np.abs(read_back_weights(layer)))  # both symmetric, so abs stays in int8
     layer.accumulator_bound = accumulator_bound(larger, activation)
     check_accumulators(layer.name, layer.accumulator_bound, layer.bias[0])
+
+
+def largest_magnitudes(layer: QuantizedLayer) -> npt.NDArray[np.int16]:
+    """int16, shape of the weight: the largest magnitude that each has at any ratio, 8-bit or, where its group may be low and the
+    layer has low weights of its own, `low << shift`."""
+    assert layer.weight is not None
+    largest = np.abs(layer.weight.astype(np.int16))
+    if layer.low_weight is None:
+        return largest
+    back = np.left_shift(np.abs(layer.low_weight.astype(np.int16)), per_weight(layer, layer.weight_shift))
+    some = per_weight(layer, weight_rows(layer, np.asarray(layer.low.any(axis=0))))
+    result: npt.NDArray[np.int16] = np.maximum(largest, np.where(some, back, 0)).astype(np.int16)
+    return result
+
+
+def check_low_weight(layer: QuantizedLayer) -> None:
+    """Raise GraphError for low weights that are not what `QuantizedLayer` says. The layer is sound otherwise."""
+    low = layer.low_weight
+    if low is None:
+        return
+    if layer.weight is None or low.dtype != np.int8 or low.shape != layer.weight.shape:
+        raise GraphError(f"layer '{layer.name:.80}': low_weight is not int8 of the weight's shape")
+    if int(np.abs(low.astype(np.int16)).max()) > layer.wmax:
+        raise GraphError(f"layer '{layer.name:.80}': a low weight is beyond {layer.wmax}")
+    if int(largest_magnitudes(layer).max()) > 127:
+        raise GraphError(f"layer '{layer.name:.80}': a low weight shifted back is beyond 127")

@@ -21,6 +21,7 @@ from bitdial.quantization.instructions import (
     Concat,
     Contract,
     Dequantize,
+    Float,
     Lookup,
     MatMul,
     MaxPool,
@@ -56,6 +57,8 @@ def test_every_instruction_has_a_handler(module: Any) -> None:
         (Add(**HEAD, activation={"kind": "exp"}, lo=0, hi=255, factors=(1.0, 1.0)), "activation"),
         (MaxPool(**ONE, window=Window((2, 2), (1, 0), (0, 0), (1, 1)), ceil_mode=False), "window"),
         (MaxPool(**ONE, window=Window((2, 2), (1,), (0, 0), (1, 1)), ceil_mode=False), "window"),
+        (Float(**ONE, node=Node("y", "table", ["a"]), reason=""), "no float operator"),
+        (Move(**ONE, node=Node("y", "pad", ["a"], {"pads": [[0, 0], [1, 1]], "value": 1.0})), "other than 0"),
         (Move(**ONE, node=Node("y", "relu", ["a"])), "does not move"),
     ],
 )

@@ -37,7 +37,7 @@ import numpy.typing as npt
 
 from bitdial.errors import GraphError
 from bitdial.graph.ir import Node
-from bitdial.graph.operators import MOVEMENT
+from bitdial.graph.operators import MOVEMENT, kind_of
 from bitdial.quantization.layer import QuantizedLayer
 from bitdial.quantization.weights import check_low_weight
 
@@ -362,6 +362,8 @@ class Move(Instruction):
         super().check()
         if self.node.op not in MOVEMENT:
             raise self.broken("it does not move values")
+        if self.node.op == "pad" and self.node.attrs.get("value", 0.0) != 0:
+            raise self.broken("it pads with something other than 0")
 
     def index_map(self, shape: tuple[int, ...]) -> Index | None:
         """int64 [1, ...]: for one sample, the flat index into an input of `shape` (batch left out) of every element of the
@@ -386,6 +388,11 @@ class Float(Instruction):
 
     def operands(self) -> tuple[str, ...]:
         return tuple(self.node.operands())
+
+    def check(self) -> None:
+        super().check()
+        if kind_of(self.node.op) == "border":
+            raise self.broken("no float operator")
 
 
 INSTRUCTIONS: tuple[type[Instruction], ...] = (

@@ -69,3 +69,13 @@ def test_it_gives_the_outputs_it_gave(assert_same, engine, again):
     for i, ratio in enumerate(program.ratios):
         for j, found in enumerate(running.run(stored["x"], ratio)):
             np.testing.assert_array_equal(np.asarray(found), stored[f"ratio{i}_output{j}"])
+
+
+def test_damage_in_an_old_file_is_found_and_the_rest_shown(tmp_path):
+    data = bytearray(OLD.read_bytes())
+    data[-1] ^= 1
+    broken = tmp_path / "broken.bitdial"
+    broken.write_bytes(data)
+    report = inspect_file(broken)
+    assert not report["hashes_ok"] and report["layers"] == len(load_program(OLD).layers)
+    assert "sha256" in verify_file(broken)[0]

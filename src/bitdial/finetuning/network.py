@@ -191,12 +191,12 @@ class TrainableNetwork(nn.Module):
 
     def forward(self, inputs: Sequence[Tensor], index: int = 0) -> list[Tensor]:
         """Float outputs at ratio index `index` of the program's table. Raises InputError for a wrong shape."""
-        graph = self.program
-        batch = check_inputs(graph, inputs)
+        program = self.program
+        batch = check_inputs(program, inputs)
         values = self.schedule.run(
-            dict(zip(graph.inputs, inputs, strict=True)), lambda step, values: self.step(step, values, index, batch)
+            dict(zip(program.inputs, inputs, strict=True)), lambda step, values: self.step(step, values, index, batch)
         )
-        return [values[v].float() if v in values else self._constant(v) for v in graph.outputs]
+        return [values[v].float() if v in values else self._constant(v) for v in program.outputs]
 
     def _value(self, name: str, values: dict[str, Tensor]) -> Tensor:
         return values[name] if name in values else self._constant(name)

@@ -153,7 +153,7 @@ def peer(python: str, script: str, port: int) -> Iterator[None]:
 def nothing(folder: Path, peer_python: str, rounds: int, seconds: float) -> dict[str, Any]:
     """Requests per second by contestant and connections."""
     path, numbers = tiny_model(folder), [1.0, 2.0, 3.0, 4.0]
-    name = load_program(path).graph.inputs[0]
+    name = load_program(path).inputs[0]
     plain = json.dumps({"input": numbers}).encode()
     ours = json.dumps({"inputs": [{"name": name, "shape": [1, 4], "datatype": "FP32", "data": numbers}]}).encode()
     headers = {"Content-Type": "application/json"}

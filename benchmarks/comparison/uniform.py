@@ -219,7 +219,7 @@ def _lower_layer(
     layer.bias = np.zeros((1, len(weight)), np.int32)
     if source.bias is not None:
         layer.bias[0] = quantize_bias(graph.constants[source.bias], layer.weight_scale, activation.scale)
-    bound_accumulators(layer, program.qparams[program.graph.node(layer.name).inputs[0]])
+    bound_accumulators(layer, program.qparams[program.instruction(layer.name).inputs[0]])
 
 
 def _round(

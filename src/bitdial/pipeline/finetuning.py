@@ -128,8 +128,7 @@ def make_network(prepared: Prepared, program: Program, finetune: FinetuneConfig)
 
 def _with_derived(program: Program) -> Program:
     """A copy whose low weights are derived from the 8-bit ones."""
-    layers = {name: replace(layer, low_weight=None) for name, layer in program.layers.items()}
-    return replace(program, layers=layers)
+    return program.with_layers({name: replace(layer, low_weight=None) for name, layer in program.layers.items()})
 
 
 def checked_device(finetune: FinetuneConfig) -> str:
@@ -204,7 +203,7 @@ def export_program(
             continue
         layer.amax, layer.wmax = old.amax, old.wmax
         layer.activation_shift, layer.weight_shift = old.activation_shift.copy(), old.weight_shift.copy()
-        bound_accumulators(layer, program.qparams[program.graph.node(layer.name).inputs[0]])
+        bound_accumulators(layer, program.qparams[program.instruction(layer.name).inputs[0]])
         if corrections:
             unit = layer.weight_scale.astype(np.float64) * program.qparams[program.instruction(name).inputs[0]].scale
             room = 2**31 - 1 - layer.accumulator_bound
@@ -242,7 +241,7 @@ def reselect(trained: Prepared, program: Program, config: QuantizeConfig, stage:
     for n in names:  # the network was trained with its shifts and derived low weights: only the scores are wanted
         program.layers[n].activation_shift, program.layers[n].weight_shift = shifts[n]
         program.layers[n].low_weight = None
-        bound_accumulators(program.layers[n], program.qparams[program.graph.node(n).inputs[0]])
+        bound_accumulators(program.layers[n], program.qparams[program.instruction(n).inputs[0]])
     highest = {n: program.layers[n].bias[-1].copy() for n in names}
     apply_choice(program, choose(trained, program, tables, config, progress=stage))
     between = range(1, len(program.ratios) - (1 if program.ratios[-1] == 1.0 else 0))

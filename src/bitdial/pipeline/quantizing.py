@@ -182,7 +182,7 @@ def choose_shifts(
         scores[n] = _weight_shift(layer, samples[n], config)
         if config.stores_plane:
             provisional_plane(samples[n], scores[n])
-        bound_accumulators(layer, program.qparams[program.graph.node(n).inputs[0]])
+        bound_accumulators(layer, program.qparams[program.instruction(n).inputs[0]])
         advance([n])
     return scores
 

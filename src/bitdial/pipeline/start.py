@@ -90,7 +90,7 @@ def check_start(start: Program, prepared: Prepared, config: QuantizeConfig, name
 
 
 def _same_network(a: Program, b: Program) -> bool:
-    if [(n.name, n.op) for n in a.graph.nodes] != [(n.name, n.op) for n in b.graph.nodes]:
+    if [(s.name, s.operation) for s in a.instructions] != [(s.name, s.operation) for s in b.instructions]:
         return False
     if list(a.layers) != list(b.layers) or set(a.qparams) != set(b.qparams):
         return False

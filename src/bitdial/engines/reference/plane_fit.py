@@ -76,7 +76,7 @@ class PlaneFit:
         count = min(ROWS, TARGET_BYTES // max(1, 2 * outputs))
         per_batch = max(1, -(-count // max(1, len(batches))))
         self.rows = {
-            n: SampledRows(program.graph.node(n), program.layers[n], per_batch, seed + i) for i, n in enumerate(layers)
+            n: SampledRows(program.instruction(n).as_node(), program.layers[n], per_batch, seed + i) for i, n in enumerate(layers)
         }
         self.targets = _float_outputs(graph, program, self.rows, batches)
         self.fitted: dict[str, np.ndarray] = {}  # layer -> bool [n_groups]: groups with their final low weights

@@ -133,7 +133,7 @@ class _LayerError:
     def __init__(self, node: Node, program: Program, mean_shift: npt.NDArray[np.float64] | None) -> None:
         layer: QuantizedLayer = program.layers[node.name]
         assert layer.weight is not None
-        self.node, self.layer, self.encoding = node, layer, program.qparams[program.graph.node(node.name).inputs[0]]
+        self.node, self.layer, self.encoding = node, layer, program.qparams[program.instruction(node.name).inputs[0]]
         self.axis = 1 if layer.kind == "conv" else -1
         unit = torch.from_numpy(layer.weight_scale) * self.encoding.scale
         per_row = unit.reshape(-1, *[1] * (layer.weight.ndim - 1))

@@ -87,13 +87,16 @@ def test_inspect(bitdial, artifact: Path) -> None:
     assert "7 of them may run low with 4 to 8 groups" in text
     assert "first layer" in text and "%conv2d" in text and "naive 4-bit at 100 %" in text
     assert "nothing runs in float" in text
-    assert "low weights: derived\n" in text and content["description"]["low_weights"]["kind"] == "derived"
+    assert "low weights: stored, " in text and content["description"]["low_weights"]["kind"] == "stored"
 
 
 def test_inspect_and_report_tell_stored_low_weights(
     bitdial, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = load_program(artifact)
+    for layer in program.layers.values():
+        layer.low_weight = None
+    assert describe_program(program)["low_weights"]["kind"] == "derived"
     stored = [v for v in program.layers.values() if v.eligible][:2]
     for layer in stored:
         assert layer.weight is not None and layer.wmax == 7 and layer.low.any(axis=0).all()

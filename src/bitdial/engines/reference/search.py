@@ -125,7 +125,7 @@ class CandidateEvaluator:
         self.order = [stage.layer for stage in self.stages if stage.layer is not None]
         self.gene = dict(zip(self.layers, self.slices, strict=True))
         total = self.inputs[0].shape[0]
-        chunk = samples_per_step(graph.types, CHUNK)
+        chunk = samples_per_step(self.program.types, CHUNK)
         self.chunks = [(a, min(a + chunk, total)) for a in range(0, total, chunk)]
         self.cache: OrderedDict[tuple[int, int, bytes], dict[str, Tensor]] = OrderedDict()
         # prefixes are kept at every second stage: a kept one costs memory, a missed one at most one layer

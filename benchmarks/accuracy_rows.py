@@ -11,6 +11,7 @@ from typing import Any
 
 from bitdial.errors import ConfigError
 from bitdial.quantization.config import QuantizeConfig
+from common import PAPER
 
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAIR = (0.0, 0.5, 1.0)
@@ -18,7 +19,7 @@ SEEDS = (1, 2)  # beside 0, the default
 
 # Settings that do not reach `pipeline.prepare`; all others, also ones added later, get a preparation of their own.
 AFTER_PREPARE = frozenset(
-    "ratios selector low_bits low_bits_weights extraction shift_choice weight_granularity bias_correction nested "
+    "ratios selector target low_bits low_bits_weights extraction shift_choice weight_granularity bias_correction nested "
     "low_weights search search_images population generations survivors seed".split()
 )
 
@@ -50,7 +51,7 @@ class Row:
 
 
 def default_of(setting: str) -> Any:
-    return QuantizeConfig.model_fields[setting].default
+    return PAPER.get(setting, QuantizeConfig.model_fields[setting].default)
 
 
 def accuracy_rows() -> list[Row]:

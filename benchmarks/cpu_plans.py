@@ -33,7 +33,7 @@ from bitdial.quantization.latency_table import layer_shape
 from bitdial.quantization.program import Program
 from bitdial.report.drawing import MARKERS, SMALL, Chart, write_plot
 from bitdial.report.style import LINES
-from common import batches, calibration_images, test_images, trained_network
+from common import PAPER, batches, calibration_images, test_images, trained_network
 from machine import describe_machine
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plans(table: Any) -> dict[str, dict[str, Any]]:
     """Name -> settings that differ from the default."""
     return {
         "4 bits": {},
-        "auto width": {"low_bits": "auto", "latency_table": table},
+        "auto width": {"target": "cpu", "low_bits": "auto", "latency_table": table},
         "by latency": {"latency_table": table, "latency_gain": 0.8},
     }
 
@@ -114,7 +114,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     for network in options.networks.split(","):
         base = QuantizeConfig(
-            population=options.population, generations=options.generations, survivors=options.population // 3
+            **PAPER, population=options.population, generations=options.generations, survivors=options.population // 3
         )
         model = trained_network(network)
         greedy = base.updated(selector="greedy")

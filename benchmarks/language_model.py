@@ -33,6 +33,7 @@ from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.program import Program
 from bitdial.zoo.image_files import cache_directory
 from common import (
+    PAPER,
     Options,
     Progress,
     calibration_images,
@@ -137,7 +138,7 @@ class _Run:
         settings["survivors"] = max(1, min(6, settings["population"] - 1))
         if self.network == TEXT:
             settings |= {"search_images": SEARCH_WINDOWS, "batch_size": 32}
-        return QuantizeConfig(ratios=row.ratios, seed=row.seed, smooth=row.alpha, **settings, **row.changes)
+        return QuantizeConfig(**PAPER, ratios=row.ratios, seed=row.seed, smooth=row.alpha, **settings, **row.changes)
 
     def calibration(self, seed: int) -> torch.Tensor:
         raise NotImplementedError

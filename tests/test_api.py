@@ -27,7 +27,7 @@ from bitdial.errors import (
 )
 from bitdial.pipeline.samples import gather
 
-GREEDY = QuantizeConfig(selector="greedy", calibration_images=32, search_images=8, group_size=8)
+GREEDY = QuantizeConfig(target="paper", selector="greedy", calibration_images=32, search_images=8, group_size=8)
 
 
 @pytest.fixture(scope="module")

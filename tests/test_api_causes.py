@@ -21,7 +21,7 @@ from bitdial.report.collect import collect_report
 from bitdial.report.page import render_html
 from bitdial.selection.layerwise import LayerwiseConfig
 
-GREEDY = QuantizeConfig(selector="greedy", calibration_images=16, search_images=4, group_size=8, ratios=(1.0,))
+GREEDY = QuantizeConfig(target="paper", selector="greedy", calibration_images=16, search_images=4, group_size=8, ratios=(1.0,))
 
 
 class Net(nn.Module):

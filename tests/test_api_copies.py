@@ -32,7 +32,7 @@ def images(helpers: Any) -> Tensor:
 
 @pytest.fixture(scope="module")
 def program(conv_net: nn.Module, images: Tensor) -> Any:
-    config = QuantizeConfig(selector="greedy", calibration_images=32, search_images=8, group_size=8)
+    config = QuantizeConfig(target="paper", selector="greedy", calibration_images=32, search_images=8, group_size=8)
     quantized = bitdial.quantize(conv_net, images, config, evaluation=[(images, torch.arange(32) % 10)])
     return quantized.program
 

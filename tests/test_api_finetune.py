@@ -19,7 +19,9 @@ from bitdial import FinetuneConfig, QuantizeConfig, QuantizedModel
 from bitdial.errors import CalibrationError, ConfigError, DataError
 from bitdial.finetuning.trainer import Interrupted, TrainingProgress
 
-SEARCH = QuantizeConfig(selector="greedy", calibration_images=32, search_images=8, group_size=8, ratios=(0.0, 0.5, 1.0))
+SEARCH = QuantizeConfig(
+    target="paper", selector="greedy", calibration_images=32, search_images=8, group_size=8, ratios=(0.0, 0.5, 1.0)
+)
 SETTINGS = FinetuneConfig(
     epochs=1, batch_size=16, rederivations=1, precision="float32", learning_rate=3e-3, distillation=0.0
 )

@@ -131,7 +131,7 @@ def check_architecture(
     helpers.estimate(model, calibration)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     config = bitdial.QuantizeConfig(
-        selector="greedy", calibration_images=images, search_images=8, batch_size=8, **settings
+        target="paper", selector="greedy", calibration_images=images, search_images=8, batch_size=8, **settings
     )
     qm = bitdial.quantize(model, calibration, config)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items()), "the caller's model was changed"

@@ -17,7 +17,7 @@ from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.weights import read_back_weights
 from bitdial.zoo.registry import build_model
 
-QUICK = QuantizeConfig(selector="greedy", calibration_images=16, search_images=8, batch_size=8)
+QUICK = QuantizeConfig(target="paper", selector="greedy", calibration_images=16, search_images=8, batch_size=8)
 
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(2))

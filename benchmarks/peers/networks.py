@@ -79,9 +79,9 @@ def float_network(name: str, data: Path | None) -> nn.Module:
 
 
 def quantize_config() -> QuantizeConfig:
-    """The defaults, with a cheap search: which groups are low does not influence speed, only how many are."""
+    """4 bits, with a cheap search: which groups are low does not influence speed, only how many are."""
     return QuantizeConfig(
-        selector="greedy", calibration_images=CALIBRATION_IMAGES, search_images=CALIBRATION_IMAGES, batch_size=4
+        target="paper", selector="greedy", calibration_images=CALIBRATION_IMAGES, search_images=CALIBRATION_IMAGES, batch_size=4
     )
 
 

@@ -24,7 +24,7 @@ QUICK = Plan(repeats=2, warmup_calls=1, repetition=0.0)
 @pytest.fixture(scope="module")
 def program(conv_net: Any, helpers: Any) -> Program:
     config = bitdial.QuantizeConfig(
-        selector="greedy", ratios=(0.5, 1.0), calibration_images=8, search_images=4, low_weights="derived"
+        target="paper", selector="greedy", ratios=(0.5, 1.0), calibration_images=8, search_images=4, low_weights="derived"
     )
     made = bitdial.quantize(conv_net, helpers.images(8, 8, seed=1), config).program
     made.curve = [

@@ -85,7 +85,8 @@ def test_figures_are_those_of_the_reference_engine(bench: dict[str, ModuleType],
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(),
                                 torch.nn.Linear(16 * 64, 5)).eval()  # fmt: skip
     pixels = torch.randn(8, 3, 8, 8)
-    program = quantize_prepared(prepare(model, [pixels], QuantizeConfig()), QuantizeConfig(ratios=(0.0, 1.0), selector="greedy"))
+    config = QuantizeConfig(target="paper", ratios=(0.0, 1.0), selector="greedy")
+    program = quantize_prepared(prepare(model, [pixels], QuantizeConfig()), config)
     images = SimpleNamespace(labels=np.zeros(8, np.int64))
     monkeypatch.setattr(measure, "batches", lambda given: [(pixels[:5], None), (pixels[5:], None)])
     exact = measure.reference_outputs(program, pixels, 1.0)
@@ -329,7 +330,7 @@ def test_accuracy_end_to_end(bench: dict[str, ModuleType], tmp_path: Path, capsy
     assert path.read_bytes() == before, "a second run measures nothing"
     assert "resnet20" in capsys.readouterr().out
     # The same configuration from scratch, run without the benchmark's code.
-    config = QuantizeConfig(selector="greedy", low_bits=4, population=3, generations=1)
+    config = QuantizeConfig(target="paper", selector="greedy", low_bits=4, population=3, generations=1)
     model = bitdial.quantize(common.trained_network("resnet20"), common.calibration_images(), config)
     engine = ReferenceEngine(model.program, check_finite=False)
     images = common.test_images(50)

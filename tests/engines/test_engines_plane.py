@@ -19,7 +19,7 @@ from bitdial.engines.reference.prediction import predict
 from bitdial.engines.reference.search import CandidateEvaluator
 from bitdial.pipeline import eight_bit_program, low_tables, prepare, quantize_prepared
 
-CONFIG = QuantizeConfig(group_size=8, calibration_images=24, batch_size=9, selector="greedy", ratios=(0.5, 1.0))
+CONFIG = QuantizeConfig(target="paper", group_size=8, calibration_images=24, batch_size=9, selector="greedy", ratios=(0.5, 1.0))
 
 
 @pytest.mark.parametrize(

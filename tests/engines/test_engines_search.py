@@ -21,7 +21,7 @@ IMAGES = CHUNK + 6  # more than one chunk
 
 
 def make(model: Any, inputs: Tensor, **settings: Any) -> Made:
-    config = QuantizeConfig(group_size=8, calibration_images=IMAGES, **settings)
+    config = QuantizeConfig(target="paper", group_size=8, calibration_images=IMAGES, **settings)
     prepared: Prepared = prepare(model, [inputs], config)
     program = eight_bit_program(prepared, config)
     tables = low_tables(prepared, program, config)
@@ -220,7 +220,7 @@ def test_progress_and_passes(conv_net: Any, helpers: Any, monkeypatch: pytest.Mo
         return run(self, batch, *rest, **named)
 
     monkeypatch.setattr(Executor, "run", counted)
-    config = QuantizeConfig(group_size=8, calibration_images=20, batch_size=5, selector="greedy", search="exact")
+    config = QuantizeConfig(target="paper", group_size=8, calibration_images=20, batch_size=5, selector="greedy", search="exact")
     prepared = prepare(conv_net, [helpers.images(20, seed=9)], config)
     program = eight_bit_program(prepared, config)
     seen: list[tuple[str, float]] = []

@@ -106,7 +106,7 @@ def test_float_output_means(conv_net: Any, transformer: Any, helpers: Any) -> No
 
 def test_bias_table_restores_the_means_layer_by_layer(conv_net: Any, helpers: Any) -> None:
     x = helpers.images(40, seed=6)
-    config = QuantizeConfig(group_size=8, bias_correction=False)
+    config = QuantizeConfig(target="paper", group_size=8, bias_correction=False)
     prepared = prepare(conv_net, [x], config)
     program = eight_bit_program(prepared, config)
     for layer in program.layers.values():

@@ -38,6 +38,7 @@ needs_runtime = pytest.mark.skipif(
     bool(MISSING), reason=f"ONNX EXPORT NOT TESTED: {' and '.join(MISSING)} not installed; pip install bitdial[onnx]"
 )
 QUICK = QuantizeConfig(
+    target="paper",
     selector="random", calibration_images=16, search_images=4, batch_size=16, group_size=8, shift_choice="value_error"
 )
 # What ONNX Runtime puts in place of quantize/dequantize pairs where it can; none of these rounds as the reference does.

@@ -12,7 +12,7 @@ from bitdial.pipeline import Prepared, prepare, quantize_prepared
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.program import Program
 
-QUICK = QuantizeConfig(selector="greedy", calibration_images=32, search_images=16, batch_size=16, group_size=8)
+QUICK = QuantizeConfig(target="paper", selector="greedy", calibration_images=32, search_images=16, batch_size=16, group_size=8)
 
 
 class Subject(NamedTuple):

@@ -112,7 +112,9 @@ def test_limits_of_activations_move_with_learned_scales(helpers: Any) -> None:
         for layer in (model[0], model[2]):
             layer.weight *= 20.0  # many outputs above 6
     images = helpers.images(32, seed=9)
-    config = QuantizeConfig(selector="greedy", calibration_images=32, search_images=16, batch_size=16, group_size=8)
+    config = QuantizeConfig(
+        target="paper", selector="greedy", calibration_images=32, search_images=16, batch_size=16, group_size=8
+    )
     start = prepare(model, [images], config)
     finetune = FinetuneConfig(precision="float32", device="cpu", scales="learned")
     prepared, twin = make_network(start, quantize_prepared(start, config), finetune)

@@ -292,7 +292,7 @@ def test_queries_that_may_attend_to_nothing(additive: bool, late: bool, helpers:
         exact = model(*inputs)
     assert not exact[:, 2].any() and exact[:, 3].any()
     torch.testing.assert_close(run_graph(optimize(capture(model, inputs)), inputs)[0], exact)
-    config = bitdial.QuantizeConfig(selector="greedy", ratios=(0.0, 1.0), group_size=4)
+    config = bitdial.QuantizeConfig(target="paper", selector="greedy", ratios=(0.0, 1.0), group_size=4)
     qm = bitdial.quantize(model, [inputs], config, engine="reference")
     for engine in ("reference", "cpu"):
         got = QuantizedModel(from_bytes(to_bytes(qm.program)), engine)(inputs if late else x)

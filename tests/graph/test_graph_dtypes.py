@@ -84,7 +84,8 @@ def test_integer_inputs(helpers: Any) -> None:
     with torch.no_grad():
         exact = model(x)
         captured = run_graph(capture(model, (x,)), [x])
-    qm = bitdial.quantize(model, x, bitdial.QuantizeConfig(selector="greedy", ratios=(0.0, 1.0)), engine="reference")
+    config = bitdial.QuantizeConfig(target="paper", selector="greedy", ratios=(0.0, 1.0))
+    qm = bitdial.quantize(model, x, config, engine="reference")
     quantized, compiled = qm(x), QuantizedModel(qm.program, "cpu")(x)
     for (name, want), own in zip(exact.items(), captured, strict=True):
         assert torch.equal(want, own), name

@@ -43,7 +43,7 @@ def test_from_module_to_file_and_back(
     torch.manual_seed(0)
     model, inputs = make_model().eval(), make_inputs(24)
     config = bitdial.QuantizeConfig(
-        selector="greedy",
+        target="paper", selector="greedy",
         group_size=2,
         ratios=(0.5, 1.0),
         extraction="dynamic" if len(name) % 2 else "static",

@@ -181,7 +181,7 @@ def test_settings_out_of_range_are_named(settings_: dict[str, Any], where: str) 
 
 
 def test_settings() -> None:
-    assert QuantizeConfig(ratios=(1.0, 0.5, 0.5)).ratios == (0.0, 0.5, 1.0)
+    assert QuantizeConfig(target="paper", ratios=(1.0, 0.5, 0.5)).ratios == (0.0, 0.5, 1.0)
     assert QuantizeConfig(keep_8bit="head*").keep_8bit == ("head*",)
     assert (
         QuantizeConfig(low_bits=5).weight_bits == 5 and QuantizeConfig(low_bits=5, low_bits_weights=4).weight_bits == 4

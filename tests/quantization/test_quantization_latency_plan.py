@@ -22,6 +22,7 @@ from bitdial.quantization.predicted_latency import latency_curves
 
 # Cheap shifts, no reconstruction of rounding: neither matters here.
 CONFIG = QuantizeConfig(
+    target="paper",
     calibration_images=48, search_images=24, population=8, generations=3, survivors=3, group_size=8, batch_size=48,
     shift_choice="plain", low_weights="derived", bias_correction=False,
 )  # fmt: skip
@@ -141,7 +142,7 @@ def test_auto_is_wider_where_the_table_says_that_costs_nothing(prepared: Prepare
         return {"seconds": {"direct": direct, "fip": 0.7 * direct}}
 
     table = make_table(prepared, times)
-    config = CONFIG.updated(selector="greedy", low_bits="auto", latency_table=table, ratios=(0.0, 1.0))
+    config = CONFIG.updated(selector="greedy", target="avx2", latency_table=table, ratios=(0.0, 1.0))
     program = quantize_prepared(prepared, config)
     narrow = quantize_prepared(prepared, config.updated(low_bits=4, latency_table=None))
     own = shapes(prepared)
@@ -194,7 +195,7 @@ def test_readers_of_one_tensor_with_different_widths_have_their_own_shifts(prepa
         return {"seconds": {"direct": 2.0, "winograd_fip": 1.0, "fip": 1.9} if shape.winograd else {"direct": 1.0}}
 
     config = CONFIG.updated(
-        selector="greedy", low_bits="auto", latency_table=make_table(prepared, times), ratios=(0.0, 1.0),
+        selector="greedy", target="avx2", latency_table=make_table(prepared, times), ratios=(0.0, 1.0),
     )  # fmt: skip
     program = quantize_prepared(prepared, config)
     pairs = {}

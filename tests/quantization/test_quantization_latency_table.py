@@ -203,7 +203,6 @@ def test_curves_run_from_8_bits_to_the_fastest_exact_mechanism(table: LatencyTab
 @pytest.mark.parametrize(
     "settings, told",
     [
-        ({"low_bits": "auto"}, "low_bits = 'auto' needs latency_table"),
         ({"latency_gain": 0.8}, "latency_gain = 0.8 needs latency_table"),
         ({"low_bits": "wide"}, "low_bits"),
         ({"low_bits": 12}, r"low_bits: Input should be less than or equal to 7 \(got 12\)"),

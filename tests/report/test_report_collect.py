@@ -38,7 +38,9 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def program() -> Program:
     torch.manual_seed(0)
-    config = bitdial.QuantizeConfig(selector="greedy", group_size=8, ignored=("left_in_float",), calibration_images=8)
+    config = bitdial.QuantizeConfig(
+        target="paper", selector="greedy", group_size=8, ignored=("left_in_float",), calibration_images=8
+    )
     images = torch.randn(8, 3, 6, 6)
     quantized = bitdial.quantize(Net().eval(), images, config, evaluation=[(images, torch.arange(8) % 5)])
     return quantized.program

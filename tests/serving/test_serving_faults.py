@@ -590,7 +590,7 @@ def model_file(helpers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "keep_answers": 0.0,  # random weights: no ratio is sound
     }
     quantized = bitdial.quantize(
-        model, calibration, QuantizeConfig(ratios=(0.0, 0.5, 1.0), **quick), engine="reference"
+        model, calibration, QuantizeConfig(target="paper", ratios=(0.0, 0.5, 1.0), **quick), engine="reference"
     )
     path = folder / "net.bitdial"
     quantized.save(path)

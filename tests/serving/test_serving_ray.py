@@ -228,7 +228,8 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     ).eval()  # fmt: skip
-    config = bitdial.QuantizeConfig(selector="greedy", ratios=RATIOS, keep_answers=0.0)  # random weights: no ratio is sound
+    # Of random weights no ratio is sound.
+    config = bitdial.QuantizeConfig(target="paper", selector="greedy", ratios=RATIOS, keep_answers=0.0)
     model = bitdial.quantize(network, torch.randn(16, *SHAPE), config)
     path = tmp_path_factory.mktemp("model") / f"{DIGITS}.bitdial"
     model.save(path)

@@ -60,6 +60,8 @@ _COMMANDS: dict[Callable[..., Any], tuple[str, ...]] = {
         "bitdial quantize --model my_net.py:Net --weights net.pt --data pictures --resize 224 -o net.bitdial",
         "bitdial quantize --model zoo:digits --weights w.safetensors --data digits --selector greedy -o digits.bitdial",
         "bitdial quantize --model my_net.onnx --data pictures --resize 224 -o net.bitdial",
+        "bitdial quantize --model zoo:resnet20 --weights w.safetensors --data cifar10 --target paper -o four-bits.bitdial",
+        "bitdial quantize --model zoo:vgg --weights v.safetensors --data cifar10 --target avx2 -o for-avx2.bitdial",
     ),
     finetune.finetune: (
         "bitdial finetune resnet20.bitdial --model zoo:resnet20 --weights resnet20.safetensors --data cifar10 -o tuned.bitdial",

@@ -133,10 +133,9 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
     if any(made):
         terminal.say(f"made from {', '.join(str(m) for m in made if m)}")
     if config:
-        low_bits = "widths per layer" if config.get("low_bits") == "auto" else f"{config.get('low_bits')} low bits"
         terminal.say(
             f"  {config.get('selector')} selection, seed {config.get('seed')}, groups of {config.get('group_size')}, "
-            f"{low_bits}, weight shifts per {config.get('weight_granularity')}"
+            f"{_low_bits(config, provenance.get('target'))}, weight shifts per {config.get('weight_granularity')}"
         )
     if isinstance(told := provenance.get("warnings"), list):
         for text in told:
@@ -157,6 +156,22 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
         terminal.say(f"low weights: {low['kind']}{size}")
     if described["reorders"]:
         terminal.say(f"reorders at run time: {len(described['reorders'])}")
+
+
+def _low_bits(config: dict[str, Any], target: Any) -> str:
+    """Which widths were asked for, and what for (a file may say anything there)."""
+    from bitdial.quantization.targets import FOUR_BITS
+
+    if config.get("low_bits") != "auto":
+        return f"{config.get('low_bits')} low bits"
+    if config.get("target") in FOUR_BITS:
+        return f"4 low bits (target {config['target']})"
+    if isinstance(table := config.get("latency_table"), dict):
+        return f"low bits per layer by the times of {table.get('target')}"
+    if not isinstance(target, dict):
+        return "low bits per layer"
+    machine = f" ({target.get('resolved')})" if target.get("name") != target.get("resolved") else ""
+    return f"low bits per layer for target {target.get('name')}{machine}"
 
 
 def _finetuned(record: Any) -> str:

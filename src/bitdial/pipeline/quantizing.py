@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bitdial.engines.cpu import native
 from bitdial.engines.reference.bias_table import correct_bias, live_bytes_per_sample
 from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.patches import PatchSampler
@@ -104,7 +105,7 @@ def searched_layers(program: Program) -> list[str]:
 
 def eight_bit_program(prepared: Prepared, config: QuantizeConfig, progress: Progress = silent) -> Program:
     """The 8-bit program with its corrected bias row (copied to all ratios; no group is low yet)."""
-    program = build_program(prepared.graph, prepared.statistics, config, group_bounds)
+    program = build_program(prepared.graph, prepared.statistics, config, group_bounds, machine=native.target())
     restore_means(prepared, program, config, [0], progress, stage="8-bit model")
     for layer in program.layers.values():
         layer.bias = np.repeat(layer.bias[:1], len(program.ratios), axis=0)
@@ -404,7 +405,7 @@ def quantize_prepared(
     from bitdial._version import __version__
 
     program.provenance = {
-        **program.provenance,  # the builder's: widths chosen by low_bits = "auto"
+        **program.provenance,  # the builder's: the target, and widths chosen for it
         **comparison.provenance(config.keep_answers),
         "bitdial": __version__,
         "torch": torch.__version__,

@@ -123,7 +123,7 @@ class KeptAnswers:
         return (
             f"at high ratios this network loses too many answers: it keeps {beyond}, where {_percent(self.wanted)} are asked for "
             f"(keep_answers); {highest}, and `bitdial serve` stops there unless --max-ratio says otherwise. Wider low bits "
-            "(low_bits=5), keep_8bit for sensitive layers or finetuning help"
+            "(low_bits, up to 7), keep_8bit for sensitive layers or finetuning help"
         )
 
 

@@ -45,6 +45,7 @@ from bitdial.quantization.instructions import (
 )
 from bitdial.quantization.latency_table import layer_shape
 from bitdial.quantization.program import Program, QParams, QuantizedLayer
+from bitdial.quantization.targets import UNKNOWN, TargetWidth, target_width
 from bitdial.quantization.weights import (
     accumulator_bound,
     check_accumulators,
@@ -53,7 +54,7 @@ from bitdial.quantization.weights import (
     quantize_weight,
     weight_scales,
 )
-from bitdial.quantization.width import choose_width
+from bitdial.quantization.width import LayerWidth, choose_width
 
 GroupBounds = Callable[[int, int, int], npt.NDArray[np.int32]]
 
@@ -146,8 +147,10 @@ class _Builder:
         bounds: GroupBounds,
         scales: Mapping[str, float],
         weight_scale: Mapping[str, npt.NDArray[np.float32]],
+        machine: str,
     ) -> None:
         self.given, self.given_weight = scales, weight_scale
+        self.machine = machine if config.target == "cpu" else config.target
         self.graph, self.statistics, self.config, self.bounds = graph, statistics, config, bounds
         self.layers = integer_layers(graph, config.ignored)
         self.eight = eight_bit_values(graph, self.layers, config.ignored)
@@ -162,6 +165,7 @@ class _Builder:
         self.qparams, self.types = self.program.qparams, self.program.types
 
     def run(self) -> Program:
+        self.program.provenance["target"] = {"name": self.config.target, "resolved": self.machine}
         self._share_concat_scales()
         for node in self.graph.nodes:
             self._node(node.name, node)
@@ -320,12 +324,17 @@ class _Builder:
 
     def _low_limits(self, node: Node, signed: bool) -> tuple[int, int]:
         """amax and wmax of a conv or linear layer."""
-        table = self.config.latency_table
-        if self.config.low_bits != "auto" or table is None or self.reasons[node.name]:
-            return low_limit(self.config.activation_bits, signed), low_limit(self.config.weight_bits, True)
+        config, table = self.config, self.config.latency_table
+        if config.four_bits or config.low_bits != "auto" or self.reasons[node.name]:
+            return low_limit(config.activation_bits, signed), low_limit(config.weight_bits, True)
         assert node.weight is not None
         shape = layer_shape(node, self.graph.types, self.graph.constants[node.weight].shape)
-        width = choose_width(shape, signed, table, self.config.auto_tolerance)
+        width: LayerWidth | TargetWidth
+        if table is not None:
+            width = choose_width(shape, signed, table, config.auto_tolerance)
+        else:
+            one_shift = config.weight_granularity == "group"
+            width = target_width(shape, signed, self.machine, group_size=config.group_size, one_shift=one_shift)
         self.program.provenance.setdefault("widths", {})[node.name] = width.summary()
         return width.amax, width.wmax
 
@@ -420,15 +429,16 @@ def build_program(
     scales: Mapping[str, float] | None = None,
     weight_scale: Mapping[str, npt.NDArray[np.float32]] | None = None,
     isolate: bool = False,
+    machine: str = UNKNOWN,
 ) -> Program:
     """The 8-bit program of a fused (and folded) float graph; all ratios start as copies of ratio 0.
 
     statistics: from calibration, for every value of `statistics_plan`. bounds: (channels, group size, convolution
     groups) -> int32 group borders. scales (8-bit value -> scale) and weight_scale (layer -> float32 [O]) replace what would be
     chosen, for finetuning that learns them. isolate: every integer layer between a quantize and a dequantize of its own, no value
-    stays in 8 bits between operators (for comparison). Raises CalibrationError and ConfigError.
+    stays in 8 bits between operators (for comparison). machine: what target "cpu" means. Raises CalibrationError, ConfigError.
     """
-    builder = _Builder(graph, statistics, config, bounds, scales or {}, weight_scale or {})
+    builder = _Builder(graph, statistics, config, bounds, scales or {}, weight_scale or {}, machine)
     if isolate:
         builder.eight = set()
     program = builder.run()

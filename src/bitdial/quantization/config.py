@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from bitdial.errors import ConfigError
 from bitdial.quantization.latency_table import LatencyTableSetting
+from bitdial.quantization.targets import FOUR_BITS, GROUP_SIZE, GROUP_SIZES, Target
 from bitdial.settings import BaseConfig, setting
 
 _PRECISION, _SEARCH = "Precision", "Search"
@@ -16,7 +17,9 @@ _PRECISION, _SEARCH = "Precision", "Search"
 class QuantizeConfig(BaseConfig):
     """Settings of `bitdial.quantize`. Unknown names and values out of range raise ConfigError.
 
-    `latency_table` is a path or a `LatencyTable`. It is needed for low_bits = "auto" and latency_gain; with latency_gain =
+    low_bits = "auto" takes, per layer, the widest low values that are about as fast as 4 bits: by the times of `latency_table`
+    where there is one, else by what is known of `target` (`bitdial.quantization.targets`), which "paper", "npu" and "cuda" make
+    4 bits everywhere. A number goes before either. `latency_table` is a path or a `LatencyTable`; latency_gain needs it: with
     0.8 the groups of 50 % also have at least 40 % of the predicted gain of ratio 1 in time, where that is possible. Of
     shift_choice, "value_error" chooses weight shifts by output error all the same; stored low weights bring their own.
     `smooth` and `equalize` decide the same factors: set one of them.
@@ -30,13 +33,22 @@ class QuantizeConfig(BaseConfig):
     selector: Literal["evolutionary", "greedy", "random"] = setting(
         "evolutionary", "evolutionary, greedy or random.", "NAME", _SEARCH
     )
+    target: Target = setting(
+        "cpu",
+        "What the model will run on, for widths (--low-bits auto) and group size: cpu (this machine), another one's instruction "
+        "set, or 4 bits everywhere: paper, npu, cuda.",
+        panel=_PRECISION,
+    )
     low_bits: Annotated[int, Field(ge=2, le=7)] | Literal["auto"] = setting(
-        4,
-        "Width of low values; auto: per layer the widest that is about as fast as 4 bits on the target of --latency-table.",
+        "auto",
+        "Width of low values; auto: per layer the widest that is about as fast as 4 bits on the target, or by --latency-table.",
         "2..7|auto", _PRECISION, read="low bits",
     )  # fmt: skip
     low_bits_weights: int | None = setting(None, "Width of low weights, if different.", "2..7", _PRECISION, ge=2, le=7)
-    group_size: int = setting(16, "Feature channels that share a shift.", "N", _PRECISION, ge=1, le=4096)
+    group_size: int = setting(
+        GROUP_SIZE, "Feature channels that share a shift. For --target npu 64, for cuda 32, unless given.",
+        "N", _PRECISION, ge=1, le=4096,
+    )  # fmt: skip
     weight_granularity: Literal["output", "block", "group"] = setting(
         "group", "What shares a weight shift, within a group: one output channel, a block of 16, or all.", panel=_PRECISION
     )
@@ -120,17 +132,24 @@ class QuantizeConfig(BaseConfig):
     seed: int = setting(0, "Seed of every random choice.", "N", ge=0)
 
     def __init__(self, **values: Any) -> None:
+        if "group_size" not in values and (size := GROUP_SIZES.get(str(values.get("target")))):
+            values["group_size"] = size
         super().__init__(**values)
         self._check_latency()
         if self.smooth is not None and self.equalize is not None:
             raise ConfigError("smooth and equalize both decide the factors behind LayerNorms: set one of them")
 
     def _check_latency(self) -> None:
-        wanted = "low_bits = 'auto'" if self.low_bits == "auto" else f"latency_gain = {self.latency_gain:g}"
-        if self.latency_table is None and (self.low_bits == "auto" or self.latency_gain > 0.0):
-            raise ConfigError(f"{wanted} needs latency_table, the times measured on the target: pass a file or a table")
-        if self.low_bits == "auto" and self.low_bits_weights is not None:
-            raise ConfigError("low_bits = 'auto' chooses the width of weights too: leave out low_bits_weights")
+        if self.latency_table is None and self.latency_gain > 0.0:
+            raise ConfigError(
+                f"latency_gain = {self.latency_gain:g} needs latency_table, the times measured on the target: pass a file or a "
+                "table"
+            )
+        if self.low_bits == "auto" and self.low_bits_weights is not None and not self.four_bits:
+            raise ConfigError(
+                "low_bits = 'auto', the default, chooses the width of weights too: give low_bits a number beside "
+                "low_bits_weights"
+            )
         if self.latency_gain > 0.0 and self.selector == "random":
             raise ConfigError("selector = 'random' cannot meet a latency_gain: use 'evolutionary' or 'greedy'")
 
@@ -150,6 +169,11 @@ class QuantizeConfig(BaseConfig):
     def stores_plane(self) -> bool:
         """Whether low weights are solved for and stored; naive extraction is the baseline that does not."""
         return self.low_weights == "stored" and self.extraction != "naive"
+
+    @property
+    def four_bits(self) -> bool:
+        """Whether the target makes "auto" 4 bits everywhere."""
+        return self.target in FOUR_BITS
 
     @property
     def activation_bits(self) -> int:

@@ -48,11 +48,12 @@ def candidate_widths(signed: bool) -> list[tuple[int, int]]:
     """Pairs (amax, wmax) from 7 bits down to 4, least error first.
 
     The error of a product is taken as 1 / amax^2 + 1 / wmax^2: both operands' rounding errors are in proportion to their
-    steps, and they add. It leaves out how values are spread and what is clipped, which the candidates share.
+    steps, and they add. It leaves out how values are spread and what is clipped, which the candidates share. Of two that are
+    equal the one of narrower weights comes first: it takes less to store.
     """
     activations = [low_limit(bits, signed) for bits in BITS]
     weights = [*(low_limit(bits, True) for bits in BITS), *EXTRA_WEIGHT_LIMITS]
-    return sorted(((a, w) for a in activations for w in weights), key=lambda pair: pair[0] ** -2 + pair[1] ** -2)
+    return sorted(((a, w) for a in activations for w in weights), key=lambda pair: (pair[0] ** -2 + pair[1] ** -2, pair[1]))
 
 
 def choose_width(shape: LayerShape, signed: bool, table: LatencyTable, tolerance: float) -> LayerWidth:

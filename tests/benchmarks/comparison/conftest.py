@@ -13,7 +13,7 @@ from bitdial.zoo.digits_data import load_digits_split
 from bitdial.zoo.digits_net import digits
 from comparison import Ground
 
-QUICK = QuantizeConfig(selector="greedy", calibration_images=16, search_images=8, batch_size=8, group_size=16)
+QUICK = QuantizeConfig(target="paper", selector="greedy", calibration_images=16, search_images=8, batch_size=8, group_size=16)
 
 
 @pytest.fixture(scope="session")

@@ -175,7 +175,7 @@ def test_training_data_are_asked_for(ground: Ground, prepared: Prepared, trainin
 def test_transformers_too(transformer: nn.Module, helpers: Any) -> None:
     """Signed inputs, linear layers and LayerNorm: uniform layers in part, shared widths, blocks and both kinds of training."""
     images = helpers.images(8)
-    config = QuantizeConfig(selector="greedy", calibration_images=8, search_images=8, batch_size=8)
+    config = QuantizeConfig(target="paper", selector="greedy", calibration_images=8, search_images=8, batch_size=8)
     batches = SampledBatches(8, lambda at: (images[at], at % 10), 8)
     own = Ground(prepare(transformer, [images], config), config, training=Training(FINETUNE, batches))
     reference = ReferenceEngine(own.eight).run(images)

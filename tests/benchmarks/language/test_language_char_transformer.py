@@ -15,7 +15,7 @@ from bitdial.quantization.config import QuantizeConfig
 from language.char_transformer import CharTransformer, char_transformer
 
 VOCABULARY, CONTEXT = 12, 16
-CONFIG = QuantizeConfig(group_size=8, ratios=(0.0, 0.5, 1.0), selector="greedy", smooth=0.5, search_images=8)
+CONFIG = QuantizeConfig(target="paper", group_size=8, ratios=(0.0, 0.5, 1.0), selector="greedy", smooth=0.5, search_images=8)
 
 
 def tokens(n: int, seed: int) -> Tensor:

@@ -38,6 +38,7 @@ UNARY = [
 # Float operators whose results do not depend on where a value lies: no rounding, or one.
 EXACT = MOVEMENT | {"add", "mul", "concat", "relu", "relu6", "clamp", "leaky_relu", "dequantize", "quantize"}
 QUICK = QuantizeConfig(
+    target="paper",
     selector="random", calibration_images=12, search_images=4, batch_size=12, group_size=8, shift_choice="value_error"
 )
 

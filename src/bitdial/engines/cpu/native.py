@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bitdial.errors import EngineError
+from bitdial.processor import processor_field
 
 try:
     _extension: Any = importlib.import_module("bitdial.engines.cpu._native")
@@ -58,6 +59,19 @@ def choose_isa(wanted: str | None = None) -> str:
 def cpu_name() -> str:
     """Product name of the processor."""
     return str(extension().cpu_name()) or "unknown processor"
+
+
+def target() -> str:
+    """What `bitdial.quantization.targets` calls this processor with the kernels that run on it here (ISA_VARIABLE included).
+
+    Without the extension "portable", the careful choice. Raises EngineError for a forced set that cannot run here.
+    """
+    if _extension is None:
+        return "portable"
+    isa, vendor, family = choose_isa(), processor_field("vendor_id"), processor_field("cpu family")
+    zen5 = vendor == "AuthenticAMD" and family.isdigit() and int(family) >= 26
+    full_rate = isa == "avx512vnni" and (zen5 or vendor == "GenuineIntel")
+    return "avx512vnni-fullrate" if full_rate else isa
 
 
 @functools.cache

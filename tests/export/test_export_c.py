@@ -129,6 +129,18 @@ def test_export_c_some_layers_store_low_weights(programs: dict[str, Program], tm
     check_all(program, export_c(program, ratios=[2]), tmp_path / "fixed")
 
 
+@pytest.mark.parametrize("target", ["avx512vnni", "avx2"])
+def test_export_c_widths_per_layer(target: str, tmp_path: Path) -> None:
+    """What a target chooses: limits that differ by layer and are no powers of two, up to 127 and 63."""
+    config = nets.QUICK.updated(target=target, group_size=16, low_weights="derived", ratios=(0.0, 0.5, 1.0))
+    derived = nets.quantized(nets.wide_net(), config, seed=1)
+    assert len({(v.amax, v.wmax) for v in derived.layers.values() if v.eligible}) >= 2
+    program = nets.with_low_plane(derived)
+    check_all(program, export_c(program), tmp_path / "all")
+    check_all(program, export_c(program, ratios=[2]), tmp_path / "fixed")
+    check_all(derived, export_c(derived), tmp_path / "derived")
+
+
 def check_random(graph: Graph, data: st.DataObject, folder: Path) -> None:
     config = nets.QUICK.updated(
         weight_granularity=data.draw(st.sampled_from(["group", "output", "block"])), bias_correction=False,

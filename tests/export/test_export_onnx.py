@@ -111,6 +111,18 @@ def test_stored_low_weights_are_identical_at_every_ratio(conv_program: Program, 
 
 @needs_runtime
 @pytest.mark.parametrize("low", ["int4", "int8"])
+def test_widths_per_layer_are_identical_at_every_ratio(low: Any) -> None:
+    """What a target chooses: limits that differ by layer and are no powers of two, up to 127 and 63."""
+    config = QUICK.updated(target="avx512vnni", group_size=16, low_weights="derived", ratios=(0.0, 0.5, 1.0))
+    derived = NETWORKS.quantized(NETWORKS.wide_net(), config)
+    assert {(v.amax, v.wmax) for v in derived.layers.values() if v.eligible} >= {(63, 14), (31, 7), (127, 63)}
+    for program in (derived, NETWORKS.with_low_plane(derived)):
+        for ratio in program.ratios:
+            assert checked(program, ratio, samples=6, low=low).identical == 1.0, ratio
+
+
+@needs_runtime
+@pytest.mark.parametrize("low", ["int4", "int8"])
 def test_a_transformer_stays_within_a_step(transformer_program: Program, low: Any) -> None:
     for ratio in transformer_program.ratios:
         found = checked(transformer_program, ratio, samples=40, low=low)

@@ -60,9 +60,13 @@ def _winograd(shape: LayerShape) -> bool:
 
 
 def _fip(shape: LayerShape) -> bool:
-    """Over direct 1.07 to 1.26 from 128 channels on both sides, 0.76 to 1.1 at 64; 0.94 and 1.0 for one row of 4,096 (1).
-    On Zen 5 0.6 to 1.1, 1.19 at best (3)."""
+    """Over direct 1.07 to 1.26 from 128 channels on both sides, 0.76 to 1.1 at 64; 0.94 and 1.0 for one row of 4,096 (1)."""
     return min(_channels(shape), _outputs(shape)) >= 128 and _positions(shape) > 1
+
+
+def _fip_fullrate(shape: LayerShape) -> bool:
+    """Over direct 1.18 at 1,024 channels on both sides; 0.6 to 1.1 below (3)."""
+    return min(_channels(shape), _outputs(shape)) >= 1024 and _positions(shape) > 1
 
 
 def _winograd_avx2(shape: LayerShape) -> bool:
@@ -79,7 +83,7 @@ def _narrow_avx2(shape: LayerShape) -> bool:
 _HALF_RATE: tuple[tuple[str, Pays], ...] = (("winograd_fip", _winograd_fip), ("winograd", _winograd), ("fip", _fip))
 MECHANISMS_OF: dict[str, tuple[tuple[str, Pays], ...]] = {
     "avx512vnni": _HALF_RATE,
-    "avx512vnni-fullrate": (("winograd", _winograd),),
+    "avx512vnni-fullrate": (("winograd", _winograd), ("fip", _fip_fullrate)),
     "avx2": (("winograd_narrow", _winograd_avx2), ("narrow", _narrow_avx2)),
     UNKNOWN: _HALF_RATE,  # the narrowest list: what leaves room for its mechanisms leaves more for others
 }

@@ -204,6 +204,16 @@ def regnet() -> Graph:
     return b.done(b.head(b.conv(b.conv(b.conv(x, 64, 1), 64, groups=32), 40, 1)))
 
 
+def wide_net() -> Graph:
+    """Layers that a target's widths tell apart: 3x3 of 64 and 128 channels, strided, 1x1, signed inputs, one row."""
+    b = Network(16, 6, 6, seed=3)
+    x = b.conv("x", 64)
+    x = b.conv(x, 64, activation=None)
+    x = b.conv(b.conv(x, 128, 1), 128)
+    x = b.conv(b.conv(x, 128, 1), 128, stride=2)
+    return b.done(b.linear(b.linear(b.flatten(b.mean(x)), 128), 10, activation=None))
+
+
 NETWORKS = {
     "residual": residual_net,
     "mobile": mobile_net,

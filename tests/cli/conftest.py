@@ -63,6 +63,6 @@ def settings(weights: Path) -> list[str]:
 def artifact(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A quantized model with its curve, baselines and search history."""
     path = tmp_path_factory.mktemp("artifact") / "digits.bitdial"
-    extra = ["--population", "4", "--generations", "2", "--search-images", "16", "--eval-images", "100", "--quiet"]
-    assert main(["quantize", *settings, *extra, "-o", str(path)]) == 0
+    search = ["--target", "paper", "--population", "4", "--generations", "2", "--search-images", "16"]
+    assert main(["quantize", *settings, *search, "--eval-images", "100", "--quiet", "-o", str(path)]) == 0
     return path

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from bitdial.artifact import load_program
+from bitdial.cli.inspect import low_bits_of
 from bitdial.cli.terminal import Terminal
 
-GREEDY = ["--selector", "greedy", "--no-evaluate"]
+GREEDY = ["--target", "paper", "--selector", "greedy", "--no-evaluate"]
 
 
 def test_result_is_kept_in_the_file(artifact: Path) -> None:
@@ -69,6 +70,41 @@ def test_options_reach_the_program(bitdial, settings: list[str], tmp_path: Path)
     integer = sum(layer.macs for layer in program.layers.values())
     expected = program.low_share(4) * integer / (integer + 64 * 128 * 4 * 4)
     assert result.json["low_share"]["100 %"] == pytest.approx(expected)
+
+
+def test_a_target_gives_layers_their_widths_and_inspect_shows_them(
+    bitdial, settings: list[str], artifact: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.bitdial"
+    options = ["--target", "avx2", "--selector", "greedy", "--no-evaluate", "--ratios", "100", "--low-weights", "derived"]
+    assert bitdial("quantize", *settings, *options, "-o", out).code == 0
+    assert "low bits per layer for target avx2," in bitdial("inspect", out).out
+    content = bitdial("inspect", out, "--json").json
+    assert content["file"]["provenance"]["target"] == {"name": "avx2", "resolved": "avx2"}
+    limits = {tuple(v["low_range"].values()) for v in content["description"]["layers"] if not v["reason"]}
+    assert (63, 63) in limits
+    assert "4 low bits (target paper)," in bitdial("inspect", artifact).out
+    wrong = bitdial("quantize", *settings, "--target", "toaster", "-o", tmp_path / "b.bitdial")
+    assert wrong.code == 2 and "--target: " in wrong.err and "'avx512vnni'" in wrong.err
+
+
+@pytest.mark.parametrize(
+    "config, target, told",
+    [
+        ({"low_bits": 5, "target": "cpu"}, {"name": "cpu", "resolved": "avx2"}, "5 low bits"),
+        ({"low_bits": 4}, None, "4 low bits"),  # of a file from before targets
+        ({"low_bits": "auto", "target": "npu"}, {"name": "npu", "resolved": "npu"}, "4 low bits (target npu)"),
+        (
+            {"low_bits": "auto", "target": "cpu", "latency_table": None},
+            {"name": "cpu", "resolved": "avx512vnni"},
+            "low bits per layer for target cpu (avx512vnni)",
+        ),
+        ({"low_bits": "auto", "latency_table": {"target": "zen4"}}, None, "low bits per layer by the times of zen4"),
+        ({"low_bits": "auto"}, "nonsense", "low bits per layer"),
+    ],
+)
+def test_what_inspect_says_of_widths(config: dict[str, object], target: object, told: str) -> None:
+    assert low_bits_of(config, target) == told
 
 
 def test_band(bitdial, settings: list[str], tmp_path: Path) -> None:

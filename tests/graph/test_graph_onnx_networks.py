@@ -33,7 +33,7 @@ NOT_EXPORTED = {"torch channel shuffle", "encoder layer", "adaptive pools"}
 # Captured as one torch operator, or with its parameter as a tensor; here in parts, or as a number.
 OTHER_KINDS = {"attention mask at run time", "activations"}
 KINDS = of_kind("contraction", "unary", "reduction", "normalization") | {"max_pool", "concat"}
-GREEDY = bitdial.QuantizeConfig(selector="greedy")
+GREEDY = bitdial.QuantizeConfig(target="paper", selector="greedy")
 
 
 def export(model: nn.Module, inputs: Sequence[torch.Tensor], path: Path, *, fixed: bool, opset: int = 17, **more: Any) -> Path:

@@ -224,7 +224,7 @@ def test_prepare_smooths_a_vision_transformer_and_calibrates_anew(transformer: n
     torch.manual_seed(3)
     model = uneven(type(transformer)(), 3)
     x = helpers.images(16)
-    config = QuantizeConfig(smooth=0.5, selector="greedy", ratios=(0.0, 1.0), group_size=8, search_images=8)
+    config = QuantizeConfig(target="paper", smooth=0.5, selector="greedy", ratios=(0.0, 1.0), group_size=8, search_images=8)
     prepared = prepare(model, [x], config)
     plain = prepare(model, [x], config.updated(smooth=None))
     with torch.no_grad():

@@ -43,6 +43,7 @@ from bitdial.serving.worker.thread import ThreadWorker
 ENGINE = "reference" if native.missing() else "cpu"
 COMPILED = pytest.mark.skipif(ENGINE != "cpu", reason=f"CPU ENGINE MISSING: {native.missing()}")
 QUICK = {
+    "target": "paper",
     "selector": "random",
     "calibration_images": 12,
     "batch_size": 12,

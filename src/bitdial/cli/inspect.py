@@ -135,7 +135,7 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
     if config:
         terminal.say(
             f"  {config.get('selector')} selection, seed {config.get('seed')}, groups of {config.get('group_size')}, "
-            f"{_low_bits(config, provenance.get('target'))}, weight shifts per {config.get('weight_granularity')}"
+            f"{low_bits_of(config, provenance.get('target'))}, weight shifts per {config.get('weight_granularity')}"
         )
     if isinstance(told := provenance.get("warnings"), list):
         for text in told:
@@ -158,7 +158,7 @@ def _print_file(terminal: Terminal, file: dict[str, Any], described: dict[str, A
         terminal.say(f"reorders at run time: {len(described['reorders'])}")
 
 
-def _low_bits(config: dict[str, Any], target: Any) -> str:
+def low_bits_of(config: dict[str, Any], target: Any) -> str:
     """Which widths were asked for, and what for (a file may say anything there)."""
     from bitdial.quantization.targets import FOUR_BITS
 

@@ -165,7 +165,8 @@ class _Builder:
         self.qparams, self.types = self.program.qparams, self.program.types
 
     def run(self) -> Program:
-        self.program.provenance["target"] = {"name": self.config.target, "resolved": self.machine}
+        if self.config.low_bits == "auto":  # otherwise no target decided anything
+            self.program.provenance["target"] = {"name": self.config.target, "resolved": self.machine}
         self._share_concat_scales()
         for node in self.graph.nodes:
             self._node(node.name, node)

@@ -129,7 +129,11 @@ class LayerOracle:
             channels = slice(int(layer.group_bounds[g]) - first, int(layer.group_bounds[g + 1]) - first)
             if low[g]:
                 sw = int(layer.weight_shift[row, j])
-                w_low = low_array(weight[channels], sw, int(layer.wmax), True)
+                if layer.low_weight is None:
+                    w_low = low_array(weight[channels], sw, int(layer.wmax), True)
+                else:  # integers of their own
+                    own = layer.low_weight[row].reshape(field8.shape[0], -1)
+                    w_low = own[channels].astype(np.int64)
                 total += int((field4[channels] * w_low).sum()) << (int(self.shifts[sample, g]) + sw)
             else:
                 total += int((field8[channels] * weight[channels]).sum())

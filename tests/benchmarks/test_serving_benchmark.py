@@ -34,7 +34,7 @@ def test_requests_that_got_no_answer_count_as_infinite(bench: dict[str, ModuleTy
     fields = {name: zeros for name in Result.__dataclass_fields__ if name in ("scheduled", "begun", "sent")}
     result = Result(
         **fields, done=np.where(status == 0, 0.010, np.nan), status=status, ratio=np.where(status == 0, 0.5, np.nan),
-        queue=nan, compute=nan, right=np.full(n, -1), seconds=1.0, images=1, slo=0.05,
+        queue=nan, compute=nan, right=np.full(n, -1), seconds=1.0, samples=1, slo=0.05,
         model={"ratios": [0.0, 0.5, 1.0]},
     )  # fmt: skip
     row = bench["serving_harness"].figures(result)

@@ -51,7 +51,7 @@ class Net(nn.Module):
 
 
 SAMPLES = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
-CONFIG = QuantizeConfig(target="paper", ratios=RATIOS, selector="greedy", sort_channels=False)
+CONFIG = QuantizeConfig(target="paper", ratios=RATIOS, selector="greedy", sort_channels=False, low_weights="derived")
 
 
 def quantized(model: nn.Module, config: QuantizeConfig = CONFIG) -> tuple[QuantizedModel, list[str]]:
@@ -96,7 +96,7 @@ def test_a_sound_network_is_not_complained_of() -> None:
 @pytest.mark.parametrize("correction", [True, False])
 def test_outputs_without_classes_are_compared_as_values(correction: bool) -> None:
     torch.manual_seed(3)
-    config = CONFIG.updated(low_bits=2, bias_correction=correction, low_weights="derived")
+    config = CONFIG.updated(low_bits=2, bias_correction=correction)
     model, told = quantized(Net(outlier=False, outputs=1), config)
     kept = kept_answers(model.program)
     assert kept is not None and kept.by == OUTPUTS and len(told) == 1

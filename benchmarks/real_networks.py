@@ -1,8 +1,8 @@
 """Accuracy and preparation on networks that people deploy: float32, the int8 quantizers of others, and bitdial's whole dial.
 
 Every preparation has a process of its own, so that its peak memory is its own; peers run in the environment of --peer-python.
-bitdial's outputs are those of the CPU engine where it runs the network, checked against the reference engine on the first
-batch of every ratio, else of the reference engine; a row says which. Each network has its own result file.
+bitdial's outputs are those of the CPU engine where it runs the network, compared with the reference engine on the first
+samples of every ratio, else of the reference engine; a row says which, and the largest deviation. Each network has its own result file.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class OnnxRuntimePreparation:
     def load(self, settings: dict[str, Any]) -> dict[str, Any]:
         """settings: model (.onnx), samples (.npy files, one per input), transformer, artifact (.onnx to write), threads.
 
-        Unsigned activations, signed weights per channel. Of transformers the matrix products alone are quantized: with
+        Unsigned activations, signed weights per channel. Of transformers products and embeddings alone are quantized: with
         additions, LayerNorms and softmax too, as it does by default, they lose more for nothing.
         """
         import onnxruntime as ort
@@ -39,11 +39,11 @@ class OnnxRuntimePreparation:
 
         def work() -> None:
             folded = str(Path(self.model).with_suffix(".folded.onnx"))
-            quant_pre_process(settings["model"], folded, skip_symbolic_shape=settings["transformer"])
+            quant_pre_process(settings["model"], folded, skip_symbolic_shape=True)  # it would need sympy
             quantize_static(
                 folded, self.model, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                op_types_to_quantize=["MatMul", "Gemm", "Conv"] if settings["transformer"] else None,
+                op_types_to_quantize=["Conv", "Gather", "Gemm", "MatMul"] if settings["transformer"] else None,
             )  # fmt: skip
             Path(folded).unlink()
 

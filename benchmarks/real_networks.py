@@ -2,7 +2,8 @@
 
 Every preparation has a process of its own, so that its peak memory is its own; peers run in the environment of --peer-python.
 bitdial's outputs are those of the CPU engine where it runs the network, compared with the reference engine on the first
-samples of every ratio, else of the reference engine; a row says which, and the largest deviation. Each network has its own result file.
+samples of every ratio, else of the reference engine; a row says which, and the largest deviation. Each network has a result
+file of its own.
 """
 
 from __future__ import annotations

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitdial.errors import ArtifactError
 from peers.preparation import Stages, timed
+
+if TYPE_CHECKING:
+    import torch
+
+    from bitdial.quantization.program import Program
+
+CHECKED = 4  # samples that the saved file must give the same outputs for
 
 _SEARCH = ("selector", "search", "evaluations", "predictions", "seconds", "deviation", "fitness")
 
@@ -38,6 +47,7 @@ class BitdialPreparation:
             programs.append(program)
 
         preparation = timed(work)
+        check_file(programs[0], Path(settings["artifact"]), [x[:CHECKED] for x in inputs])
         provenance = programs[0].provenance
         return {
             "preparation": {**preparation, "stages": stages.close()},
@@ -49,6 +59,18 @@ class BitdialPreparation:
         raise NotImplementedError("this contestant only prepares")
 
     output = run
+
+
+def check_file(program: Program, path: Path, inputs: Sequence[torch.Tensor]) -> None:
+    """Raises ArtifactError if the file gives other outputs than the program that was saved in it."""
+    from bitdial.artifact import load_program
+    from bitdial.engines.reference.engine import ReferenceEngine
+
+    prepared, loaded = (ReferenceEngine(p, check_finite=False) for p in (program, load_program(path)))
+    batch = list(inputs) if len(inputs) > 1 else inputs[0]
+    for ratio in program.ratios:
+        if not prepared.run(batch, ratio).equal(loaded.run(batch, ratio)):
+            raise ArtifactError(f"{path.name} gives other outputs at {100 * ratio:.0f} % than what was saved in it: report this")
 
 
 def create() -> BitdialPreparation:

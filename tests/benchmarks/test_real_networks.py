@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from bitdial.artifact import load_program
 from bitdial.errors import ConfigError
 
 MODULES = (
@@ -199,6 +200,20 @@ def test_a_preparation_outlives_an_interrupted_evaluation(
     assert Direct.loads == 1
     run = run_of(bench, tiny, tmp_path)
     assert run.measure("greedy") and Direct.loads == 1 and "greedy" in run.file.rows
+
+
+def test_a_file_of_other_outputs_is_no_result(
+    bench: dict[str, ModuleType], tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(path: Path) -> Any:
+        program = load_program(path)
+        layer = next(iter(program.layers.values()))
+        layer.bias = layer.bias + 1000
+        return program
+
+    monkeypatch.setattr("bitdial.artifact.load_program", damaged)
+    assert not run_of(bench, tiny, tmp_path).measure("greedy")
+    assert "gives other outputs at 0 % than what was saved in it" in capsys.readouterr().err
 
 
 def test_a_contestant_that_fails_leaves_no_row(

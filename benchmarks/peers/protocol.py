@@ -29,10 +29,19 @@ class PeerError(BitdialError):
 
 
 class Worker:
-    """One contestant's process. Raises PeerError for what goes wrong in it."""
+    """One contestant's process. Raises PeerError for what goes wrong in it.
+
+    python: the interpreter, for contestants that are installed in an environment of their own.
+    """
 
     def __init__(
-        self, adapter: str, log: Path, *, environment: Mapping[str, str] | None = None, timeout: float = 900.0
+        self,
+        adapter: str,
+        log: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        timeout: float = 900.0,
+        python: str = sys.executable,
     ) -> None:
         self.adapter, self.timeout = adapter, timeout
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +49,7 @@ class Worker:
         ours, theirs = os.pipe()  # worker -> parent
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(WORKER), adapter, str(theirs)],
+                [python, str(WORKER), adapter, str(theirs)],
                 stdin=subprocess.PIPE,
                 stdout=errors,
                 stderr=errors,

@@ -91,9 +91,7 @@ def restore_means(
     fit = None
     if plane:
         layers = searched_layers(program)
-        fit = PlaneFit(
-            prepared.graph, program, layers, batches, centred=config.bias_correction, seed=config.seed
-        )
+        fit = PlaneFit(program, layers, batches, centred=config.bias_correction, seed=config.seed)
     with torch.no_grad():
         correct_bias(program, batches, means, indices, partial(progress, stage), outputs, fit)
 

@@ -114,7 +114,7 @@ def _correct_layer(
     def rows(sampled: SampledRows) -> Tensor:
         return torch.cat([sampled(x, number) for number, x in enumerate(inputs())])
 
-    if fit is not None and fit(index, layer, rows, torch.from_numpy(unit)):
+    if fit is not None and fit(index, layer, rows):
         bound_accumulators(layer, executor.program.qparams[source])
         settings[step.name] = executor.renew(step.name).setting(
             torch.from_numpy(layer.low[index]), settings[step.name].bias

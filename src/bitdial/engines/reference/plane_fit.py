@@ -1,6 +1,6 @@
 """Fits the low plane on calibration data, layer after layer, on the network as quantized so far.
 
-The targets are the float network's outputs at sampled rows (a row: all that one output position multiplies); the inputs are
+The targets are the 8-bit model's sums at sampled rows (a row: all that one output position multiplies); the inputs are
 taken at the same rows while the bias table walks through the quantized network (`correct_bias`), whose upstream layers are
 low already as far as the ratio says. Source: design notes, section 1; sequential fitting of quantized networks is older
 (among others Lybrand and Saab 2021).
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitdial.graph.interpreter import constant_tensors, run_graph
-from bitdial.graph.ir import Graph, Node
+from bitdial.engines.reference.fast_conv import FastExecutor
+from bitdial.graph.ir import Node
 from bitdial.quantization.low_plane import layer_outputs, present_weights, solve_groups
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import low_integers
@@ -64,12 +64,12 @@ class SampledRows:
 class PlaneFit:
     """The hook of `correct_bias` that solves groups when they first become low.
 
-    graph: the float network. program: its layers get planes. batches: calibration samples; the walk must take the same ones.
+    program: its layers get planes; shifts are set. batches: calibration samples; the walk must take the same ones.
     centred: means are restored afterwards, so that they need not be fitted.
     """
 
     def __init__(
-        self, graph: Graph, program: Program, layers: Sequence[str], batches: Batches, *, centred: bool, seed: int = 0
+        self, program: Program, layers: Sequence[str], batches: Batches, *, centred: bool, seed: int = 0
     ) -> None:
         self.centred = centred
         outputs = sum(len(w) for n in layers if (w := program.layers[n].weight) is not None)
@@ -78,13 +78,13 @@ class PlaneFit:
         self.rows = {
             n: SampledRows(program.instruction(n).as_node(), program.layers[n], per_batch, seed + i) for i, n in enumerate(layers)
         }
-        self.targets = _float_outputs(graph, program, self.rows, batches)
+        self.targets = _eight_bit_sums(program, self.rows, batches)
         self.fitted: dict[str, np.ndarray] = {}  # layer -> bool [n_groups]: groups with their final low weights
 
-    def __call__(self, index: int, layer: QuantizedLayer, inputs: Callable[[SampledRows], Tensor], unit: Tensor) -> bool:
+    def __call__(self, index: int, layer: QuantizedLayer, inputs: Callable[[SampledRows], Tensor]) -> bool:
         """Solve the groups of a layer that ratio `index` is the first to make low; whether there were any.
 
-        inputs: gives the rows of the layer's extracted inputs over all batches. unit: float64 [O], of its accumulators.
+        inputs: gives the rows of the layer's extracted inputs over all batches.
         """
         rows = self.rows.get(layer.name)
         if rows is None:
@@ -98,7 +98,7 @@ class PlaneFit:
             layer.low_weight = low_integers(layer)
         x = inputs(rows)
         present = layer_outputs(layer, present_weights(layer, low & done), x)
-        errors = (self.targets[layer.name].double() / unit).float().sub_(present)
+        errors = self.targets[layer.name].float().sub_(present)
         if self.centred:
             x, errors = x - x.mean(dim=0), errors.sub_(errors.mean(dim=0))
         solve_groups(layer, new, x, errors)
@@ -106,28 +106,25 @@ class PlaneFit:
         return True
 
 
-def _float_outputs(
-    graph: Graph, program: Program, rows: Mapping[str, SampledRows], batches: Batches
-) -> dict[str, Tensor]:
-    """bfloat16 [rows, O] per layer: outputs of op(x) + bias of the float model, before residual and activation.
+def _eight_bit_sums(program: Program, rows: Mapping[str, SampledRows], batches: Batches) -> dict[str, Tensor]:
+    """bfloat16 [rows, O] per layer: accumulators of the 8-bit model, at ratio index 0.
 
     bfloat16 halves what is kept; its rounding is 2^-9 of a value, far below an error of four bits.
     """
-    constants = constant_tensors(graph)
-    readers: dict[str, list[Node]] = {}
+    executor = FastExecutor(program)
+    settings = executor.settings(0)
+    readers: dict[str, list[QuantizedLayer]] = {}
     for name in rows:
-        node = graph.node(name)
-        readers.setdefault(node.inputs[0], []).append(node)
+        step = executor.instructions[name]
+        readers.setdefault(step.inputs[0], []).append(program.layers[name])
+    weights = {n: present_weights(program.layers[n], np.zeros(program.layers[n].n_groups, np.bool_)) for n in rows}
     parts: dict[str, list[Tensor]] = {name: [] for name in rows}
-    with torch.no_grad():
-        for number, batch in enumerate(batches):
+    for number, batch in enumerate(batches):
 
-            def observe(value: str, x: Tensor, number: int = number) -> None:
-                for node in readers.get(value, []):
-                    assert node.weight is not None
-                    weight = constants[node.weight].flatten(1)
-                    y = layer_outputs(program.layers[node.name], weight, rows[node.name](x, number))
-                    parts[node.name].append((y if node.bias is None else y + constants[node.bias]).bfloat16())
+        def observe(value: str, x: Tensor, number: int = number) -> None:
+            for layer in readers.get(value, []):
+                sums = layer_outputs(layer, weights[layer.name], rows[layer.name](x, number))
+                parts[layer.name].append(sums.bfloat16())
 
-            run_graph(graph, batch, observe=observe, constants=constants)
+        executor.run(batch, settings, observe=observe)
     return {name: torch.cat(own) for name, own in parts.items()}

@@ -15,10 +15,11 @@ from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.finetuning.config import FinetuneConfig
 from bitdial.finetuning.network import TrainableNetwork
 from bitdial.finetuning.normalization import OutputNorm
-from bitdial.finetuning.rounding import extract, requantize, round_clamp
+from bitdial.finetuning.rounding import extract, keep_some, requantize, round_clamp
 from bitdial.pipeline import prepare, quantize_prepared
 from bitdial.pipeline.finetuning import derive_tables, export_program, make_network, start_graph
 from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.weights import per_weight, weight_rows
 
 Subject = Any  # the named tuple of conftest.py: prepared, program, config, images
 SUBJECTS = ["conv_subject", "transformer_subject", "concat_subject"]
@@ -35,13 +36,13 @@ def disagreement(a: Tensor, b: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def extracted(request: pytest.FixtureRequest) -> Any:
-    """A subject quantized with another way of extracting bits."""
+    """A subject quantized with another way of extracting bits or other low weights."""
 
-    def make(name: str, extraction: str) -> Subject:
+    def make(name: str, extraction: str, low_weights: str) -> Subject:
         subject: Subject = request.getfixturevalue(name)
-        if extraction == subject.program.extraction:
+        if (extraction, low_weights) == (subject.program.extraction, subject.config.low_weights):
             return subject
-        config = subject.config.updated(extraction=extraction)
+        config = subject.config.updated(extraction=extraction, low_weights=low_weights)
         return subject._replace(program=quantize_prepared(subject.prepared, config), config=config)
 
     return make
@@ -49,11 +50,15 @@ def extracted(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize("extraction", ["static", "dynamic"])
+@pytest.mark.parametrize("low_weights", ["stored", "derived"])
+@pytest.mark.parametrize("tune_low", [False, True])
 def test_the_twin_computes_the_reference_engine_s_outputs_at_every_ratio(
-    name: str, extraction: str, extracted: Any
+    name: str, extraction: str, low_weights: str, tune_low: bool, extracted: Any
 ) -> None:
-    subject = extracted(name, extraction)
-    twin, engine = twin_of(subject), ReferenceEngine(subject.program)
+    subject = extracted(name, extraction, low_weights)
+    own = [layer.low_weight is not None for layer in subject.program.layers.values()]
+    assert any(own) == (low_weights == "stored")
+    twin, engine = twin_of(subject, tune_low=tune_low), ReferenceEngine(subject.program)
     lowered = float((engine.run(subject.images, 1.0) - engine.run(subject.images, 0.0)).abs().mean())
     for index, ratio in enumerate(subject.program.ratios):
         with torch.no_grad():
@@ -172,6 +177,47 @@ def test_lowering_is_that_of_the_numbers_section(value: int, shift: int, signed:
     y.backward()
     inside = -limit <= round(eight / 2**shift) <= limit if signed else round(eight / 2**shift) <= limit
     assert x.grad is not None and float(x.grad) == float(inside)
+
+
+def test_latent_low_weights_have_the_gradient_of_their_definition_in_float64(conv_subject: Subject) -> None:
+    """Of a convolution at the highest ratio: acc = conv(x, clamp(rne(latent)) << shift), rounding taken for the identity."""
+    twin = twin_of(conv_subject, tune_low=True, learn_bias=True)
+    index = len(conv_subject.program.ratios) - 1
+    name = next(n for n, layer in conv_subject.program.layers.items() if layer.low[index].any() and layer.kind == "conv")
+    layer = conv_subject.program.layers[name]
+    latent = twin.low_weights[name.replace(".", "__")]
+    with torch.no_grad():
+        latent.add_(torch.rand(latent.shape, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.9)
+    weight, bias = twin.layer_parameters(name)
+    used = twin.quantized_weight(name, index, weight, twin.weight_scale(name, weight, bias, 1.0))
+    x = torch.randint(0, 255, (4, layer.weight.shape[1] * layer.conv_groups, 5, 5)).double()
+    factors = torch.rand(torch.nn.functional.conv2d(x, used.double(), groups=layer.conv_groups).shape).double()
+    (torch.nn.functional.conv2d(x, used.double(), groups=layer.conv_groups) * factors).sum().backward()
+    power = torch.from_numpy(np.exp2(per_weight(layer, layer.weight_shift).astype(np.float64)))
+    low = torch.from_numpy(per_weight(layer, weight_rows(layer, layer.low[index])).astype(np.float64))
+    plane = latent.detach().double().requires_grad_()
+    rounded = plane.detach().round()
+    inside = (rounded.abs() <= layer.wmax).double()
+    through = plane * inside + (rounded.clamp(-layer.wmax, layer.wmax) - plane.detach() * inside)  # its value, slope 1 or 0
+    whole = through * power * low + torch.from_numpy(layer.weight).double() * (1 - low)
+    assert torch.equal(whole.detach().float(), used.detach()), "low groups read back, the others at 8 bits"
+    (torch.nn.functional.conv2d(x, whole, groups=layer.conv_groups) * factors).sum().backward()
+    assert latent.grad is not None and plane.grad is not None and float(inside.mean()) < 1
+    assert torch.allclose(latent.grad.double(), plane.grad, rtol=1e-4, atol=1e-3)
+    assert not any(p.requires_grad for p in twin.weights.values())
+
+
+@pytest.mark.parametrize("layout", ["rows", "channels last"])
+def test_half_of_the_activations_are_dropped_one_by_one(layout: str) -> None:
+    x = torch.zeros(5, 7, 9, 11)
+    x = x.contiguous(memory_format=torch.channels_last) if layout == "channels last" else x
+    source = torch.Generator().manual_seed(4)
+    first, second = (keep_some(x, source).double() for _ in range(2))
+    n = x.numel()
+    for drawn in (first, second, first * second * 2):
+        assert abs(float(drawn.mean()) - 0.5) < 3.0 / n**0.5
+    assert first.stride() == x.stride()
+    assert abs(float((first[:, 1:] * first[:, :-1]).mean()) - 0.25) < 3.0 / n**0.5, "neighbours know nothing of each other"
 
 
 def test_requantize_has_the_straight_through_gradient() -> None:

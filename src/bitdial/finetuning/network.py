@@ -5,6 +5,9 @@ weights are float parameters that every forward pass quantizes anew. With the we
 computes the program's own outputs (up to rounding ties of float32); that is tested. Integers up to 255 are exact in
 bfloat16, so only the accumulators are rounded there.
 
+Low weights that are integers of their own are taken as the program has them, whatever becomes of the 8-bit ones: who trains
+weights gives it a program without (`pipeline.finetuning`). With `tune_low` they are all that is trained, with the bias table.
+
 Source: FlexiQ (EuroSys 2026), finetuning with high and low passes over shared weights; learned scales: LSQ (Esser et al. 2020).
 """
 
@@ -22,8 +25,8 @@ from bitdial.engines.reference import arithmetic
 from bitdial.errors import ConfigError
 from bitdial.finetuning.instructions import HANDLERS
 from bitdial.finetuning.normalization import OutputNorm
-from bitdial.finetuning.rounding import extract, requantize, round_clamp
-from bitdial.finetuning.tables import Lowering, bias_corrections, lowering
+from bitdial.finetuning.rounding import extract, keep_some, read_back, requantize, round_clamp
+from bitdial.finetuning.tables import Lowering, bias_corrections, correction_unit, lowering
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
 from bitdial.graph.interpreter import apply_activation
@@ -46,6 +49,8 @@ class TrainableNetwork(nn.Module):
                      and weight scales follow the largest weight of each output channel
     learn_bias       the bias table's corrections become parameters
     normalize        conv layers keep running statistics of their outputs (see `normalization`)
+    tune_low         low weights of their own become parameters (in steps of their shift, rounded when used), and with
+                     `learn_bias` the bias table (in steps of `correction_unit`); everything else is frozen
     dtype            type of integer tensors and of convolutions: float32, or bfloat16 where that is faster
     """
 
@@ -57,6 +62,7 @@ class TrainableNetwork(nn.Module):
         learn_scales: bool = False,
         learn_bias: bool = False,
         normalize: bool = False,
+        tune_low: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -65,13 +71,14 @@ class TrainableNetwork(nn.Module):
         self.device = torch.device(device)
         self.float_nodes = graph.producers()
         self.learn_scales, self.learn_bias, self.normalize = learn_scales, learn_bias, normalize
+        self.tune_low = tune_low
         self.weights = nn.ParameterDict()
         self.fixed: dict[str, Tensor] = {}
         trained = set(trained_constants(graph))
         for name, array in graph.constants.items():
             tensor = torch.from_numpy(np.array(array)).to(self.device)
             if name in trained:
-                self.weights[_key(name)] = nn.Parameter(tensor.float())
+                self.weights[_key(name)] = nn.Parameter(tensor.float(), requires_grad=not tune_low)
             else:
                 self.fixed[name] = tensor
         for name, array in program.constants.items():  # those only the program has
@@ -83,6 +90,8 @@ class TrainableNetwork(nn.Module):
             self._make_scales()
         self.norms = nn.ModuleDict()
         self.corrections = nn.ParameterDict()
+        self.low_weights = nn.ParameterDict()
+        self.correction_unit: dict[str, Tensor] = {}  # of layers whose corrections are not in real units: [O]
         for name, layer in program.layers.items():
             if layer.weight is None:
                 continue
@@ -90,7 +99,13 @@ class TrainableNetwork(nn.Module):
                 self.norms[_key(name)] = OutputNorm(len(layer.weight), self.device)
             empty = torch.zeros(len(program.ratios), len(layer.weight), device=self.device)
             self.corrections[_key(name)] = nn.Parameter(empty, requires_grad=learn_bias)
+            if layer.low_weight is not None:
+                low = torch.from_numpy(layer.low_weight).to(self.device, torch.float32)
+                self.low_weights[_key(name)] = nn.Parameter(low, requires_grad=tune_low)
+            if tune_low:
+                self.correction_unit[name] = torch.from_numpy(correction_unit(program, name)).to(self.device)
         self.observing = False  # True: `OutputNorm`s update their statistics
+        self.dropping: torch.Generator | None = None  # in training, decides which activations stay at 8 bits (`keep_some`)
         self.load_tables(program)
 
     # -- parameters and tables -----------------------------------------------------------------------------------------
@@ -122,7 +137,7 @@ class TrainableNetwork(nn.Module):
                 self.weight_scales[_key(name)] = nn.Parameter(logarithms)
 
     def load_tables(self, program: Program) -> None:
-        """Take masks, shifts and bias corrections of `program` (same graph and ratios)."""
+        """Take masks, shifts, bias corrections and low weights of `program` (same graph, ratios and layers with low weights)."""
         self.program = program
         self.schedule = Schedule(program.instructions, {*program.constants, *program.outputs})
         self.axes: dict[str, BatchAxis | None] = batch_axes(program.graph) if program.extraction == "dynamic" else {}
@@ -140,6 +155,11 @@ class TrainableNetwork(nn.Module):
         for name, values in bias_corrections(program).items():
             with torch.no_grad():
                 self.corrections[_key(name)].copy_(torch.from_numpy(values))
+                if name in self.correction_unit:
+                    self.corrections[_key(name)] /= self.correction_unit[name]
+                own = program.layers[name].low_weight
+                if own is not None:
+                    self.low_weights[_key(name)].copy_(torch.from_numpy(own))
 
     def scale(self, value: str) -> Tensor | float:
         """Scale of an 8-bit value."""
@@ -210,10 +230,24 @@ class TrainableNetwork(nn.Module):
         """Integers [O, I, *kernel] of a layer at a ratio, low groups read back."""
         integers = round_clamp(weight / scale.reshape(-1, *[1] * (weight.dim() - 1)), -127, 127)
         low = self.lowerings[name, index]
-        if low is not None:
-            limit = low.weight_limit
-            integers = extract(integers, low.weight_inverse, low.weight_power, -limit, limit)
-        return integers
+        if low is None:
+            return integers
+        limit = low.weight_limit
+        if _key(name) in self.low_weights:
+            return torch.where(low.weight_low, read_back(self.low_weights[_key(name)], low.weight_power, limit), integers)
+        return extract(integers, low.weight_inverse, low.weight_power, -limit, limit)
+
+    def _lowered(self, step: Contract, x: Tensor, low: Lowering, batch: int) -> Tensor:
+        """The inputs of a layer, extracted as far as they are low."""
+        y = self._extracted(step, x, low, batch)
+        if self.dropping is None or not self.training:
+            return y
+        return torch.where(keep_some(x, self.dropping), x, y)
+
+    def correction(self, name: str, index: int) -> Tensor:
+        """float32 [O], real units: what a ratio adds to the bias of ratio index 0."""
+        value = self.corrections[_key(name)][index]
+        return value * self.correction_unit[name] if name in self.correction_unit else value
 
     def _extracted(self, step: Contract, x: Tensor, low: Lowering, batch: int) -> Tensor:
         if self.program.extraction != "dynamic":
@@ -236,13 +270,13 @@ class TrainableNetwork(nn.Module):
         x = self._value(step.inputs[0], values)
         low = self.lowerings[name, index]
         if low is not None:
-            x = self._extracted(step, x, low, batch)
+            x = self._lowered(step, x, low, batch)
         unit = self.scale(step.inputs[0])
         scale = self.weight_scale(name, weight, bias, unit)
         integers = arithmetic.channels_last(self.quantized_weight(name, index, weight, scale).to(self.dtype))
         acc = arithmetic.product(x, integers, step.window)
         unit = scale * unit  # real value of one accumulator step
-        real = self.corrections[_key(name)][index]
+        real = self.correction(name, index)
         real = real + bias if bias is not None else real
         shape = [1, -1, *[1] * (acc.dim() - 2)] if step.window is not None else [-1]
         if self.observing and _key(name) in self.norms:
@@ -298,7 +332,18 @@ class TrainableNetwork(nn.Module):
 
     def learned_corrections(self) -> dict[str, Any]:
         """float32 [n_ratios, O] per layer, real units: what each ratio adds to the bias of ratio 0."""
-        return {n: self.corrections[_key(n)].detach().cpu().numpy().copy() for n in self._layer_names()}
+        with torch.no_grad():
+            ratios = range(len(self.program.ratios))
+            return {n: torch.stack([self.correction(n, i) for i in ratios]).cpu().numpy() for n in self._layer_names()}
+
+    def learned_low_weights(self) -> dict[str, Any]:
+        """int8 per layer with low weights of its own: what they are rounded to."""
+        result = {}
+        for name, layer in self.program.layers.items():
+            if layer.low_weight is not None:
+                low = self.low_weights[_key(name)].detach().round().clamp(-layer.wmax, layer.wmax)
+                result[name] = low.to(torch.int8).cpu().numpy()
+        return result
 
     def _layer_names(self) -> list[str]:
         return [n for n, layer in self.program.layers.items() if layer.weight is not None]

@@ -160,6 +160,23 @@ def extract(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -
     return result
 
 
+def keep_some(x: Tensor, source: torch.Generator) -> Tensor:
+    """bool, shape and memory layout of x (dense): True with probability 1/2, each element by itself, in few draws."""
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=source)
+    bits = words.view(torch.int8)[: x.numel()] < 0
+    layout = torch.empty_like(x, dtype=torch.bool, device="cpu")
+    return bits.as_strided(layout.shape, layout.stride()).to(x.device)
+
+
+def read_back(low: Tensor, power: Tensor, limit: Tensor) -> Tensor:
+    """Low weights before their shift, rounded, and read back: clamp(rne(low), -limit, limit) * power.
+
+    The gradient of `low` is that of the result times the power, and 0 where the rounded value is clipped.
+    """
+    one = low.new_ones(())
+    return extract(low, one, one, -limit, limit) * power
+
+
 def function_table(function: Callable[[Tensor], Tensor], signed: bool) -> tuple[Tensor, Tensor]:
     """Values and slopes, float32 [256], of a function of 8-bit integers, by their lowest eight bits."""
     integers = torch.arange(256, dtype=torch.float32)

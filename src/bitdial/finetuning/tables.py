@@ -13,11 +13,12 @@ from bitdial.quantization.program import Program, QuantizedLayer
 
 @dataclass
 class Lowering:
-    """One layer at one ratio: vectors over its feature channels and weights; None where nothing is low.
+    """One layer at one ratio: vectors over its feature channels and weights.
 
     inverse, power, lo, hi              [C], broadcastable against the layer's input: see `rounding.extract`
     weight_inverse, weight_power        [O, I, 1..]: 2^-shift and 2^shift; 1 where a weight stays at 8 bits
     weight_limit                        [O, I, 1..]: largest magnitude, `wmax` or 127
+    weight_low                          bool [O, I, 1..]: weights that are low
     low                                 bool [n_groups]
     """
 
@@ -28,6 +29,7 @@ class Lowering:
     weight_inverse: Tensor
     weight_power: Tensor
     weight_limit: Tensor
+    weight_low: Tensor
     low: Tensor
 
 
@@ -64,6 +66,7 @@ def lowering(
         vector(np.exp2(-weight_shift), wide, torch.float32),
         vector(np.exp2(weight_shift), wide, torch.float32),
         vector(weight_limit, wide, torch.float32),
+        vector(mask, wide, torch.bool),
         torch.from_numpy(low.copy()).to(device),
     )
 
@@ -79,3 +82,13 @@ def bias_corrections(program: Program) -> dict[str, np.ndarray]:
         difference = layer.bias.astype(np.float64) - layer.bias[:1]
         result[name] = (difference * unit).astype(np.float32)
     return result
+
+
+def correction_unit(program: Program, name: str) -> np.ndarray:
+    """float32 [O], real units: about what an 8-bit step of a layer's outputs is, by the length of its weights: a correction that
+    moves by 1 has moved by little, in any layer."""
+    layer = program.layers[name]
+    assert layer.weight is not None
+    unit = layer.weight_scale.astype(np.float64) * program.qparams[program.instruction(name).inputs[0]].scale
+    length = np.sqrt((layer.weight.reshape(len(layer.weight), -1).astype(np.float64) ** 2).sum(axis=1))
+    return (unit * np.maximum(length, 1.0)).astype(np.float32)

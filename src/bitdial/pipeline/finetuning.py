@@ -86,7 +86,7 @@ def finetune_prepared(
     own = config.updated(low_weights="derived")  # trained weights are where they should be
     before = prepared.graph
     stored = any(layer.low_weight is not None for layer in program.layers.values())
-    prepared, network = make_network(prepared, _with_derived(program) if stored else program, finetune)
+    prepared, network = make_network(prepared, program, finetune)
 
     def derive(network: TrainableNetwork, shifts: bool) -> Program:
         return derive_tables(prepared, network, own, shifts)
@@ -112,7 +112,8 @@ def finetune_prepared(
 
 
 def make_network(prepared: Prepared, program: Program, finetune: FinetuneConfig) -> tuple[Prepared, TrainableNetwork]:
-    """(prepared with the graph that training starts from, the twin of the program)."""
+    """(prepared with the graph that training starts from, the twin of the program, whose low weights follow its 8-bit ones)."""
+    program = _with_derived(program)
     prepared = replace(prepared, graph=start_graph(prepared.graph, program), output_means={})
     network = TrainableNetwork(
         prepared.graph,

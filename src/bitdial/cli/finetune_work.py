@@ -23,6 +23,7 @@ from bitdial.finetuning.config import FinetuneConfig
 from bitdial.finetuning.data import Batch, SampledBatches, flip_and_crop
 from bitdial.finetuning.trainer import Interrupted
 from bitdial.pipeline import Prepared, quantize_prepared
+from bitdial.pipeline.effort import tuning_checkpoint
 from bitdial.pipeline.finetuning import Finetuned, finetune_prepared
 from bitdial.pipeline.start import check_start
 from bitdial.quantization.config import QuantizeConfig
@@ -173,7 +174,7 @@ class Work:
 
     def forget(self) -> None:
         """Remove what an interrupted run left."""
-        for path in (self.checkpoint, self.search, self.kept_start):
+        for path in (self.checkpoint, self.search, tuning_checkpoint(self.search), self.kept_start):
             path.unlink(missing_ok=True)
 
     def begin(self, network: nn.Module, parts: Parts) -> tuple[Prepared, Program]:
@@ -196,6 +197,7 @@ class Work:
                 program.provenance["source"] = describe_source(self.spec, self.weights, self.given)
                 save_program(program, self.kept_start)
                 self.search.unlink(missing_ok=True)
+                tuning_checkpoint(self.search).unlink(missing_ok=True)
         return prepared, program
 
     def _kept(self, prepared: Prepared) -> Program | None:

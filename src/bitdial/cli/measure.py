@@ -37,6 +37,7 @@ def naive_config(config: QuantizeConfig) -> QuantizeConfig:
         low_bits=4 if config.low_bits == "auto" else config.low_bits,
         latency_gain=0.0,
         extraction="naive",
+        effort="normal",
         shift_choice="plain",
         bias_correction=False,
         sort_channels=False,

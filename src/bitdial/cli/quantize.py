@@ -44,7 +44,7 @@ def quantize(
         bool,
         option(
             "--resume/--no-resume", "",
-            "Go on with an interrupted search of the same settings; OUT.bitdial.search.json keeps it.", _SEARCH,
+            "Go on with an interrupted search or tuning of the same settings; OUT.bitdial.search.json keeps it.", _SEARCH,
         ),
     ] = True,
     evaluate: Annotated[
@@ -93,20 +93,26 @@ def quantize(
         given = DataOptions(**data)
         task = Task(terminal, config, given, model, weights)
         network, calibration, test = task.load(num_classes, settings.get("calibration_images"), evaluate, eval_images)
+        from bitdial.pipeline.effort import tuning_checkpoint
+
         checkpoint = output.with_name(output.name + ".search.json")
+        tuning = tuning_checkpoint(checkpoint)
         if not resume:
-            checkpoint.unlink(missing_ok=True)
+            _forget(checkpoint, tuning)
         elif checkpoint.exists():
             terminal.note(f"note: going on with the search in {checkpoint}")
+        if tuning.exists():
+            terminal.note(f"note: going on with the tuning in {tuning}")
         terminal.interrupted = lambda: (
-            f"stopped; the search is kept in {checkpoint}: the same command goes on from there, --no-resume starts anew"
-            if checkpoint.exists()
+            f"stopped; {_what(tuning)} is kept in {tuning if tuning.exists() else checkpoint}: the same command goes on from "
+            "there, --no-resume starts anew"
+            if checkpoint.exists() or tuning.exists()
             else "stopped before the search had anything to keep; nothing was written"
         )
         quantized = task.quantize(network, calibration, checkpoint)
         baselines = task.measure(quantized, network, calibration, test, naive) if test is not None else []
         summary = quantized.save(output, band=kept)
-        checkpoint.unlink(missing_ok=True)
+        _forget(checkpoint, tuning)
         terminal.interrupted = lambda: f"stopped; {output} is written"
         task.print_result(quantized, baselines, output, summary, kept)
         written = _write_report(output, report, task, test) if report is not None else []
@@ -126,11 +132,21 @@ def quantize(
                 "evaluation": {k: v for k, v in task.evaluation.items() if k != "baselines"},
                 "answers": quantized.program.provenance.get("answers"),
                 "search": quantized.program.provenance["search"],
+                **{k: v for k, v in quantized.program.provenance.items() if k == "effort"},
                 "warnings": quantized.program.provenance.get("warnings", []),
                 "report": [str(path) for path in written],
                 "seconds": seconds,
             }
         )
+
+
+def _what(tuning: Path) -> str:
+    return "the tuning" if tuning.exists() else "the search"
+
+
+def _forget(*checkpoints: Path) -> None:
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
 
 
 def check_band(text: str | None, config: QuantizeConfig) -> tuple[float, float] | None:

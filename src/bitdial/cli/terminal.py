@@ -27,6 +27,7 @@ STAGES = {
     "sensitivity": "measuring layers",
     "search": "searching",
     "bias": "correcting the bias table",
+    "tune": "tuning low weights",
     "export": "making the trained model",
     "float run": "running the float network",
     "quantize": "quantizing",

@@ -13,7 +13,7 @@ Source: FlexiQ (EuroSys 2026), finetuning with high and low passes over shared w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,6 +106,7 @@ class TrainableNetwork(nn.Module):
                 self.correction_unit[name] = torch.from_numpy(correction_unit(program, name)).to(self.device)
         self.observing = False  # True: `OutputNorm`s update their statistics
         self.dropping: torch.Generator | None = None  # in training, decides which activations stay at 8 bits (`keep_some`)
+        self.watching: Callable[[str, Tensor], None] | None = None  # told the outputs of convolutions and linear layers
         self.load_tables(program)
 
     # -- parameters and tables -----------------------------------------------------------------------------------------
@@ -160,6 +161,14 @@ class TrainableNetwork(nn.Module):
                 own = program.layers[name].low_weight
                 if own is not None:
                     self.low_weights[_key(name)].copy_(torch.from_numpy(own))
+
+    def bound_low_weights(self) -> None:
+        """Bring low weights that are trained back into their range, so that none gets stuck beyond its end."""
+        if self.tune_low:
+            with torch.no_grad():
+                for key, name in ((_key(n), n) for n in self._layer_names() if _key(n) in self.low_weights):
+                    limit = self.program.layers[name].wmax
+                    self.low_weights[key].clamp_(-limit, limit)
 
     def scale(self, value: str) -> Tensor | float:
         """Scale of an 8-bit value."""
@@ -223,7 +232,10 @@ class TrainableNetwork(nn.Module):
 
     def step(self, step: Instruction, values: dict[str, Tensor], index: int, batch: int) -> Tensor:
         if isinstance(step, Contract):
-            return self._layer(step, values, index, batch)
+            y = self._layer(step, values, index, batch)
+            if self.watching is not None:
+                self.watching(step.name, y)
+            return y
         return HANDLERS[type(step)](self, step, [self._value(v, values) for v in step.operands()], batch)
 
     def quantized_weight(self, name: str, index: int, weight: Tensor, scale: Tensor) -> Tensor:

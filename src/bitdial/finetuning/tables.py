@@ -85,10 +85,10 @@ def bias_corrections(program: Program) -> dict[str, np.ndarray]:
 
 
 def correction_unit(program: Program, name: str) -> np.ndarray:
-    """float32 [O], real units: about what an 8-bit step of a layer's outputs is, by the length of its weights: a correction that
-    moves by 1 has moved by little, in any layer."""
+    """float32 [O], real units: about a third of an 8-bit step of a layer's outputs, by the length of its weights: a correction
+    that moves by 1 has moved by little, in any layer."""
     layer = program.layers[name]
     assert layer.weight is not None
     unit = layer.weight_scale.astype(np.float64) * program.qparams[program.instruction(name).inputs[0]].scale
     length = np.sqrt((layer.weight.reshape(len(layer.weight), -1).astype(np.float64) ** 2).sum(axis=1))
-    return (unit * np.maximum(length, 1.0)).astype(np.float32)
+    return (0.3 * unit * np.maximum(length, 1.0)).astype(np.float32)

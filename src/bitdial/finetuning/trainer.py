@@ -262,6 +262,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(trained, c.gradient_clip or math.inf)
         if math.isfinite(total) and bool(torch.isfinite(norm)):
             self.optimizer.step()
+            self.network.bound_low_weights()
         self.update += 1
         self.record.updates = self.update
         self.record.training_seconds += time.perf_counter() - started
@@ -277,14 +278,18 @@ class Trainer:
         todo = passes(step, len(self.network.program.ratios), c)
         for index, weight in todo:
             self.network.observing = index == 0 or len(todo) == 1
-            logits = self.network(inputs, index)[0]
-            if step == 0:
-                check_targets(targets, logits.shape[-1])
-            value = loss(logits, targets, teacher, c)
+            value = self.pass_loss(inputs, targets, teacher, index, step)
             torch.autograd.backward(value * (weight / c.accumulation))
             total += float(value.detach())
         self.network.observing = False
         return total / len(todo)
+
+    def pass_loss(self, inputs: list[Tensor], targets: Tensor, teacher: Tensor | None, index: int, step: int) -> Tensor:
+        """What a pass at ratio index `index` minimizes. Raises DataError for targets that are no labels of the network."""
+        logits = self.network(inputs, index)[0]
+        if step == 0:
+            check_targets(targets, logits.shape[-1])
+        return loss(logits, targets, teacher, self.config)
 
     def _note_loss(self, value: float, norm: float) -> None:
         record = self.record
@@ -330,17 +335,21 @@ class Trainer:
         network.dtype = kept
         return [float(r / max(1, count)) for r in right]
 
+    def judge(self) -> dict[str, Any]:
+        """What an evaluation tells of the present state: accuracies, score, standard_error."""
+        if not self.validation:
+            return {"accuracies": [], "score": float(self.update), "standard_error": 0.0}  # the last is the best
+        accuracies = self.accuracies()
+        score = float(np.mean(accuracies))
+        samples = sum(targets.numel() for _, targets in self.validation)
+        error = math.sqrt(score * (1.0 - score) / samples)
+        return {"accuracies": accuracies, "score": score, "standard_error": error}
+
     def _evaluate(self) -> None:
         record = self.record
         row: dict[str, Any] = {"update": self.update, "epoch": self.update / self.per_epoch}
         row["loss"] = float(np.mean(self.recent[-WINDOW:])) if self.recent else math.nan
-        if self.validation:
-            row["accuracies"] = self.accuracies()
-            row["score"] = float(np.mean(row["accuracies"]))
-            samples = sum(targets.numel() for _, targets in self.validation)
-            row["standard_error"] = math.sqrt(row["score"] * (1.0 - row["score"]) / samples)
-        else:
-            row["accuracies"], row["score"], row["standard_error"] = [], float(self.update), 0.0  # the last is the best
+        row |= self.judge()
         record.evaluations.append(row)
         # Scores of a few hundred samples are noisy, and the learning rate falls to 0: among equals the later state is better.
         record.since_best = 0 if row["score"] > record.best_score else record.since_best + 1

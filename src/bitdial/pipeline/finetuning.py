@@ -5,7 +5,6 @@ quantized program -> twin -> training (shifts and bias table derived anew on the
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitdial.errors import ConfigError, DataError
+from bitdial.errors import ConfigError
 from bitdial.finetuning.config import FinetuneConfig
 from bitdial.finetuning.data import Batch, Batches
 from bitdial.finetuning.loss import FloatTeacher
 from bitdial.finetuning.network import TrainableNetwork
 from bitdial.finetuning.trainer import Teacher, Trainer, TrainingProgress, TrainingRecord
 from bitdial.graph.ir import Graph
-from bitdial.graph.passes.edit import fresh_constant
 from bitdial.layout import group_bounds
 from bitdial.pipeline.answers import AnswerComparison
 from bitdial.pipeline.output_means import program_output_means
@@ -35,13 +33,14 @@ from bitdial.pipeline.quantizing import (
     low_tables,
     restore_means,
 )
+from bitdial.pipeline.training_start import fingerprint, start_graph
 from bitdial.quantization import answers
 from bitdial.quantization.build import build_program
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.program import Program
-from bitdial.quantization.weights import bound_accumulators, quantize_weight
+from bitdial.quantization.weights import bound_accumulators
 
-__all__ = ["Finetuned", "export_program", "finetune_prepared", "make_network"]
+__all__ = ["Finetuned", "export_program", "finetune_prepared", "make_network", "start_graph"]
 
 
 @dataclass
@@ -83,7 +82,7 @@ def finetune_prepared(
     Raises DataError, ConfigError, and `trainer.Interrupted` when `stop` said so.
     """
     started = time.perf_counter()
-    own = config.updated(low_weights="derived")  # trained weights are where they should be
+    own = config.updated(low_weights="derived", effort="normal")  # trained weights are where they should be
     before = prepared.graph
     stored = any(layer.low_weight is not None for layer in program.layers.values())
     prepared, network = make_network(prepared, program, finetune)
@@ -140,30 +139,6 @@ def checked_device(finetune: FinetuneConfig) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device '{name}' cannot be used here ({error}); use device='cpu'") from None
     return name
-
-
-def start_graph(graph: Graph, program: Program) -> Graph:
-    """The float graph whose quantization is the program at ratio index 0, so that training starts from what it computes.
-
-    Every integer layer has the program's corrected bias, and weights that were moved for better rounding (design notes, section
-    2; `quantization.rounding`) stand where they were moved to.
-    """
-    graph = graph.copy()
-    for name, layer in program.layers.items():
-        if layer.weight is None:
-            continue
-        node = graph.node(name)
-        activation = program.qparams[program.instruction(name).inputs[0]]
-        real = layer.bias[0].astype(np.float64) * layer.weight_scale.astype(np.float64) * activation.scale
-        node.bias = fresh_constant(graph, node.bias or f"{name}_bias", real.astype(np.float32))
-        assert node.weight is not None
-        weight = graph.constants[node.weight]
-        scale = layer.weight_scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
-        moved = layer.weight.astype(np.int64) - quantize_weight(weight, layer.weight_scale)
-        node.weight = fresh_constant(graph, node.weight, (weight + moved * scale).astype(np.float32))
-    used = {v for node in graph.nodes for v in node.operands()} | set(graph.outputs)
-    graph.constants = {k: v for k, v in graph.constants.items() if k in used}
-    return graph
 
 
 def make_teacher(graph: Graph, program: Program, network: TrainableNetwork, finetune: FinetuneConfig) -> Teacher | None:
@@ -250,33 +225,6 @@ def reselect(trained: Prepared, program: Program, config: QuantizeConfig, stage:
     for n in names:
         if program.ratios[-1] == 1.0:  # nothing was chosen there
             program.layers[n].bias[-1] = highest[n]
-
-
-def fingerprint(program: Program, prepared: Prepared, batches: Batches) -> str:
-    """What a run depends on beside its settings."""
-    digest = hashlib.sha256()
-    for name, layer in program.layers.items():
-        digest.update(f"{name} {layer.amax} {layer.wmax}".encode())
-        for array in (
-            layer.weight,
-            layer.low_weight,
-            layer.weight_scale,
-            layer.activation_shift,
-            layer.weight_shift,
-            layer.low,
-            layer.bias,
-        ):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).tobytes())
-    for name in sorted(prepared.graph.constants):
-        digest.update(np.ascontiguousarray(prepared.graph.constants[name]).tobytes())
-    first = next(iter(batches.epoch(0)), None)
-    if first is None:
-        raise DataError("the training data are empty: give at least one batch")
-    for tensor in (*first[0], first[1]):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(str(batches.steps).encode())
-    return digest.hexdigest()
 
 
 def summary(finetune: FinetuneConfig, record: TrainingRecord) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """The steps from a prepared network to a program with its dial, each reusable on its own (ablations repeat only some).
 
-(capture -> calibrate -> lay out) -> 8-bit program -> shifts and scores -> selection -> bias table
+(capture -> calibrate -> lay out) -> 8-bit program -> shifts and scores -> selection -> bias table -> (tuning)
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from bitdial.engines.reference.statistics import (
 )
 from bitdial.layout import LayoutReport, group_bounds
 from bitdial.pipeline.answers import AnswerComparison
+from bitdial.pipeline.effort import tune_low_weights, tuning_checkpoint
 from bitdial.pipeline.preparing import Prepared, Progress, silent
 from bitdial.quantization.build import build_program
 from bitdial.quantization.calibration import summarize
@@ -386,7 +387,10 @@ def quantize_prepared(
     progress: Progress = silent,
     checkpoint: Path | None = None,
 ) -> Program:
-    """All steps after `prepare`. The config may differ from the one of `prepare` in everything but layout settings."""
+    """All steps after `prepare`. The config may differ from the one of `prepare` in everything but layout settings.
+
+    checkpoint: file of the search; the tuning of `effort="high"` has one beside it (`effort.tuning_checkpoint`).
+    """
     started = time.perf_counter()
     progress("8-bit model", 0.0)
     program = eight_bit_program(prepared, config, progress)
@@ -400,6 +404,20 @@ def quantize_prepared(
     restore_means(  # their last values are the outputs
         prepared, program, config, lowered, progress, comparison.compare, plane=config.stores_plane
     )
+    effort: dict[str, Any] = {}
+    if config.effort == "high":
+        tuned = tune_low_weights(
+            prepared,
+            program,
+            lambda candidate, own: restore_means(prepared, candidate, config, own, progress),
+            seed=config.seed,
+            bias=config.bias_correction,
+            progress=progress,
+            checkpoint=None if checkpoint is None else tuning_checkpoint(checkpoint),
+        )
+        if tuned.program is not program:
+            comparison = AnswerComparison(tuned.program, comparison.batches)
+        program, effort = tuned.program, {"effort": tuned.summary}
     from bitdial._version import __version__
 
     program.provenance = {
@@ -413,6 +431,7 @@ def quantize_prepared(
         "layout": layout_summary(prepared.layout),
         "search": {**chosen.result.summary(), **chosen.statistics},
         "search_history": chosen.result.history,
+        **effort,
         "channel_ranges": {
             name: tables.values[program.instruction(name).inputs[0]].channel_max.tolist()
             for name, layer in program.layers.items()

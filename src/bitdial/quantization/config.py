@@ -63,6 +63,11 @@ class QuantizeConfig(BaseConfig):
         "from the 8-bit ones.",
         panel=_PRECISION,
     )
+    effort: Literal["normal", "high"] = setting(
+        "normal",
+        "High: tune the stored low weights and the bias table on the calibration samples, towards the float network's outputs.",
+        panel=_PRECISION,
+    )
     smooth: float | None = setting(
         None,
         "For transformers: move range differences behind LayerNorms into the weights first (SmoothQuant's alpha; 1: all "
@@ -136,6 +141,10 @@ class QuantizeConfig(BaseConfig):
             values["group_size"] = size
         super().__init__(**values)
         self._check_latency()
+        if self.effort == "high" and not self.stores_plane:
+            raise ConfigError(
+                "effort = 'high' tunes low weights that are stored: leave low_weights and extraction at 'stored' and 'static'"
+            )
         if self.smooth is not None and self.equalize is not None:
             raise ConfigError("smooth and equalize both decide the factors behind LayerNorms: set one of them")
 

@@ -123,7 +123,7 @@ class LowTrainer(Trainer):
     def _compare(self, name: str, x: Tensor, wanted: Mapping[str, Tensor], parts: list[Tensor]) -> None:
         """Squared error of a layer's outputs, as a share of their variance."""
         if name in wanted:
-            target = wanted.pop(name)
+            target = wanted[name]
             error = (x.float() * self.network.scale(name) - target).square().mean()
             parts.append(error / target.var().clamp_min(1e-12))
 

@@ -258,7 +258,7 @@ class TrainableNetwork(nn.Module):
 
     def correction(self, name: str, index: int) -> Tensor:
         """float32 [O], real units: what a ratio adds to the bias of ratio index 0."""
-        value = self.corrections[_key(name)][index]
+        value: Tensor = self.corrections[_key(name)][index]
         return value * self.correction_unit[name] if name in self.correction_unit else value
 
     def _extracted(self, step: Contract, x: Tensor, low: Lowering, batch: int) -> Tensor:

@@ -91,4 +91,5 @@ def correction_unit(program: Program, name: str) -> np.ndarray:
     assert layer.weight is not None
     unit = layer.weight_scale.astype(np.float64) * program.qparams[program.instruction(name).inputs[0]].scale
     length = np.sqrt((layer.weight.reshape(len(layer.weight), -1).astype(np.float64) ** 2).sum(axis=1))
-    return (0.3 * unit * np.maximum(length, 1.0)).astype(np.float32)
+    result: np.ndarray = (0.3 * unit * np.maximum(length, 1.0)).astype(np.float32)
+    return result

@@ -112,7 +112,9 @@ def test_an_interrupted_tuning_ends_with_the_program_of_one_that_was_not(
 def test_the_whole_way_and_its_provenance(conv_net: torch.nn.Module, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     few = partial(tune_low_weights, updates=8)
     monkeypatch.setattr("bitdial.pipeline.quantizing.tune_low_weights", few)
-    config = QuantizeConfig(selector="greedy", ratios=(0.5, 1.0), batch_size=16, group_size=8, effort="high")
+    config = QuantizeConfig(
+        target="paper", selector="greedy", ratios=(0.5, 1.0), batch_size=16, group_size=8, effort="high"
+    )
     stages: list[str] = []
     images = helpers.images(20, seed=3)
     program = quantize_prepared(

@@ -26,7 +26,7 @@ from bitdial.errors import ConfigError
 from bitdial.finetuning.instructions import HANDLERS
 from bitdial.finetuning.normalization import OutputNorm
 from bitdial.finetuning.rounding import extract, keep_some, read_back, requantize, round_clamp
-from bitdial.finetuning.tables import Lowering, bias_corrections, correction_unit, lowering
+from bitdial.finetuning.tables import Lowering, bias_corrections, correction_unit, latent_low_weights, lowering
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
 from bitdial.graph.interpreter import apply_activation
@@ -158,8 +158,9 @@ class TrainableNetwork(nn.Module):
                 self.corrections[_key(name)].copy_(torch.from_numpy(values))
                 if name in self.correction_unit:
                     self.corrections[_key(name)] /= self.correction_unit[name]
-                own = program.layers[name].low_weight
-                if own is not None:
+                layer = program.layers[name]
+                if layer.low_weight is not None:
+                    own = latent_low_weights(layer) if self.tune_low else layer.low_weight
                     self.low_weights[_key(name)].copy_(torch.from_numpy(own))
 
     def bound_low_weights(self) -> None:

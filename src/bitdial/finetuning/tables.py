@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from bitdial.quantization.program import Program, QuantizedLayer
+from bitdial.quantization.weights import per_weight
+
+BORDER = 0.45  # of a step: how near to the next low weight one may start
 
 
 @dataclass
@@ -84,12 +87,21 @@ def bias_corrections(program: Program) -> dict[str, np.ndarray]:
     return result
 
 
+def latent_low_weights(layer: QuantizedLayer) -> np.ndarray:
+    """float32, shape of the layer's weight: its own low weights, each moved towards the 8-bit weight by as much as rounds back to
+    it, so that training first changes those for which the choice was close."""
+    assert layer.weight is not None and layer.low_weight is not None
+    exact = layer.weight / np.exp2(per_weight(layer, layer.weight_shift).astype(np.float32))
+    result: np.ndarray = (layer.low_weight + np.clip(exact - layer.low_weight, -BORDER, BORDER)).astype(np.float32)
+    return result
+
+
 def correction_unit(program: Program, name: str) -> np.ndarray:
-    """float32 [O], real units: about a third of an 8-bit step of a layer's outputs, by the length of its weights: a correction
+    """float32 [O], real units: about an 8-bit step of a layer's outputs, by the length of its weights: a correction
     that moves by 1 has moved by little, in any layer."""
     layer = program.layers[name]
     assert layer.weight is not None
     unit = layer.weight_scale.astype(np.float64) * program.qparams[program.instruction(name).inputs[0]].scale
     length = np.sqrt((layer.weight.reshape(len(layer.weight), -1).astype(np.float64) ** 2).sum(axis=1))
-    result: np.ndarray = (0.3 * unit * np.maximum(length, 1.0)).astype(np.float32)
+    result: np.ndarray = (unit * np.maximum(length, 1.0)).astype(np.float32)
     return result

@@ -35,7 +35,7 @@ from bitdial.quantization.weights import INT32_LIMIT, bound_accumulators, per_we
 UPDATES = 600
 EVALUATIONS = 8  # on the held-out samples, beside the one before the first update
 BATCH = 16
-LEARNING_RATE = 1e-2  # of low weights in steps of their shift: from the middle of one, half a step changes what it is
+LEARNING_RATE = 3e-3  # of low weights in steps of their shift, of bias rows in about 8-bit steps of the outputs
 TEMPERATURE = 4.0  # of soft labels
 FEATURES = 1.0  # weight of the layers' outputs beside the network's
 FEWEST = 10  # samples; of fewer, a fifth says nothing

@@ -90,7 +90,7 @@ def test_the_oracle_is_the_definition(oracle: ModuleType, seed: int) -> None:
     )  # fmt: skip
     layer = SimpleNamespace(
         kind="conv", weight=case.weight, group_bounds=case.bounds, activation_shift=case.activation_shift,
-        weight_shift=case.weight_shift, amax=case.amax, wmax=case.wmax,
+        weight_shift=case.weight_shift, amax=case.amax, wmax=case.wmax, low_weight=case.low_weight,
     )  # fmt: skip
     attrs = {"stride": case.stride, "padding": case.pad, "dilation": case.dilation, "groups": groups}
     slow = oracle.LayerOracle(layer, attrs, case.x, case.signed, "static")

@@ -42,12 +42,11 @@ PEERS = (
     Peer("onnxruntime", "ONNX Runtime int8 (static)", "onnxruntime_preparation", ("onnxruntime", "onnx"), ".onnx"),
 )
 CONFIGURATIONS = (
-    Configuration("default", "bitdial"),
-    Configuration("paper", "bitdial, target paper", {"target": "paper"}),
-    Configuration("cpu", "bitdial, target cpu", {"target": "cpu"}),
-    Configuration("high", "bitdial, effort high", {"effort": "high"}),
-    Configuration("greedy", "bitdial, greedy", {"selector": "greedy"}),
-    Configuration("derived", "bitdial, derived low weights", {"low_weights": "derived"}),
+    Configuration("paper", "bitdial, 4 bits"),  # what `Options.config` starts from
+    Configuration("default", "bitdial, widths of this processor", {"target": "cpu", "low_bits": "auto"}),
+    Configuration("high", "bitdial, 4 bits, effort high", {"effort": "high"}),
+    Configuration("greedy", "bitdial, 4 bits, greedy", {"selector": "greedy"}),
+    Configuration("derived", "bitdial, 4 bits, derived low weights", {"low_weights": "derived"}),
 )
 
 

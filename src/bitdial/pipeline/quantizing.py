@@ -282,7 +282,9 @@ def choose(
             )  # fmt: skip
             problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
             if config.selector == "evolutionary":
-                judge = CandidateEvaluator(program, layers, [x[:JUDGE_IMAGES] for x in inputs], tables.mean_shifts)
+                judge = CandidateEvaluator(
+                    program, layers, [x[:JUDGE_IMAGES] for x in inputs], tables.mean_shifts, cache_limit=0
+                )
         else:
             evaluator = CandidateEvaluator(program, layers, inputs, tables.mean_shifts, cache_limit=0, progress=told)
             problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))

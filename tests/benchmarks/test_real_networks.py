@@ -184,7 +184,7 @@ def test_rows_are_made_once_and_again_when_asked(bench: dict[str, ModuleType], t
     assert other.measure("greedy") and Direct.loads == 3
 
     lines = bench["real_networks_table"].table_rows(other.file.rows)
-    assert [line[0] for line in lines[:3]] == ["float32", "bitdial, greedy, 8-bit", "bitdial, greedy, 25 %"]
+    assert [line[0] for line in lines[:3]] == ["float32", "bitdial, 4 bits, greedy, 8-bit", "bitdial, 4 bits, greedy, 25 %"]
     assert lines[0][2:7] == [""] * 5 and lines[1][4] and lines[2][4:] == [""] * 4
 
 

@@ -48,6 +48,7 @@ from common import (
 from machine import reset_peak_memory, resident_memory
 from measure import TestBench
 from results import ResultFile
+from scores import spearman
 
 RATIOS = (0.25, 0.5, 0.75)
 NESTING_RATIOS = (0.3, 0.4, 0.5)
@@ -102,14 +103,9 @@ def measure_search(
             "greedy, predicted": evaluator(greedy.result.masks, n).tolist(),
             "random": draws,
         },
-        "rank_correlation": rank_correlation(prediction(ranked), evaluator(ranked, n)),
+        "rank_correlation": spearman(prediction(ranked), evaluator(ranked, n)),
         "ranked_candidates": len(ranked),
     }
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, of distinct numbers."""
-    return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
 
 
 def _evaluator(

@@ -19,7 +19,7 @@ from bitdial.finetuning.rounding import extract, keep_some, requantize, round_cl
 from bitdial.pipeline import prepare, quantize_prepared
 from bitdial.pipeline.finetuning import derive_tables, export_program, make_network, start_graph
 from bitdial.quantization.config import QuantizeConfig
-from bitdial.quantization.weights import per_weight, weight_rows
+from bitdial.quantization.weights import per_weight
 
 Subject = Any  # the named tuple of conftest.py: prepared, program, config, images
 SUBJECTS = ["conv_subject", "transformer_subject", "concat_subject"]
@@ -194,7 +194,7 @@ def test_latent_low_weights_have_the_gradient_of_their_definition_in_float64(con
     factors = torch.rand(torch.nn.functional.conv2d(x, used.double(), groups=layer.conv_groups).shape).double()
     (torch.nn.functional.conv2d(x, used.double(), groups=layer.conv_groups) * factors).sum().backward()
     power = torch.from_numpy(np.exp2(per_weight(layer, layer.weight_shift).astype(np.float64)))
-    low = torch.from_numpy(per_weight(layer, weight_rows(layer, layer.low[index])).astype(np.float64))
+    low = torch.from_numpy(per_weight(layer, layer.low[index]).astype(np.float64))
     plane = latent.detach().double().requires_grad_()
     rounded = plane.detach().round()
     inside = (rounded.abs() <= layer.wmax).double()

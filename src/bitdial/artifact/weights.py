@@ -23,7 +23,7 @@ from bitdial.artifact.packing import extract_weights, pack_signed, packed_size, 
 from bitdial.artifact.tensors import Tensors
 from bitdial.errors import ArtifactError
 from bitdial.quantization.layer import QuantizedLayer
-from bitdial.quantization.weights import per_weight, weight_rows
+from bitdial.quantization.weights import per_weight
 
 Array = npt.NDArray[Any]
 
@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 def weight_mask(layer: QuantizedLayer, groups: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """bool, shape of the layer's weight: weights of the groups of `groups` (bool [n_groups])."""
     assert layer.weight is not None
-    return np.broadcast_to(per_weight(layer, weight_rows(layer, np.asarray(groups))), layer.weight.shape)
+    return np.broadcast_to(per_weight(layer, np.asarray(groups)), layer.weight.shape)
 
 
 def weight_shifts(layer: QuantizedLayer) -> npt.NDArray[np.uint8]:

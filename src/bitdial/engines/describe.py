@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bitdial.artifact.packing import packed_size, signed_bits
 from bitdial.quantization.program import Program, QuantizedLayer
 
 
@@ -50,7 +51,7 @@ def describe_low_weights(program: Program) -> dict[str, Any]:
         assert layer.low_weight is not None
         channels = int(np.diff(layer.group_bounds)[layer.low.any(axis=0)].sum())
         weights = channels * layer.low_weight.size // int(layer.group_bounds[-1])
-        size += -(-weights * (1 + layer.wmax.bit_length()) // 8)
+        size += packed_size(weights, signed_bits(layer.wmax))
     return {"kind": "stored" if stored else "derived" if low else "none", "layers": len(stored), "bytes": size}
 
 

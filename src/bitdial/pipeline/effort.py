@@ -30,7 +30,7 @@ from bitdial.pipeline.answers import answers_differ
 from bitdial.pipeline.preparing import Prepared, Progress
 from bitdial.pipeline.training_start import fingerprint, start_graph
 from bitdial.quantization.program import Program, QuantizedLayer
-from bitdial.quantization.weights import INT32_LIMIT, bound_accumulators, per_weight, weight_rows
+from bitdial.quantization.weights import INT32_LIMIT, bound_accumulators, per_weight
 
 UPDATES = 600
 EVALUATIONS = 8  # on the held-out samples, beside the one before the first update
@@ -212,7 +212,7 @@ def _with(program: Program, low: Mapping[str, Any], rows: Rows, below: int, own:
         copied = replace(layer, bias=layer.bias.copy())
         if name in low and layer.low_weight is not None:
             tuned = layer.low.any(axis=0) & ~layer.low[: below + 1].any(axis=0)
-            mask = per_weight(layer, weight_rows(layer, np.asarray(tuned)))
+            mask = per_weight(layer, np.asarray(tuned))
             copied.low_weight = np.where(mask, low[name], layer.low_weight).astype(np.int8)
             bound_accumulators(copied, program.qparams[program.instruction(name).inputs[0]])
         if name in rows:
@@ -237,7 +237,7 @@ def _changes(before: Program, after: Program) -> tuple[int, int]:
     changed = total = 0
     for name, layer in before.layers.items():
         if layer.low_weight is not None:
-            mask = per_weight(layer, weight_rows(layer, np.asarray(layer.low.any(axis=0))))
+            mask = per_weight(layer, np.asarray(layer.low.any(axis=0)))
             other = after.layers[name].low_weight
             changed += int((layer.low_weight != other).sum())
             total += int(np.broadcast_to(mask, layer.low_weight.shape).sum())

@@ -25,7 +25,7 @@ from bitdial.graph.passes import Choice, fold, fused
 from bitdial.graph.passes.edit import drop_unused, fresh_constant
 from bitdial.layout import LayoutReport, apply_layout, group_bounds
 from bitdial.pipeline.doubts import doubtful_inputs
-from bitdial.pipeline.noise_flow import gains_to_output, numbers_per_sample, passing_share, samples_of
+from bitdial.pipeline.noise_flow import gains_to_output, passing_share, samples_of
 from bitdial.pipeline.preparing import Prepared, Progress, calibration_inputs, captured, layout_plan, silent
 from bitdial.pipeline.quantizing import choose_shifts, restore_means
 from bitdial.quantization.borders import BestFusion, best_fusion, with_precisions
@@ -219,7 +219,7 @@ class Analysis:
             samples = self.run.values[self.variant.origins[name]]
             clipped = graph.node(name).attrs.get("activation") is not None
             passing[name] = passing_share(samples) if clipped else 1.0
-            variances[name] = _variance(samples) * numbers_per_sample(graph.types[name].shape) * passing[name]
+            variances[name] = _variance(samples) * graph.types[name].elements * passing[name]
         own = {n: added[n][self._probe(n)] * variances[n] for n in self.layers}
         gains = gains_to_output(graph, noise, own, passing, carried)
         result = {}

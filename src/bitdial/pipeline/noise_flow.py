@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines.reference.layer_metrics import Noise
-from bitdial.graph.ir import BatchDim, Graph, Node, Shape
+from bitdial.graph.ir import Graph, Node
 from bitdial.graph.operators import MOVEMENT
 from bitdial.selection.layerwise.propagation import Energy, Flow, output_gains
 
@@ -43,11 +42,6 @@ def activations(graph: Graph, node: Node) -> list[str]:
     return list(dict.fromkeys(v for v in node.operands() if not graph.is_constant(v)))
 
 
-def numbers_per_sample(shape: Shape) -> int:
-    """Numbers of a value per sample of the batch."""
-    return math.prod(d.factor if isinstance(d, BatchDim) else d for d in shape)
-
-
 def energy(noise: Noise, numbers: int) -> Energy:
     """Per sample. numbers: of the value, per sample."""
     return Energy(noise.signal / noise.count * numbers, noise.noise / noise.count * numbers)
@@ -78,7 +72,7 @@ def noise_flows(
             reach[node.name] = {node.name: 1.0}
             continue
         if node.op in PASS_ON and node.op != "expand":
-            before, after = (numbers_per_sample(graph.types[v].shape) for v in (node.inputs[0], node.name))
+            before, after = (graph.types[v].elements for v in (node.inputs[0], node.name))
             kept = min(1.0, after / before)
             sources = {value: share * kept for value, share in sources.items()}
         for value, share in residual.items():
@@ -107,8 +101,8 @@ def gains_to_output(
     the noise of its input, before the activation.
     """
     known = {v: n for v, n in noise.items() if n.count}
-    energies = {v: energy(n, numbers_per_sample(graph.types[v].shape)) for v, n in known.items()}
-    arriving = {n: m * numbers_per_sample(graph.types[n].shape) * passing.get(n, 1.0) for n, m in carried.items()}
+    energies = {v: energy(n, graph.types[v].elements) for v, n in known.items()}
+    arriving = {n: m * graph.types[n].elements * passing.get(n, 1.0) for n, m in carried.items()}
     flows = noise_flows(graph, set(energies), passing, arriving)
     outputs = [v for v in graph.outputs if v in energies]
     return output_gains(flows, energies, own, outputs)

@@ -280,14 +280,14 @@ def choose(
                 prepared.graph, program, layers, [x[:PREDICTED_SAMPLES] for x in inputs], tables.mean_shifts,
                 seed=config.seed, progress=told,
             )  # fmt: skip
-            problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
             if config.selector == "evolutionary":
                 judge = CandidateEvaluator(
                     program, layers, [x[:JUDGE_IMAGES] for x in inputs], tables.mean_shifts, cache_limit=0
                 )
         else:
             evaluator = CandidateEvaluator(program, layers, inputs, tables.mean_shifts, cache_limit=0, progress=told)
-            problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
+        problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
+        if isinstance(evaluator, CandidateEvaluator):
             evaluator.progress = None
             if config.selector == "evolutionary":  # the others score each of their few choices once
                 evaluator.cache_limit = SEARCH_CACHE

@@ -18,8 +18,8 @@ from bitdial.quantization.weights import quantize_weight
 def start_graph(graph: Graph, program: Program) -> Graph:
     """The float graph whose quantization is the program at ratio index 0, so that training starts from what it computes.
 
-    Every integer layer has the program's corrected bias, and weights that were moved for better rounding (design notes, section
-    2; `quantization.rounding`) stand where they were moved to.
+    Every integer layer has the program's corrected bias, and weights that a former version moved for better rounding stand where
+    they were moved to.
     """
     graph = graph.copy()
     for name, layer in program.layers.items():

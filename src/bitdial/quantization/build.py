@@ -370,8 +370,7 @@ class _Builder:
         bound = depth_bound(self.graph, node) * a.qmax * b.qmax
         check_accumulators(node.name, bound, np.zeros(1, np.int32))
         factor = a.scale * b.scale * scale
-        out_shape = self.graph.types[node.name].shape
-        macs = depth_bound(self.graph, node) * math.prod(d.factor if isinstance(d, BatchDim) else d for d in out_shape)
+        macs = depth_bound(self.graph, node) * self.graph.types[node.name].elements
         return QuantizedLayer(
             node.name, "matmul", None, np.zeros(0, np.float32),
             np.array([factor / output.scale if output else factor], np.float32), 0.0, False, self.reasons[node.name], 0, 0,

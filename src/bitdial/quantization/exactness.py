@@ -137,11 +137,8 @@ def low_accumulator_bound(layer: QuantizedLayer) -> int:
     Every subset of groups stays below it.
     """
     assert layer.weight is not None
-    n_local = layer.weight_shift.shape[1]
-    rows = np.arange(len(layer.weight)) // (len(layer.weight) // layer.conv_groups)
-    activation = layer.activation_shift.reshape(layer.conv_groups, n_local)[rows]
-    shift = activation.astype(np.int64) + layer.weight_shift
-    magnitude = np.abs(low_integers(layer).astype(np.int64)) << per_weight(layer, shift)
+    shift = per_weight(layer, layer.activation_shift.astype(np.int64)) + per_weight(layer, layer.weight_shift)
+    magnitude = np.abs(low_integers(layer).astype(np.int64)) << shift
     return int(magnitude.reshape(len(magnitude), -1).sum(axis=1).max(initial=0)) * layer.amax
 
 

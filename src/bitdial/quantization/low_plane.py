@@ -24,7 +24,7 @@ from torch import Tensor
 from bitdial.quantization.effective_bits import naive_shift
 from bitdial.quantization.output_error import LayerSamples
 from bitdial.quantization.program import BLOCK_ROWS, QuantizedLayer
-from bitdial.quantization.weights import low_integers, read_back_weights
+from bitdial.quantization.weights import low_integers, per_weight, read_back_weights
 
 DAMPING = 0.1  # of the mean variance of the inputs: keeps GPTQ stable
 RIDGES = (0.03, 0.1, 0.3, 1.0, 10.0)  # as much, towards the 8-bit weights; which one is chosen on rows held out
@@ -105,12 +105,8 @@ def provisional_plane(samples: LayerSamples, scores: npt.NDArray[np.float64]) ->
 def present_weights(layer: QuantizedLayer, low: npt.NDArray[np.bool_]) -> Tensor:
     """float32 [O, I * taps]: the weights with the groups `low` (bool [n_groups]) read back."""
     assert layer.weight is not None
-    outputs, per_group = layer.weight.shape[:2]
-    channels = low[layer.channel_groups()].reshape(layer.conv_groups, 1, per_group)
-    mask = np.broadcast_to(channels, (layer.conv_groups, outputs // layer.conv_groups, per_group))
-    mask = mask.reshape(outputs, per_group, *[1] * (layer.weight.ndim - 2))
-    weight = np.where(mask, read_back_weights(layer), layer.weight) if low.any() else layer.weight
-    return torch.from_numpy(weight.reshape(outputs, -1).astype(np.float32))
+    weight = np.where(per_weight(layer, low), read_back_weights(layer), layer.weight) if low.any() else layer.weight
+    return torch.from_numpy(weight.reshape(len(weight), -1).astype(np.float32))
 
 
 def layer_outputs(layer: QuantizedLayer, weight: Tensor, inputs: Tensor) -> Tensor:

@@ -91,17 +91,16 @@ def plain_weight_shifts(
 
 
 def per_weight(layer: QuantizedLayer, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """[O, n_local] spread over the input channels of each group: [O, I, 1, ..], for broadcasting against the weight."""
+    """What each weight takes from its group: [O, I, 1, ..], for broadcasting against the weight.
+
+    values: [n_groups], or [O, n_local] where output rows differ.
+    """
     assert layer.weight is not None
+    if values.ndim == 1:  # of each output row, the groups of its convolution group
+        values = np.repeat(values.reshape(layer.conv_groups, -1), len(layer.weight) // layer.conv_groups, axis=0)
     widths = np.diff(layer.group_bounds[: layer.weight_shift.shape[1] + 1])
     spread = np.repeat(values, widths, axis=1)
     return spread.reshape(*spread.shape, *[1] * (layer.weight.ndim - 2))
-
-
-def weight_rows(layer: QuantizedLayer, groups: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """[n_groups] as [O, n_local]: of each output row, the groups of its convolution group."""
-    assert layer.weight is not None
-    return np.repeat(groups.reshape(layer.conv_groups, -1), len(layer.weight) // layer.conv_groups, axis=0)
 
 
 def low_integers(layer: QuantizedLayer) -> npt.NDArray[np.int8]:
@@ -141,7 +140,7 @@ def largest_magnitudes(layer: QuantizedLayer) -> npt.NDArray[np.int16]:
     if layer.low_weight is None:
         return largest
     back = np.left_shift(np.abs(layer.low_weight.astype(np.int16)), per_weight(layer, layer.weight_shift))
-    some = per_weight(layer, weight_rows(layer, np.asarray(layer.low.any(axis=0))))
+    some = per_weight(layer, np.asarray(layer.low.any(axis=0)))
     result: npt.NDArray[np.int16] = np.maximum(largest, np.where(some, back, 0)).astype(np.int16)
     return result
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines.describe import describe_low_weights
-from bitdial.graph.ir import BatchDim, Node
+from bitdial.graph.ir import Node
 from bitdial.graph.operators import CONTRACTIONS
 from bitdial.quantization.answers import KEY, kept_answers
 from bitdial.quantization.effective_bits import bit_length, group_maximum
@@ -233,7 +233,7 @@ def _shape(program: Program, name: str, weight: npt.NDArray[Any] | None) -> str:
 def _macs(program: Program, node: Node) -> int:
     """Multiply-accumulates per sample: output elements times the length of each one's sum."""
     types = program.types
-    outputs = math.prod(d.factor if isinstance(d, BatchDim) else d for d in types[node.name].shape)
+    outputs = types[node.name].elements
     if node.weight is not None:
         shape = program.constants[node.weight].shape if node.weight in program.constants else ()
         return outputs * math.prod(shape[1:]) if shape else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from bitdial.engines.reference.arithmetic import product
 from bitdial.engines.reference.executor import Executor, Setting
 from bitdial.engines.reference.fast_conv import FastExecutor
-from bitdial.engines.reference.plane_fit import PlaneFit, SampledRows
+from bitdial.engines.reference.plane_fit import PlaneFit
 from bitdial.engines.reference.statistics import EXACT_ROWS
 from bitdial.graph.running import Schedule
 from bitdial.quantization.instructions import Contract
@@ -107,26 +107,26 @@ def _correct_layer(
     layer, source = step.layer, step.inputs[0]
     unit = layer.weight_scale.astype(np.float64) * executor.program.qparams[source].scale
 
-    def inputs() -> Iterator[Tensor]:
-        for own, n in zip(values, sizes, strict=True):
-            yield executor.extracted(step, own[source], settings[step.name], n)
-
-    def rows(sampled: SampledRows) -> Tensor:
-        return torch.cat([sampled(x, number) for number, x in enumerate(inputs())])
-
-    if fit is not None and fit(index, layer, rows):
+    sampled = None if fit is None else fit.wanted(index, layer)
+    if sampled is None and wanted is None:
+        return
+    rows, total, count = [], torch.zeros(1, dtype=torch.float64), 0
+    for number, (own, n) in enumerate(zip(values, sizes, strict=True)):
+        x = executor.extracted(step, own[source], settings[step.name], n)
+        if sampled is not None:
+            rows.append(sampled(x, number))
+        flat = x if step.window is not None else x.reshape(-1, x.shape[-1])
+        for part in torch.split(flat, EXACT_ROWS):
+            total, count = total + part.sum(dim=0), count + len(part)
+    if fit is not None and rows:
+        fit.solve(index, layer, torch.cat(rows))
         bound_accumulators(layer, executor.program.qparams[source])
         settings[step.name] = executor.renew(step.name).setting(
             torch.from_numpy(layer.low[index]), settings[step.name].bias
         )
     if wanted is None:
         return
-    setting = settings[step.name]
-    total, count = torch.zeros(1, dtype=torch.float64), 0
-    for x in inputs():  # the mean of a layer's outputs is its output for the mean of its inputs
-        flat = x if step.window is not None else x.reshape(-1, x.shape[-1])
-        for part in torch.split(flat, EXACT_ROWS):
-            total, count = total + part.sum(dim=0), count + len(part)
+    setting = settings[step.name]  # the mean of a layer's outputs is its output for the mean of its inputs
     mean = product(total[None] / count, setting.weight.double(), step.window)[0]
     mean = mean.flatten(1).mean(dim=1) if step.window is not None else mean
     bias = np.rint(wanted / unit - mean.numpy())

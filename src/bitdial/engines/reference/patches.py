@@ -62,17 +62,23 @@ def patch_rows(
     if x.dim() != 4:  # 1-D and 3-D convolutions: every tap sees the value at its own position
         flat = images.movedim(1, -1).reshape(-1, x.shape[1])
         return flat[pick(flat.shape[0])][:, :, None].expand(-1, -1, taps)
-    return _windows(images, node, tuple(weight_shape[2:]), pick).float()
+    return windows(images, node, weight_shape[2:], pick).float()
 
 
-def _windows(images: Tensor, node: Node, kernel: tuple[int, ...], pick: Callable[[int], Tensor]) -> Tensor:
-    """[rows, C, taps]: the chosen ones of all windows of [n, C, H, W]; the others are never made (`unfold` makes all)."""
+def windows(x: Tensor, node: Node, kernel: Sequence[int], pick: Callable[[int], Tensor]) -> Tensor:
+    """[rows, C, taps]: the chosen ones of all windows of a convolution's input [n, C, *space]; the others are never made
+    (`unfold` makes all). pick: places of the chosen ones, given how many windows there are."""
     stride, padding, dilation = (node.attrs[name] for name in ("stride", "padding", "dilation"))
-    padded = F.pad(images, (padding[1], padding[1], padding[0], padding[0]))
-    sizes = [(padded.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
-    chosen = pick(len(images) * sizes[0] * sizes[1])
-    image, place = chosen // (sizes[0] * sizes[1]), chosen % (sizes[0] * sizes[1])
-    rows = (place // sizes[1] * stride[0])[:, None] + dilation[0] * torch.arange(kernel[0])
-    columns = (place % sizes[1] * stride[1])[:, None] + dilation[1] * torch.arange(kernel[1])
-    windows = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [rows, kh, kw, C]
-    return windows.movedim(3, 1).reshape(len(chosen), images.shape[1], -1)
+    if any(padding):
+        x = F.pad(x, [p for own in reversed(padding) for p in (own, own)])
+    space = x.shape[2:]
+    sizes = [(s - d * (k - 1) - 1) // t + 1 for s, d, k, t in zip(space, dilation, kernel, stride, strict=True)]
+    inner = math.prod(sizes)
+    chosen = pick(len(x) * inner)
+    sample, place = chosen // inner, chosen % inner
+    flat = torch.zeros(1, 1, dtype=torch.int64)  # [rows, taps]: index into the space of one sample
+    for size, length, k, t, d in zip(sizes, space, kernel, stride, dilation, strict=True):
+        inner //= size
+        own = (place // inner % size * t)[:, None] + d * torch.arange(k)
+        flat = (flat[:, :, None] * length + own[:, None, :]).flatten(1)
+    return x.flatten(2)[sample[:, None], :, flat].transpose(1, 2)

@@ -8,15 +8,16 @@ low already as far as the ratio says. Source: design notes, section 1; sequentia
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitdial.engines.reference.fast_conv import FastExecutor
+from bitdial.engines.reference.patches import windows
 from bitdial.graph.ir import Node
 from bitdial.quantization.low_plane import layer_outputs, present_weights, solve_groups
 from bitdial.quantization.program import Program, QuantizedLayer
@@ -24,7 +25,7 @@ from bitdial.quantization.weights import low_integers
 
 Batches = Sequence[Sequence[Tensor]]
 ROWS = 16384  # per layer, over all batches
-TARGET_BYTES = 512 << 20  # of the float outputs that are kept; fewer rows where this is reached
+TARGET_BYTES = 512 << 20  # of the sums that are kept; fewer rows where this is reached
 
 
 class SampledRows:
@@ -44,21 +45,7 @@ class SampledRows:
         if self.kernel is None:
             flat = x.reshape(-1, x.shape[-1])
             return flat[self._places(len(flat), batch)]
-        stride, padding, dilation = (self.node.attrs[name] for name in ("stride", "padding", "dilation"))
-        if any(padding):
-            x = F.pad(x, [p for own in reversed(padding) for p in (own, own)])
-        space = x.shape[2:]
-        sizes = [(s - d * (k - 1) - 1) // t + 1 for s, d, k, t in zip(space, dilation, self.kernel, stride, strict=True)]
-        places = self._places(len(x) * math.prod(sizes), batch)
-        sample, rest = places // math.prod(sizes), places % math.prod(sizes)
-        flat = torch.zeros(1, 1, dtype=torch.int64)  # [rows, taps]: index into the space of one sample
-        inner = math.prod(sizes)
-        for size, length, k, t, d in zip(sizes, space, self.kernel, stride, dilation, strict=True):
-            inner //= size
-            own = (rest // inner % size * t)[:, None] + d * torch.arange(k)
-            flat = (flat[:, :, None] * length + own[:, None, :]).flatten(1)
-        rows = x.flatten(2)[sample[:, None], :, flat]  # [rows, taps, C]
-        return rows.transpose(1, 2).reshape(len(places), -1)
+        return windows(x, self.node, self.kernel, partial(self._places, batch=batch)).flatten(1)
 
 
 class PlaneFit:
@@ -81,29 +68,25 @@ class PlaneFit:
         self.targets = _eight_bit_sums(program, self.rows, batches)
         self.fitted: dict[str, np.ndarray] = {}  # layer -> bool [n_groups]: groups with their final low weights
 
-    def __call__(self, index: int, layer: QuantizedLayer, inputs: Callable[[SampledRows], Tensor]) -> bool:
-        """Solve the groups of a layer that ratio `index` is the first to make low; whether there were any.
+    def wanted(self, index: int, layer: QuantizedLayer) -> SampledRows | None:
+        """What gives the rows that `solve` wants; None where ratio `index` is the first to make no group of the layer low."""
+        return self.rows.get(layer.name) if self._new(index, layer).any() else None
 
-        inputs: gives the rows of the layer's extracted inputs over all batches.
-        """
-        rows = self.rows.get(layer.name)
-        if rows is None:
-            return False
-        done = self.fitted.setdefault(layer.name, np.zeros(layer.n_groups, np.bool_))
-        low = layer.low[index]
-        new = low & ~done
-        if not new.any():
-            return False
+    def _new(self, index: int, layer: QuantizedLayer) -> npt.NDArray[np.bool_]:
+        new: npt.NDArray[np.bool_] = layer.low[index] & ~self.fitted.setdefault(layer.name, np.zeros(layer.n_groups, np.bool_))
+        return new
+
+    def solve(self, index: int, layer: QuantizedLayer, x: Tensor) -> None:
+        """Solve the groups of a layer that ratio `index` is the first to make low. x: rows of its inputs, of all batches."""
+        done, new = self.fitted[layer.name], self._new(index, layer)
         if layer.low_weight is None:
             layer.low_weight = low_integers(layer)
-        x = inputs(rows)
-        present = layer_outputs(layer, present_weights(layer, low & done), x)
+        present = layer_outputs(layer, present_weights(layer, layer.low[index] & done), x)
         errors = self.targets[layer.name].float().sub_(present)
         if self.centred:
             x, errors = x - x.mean(dim=0), errors.sub_(errors.mean(dim=0))
         solve_groups(layer, new, x, errors)
         done |= new
-        return True
 
 
 def _eight_bit_sums(program: Program, rows: Mapping[str, SampledRows], batches: Batches) -> dict[str, Tensor]:

@@ -75,10 +75,14 @@ def predict(
     generator = torch.Generator().manual_seed(seed)
     errors = {n: _LayerError(graph.node(n), program, mean_shifts.get(n)) for n in layers}
     starts = range(0, samples, size)
+    constants = constant_tensors(graph)
+    if not any(x.is_floating_point() for x in inputs):  # indices: the gradient has to start at what they look up
+        weights = {node.weight for node in graph.nodes} | {node.bias for node in graph.nodes}
+        constants = {k: v.requires_grad_(v.is_floating_point() and k not in weights) for k, v in constants.items()}
     parts: list[npt.NDArray[np.float32]] = []
     for number, start in enumerate(starts):
         batch = [x[start : start + size] for x in inputs]
-        parts.append(_batch_moves(graph, batch, errors, generator))
+        parts.append(_batch_moves(graph, constants, batch, errors, generator))
         if progress is not None:
             progress((number + 1) / len(starts))
     return Prediction(np.concatenate(parts))
@@ -90,14 +94,14 @@ def _graph_bytes(graph: Graph) -> int:
 
 
 def _batch_moves(
-    graph: Graph, batch: Sequence[Tensor], errors: Mapping[str, _LayerError], generator: torch.Generator
+    graph: Graph,
+    constants: Mapping[str, Tensor],
+    batch: Sequence[Tensor],
+    errors: Mapping[str, _LayerError],
+    generator: torch.Generator,
 ) -> npt.NDArray[np.float32]:
     """float32 [samples, directions, groups]."""
-    constants = constant_tensors(graph)
     batch = [x.clone().requires_grad_() if x.is_floating_point() else x for x in batch]
-    if not any(x.requires_grad for x in batch):  # indices: the gradient has to start at what they look up
-        weights = {node.weight for node in graph.nodes} | {node.bias for node in graph.nodes}
-        constants = {k: v.requires_grad_(v.is_floating_point() and k not in weights) for k, v in constants.items()}
     wanted = {name: graph.node(name).inputs[0] for name in errors}
     held: dict[str, Tensor] = {}
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.quantization.program import QParams, QuantizedLayer
-from bitdial.quantization.weights import low_integers, read_back_weights
+from bitdial.quantization.weights import low_integers, per_weight, read_back_weights
 
 INT4_LIMIT = 7
 
@@ -105,12 +105,11 @@ def split_layer(layer: QuantizedLayer, index: int, encoding: QParams, four_bits:
 def _merged(layer: QuantizedLayer, low: npt.NDArray[np.bool_], encoding: QParams) -> Part:
     """All channels at once, weights in 8 bits: low ones as low << shift, which never leaves -127..127."""
     assert layer.weight is not None
-    outputs, per_group = layer.weight.shape[:2]
+    per_group = layer.weight.shape[1]
     channels = low[layer.channel_groups()] if layer.n_groups else np.zeros(per_group * layer.conv_groups, np.bool_)
     weight = layer.weight
     if low.any():
-        mask = channels.reshape(layer.conv_groups, per_group)[np.arange(outputs) * layer.conv_groups // outputs]
-        weight = np.where(mask.reshape(*mask.shape, *[1] * (weight.ndim - 2)), read_back_weights(layer), weight)
+        weight = np.where(per_weight(layer, low), read_back_weights(layer), weight)
     shift = np.where(channels, layer.activation_shift[layer.channel_groups()], 0) if low.any() else 0 * channels
     limit = np.where(channels, layer.amax, encoding.qmax)
     return Part(np.arange(per_group), weight, shift.astype(np.int64), limit.astype(np.int64), bool(low.any()))

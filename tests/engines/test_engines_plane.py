@@ -15,7 +15,7 @@ from bitdial import QuantizeConfig
 from bitdial.engines.reference.bias_table import EightBitValues
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.engines.reference.plane_fit import SampledRows
-from bitdial.engines.reference.prediction import predict
+from bitdial.engines.reference.prediction import TOP, predict
 from bitdial.engines.reference.search import CandidateEvaluator
 from bitdial.pipeline import eight_bit_program, low_tables, prepare, quantize_prepared
 
@@ -152,5 +152,27 @@ def test_prediction_of_a_network_that_reads_indices(helpers: Any) -> None:
     tables = low_tables(prepared, program, config)
     layers = [n for n, layer in program.layers.items() if layer.eligible]
     prediction = predict(prepared.graph, program, layers, [x], tables.mean_shifts)
-    assert prediction.moves.shape == (24, 2, sum(program.layers[n].n_groups for n in layers))
+    assert prediction.moves.shape == (24, TOP, sum(program.layers[n].n_groups for n in layers))
     assert bool(np.abs(prediction.moves).sum(axis=(0, 1)).all())
+
+
+def test_prediction_of_answers_that_are_sure(helpers: Any) -> None:
+    """Scores move to first order, shares of classes as softmax moves them: a step far beyond where its derivative says anything."""
+    torch.manual_seed(3)
+    first, last = nn.Conv2d(3, 32, 3, padding=1), nn.Linear(32, 5)
+    middle = nn.Conv2d(32, 32, 1)
+    model = nn.Sequential(first, nn.ReLU(), middle, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last).eval()
+    with torch.no_grad():
+        last.weight *= 100.0
+    x = helpers.images(48, seed=4)
+    prepared = prepare(model, [x], CONFIG)
+    program = eight_bit_program(prepared, CONFIG)
+    tables = low_tables(prepared, program, CONFIG)
+    layers = [n for n, layer in program.layers.items() if layer.eligible]
+    prediction = predict(prepared.graph, program, layers, [x], tables.mean_shifts)
+    exact = CandidateEvaluator(program, layers, [x], tables.mean_shifts)
+    masks = np.tri(5, prediction.moves.shape[2], -1, dtype=np.bool_)
+    predicted, measured = prediction(masks), exact(masks)
+    assert predicted[0] == measured[0] == 0.0
+    assert float(torch.softmax(model(x).detach(), dim=1).amax(dim=1).median()) > 0.9
+    np.testing.assert_allclose(predicted[1:], measured[1:], rtol=0.5)

@@ -12,7 +12,8 @@ from torch import Tensor
 from bitdial import QuantizeConfig
 from bitdial.engines.reference.executor import Executor
 from bitdial.engines.reference.fast_conv import int8_convolutions
-from bitdial.engines.reference.search import CHUNK, CandidateEvaluator, soft_labels
+from bitdial.engines.reference.labels import Labels
+from bitdial.engines.reference.search import CHUNK, CandidateEvaluator
 from bitdial.pipeline import Prepared, choose, eight_bit_program, low_tables, prepare
 from bitdial.quantization.program import Program
 
@@ -165,11 +166,21 @@ def test_outputs_per_token_and_without_classes() -> None:
         np.testing.assert_allclose(
             evaluator(masks, n_images), [naive(one, m, n_images) for m in masks], rtol=1e-4, atol=1e-7
         )
-    assert soft_labels(torch.ones(5)).tolist() == [1.0] * 5 and soft_labels(torch.full((2, 1), 3.0)).tolist() == [
-        [3.0],
-        [3.0],
-    ]
-    assert soft_labels(torch.zeros(2, 4)).tolist() == [[0.25] * 4] * 2
+
+
+def test_outputs_are_scores_of_classes_or_numbers() -> None:
+    """An embedding has no soft labels: its distances are of its numbers, 1 as far as another sample's output."""
+    generator = torch.Generator().manual_seed(0)
+    assert Labels.of(torch.zeros(2, 4))(torch.zeros(2, 4)).tolist() == [[0.25] * 4] * 2
+    scores = torch.randn(8, 1000, generator=generator) * 4
+    assert Labels.of(scores).classes and Labels.of(scores[:, :10] * 0.01).classes
+    embeddings = torch.randn(400, 384, generator=generator)
+    for outputs in (embeddings, torch.nn.functional.normalize(embeddings, dim=1), embeddings[:, :1], embeddings[:, 0]):
+        labels = Labels.of(outputs)
+        assert not labels.classes
+        moved = (labels(outputs) - labels(outputs.roll(1, dims=0))).double().square().reshape(400, -1).sum(dim=1).mean()
+        assert float(moved) == pytest.approx(2.0, rel=0.2)
+    assert Labels.of(torch.ones(5))(torch.ones(5)).tolist() == [1.0] * 5  # outputs that do not differ have no spread
 
 
 def test_token_ids_survive_the_cache() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitdial.engines.reference.search import soft_labels
+from bitdial.engines.reference.labels import Labels
 from bitdial.errors import DataError
 
 Run = Callable[[Any], Any]
@@ -50,17 +50,19 @@ def evaluate_curve(
     agree = [0.0] * len(ratios)
     squares = [0.0] * len(ratios)
     samples, labelled, classes = 0, False, True
+    labels: Labels | None = None
     with torch.no_grad():
         for number, (inputs, targets) in enumerate(batches):
             base: Tensor | None = None
             for i, ratio in enumerate(ratios):
                 outputs = _tensor(run(inputs, ratio))
                 base = outputs if base is None else base
+                labels = Labels.of(base.double()) if labels is None else labels
                 n = outputs.shape[0]
-                classes = classes and outputs.dim() > 1 and outputs.shape[-1] > 1
+                classes = classes and labels.classes
                 if classes:
                     agree[i] += float((outputs.argmax(-1) == base.argmax(-1)).double().mean()) * n
-                difference = soft_labels(outputs.double()) - soft_labels(base.double())
+                difference = labels(outputs.double()) - labels(base.double())
                 squares[i] += float(difference.pow(2).sum())
                 if targets is not None:
                     labelled = True

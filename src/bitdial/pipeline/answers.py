@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitdial.engines.reference.executor import Executor
+from bitdial.engines.reference.labels import are_class_scores
 from bitdial.quantization.answers import KEY, OUTPUTS, TOP_ANSWERS, KeptAnswers
 from bitdial.quantization.program import Program
 
@@ -62,7 +63,7 @@ class AnswerComparison:
 
 
 def top_answers(outputs: Tensor) -> Tensor | None:
-    """[N, answers]: the classes of outputs [N, classes], or outputs that are whole numbers as they are; None for others."""
+    """[N, answers]: the classes of scores [N, classes], or outputs that are whole numbers as they are; None for others."""
     if not outputs.is_floating_point():
         return outputs.reshape(len(outputs), -1)
     return outputs.argmax(1, keepdim=True) if outputs.dim() == 2 and outputs.shape[1] > 1 else None
@@ -70,6 +71,8 @@ def top_answers(outputs: Tensor) -> Tensor | None:
 
 def answers_differ(outputs: Tensor) -> bool:
     """Whether outputs are answers, and not the same ones for every sample, which would say nothing."""
+    if outputs.is_floating_point() and not are_class_scores(outputs):
+        return False
     answers = top_answers(outputs)
     return answers is not None and not bool((answers == answers[:1]).all())
 

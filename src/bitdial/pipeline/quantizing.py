@@ -57,8 +57,6 @@ from bitdial.selection import (
 
 CALIBRATION_MEMORY = 1 << 30  # bytes of activations held at once while the bias table is computed layer by layer
 SEARCH_CACHE = 1 << 30  # bytes of values that the exact search remembers from candidate to candidate
-PREDICTED_SAMPLES = 64  # that predictions are made from, in several directions each
-JUDGE_IMAGES = 64  # samples on which the best predicted candidates are run
 PATCHES = 4096  # sampled rows of each layer's input, for shifts of least output error
 
 
@@ -277,13 +275,10 @@ def choose(
         told = partial(progress, "sensitivity")
         if config.search == "predicted":
             evaluator = predict(
-                prepared.graph, program, layers, [x[:PREDICTED_SAMPLES] for x in inputs], tables.mean_shifts,
-                seed=config.seed, progress=told,
+                prepared.graph, program, layers, inputs, tables.mean_shifts, seed=config.seed, progress=told
             )  # fmt: skip
             if config.selector == "evolutionary":
-                judge = CandidateEvaluator(
-                    program, layers, [x[:JUDGE_IMAGES] for x in inputs], tables.mean_shifts, cache_limit=0
-                )
+                judge = CandidateEvaluator(program, layers, inputs, tables.mean_shifts, cache_limit=0)
         else:
             evaluator = CandidateEvaluator(program, layers, inputs, tables.mean_shifts, cache_limit=0, progress=told)
         problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))

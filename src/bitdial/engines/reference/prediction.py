@@ -1,14 +1,19 @@
 """Predicts what extracting groups does to the network's soft labels, from backward passes: a search at a hundredth of cost.
 
-To first order a group that becomes low moves the soft labels of a sample by J e, with e the error that it adds to its layer's
-outputs and J their Jacobian; errors of several groups add up. Along a random direction v, the move is the product of e with
-the gradient of v . soft labels, so that |J e|^2 is the mean over directions of its square. Per sample and direction one
-number per group is kept, exact in the sums over positions and channels; the distance of any candidate is then the length of a
-sum of columns.
+To first order a group that becomes low moves the outputs of a sample by J e, with e the error that it adds to its layer's
+outputs and J their Jacobian; errors of several groups add up. Per sample and direction one number per group is kept, exact in
+the sums over positions and channels, and the distance of any candidate follows from sums of columns.
+
+Directions: of class scores, how the `TOP` largest stand to all others together (log of the sum of their exponentials). Softmax
+is then taken of the moved scores, not of its derivative, which is next to nothing where a network is sure of its answer until
+the moves are large enough to change it. Of other outputs, random signs: the mean over directions of the square is |J e|^2.
+
+Samples count more than directions. ResNet-20, 33 choices at 25-75 %, rank correlation with exact distances on 256 images: 0.95
+from 256 images (0.81 among those at 50 %), with one score beside the rest as well as with nine; 0.94 from 128; 0.3 from 64, where
+exact distances do no better either (0.69 with those of all 256).
 
 Errors are those of the layer's own low weights and activations (inputs of the 8-bit model, means restored to first order).
-What they do to each other downstream beyond first order is left out; rank correlation with exact distances:
-`benchmarks/search.py`.
+What they do to each other downstream beyond first order is left out.
 """
 
 from __future__ import annotations
@@ -23,14 +28,16 @@ from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from bitdial.engines.reference.arithmetic import extract, to_eight_bit
-from bitdial.engines.reference.search import SearchStatistics, soft_labels
+from bitdial.engines.reference.labels import Labels
+from bitdial.engines.reference.search import SearchStatistics
 from bitdial.graph.interpreter import constant_tensors, run_graph
 from bitdial.graph.ir import Graph, Node
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import read_back_weights
 
 GRAPH_BYTES = 512 << 20  # of values that a backward pass may hold: bounds the samples per pass
-DIRECTIONS = 2  # per sample
+TOP = 2  # scores per sample that are followed each on its own
+DIRECTIONS = 2  # random ones, of outputs that are no class scores
 _CONV_INPUT = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
 
 
@@ -38,10 +45,12 @@ _CONV_INPUT = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}
 class Prediction:
     """Callable (masks [n, groups], n_images) -> predicted distances [n], as `CandidateEvaluator`, without running anything.
 
-    moves: float32 [samples, directions, groups]; groups of all layers in order.
+    moves: float32 [samples, directions, groups]; groups of all layers in order. scores: float32 [samples, directions], before
+    any move, of the largest classes less that of the rest; None: the directions are random ones.
     """
 
     moves: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32] | None = None
     statistics: SearchStatistics = field(default_factory=SearchStatistics)
 
     def __call__(self, masks: npt.NDArray[np.bool_], n_images: int = 0) -> npt.NDArray[np.float64]:
@@ -51,8 +60,24 @@ class Prediction:
         self.statistics.images += len(masks) * n_images
         own = self.moves[:n_images].reshape(-1, groups)
         moved = own @ masks.T.astype(np.float32)
-        result: npt.NDArray[np.float64] = np.sqrt(np.square(moved, dtype=np.float64).sum(axis=0) / len(own))
+        if self.scores is not None:
+            before = self.scores[:n_images, :, None]
+            moved = moved.reshape(n_images, directions, -1)
+            moved = _shares(before + moved) - _shares(before)
+            moved = moved.reshape(-1, len(masks))
+            directions = 1
+        squares = np.square(moved, dtype=np.float64).sum(axis=0) / (n_images * directions)
+        result: npt.NDArray[np.float64] = np.sqrt(squares)
         return result
+
+
+def _shares(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Softmax over axis 1 with one more score of 0, the rest's, whose share comes last."""
+    scores = np.concatenate([scores, np.zeros_like(scores[:, :1])], axis=1)
+    scores -= scores.max(axis=1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=1, keepdims=True)
+    return scores
 
 
 def predict(
@@ -79,13 +104,46 @@ def predict(
     if not any(x.is_floating_point() for x in inputs):  # indices: the gradient has to start at what they look up
         weights = {node.weight for node in graph.nodes} | {node.bias for node in graph.nodes}
         constants = {k: v.requires_grad_(v.is_floating_point() and k not in weights) for k, v in constants.items()}
-    parts: list[npt.NDArray[np.float32]] = []
+    parts = []
+    follow: _Follow | None = None
     for number, start in enumerate(starts):
         batch = [x[start : start + size] for x in inputs]
-        parts.append(_batch_moves(graph, constants, batch, errors, generator))
+        if follow is None:  # what the outputs are is decided once
+            with torch.no_grad():
+                follow = _Follow.of(run_graph(graph, batch, constants=constants)[0], generator)
+        parts.append(_batch_moves(graph, constants, batch, errors, follow))
         if progress is not None:
             progress((number + 1) / len(starts))
-    return Prediction(np.concatenate(parts))
+    moves, scores = zip(*parts, strict=True)
+    classes = follow is not None and follow.classes
+    return Prediction(np.concatenate(moves), np.concatenate(scores) if classes else None)
+
+
+@dataclass(frozen=True)
+class _Follow:
+    """Which numbers of the outputs are followed back, `directions` of them per sample."""
+
+    labels: Labels
+    classes: bool  # one answer per sample: scores of classes less the rest's, else random directions of the labels
+    directions: int
+    generator: torch.Generator
+
+    @classmethod
+    def of(cls, outputs: Tensor, generator: torch.Generator) -> _Follow:
+        labels = Labels.of(outputs)
+        classes = labels.classes and outputs.dim() == 2
+        return cls(labels, classes, min(TOP, outputs.shape[-1] - 1) if classes else DIRECTIONS, generator)
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """float32 [N, directions]."""
+        if self.classes:
+            order = outputs.argsort(dim=1, descending=True)
+            rest = outputs.gather(1, order[:, self.directions :]).logsumexp(dim=1, keepdim=True)
+            return outputs.gather(1, order[:, : self.directions]) - rest
+        labels = self.labels(outputs)
+        shape = (self.directions, *labels.shape)
+        signs = torch.randint(0, 2, shape, generator=self.generator).to(labels.dtype) * 2 - 1
+        return (labels * signs).reshape(self.directions, len(outputs), -1).sum(dim=2).T
 
 
 def _graph_bytes(graph: Graph) -> int:
@@ -98,9 +156,9 @@ def _batch_moves(
     constants: Mapping[str, Tensor],
     batch: Sequence[Tensor],
     errors: Mapping[str, _LayerError],
-    generator: torch.Generator,
-) -> npt.NDArray[np.float32]:
-    """float32 [samples, directions, groups]."""
+    follow: _Follow,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """float32 [samples, directions, groups], and what was followed: [samples, directions]."""
     batch = [x.clone().requires_grad_() if x.is_floating_point() else x for x in batch]
     wanted = {name: graph.node(name).inputs[0] for name in errors}
     held: dict[str, Tensor] = {}
@@ -111,24 +169,23 @@ def _batch_moves(
 
     sources = set(wanted.values())
     with torch.enable_grad():
-        labels = soft_labels(run_graph(graph, batch, observe=observe, constants=constants)[0])
+        followed = follow(run_graph(graph, batch, observe=observe, constants=constants)[0])
+        reached = [name for name in errors if held[name].requires_grad]
         found = []
-        for number in range(DIRECTIONS):
-            direction = torch.randint(0, 2, labels.shape, generator=generator).to(labels.dtype) * 2 - 1
-            last = number == DIRECTIONS - 1
-            reached = [name for name in errors if held[name].requires_grad]
+        for number in range(follow.directions):
             gradients = torch.autograd.grad(
-                (labels * direction).sum(), [held[n] for n in reached], retain_graph=not last, allow_unused=True
-            )
+                followed[:, number].sum(), [held[n] for n in reached], allow_unused=True,
+                retain_graph=number < follow.directions - 1,
+            )  # fmt: skip
             gradient_of = dict(zip(reached, gradients, strict=True))
             moves = []
             with torch.no_grad():
                 for name, error in errors.items():
                     gradient = gradient_of.get(name)
                     gradient = torch.zeros_like(held[name]) if gradient is None else gradient
-                    moves.append(error(held[wanted[name]], held[name], gradient, len(labels)))
+                    moves.append(error(held[wanted[name]], held[name], gradient, len(followed)))
             found.append(torch.cat(moves, dim=1))
-    return torch.stack(found, dim=1).numpy()
+    return torch.stack(found, dim=1).numpy(), followed.detach().numpy()
 
 
 class _LayerError:

@@ -1,4 +1,4 @@
-"""Scores candidates of the selection: distance between a candidate's soft labels and the 8-bit model's.
+"""Scores candidates of the selection: distance between a candidate's soft labels (see `labels`) and the 8-bit model's.
 
 This is the fast evaluation of the search: float32 sums without a proof of exactness per layer, and the first-order bias
 correction (a vector per low group) instead of the sequential one. `deviation` measures how far its soft labels are from
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bitdial.engines.reference.executor import Executor, Setting
 from bitdial.engines.reference.fast_conv import FastExecutor
+from bitdial.engines.reference.labels import Labels
 from bitdial.graph.ir import samples_per_step
 from bitdial.quantization.program import Program
 
@@ -80,11 +81,6 @@ class _Prefix:
         return self._values
 
 
-def soft_labels(outputs: Tensor) -> Tensor:
-    """Softmax over the last axis; outputs without classes ([N] or [N, 1]: regression) as they are."""
-    return outputs if outputs.dim() < 2 or outputs.shape[-1] == 1 else torch.softmax(outputs, dim=-1)
-
-
 @dataclass
 class CandidateEvaluator:
     """Callable (masks [n, groups], n_images) -> distances [n], for the selectors.
@@ -130,9 +126,9 @@ class CandidateEvaluator:
         self.cache: OrderedDict[tuple[int, int, bytes], dict[str, Tensor]] = OrderedDict()
         # prefixes are kept at every second stage: a kept one costs memory, a missed one at most one layer
         self.keep_stages = {i for i in range(1, len(self.stages)) if i % 2 == 0}
-        self.reference: dict[int, Tensor] = {}
-        for number in range(len(self.chunks)):
-            self.reference[number] = soft_labels(self.executor.run(self._batch(number), self.base)[0])
+        exact = [self.executor.run(self._batch(number), self.base)[0] for number in range(len(self.chunks))]
+        self.labels = Labels.of(torch.cat(exact))
+        self.reference = [self.labels(outputs) for outputs in exact]
 
     def _add_stage(self, nodes: list[int], layer: str | None) -> None:
         names = [self.program.instructions[i].name for i in nodes]
@@ -195,7 +191,7 @@ class CandidateEvaluator:
         samples = self.chunks[number][1] - self.chunks[number][0]
         if stage.layer is None:
             out = self._run_stage(stage, dict(prefix.values()), self.base, samples)
-            soft = soft_labels(out[self.program.outputs[0]])
+            soft = self.labels(out[self.program.outputs[0]])
             squares[members] += (soft[:take] - self.reference[number][:take]).double().pow(2).sum().item()
             self._done += len(members)
             if self.progress is not None:
@@ -274,7 +270,7 @@ class CandidateEvaluator:
                     low = torch.from_numpy(mask[self.gene[name]])
                     settings[name] = exact.layers[name].setting(low, fast[name].bias)
                 batch = self._batch(0)
-                a = soft_labels(self.executor.run(batch, {**self.base, **fast})[0])
-                b = soft_labels(exact.run(batch, settings)[0])
+                a = self.labels(self.executor.run(batch, {**self.base, **fast})[0])
+                b = self.labels(exact.run(batch, settings)[0])
                 worst = max(worst, float((a - b).abs().max()))
         return {"largest_soft_label_difference": worst, "candidates": float(len(masks)), "images": float(len(a))}

@@ -15,7 +15,7 @@ from bitdial import QuantizeConfig
 from bitdial.engines.reference.bias_table import EightBitValues
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.engines.reference.plane_fit import SampledRows
-from bitdial.engines.reference.prediction import TOP, predict
+from bitdial.engines.reference.prediction import TEMPERATURE, TOP, Prediction, predict
 from bitdial.engines.reference.search import CandidateEvaluator
 from bitdial.pipeline import eight_bit_program, low_tables, prepare, quantize_prepared
 
@@ -156,23 +156,18 @@ def test_prediction_of_a_network_that_reads_indices(helpers: Any) -> None:
     assert bool(np.abs(prediction.moves).sum(axis=(0, 1)).all())
 
 
-def test_prediction_of_answers_that_are_sure(helpers: Any) -> None:
-    """Scores move to first order, shares of classes as softmax moves them: a step far beyond where its derivative says anything."""
-    torch.manual_seed(3)
-    first, last = nn.Conv2d(3, 32, 3, padding=1), nn.Linear(32, 5)
-    middle = nn.Conv2d(32, 32, 1)
-    model = nn.Sequential(first, nn.ReLU(), middle, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last).eval()
-    with torch.no_grad():
-        last.weight *= 100.0
-    x = helpers.images(48, seed=4)
-    prepared = prepare(model, [x], CONFIG)
-    program = eight_bit_program(prepared, CONFIG)
-    tables = low_tables(prepared, program, CONFIG)
-    layers = [n for n, layer in program.layers.items() if layer.eligible]
-    prediction = predict(prepared.graph, program, layers, [x], tables.mean_shifts)
-    exact = CandidateEvaluator(program, layers, [x], tables.mean_shifts)
-    masks = np.tri(5, prediction.moves.shape[2], -1, dtype=np.bool_)
-    predicted, measured = prediction(masks), exact(masks)
-    assert predicted[0] == measured[0] == 0.0
-    assert float(torch.softmax(model(x).detach(), dim=1).amax(dim=1).median()) > 0.9
-    np.testing.assert_allclose(predicted[1:], measured[1:], rtol=0.5)
+def test_prediction_of_class_scores() -> None:
+    """The divergence between shares of classes at a temperature, of scores that move linearly: written out in all classes."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(6, 5, generator=generator).double() * 8  # most are sure of their answer
+    moves = torch.randn(6, 5, 4, generator=generator).double() * 4
+    moves[:, 2:] = moves[:, 2:3]  # the rest moves as one
+    scores[:, :2] += 20.0
+    rest, away = scores[:, 2:].logsumexp(1, keepdim=True), moves[:, 2:3]
+    prediction = Prediction((moves[:, :2] - away).float().numpy(), (scores[:, :2] - rest).float().numpy())
+    masks = (np.arange(16)[:, None] >> np.arange(4) & 1).astype(np.bool_)
+    joined, shifts = torch.cat([scores[:, :2], rest], 1), torch.cat([moves[:, :2], away], 1)
+    exact = torch.log_softmax(joined / TEMPERATURE, 1)
+    for mask, predicted in zip(masks, prediction(masks), strict=True):
+        moved = torch.log_softmax((joined + shifts @ torch.from_numpy(mask).double()) / TEMPERATURE, 1)
+        assert predicted == pytest.approx(float((exact.exp() * (exact - moved)).sum(1).mean().sqrt()), rel=1e-4, abs=1e-6)

@@ -57,6 +57,7 @@ from bitdial.selection import (
 
 CALIBRATION_MEMORY = 1 << 30  # bytes of activations held at once while the bias table is computed layer by layer
 SEARCH_CACHE = 1 << 30  # bytes of values that the exact search remembers from candidate to candidate
+JUDGED = 2  # predicted candidates that are run at every ratio, beside the greedy one
 PATCHES = 4096  # sampled rows of each layer's input, for shifts of least output error
 
 
@@ -292,6 +293,7 @@ def choose(
             "population": config.population,
             "generations": config.generations,
             "survivors": min(config.survivors, config.population - 1),
+            "final_candidates": 5 if judge is None else JUDGED,
             "context": search_context(program, prepared.inputs, n_images),
         }
 

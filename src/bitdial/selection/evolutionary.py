@@ -291,7 +291,9 @@ class _Search:
         # nothing.
         finalists = np.concatenate([self.greedy[None], generation.population[best]])
         fitness_of = (self.judge or self.scorer).score(finalists, self.n_images)
-        winner = int(np.argmin(fitness_of))
+        # Both know half: what was run knows what errors do to each other, the prediction is smoother in the samples.
+        weighed = fitness_of if self.judge is None else fitness_of * self.scorer.score(finalists, self.n_images)
+        winner = int(np.argmin(weighed))
         return finalists[winner], float(fitness_of[winner]), float(fitness_of[0])
 
     def _first_generation(self, space: SearchSpace) -> Generation:

@@ -297,7 +297,8 @@ class Selector(Protocol):
                     ignore it
         latency     what every target has to gain in predicted time, where that is possible; "random" only reports it
         costs       what the caller counts (see Costs), so that the counts of an interrupted search are in its checkpoint
-        judge       scores the last few candidates of a target (all it has images for) where `evaluate` only predicts
+        judge       scores the last few candidates of a target (all it has images for) where `evaluate` only predicts; the
+                    least product of both is chosen
 
         Raises RatioError for a target outside 0..1, SelectionError for everything else that is impossible.
         """

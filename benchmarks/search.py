@@ -54,6 +54,7 @@ RATIOS = (0.25, 0.5, 0.75)
 NESTING_RATIOS = (0.3, 0.4, 0.5)
 SEEDS = (0, 1, 2)
 RANDOM_DRAWS = 10
+UNSEEN = 2048  # images that no choice has seen, for the ranking (a few may be calibration images too: both are drawn at random)
 CHOSEN = ("evolutionary", "evolutionary, predicted", "greedy", "greedy, predicted")
 
 
@@ -105,6 +106,42 @@ def measure_search(
         },
         "rank_correlation": spearman(prediction(ranked), evaluator(ranked, n)),
         "ranked_candidates": len(ranked),
+    }
+
+
+def measure_ranking(
+    prepared: Prepared, config: QuantizeConfig, unseen: Sequence[Any], progress: Callable[[str, float], None]
+) -> dict[str, Any]:
+    """How distances on the calibration samples, predicted and exact, rank sets of groups by their exact distance on samples that
+    nothing was fitted to: over all sets, and among those of one ratio. Sets: random ones, and what predictions choose."""
+    program = eight_bit_program(prepared, config)
+    tables = low_tables(prepared, program, config)
+    started = time.perf_counter()
+    chosen = choose(prepared, program, tables, config.updated(selector="evolutionary"), progress=progress)
+    seconds = time.perf_counter() - started
+    sets = [chosen.result.masks, choose(prepared, program, tables, config.updated(selector="greedy")).result.masks]
+    for seed in range(RANDOM_DRAWS):
+        sets.append(choose(prepared, program, tables, config.updated(selector="random", seed=seed)).result.masks)
+    masks = np.concatenate(sets)
+    evaluator, n = _evaluator(prepared, program, tables, chosen.layers, config)
+    prediction = predict(prepared.graph, program, chosen.layers, evaluator.inputs, tables.mean_shifts, seed=config.seed)
+    evaluator.cache_limit = 0
+    found = {"predicted": prediction(masks), "exact": evaluator(masks, n)}
+    progress("unseen", 0.0)
+    truth = CandidateEvaluator(program, chosen.layers, unseen, tables.mean_shifts, cache_limit=0)(masks)
+    rows = np.arange(len(masks)).reshape(-1, len(config.ratios) - 1)
+    places = [np.arange(len(masks)), *rows.T]
+    return {
+        "seconds": seconds,
+        "sets": len(masks),
+        "unseen_samples": len(unseen[0]),
+        "targets": list(chosen.result.targets),
+        "rank_correlation": {name: [spearman(d[p], truth[p]) for p in places] for name, d in found.items()},
+        "unseen_distance": {
+            "evolutionary": truth[rows[0]].tolist(),
+            "greedy": truth[rows[1]].tolist(),
+            "random": truth[rows[2:]].tolist(),
+        },
     }
 
 
@@ -193,6 +230,20 @@ class SearchRun:
             progress.done(f"{row['seconds']:.0f} s")
         return row
 
+    def ranking(self) -> dict[str, Any]:
+        """The row "NETWORK.ranking"."""
+        config = self.options.config(ratios=RATIOS, selector="evolutionary")
+        progress = Progress(f"{self.network} ranking")
+        row, now = self.file.measure(
+            f"{self.network}.ranking",
+            {**self.settings(config, 0, 0), "unseen": UNSEEN},
+            lambda: measure_ranking(self.prepared(0, config, progress), config, [calibration_images(1, UNSEEN)], progress),
+            changed=self.options.changed,
+        )
+        if now:
+            progress.done("")
+        return row
+
     def nesting(self, seed: int, nested: bool) -> dict[str, Any]:
         config = self.options.config(ratios=NESTING_RATIOS, selector="evolutionary", nested=nested, seed=seed)
         name = f"{self.network}.{'nested' if nested else 'independent'}.seed{seed}"
@@ -221,7 +272,7 @@ def cost_rows(row: dict[str, Any]) -> list[list[str]]:
     return [
         ["population x generations", f"{config['population']} x {config['generations']}"],
         ["seconds, all ratios, every candidate run", f"{row['seconds']:.1f}"],
-        ["seconds by predicted errors, the best few run", f"{row['predicted_seconds']:.1f}"],
+        ["seconds by predicted errors", f"{row['predicted_seconds']:.1f}"],
         ["seconds of greedy, layers run / predicted", "{exact:.1f} / {predicted:.1f}".format(**row["greedy_seconds"])],
         [
             f"rank correlation of predicted and exact distances, {row['ranked_candidates']} candidates",
@@ -252,6 +303,18 @@ def fitness_rows(row: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def ranking_rows(row: dict[str, Any]) -> list[list[str]]:
+    """Rank correlations by where distances come from, and the distances of what was chosen."""
+    lines = [
+        [f"rank correlation, {name} on {CALIBRATION_IMAGES} images", *(f"{v:.2f}" for v in values)]
+        for name, values in row["rank_correlation"].items()
+    ]
+    for name, values in row["unseen_distance"].items():
+        by_ratio = np.atleast_2d(np.array(values)).mean(axis=0)
+        lines.append([f"distance, {name}", "", *(f"{v:.4f}" for v in by_ratio)])
+    return lines
+
+
 def nesting_rows(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[list[str]]:
     """Per ratio, mean and standard error over seeds: fitness and accuracy, nested and independent."""
     lines = []
@@ -275,13 +338,21 @@ def nesting_rows(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("search", __doc__, ("resnet20",), None)
-    parser.add_argument("--part", choices=("all", "search", "nesting"), default="all")
+    parser.add_argument("--part", choices=("all", "search", "nesting", "ranking"), default="all")
     options = read_options(parser, arguments, NETWORKS)
     data_folder()
     for network in options.networks:
         run = SearchRun(network, options)
         caption = machine_caption(run.file.machine)
-        if options.extra.part != "nesting":
+        if options.extra.part in ("all", "ranking"):
+            row = run.ranking()
+            print_table(
+                f"Ranking of {row['sets']} sets on {network}, by exact distance on {row['unseen_samples']:,} other images",
+                ["", "all", *(f"{100 * t:.0f} %" for t in row["targets"])],
+                ranking_rows(row),
+                machine_caption(row["machine"]),
+            )
+        if options.extra.part in ("all", "search"):
             row = run.search()
             caption = machine_caption(row["machine"])
             print_table(f"Search on {network}, {CALIBRATION_IMAGES} images", ["", "value"], cost_rows(row), caption)
@@ -291,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 fitness_rows(row),
                 caption,
             )
-        if options.extra.part != "search":
+        if options.extra.part in ("all", "nesting"):
             pairs = [(run.nesting(seed, True), run.nesting(seed, False)) for seed in SEEDS]
             samples = pairs[0][0]["samples"]
             print_table(

@@ -165,15 +165,30 @@ class ReadByGelu(nn.Module):
         return self.a(y) + self.b(nn.functional.gelu(y)).sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("model", [ReadByASum, ReadByGelu])
-def test_what_something_else_than_linear_layers_reads_is_left_alone(model: Callable[[], nn.Module]) -> None:
-    graph, statistics, _ = made(model(), 8, 4, 6)
+@pytest.mark.parametrize(("model", "norms"), [(ReadByASum, 2), (ReadByGelu, 1)])
+def test_linear_layers_read_a_copy_of_what_others_read_too(model: Callable[[], nn.Module], norms: int) -> None:
+    """The others, graph outputs among them, get the very values that they got before."""
+    graph, statistics, x = made(model(), 8, 4, 6)
     smoothed, done = smooth(graph, statistics, 0.5)
-    assert done == ()
-    assert str(smoothed) == str(graph)
-    assert {k: v.tobytes() for k, v in smoothed.constants.items()} == {
-        k: v.tobytes() for k, v in graph.constants.items()
-    }
+    verify(smoothed)
+    assert len(done) == norms and all(m.layer_norm.endswith("_smoothed") for m in done)
+    assert len([n for n in smoothed.nodes if n.op == "layer_norm"]) == 2 * norms
+    assert all(np.ptp(m.factors) > 0.1 for m in done)
+    assert largest_difference(graph, smoothed, x) < 1e-5
+    before = {n.name: n for n in graph.nodes if n.op != "linear"}
+    for node in smoothed.nodes:
+        if node.name in before:
+            assert node.inputs == before[node.name].inputs and node.residual == before[node.name].residual
+    assert smoothed.outputs == graph.outputs
+
+
+def test_a_layer_norm_that_no_linear_layer_reads_is_left_alone() -> None:
+    model = nn.Sequential(nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3))
+    graph, statistics, _ = made(model, 8, 4, 6)
+    smoothed, done = smooth(graph, statistics, 0.5)
+    assert done == () and str(smoothed) == str(graph)
+    same = {k: v.tobytes() for k, v in graph.constants.items()}
+    assert {k: v.tobytes() for k, v in smoothed.constants.items()} == same
 
 
 class TwiceUsed(nn.Module):

@@ -83,10 +83,12 @@ def prepare(
         prepared.graph, _ = equalize(graph, prepared.statistics, config.equalize)
         verify(prepared.graph)
         prepared.statistics = calibrate(prepared, config, progress)
-    if config.smooth is not None:
-        prepared.graph, _ = smooth(graph, prepared.statistics, config.smooth)
-        verify(prepared.graph)
-        prepared.statistics = calibrate(prepared, config, progress)
+    if config.smooth:
+        smoothed, done = smooth(graph, prepared.statistics, config.smooth)
+        if done:
+            prepared.graph = smoothed
+            verify(prepared.graph)
+            prepared.statistics = calibrate(prepared, config, progress)
     seconds["calibrate"] = time.perf_counter() - started
     started = time.perf_counter()
     if config.sort_channels:

@@ -57,7 +57,6 @@ from bitdial.selection import (
 
 CALIBRATION_MEMORY = 1 << 30  # bytes of activations held at once while the bias table is computed layer by layer
 SEARCH_CACHE = 1 << 30  # bytes of values that the exact search remembers from candidate to candidate
-JUDGED = 2  # predicted candidates that are run at every ratio, beside the greedy one
 PATCHES = 4096  # sampled rows of each layer's input, for shifts of least output error
 
 
@@ -270,7 +269,6 @@ def choose(
     started = time.perf_counter()
     inputs = [x[:n_images] for x in prepared.inputs]
     evaluator: CandidateEvaluator | Prediction | None = None
-    judge: CandidateEvaluator | None = None
     if config.selector != "random":
         progress("sensitivity", 0.0)
         told = partial(progress, "sensitivity")
@@ -278,8 +276,6 @@ def choose(
             evaluator = predict(
                 prepared.graph, program, layers, inputs, tables.mean_shifts, seed=config.seed, progress=told
             )  # fmt: skip
-            if config.selector == "evolutionary":
-                judge = CandidateEvaluator(program, layers, inputs, tables.mean_shifts, cache_limit=0)
         else:
             evaluator = CandidateEvaluator(program, layers, inputs, tables.mean_shifts, cache_limit=0, progress=told)
         problem = rescale_scores(problem, layer_sensitivity(problem, evaluator, n_images))
@@ -293,7 +289,6 @@ def choose(
             "population": config.population,
             "generations": config.generations,
             "survivors": min(config.survivors, config.population - 1),
-            "final_candidates": 5 if judge is None else JUDGED,
             "context": search_context(program, prepared.inputs, n_images),
         }
 
@@ -323,7 +318,6 @@ def choose(
         checkpoint=checkpoint,
         latency=latency_goal(config, layers, curves),
         costs=costs,
-        judge=judge,
     )
     spent = costs(result.former)
     statistics: dict[str, Any] = {
@@ -333,9 +327,8 @@ def choose(
         "remembered_candidates": result.cache_hits,
     }
     middle = result.masks[len(result.masks) // 2 : len(result.masks) // 2 + 1]
-    exact = judge if judge is not None else evaluator
-    if isinstance(exact, CandidateEvaluator):
-        statistics["deviation"] = exact.deviation(middle)
+    if isinstance(evaluator, CandidateEvaluator):
+        statistics["deviation"] = evaluator.deviation(middle)
     return Chosen(result, layers, statistics)
 
 

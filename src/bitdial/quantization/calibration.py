@@ -17,6 +17,10 @@ from torch import Tensor
 from bitdial.errors import CalibrationError
 
 BINS = 2048
+# What a clipped value's squared error counts beside a rounded one's in the choice of a range: rounding errors have random signs
+# and mostly cancel in a layer's sums, clipping errors sit in the same channels and tokens every time. MiniLM at 8 bits (300
+# pairs; squared error of the embeddings, share of their spread): 0.109 at 1, 0.038 at 4, 0.033 at 16, 0.036 at 1,000.
+CLIPPING = 16.0
 Method = Literal["minmax", "percentile", "mse"]
 
 
@@ -85,7 +89,7 @@ def choose_range(statistics: TensorStatistics, levels: int, method: Method, perc
     """Largest magnitude to represent with `levels` steps (127 signed, 255 unsigned).
 
     minmax: the largest seen. percentile: below it lie that many percent of the magnitudes. mse: least squared error of
-    rounding plus clipping over the histogram, searched over 100 candidates.
+    rounding plus `CLIPPING` times that of clipping over the histogram, searched over 81 candidates.
     """
     if statistics.largest == 0.0:
         return 0.0
@@ -104,7 +108,7 @@ def choose_range(statistics: TensorStatistics, levels: int, method: Method, perc
         clipped = np.maximum(centres - top, 0.0)
         rounding = np.where(centres <= top, scale**2 / 12.0, 0.0)
         # bins narrower than a step hold values nearer than step/2 to a level only by chance: scale^2/12 is their mean
-        error = float(np.sum(counts * (clipped**2 + rounding)))
+        error = float(np.sum(counts * (CLIPPING * clipped**2 + rounding)))
         if error < best_error:
             best, best_error = float(top), error
     return best

@@ -69,9 +69,9 @@ class QuantizeConfig(BaseConfig):
         panel=_PRECISION,
     )
     smooth: float | None = setting(
-        None,
+        0.5,
         "For transformers: move range differences behind LayerNorms into the weights first (SmoothQuant's alpha; 1: all "
-        "of them).",
+        "of them; 0, or equalize: none).",
         "0..1", _PRECISION, ge=0.0, le=1.0,
     )  # fmt: skip
     equalize: float | None = Field(
@@ -117,7 +117,7 @@ class QuantizeConfig(BaseConfig):
     )  # fmt: skip
     search: Literal["predicted", "exact"] = setting(
         "predicted",
-        "Judge candidates by predicted errors, and only the best few by running them; or run them all.",
+        "Judge candidates by predicted errors, or by running them on the calibration images.",
         panel=_SEARCH,
     )
     search_images: int = setting(256, "Calibration images that candidates are scored on.", "N", _SEARCH, ge=1)
@@ -139,13 +139,15 @@ class QuantizeConfig(BaseConfig):
     def __init__(self, **values: Any) -> None:
         if "group_size" not in values and (size := GROUP_SIZES.get(str(values.get("target")))):
             values["group_size"] = size
+        if values.get("equalize") is not None:  # it does so itself
+            values.setdefault("smooth", None)
         super().__init__(**values)
         self._check_latency()
         if self.effort == "high" and not self.stores_plane:
             raise ConfigError(
                 "effort = 'high' tunes low weights that are stored: leave low_weights and extraction at 'stored' and 'static'"
             )
-        if self.smooth is not None and self.equalize is not None:
+        if self.smooth and self.equalize is not None:
             raise ConfigError("smooth and equalize both decide the factors behind LayerNorms: set one of them")
 
     def _check_latency(self) -> None:

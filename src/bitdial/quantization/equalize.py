@@ -53,22 +53,25 @@ def find_sites(graph: Graph) -> list[Site]:
 def _follow(graph: Graph, readers: Mapping[str, list[Node]], value: str, axis_first: bool) -> list[Node]:
     """Conv/linear nodes at the end of every path from a value; [] if some path meets anything else."""
     found: list[Node] = []
-    if not readers[value]:
-        return []
     for reader in readers[value]:
-        data = reader.inputs[:1] == [value] and value != reader.residual
-        if reader.op == ("conv" if axis_first else "linear") and data:
-            if int(reader.attrs.get("groups", 1)) != 1:
-                return []
-            found.append(reader)
-            continue
-        if not data or not _keeps(graph, reader, axis_first) or reader.name in graph.outputs:
+        ends = linear_ends(graph, readers, reader, value, axis_first)
+        if not ends:
             return []
-        onward = _follow(graph, readers, reader.name, axis_first)
-        if not onward:
-            return []
-        found += onward
+        found += ends
     return found
+
+
+def linear_ends(
+    graph: Graph, readers: Mapping[str, list[Node]], reader: Node, value: str, axis_first: bool = False
+) -> list[Node]:
+    """Linear (`axis_first`: conv) nodes that a reader of a value leads to; [] if some path from it meets anything else."""
+    if reader.inputs[:1] != [value] or value == reader.residual:
+        return []
+    if reader.op == ("conv" if axis_first else "linear"):
+        return [reader] if int(reader.attrs.get("groups", 1)) == 1 else []
+    if not _keeps(graph, reader, axis_first) or reader.name in graph.outputs:
+        return []
+    return _follow(graph, readers, reader.name, axis_first)
 
 
 def _keeps(graph: Graph, node: Node, axis_first: bool) -> bool:

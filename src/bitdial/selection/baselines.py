@@ -62,7 +62,6 @@ class _DirectSelector(ABC):
         checkpoint: Path | None = None,
         latency: LatencyGoal | None = None,
         costs: Costs | None = None,
-        judge: Evaluate | None = None,
     ) -> SelectionResult:
         """See `Selector.select`. `evaluate` only reports; of the rest but `latency` nothing is used: this takes milliseconds."""
         checked = check_request(targets, evaluate, seed=seed, n_images=n_images)

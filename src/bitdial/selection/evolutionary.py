@@ -153,7 +153,6 @@ class EvolutionarySelector:
         checkpoint: Path | None = None,
         latency: LatencyGoal | None = None,
         costs: Costs | None = None,
-        judge: Evaluate | None = None,
     ) -> SelectionResult:
         """See `Selector.select`; `evaluate` is required.
 
@@ -174,7 +173,6 @@ class EvolutionarySelector:
                 )
         search = _Search(
             self.settings, problem, checked, evaluate, int(seed), nested, int(n_images), progress, checkpoint, latency, costs,
-            judge,
         )  # fmt: skip
         return search.run()
 
@@ -195,7 +193,6 @@ class _Search:
         checkpoint: Path | None,
         latency: LatencyGoal | None,
         costs: Costs | None,
-        judge: Evaluate | None,
     ) -> None:
         self.settings = settings
         self.problem = problem
@@ -225,7 +222,6 @@ class _Search:
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, self.identity, problem.n_groups) or self.state
         self.seconds_before = self.state.seconds
-        self.judge = None if judge is None else Scorer(judge)
         self.costs, self.former = costs, self.state.costs
         self.scorer.evaluations = self.state.evaluations
         self.scorer.image_evaluations = self.state.image_evaluations
@@ -290,10 +286,8 @@ class _Search:
         # Greedy comes first and argmin takes the first of equals, so that a search that found nothing better changes
         # nothing.
         finalists = np.concatenate([self.greedy[None], generation.population[best]])
-        fitness_of = (self.judge or self.scorer).score(finalists, self.n_images)
-        # Both know half: what was run knows what errors do to each other, the prediction is smoother in the samples.
-        weighed = fitness_of if self.judge is None else fitness_of * self.scorer.score(finalists, self.n_images)
-        winner = int(np.argmin(weighed))
+        fitness_of = self.scorer.score(finalists, self.n_images)
+        winner = int(np.argmin(fitness_of))
         return finalists[winner], float(fitness_of[winner]), float(fitness_of[0])
 
     def _first_generation(self, space: SearchSpace) -> Generation:

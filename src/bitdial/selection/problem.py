@@ -284,7 +284,6 @@ class Selector(Protocol):
         checkpoint: Path | None = None,
         latency: LatencyGoal | None = None,
         costs: Costs | None = None,
-        judge: Evaluate | None = None,
     ) -> SelectionResult:
         """Choose the low groups for every target share.
 
@@ -297,8 +296,6 @@ class Selector(Protocol):
                     ignore it
         latency     what every target has to gain in predicted time, where that is possible; "random" only reports it
         costs       what the caller counts (see Costs), so that the counts of an interrupted search are in its checkpoint
-        judge       scores the last few candidates of a target (all it has images for) where `evaluate` only predicts; the
-                    least product of both is chosen
 
         Raises RatioError for a target outside 0..1, SelectionError for everything else that is impossible.
         """

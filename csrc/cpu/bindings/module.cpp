@@ -1,22 +1,11 @@
 // The Python border of the CPU engine: the extension module bitdial.engines.cpu._native.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/array.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/unique_ptr.h>
-#include <nanobind/stl/vector.h>
-
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <optional>
 #include <tuple>
 
-#include "../runtime/program.h"
 #include "../runtime/simple_steps.h"
+#include "engine.h"
 #include "training.h"
 
 namespace nb = nanobind;
@@ -25,50 +14,14 @@ using namespace bitdial;
 
 namespace {
 
-template <typename T>
-using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
-using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;  // inputs may be read-only
-using Pair = std::array<int, 2>;
-
-template <typename T>
-std::vector<T> values(const Array<T>& a) {
-    return std::vector<T>(a.data(), a.data() + a.size());
-}
-
 Window window(Pair kernel, Pair stride, Pair pad, Pair dilation) {
     return {kernel[0], kernel[1], stride[0], stride[1], pad[0], pad[1], dilation[0], dilation[1]};
 }
 
-// The dial belongs to the program, so that turning it is one store without a look at any Python object.
-class Engine {
-   public:
-    Engine(const std::string& isa, int threads, std::vector<double> ratios, bool small)
-        : program(isa, threads, small), ratios_(std::move(ratios)) {}
-
-    // The table's ratio now in force, or NaN if `ratio` is not within it (the caller says why).
-    double set_ratio(double ratio) {
-        if (!(ratio >= 0.0 && ratio <= 1.0)) return std::nan("");
-        int at = -1;
-        for (size_t i = 0; i < ratios_.size(); i++)
-            if (ratios_[i] <= ratio + 1e-9) at = static_cast<int>(i);
-        if (at < 0) return std::nan("");
-        dial_.store(at, std::memory_order_relaxed);
-        return ratios_[at];
-    }
-    int dial() const { return dial_.load(std::memory_order_relaxed); }
-    size_t ratios() const { return ratios_.size(); }
-
-    Program program;
-
-   private:
-    std::vector<double> ratios_;
-    std::atomic<int> dial_{0};
-};
-
 void check_external(const Engine& e, const std::vector<std::pair<int, AnyArray>>& arrays, int n) {
     for (const auto& [t, a] : arrays) {
         const TensorSpec& s = e.program.tensor(t);
-        if (static_cast<int64_t>(a.nbytes()) != int64_t(n) * s.factor * s.h * s.w * s.c * (s.is_float ? 4 : 1))
+        if (static_cast<int64_t>(a.nbytes()) != int64_t(n) * s.factor * s.h * s.w * s.c * s.item())
             throw std::invalid_argument("an array has not the size of its tensor");
     }
 }
@@ -104,20 +57,22 @@ NB_MODULE(_native, m) {
     bind_training(m);
     nb::class_<Context>(m, "Context");
 
-    nb::class_<Engine>(m, "Program")
-        .def(nb::init<const std::string&, int, std::vector<double>, bool>(), "isa"_a, "threads"_a, "ratios"_a, "small"_a = false)
+    nb::class_<Engine> program(m, "Program");
+    bind_float_steps(program);
+    program.def(nb::init<const std::string&, int, std::vector<double>, bool>(), "isa"_a, "threads"_a, "ratios"_a, "small"_a = false)
         .def("add_tensor",
              [](Engine& e, int h, int w, int c, bool is_float, bool channels_first, bool external, int zero, int factor,
-                Pair halo) {
+                Pair halo, int whole, int alias) {
                  TensorSpec t;
                  t.h = h, t.w = w, t.c = c, t.is_float = is_float, t.channels_first = channels_first, t.external = external;
-                 t.zero = zero, t.factor = factor;
+                 t.zero = zero, t.factor = factor, t.whole = whole;
+                 if (alias >= 0) t.alias = e.program.root(alias), t.constant = e.program.tensor(alias).constant;
                  t.halo_h = t.halo_bottom = halo[0];
                  t.halo_w = t.halo_right = halo[1];
                  return e.program.add_tensor(t);
              },
              nb::kw_only(), "h"_a, "w"_a, "c"_a, "is_float"_a = false, "channels_first"_a = false, "external"_a = false,
-             "zero"_a = 0, "factor"_a = 1, "halo"_a = Pair{0, 0})
+             "zero"_a = 0, "factor"_a = 1, "halo"_a = Pair{0, 0}, "whole"_a = 0, "alias"_a = -1)
         .def("set_external", [](Engine& e, int tensor, bool on) { e.program.set_external(tensor, on); })
         .def("touch", [](Engine& e, int tensor, int step) { e.program.touch(tensor, step); })
         .def("add_conv",
@@ -180,8 +135,11 @@ NB_MODULE(_native, m) {
              },
              "name"_a, nb::kw_only(), "src"_a, "dst"_a, "residual"_a = -1, "residual_factor"_a = 0.f, "lo"_a, "hi"_a,
              "weight"_a, "kernel"_a, "stride"_a, "pad"_a, "dilation"_a, "multiplicity"_a, "bias"_a, "multiplier"_a, "macs"_a)
-        .def("add_quantize", [](Engine& e, const std::string& name, int src, int dst, float inverse, float lo,
-                                float hi) { e.program.add_step(quantize_step(name, src, dst, {inverse, 1, lo, hi})); })
+        .def("add_quantize",
+             [](Engine& e, const std::string& name, int src, int dst, float inverse, float lo, float hi, bool counted) {
+                 e.program.add_step(quantize_step(name, src, dst, {inverse, 1, lo, hi}, counted));
+             },
+             "name"_a, "src"_a, "dst"_a, "inverse"_a, "lo"_a, "hi"_a, "counted"_a = true)
         .def("add_dequantize", [](Engine& e, const std::string& name, int src, int dst,
                                   float scale) { e.program.add_step(dequantize_step(name, src, dst, scale)); })
         .def("add_table", [](Engine& e, const std::string& name, int src, int dst,
@@ -211,9 +169,24 @@ NB_MODULE(_native, m) {
                                               src_offset, dst_offset, std::move(gather), gather_axis, fill));
              })
         .def("add_move",
-             [](Engine& e, const std::string& name, int src, int dst, Array<int32_t> from, Array<int32_t> to, bool fill) {
+             [](Engine& e, const std::string& name, int src, int dst, Array<int32_t> from, Array<int32_t> to, int unit, bool fill) {
                  if (from.size() != to.size()) throw std::invalid_argument("offsets differ in number");
-                 e.program.add_step(move_step(name, src, dst, values(from), values(to), fill));
+                 e.program.add_step(move_step(name, src, dst, values(from), values(to), unit, fill));
+             })
+        // The memory of a value that is not 8-bit, as it is.
+        .def("read_whole",
+             [](Engine& e, Context& c, int tensor, nb::ndarray<nb::c_contig, nb::device::cpu> out) {
+                 const TensorSpec& t = e.program.tensor(tensor);
+                 if (!t.dense() || static_cast<int64_t>(out.nbytes()) != t.sample_bytes() * c.n)
+                     throw std::invalid_argument("the array has not the size of the tensor");
+                 std::memcpy(out.data(), c.base[e.program.root(tensor)], out.nbytes());
+             })
+        .def("write_whole",
+             [](Engine& e, Context& c, int tensor, AnyArray from) {
+                 const TensorSpec& t = e.program.tensor(tensor);
+                 if (!t.dense() || static_cast<int64_t>(from.nbytes()) != t.sample_bytes() * c.n)
+                     throw std::invalid_argument("the array has not the size of the tensor");
+                 std::memcpy(c.base[e.program.root(tensor)], from.data(), from.nbytes());
              })
         // A tensor's values as float32 in its logical order, and back: for operators that run elsewhere.
         .def("read",
@@ -223,10 +196,10 @@ NB_MODULE(_native, m) {
                  if (static_cast<int64_t>(out.size()) != int64_t(c.n) * t.factor * t.h * t.w * t.c)
                      throw std::invalid_argument("the array has not the size of the tensor");
                  if (t.is_float) {
-                     std::memcpy(out.data(), c.base[tensor], out.nbytes());
+                     std::memcpy(out.data(), c.base[e.program.root(tensor)], out.nbytes());
                      return;
                  }
-                 const ConstByteView v{c.base[tensor] + t.origin(), c.n * t.factor, t.h, t.w, t.c, t.pitch_n(), t.pitch_y(),
+                 const ConstByteView v{c.base[e.program.root(tensor)] + t.origin(), c.n * t.factor, t.h, t.w, t.c, t.pitch_n(), t.pitch_y(),
                                        t.pitch_x()};
                  const int64_t area = int64_t(t.h) * t.w, all = area * t.c;
                  const DequantizeArgs a = channels_first ? DequantizeArgs{v, t.zero, 1.f, out.data(), all, t.w, 1, area}
@@ -239,7 +212,7 @@ NB_MODULE(_native, m) {
                  if (static_cast<int64_t>(from.size()) != int64_t(c.n) * t.factor * t.h * t.w * t.c)
                      throw std::invalid_argument("the array has not the size of the tensor");
                  if (t.is_float) {
-                     std::memcpy(c.base[tensor], from.data(), from.nbytes());
+                     std::memcpy(c.base[e.program.root(tensor)], from.data(), from.nbytes());
                      return;
                  }
                  fill_margin(t, c.base[tensor], c.n);

@@ -7,7 +7,9 @@
 //   values(bytes, zero)       float(stored - zero), exact
 //   narrow(floats, zero)      rne(t) + zero as bytes, for -127 <= t <= 255 and 0 <= rne(t) + zero <= 255. Rounds as the
 //                             processor does by default (to nearest, ties to even); nothing here changes that mode
-//   clamp(t, lo, hi)          NaN becomes lo
+//   clamp(t, lo, hi)          NaN becomes lo; bound: NaN stays
+//   Sixteen, total            sixteen floats whatever the set: sums in the one order that all engines have. total adds
+//                             element i + 8 to element i, then i + 4, i + 2, i + 1; first16 makes all behind the first zero
 //   watch, any_nonfinite      whether any of the floats seen was NaN or infinite
 //   Words, gather_words       sums of up to 256 bytes per element in 16 bits, then added to 32-bit ones
 //   Taps, multiply_taps       dot products over kTapGroup bytes per element, exact in int32: see depthwise/

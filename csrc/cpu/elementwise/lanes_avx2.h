@@ -135,6 +135,53 @@ static inline BITDIAL_ALWAYS_INLINE Floats clamp(const Floats& t, const Floats& 
     return r;
 }
 
+static inline BITDIAL_ALWAYS_INLINE Floats subtract(const Floats& a, const Floats& b) {
+    Floats r;
+    for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_sub_ps(a.v[k], b.v[k]);
+    return r;
+}
+static inline BITDIAL_ALWAYS_INLINE Floats divide(const Floats& a, const Floats& b) {
+    Floats r;
+    for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_div_ps(a.v[k], b.v[k]);
+    return r;
+}
+// The instructions give their second operand where one is NaN and where both are zeros.
+static inline BITDIAL_ALWAYS_INLINE Floats bound(const Floats& t, const Floats& lo, const Floats& hi) {
+    Floats r;
+    for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm256_min_ps(hi.v[k], _mm256_max_ps(lo.v[k], t.v[k]));
+    return r;
+}
+
+struct Sixteen {
+    __m256 v[2];
+};
+static inline BITDIAL_ALWAYS_INLINE Sixteen load16(const float* from) {
+    return {{_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}};
+}
+static inline BITDIAL_ALWAYS_INLINE Sixteen load16(const float* from, int32_t count) {
+    return {{_mm256_maskload_ps(from, part_mask(count, 0)), _mm256_maskload_ps(from + 8, part_mask(count, 1))}};
+}
+static inline BITDIAL_ALWAYS_INLINE Sixteen fill16(float value) { return {{_mm256_set1_ps(value), _mm256_set1_ps(value)}}; }
+static inline BITDIAL_ALWAYS_INLINE Sixteen add(const Sixteen& a, const Sixteen& b) {
+    return {{_mm256_add_ps(a.v[0], b.v[0]), _mm256_add_ps(a.v[1], b.v[1])}};
+}
+static inline BITDIAL_ALWAYS_INLINE Sixteen subtract(const Sixteen& a, const Sixteen& b) {
+    return {{_mm256_sub_ps(a.v[0], b.v[0]), _mm256_sub_ps(a.v[1], b.v[1])}};
+}
+static inline BITDIAL_ALWAYS_INLINE Sixteen multiply(const Sixteen& a, const Sixteen& b) {
+    return {{_mm256_mul_ps(a.v[0], b.v[0]), _mm256_mul_ps(a.v[1], b.v[1])}};
+}
+static inline BITDIAL_ALWAYS_INLINE Sixteen first16(const Sixteen& x, int32_t count) {
+    return {{_mm256_and_ps(x.v[0], _mm256_castsi256_ps(part_mask(count, 0))),
+             _mm256_and_ps(x.v[1], _mm256_castsi256_ps(part_mask(count, 1)))}};
+}
+static inline BITDIAL_ALWAYS_INLINE float total(const Sixteen& x) {
+    const __m256 eight = _mm256_add_ps(x.v[0], x.v[1]);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
 // Even dwords to the low lane, odd ones to the high lane: shuffles within lanes then yield elements in order. The float
 // 2^23 + stored is built from bits.
 static inline BITDIAL_ALWAYS_INLINE Floats values(const Bytes& bytes, int32_t zero) {

@@ -86,6 +86,44 @@ static inline BITDIAL_ALWAYS_INLINE Floats clamp(const Floats& t, const Floats& 
     return r;
 }
 
+static inline BITDIAL_ALWAYS_INLINE Floats subtract(const Floats& a, const Floats& b) {
+    Floats r;
+    for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_sub_ps(a.v[k], b.v[k]);
+    return r;
+}
+static inline BITDIAL_ALWAYS_INLINE Floats divide(const Floats& a, const Floats& b) {
+    Floats r;
+    for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_div_ps(a.v[k], b.v[k]);
+    return r;
+}
+// The instructions give their second operand where one is NaN and where both are zeros.
+static inline BITDIAL_ALWAYS_INLINE Floats bound(const Floats& t, const Floats& lo, const Floats& hi) {
+    Floats r;
+    for (int32_t k = 0; k < 4; ++k) r.v[k] = _mm512_min_ps(hi.v[k], _mm512_max_ps(lo.v[k], t.v[k]));
+    return r;
+}
+
+struct Sixteen {
+    __m512 v;
+};
+static inline BITDIAL_ALWAYS_INLINE Sixteen load16(const float* from) { return {_mm512_loadu_ps(from)}; }
+static inline BITDIAL_ALWAYS_INLINE Sixteen load16(const float* from, int32_t count) {
+    return {_mm512_maskz_loadu_ps(part_mask(count, 0), from)};
+}
+static inline BITDIAL_ALWAYS_INLINE Sixteen fill16(float value) { return {_mm512_set1_ps(value)}; }
+static inline BITDIAL_ALWAYS_INLINE Sixteen add(const Sixteen& a, const Sixteen& b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline BITDIAL_ALWAYS_INLINE Sixteen subtract(const Sixteen& a, const Sixteen& b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline BITDIAL_ALWAYS_INLINE Sixteen multiply(const Sixteen& a, const Sixteen& b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline BITDIAL_ALWAYS_INLINE Sixteen first16(const Sixteen& x, int32_t count) {
+    return {_mm512_maskz_mov_ps(part_mask(count, 0), x.v)};
+}
+static inline BITDIAL_ALWAYS_INLINE float total(const Sixteen& x) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
 // One permutation builds the float 2^23 + stored: the byte in the lowest place, 0x4B000000 around it.
 static inline BITDIAL_ALWAYS_INLINE Floats values(const Bytes& bytes, int32_t zero) {
     const __m512i frame = _mm512_set1_epi32(0x4B000000);

@@ -87,6 +87,35 @@ static inline BITDIAL_ALWAYS_INLINE Floats clamp(const Floats& t, const Floats& 
     return r;
 }
 
+static inline BITDIAL_ALWAYS_INLINE Floats subtract(const Floats& a, const Floats& b) {
+    return {{a.v[0] - b.v[0], a.v[1] - b.v[1], a.v[2] - b.v[2], a.v[3] - b.v[3]}};
+}
+static inline BITDIAL_ALWAYS_INLINE Floats divide(const Floats& a, const Floats& b) {
+    return {{a.v[0] / b.v[0], a.v[1] / b.v[1], a.v[2] / b.v[2], a.v[3] / b.v[3]}};
+}
+static inline BITDIAL_ALWAYS_INLINE Floats bound(const Floats& t, const Floats& lo, const Floats& hi) {
+    Floats r;
+    for (int32_t k = 0; k < 4; ++k) {
+        const FloatVector raised = t.v[k] < lo.v[k] ? lo.v[k] : t.v[k];
+        r.v[k] = raised > hi.v[k] ? hi.v[k] : raised;
+    }
+    return r;
+}
+
+typedef Floats Sixteen;  // kBlock is 16
+static inline BITDIAL_ALWAYS_INLINE Sixteen load16(const float* from) { return load(from); }
+static inline BITDIAL_ALWAYS_INLINE Sixteen load16(const float* from, int32_t count) { return load(from, count); }
+static inline BITDIAL_ALWAYS_INLINE Sixteen fill16(float value) { return fill(value); }
+static inline BITDIAL_ALWAYS_INLINE Sixteen first16(const Sixteen& x, int32_t count) {
+    float part[16];
+    __builtin_memcpy(part, &x, sizeof part);
+    return load_part<Sixteen>(part, count);
+}
+static inline BITDIAL_ALWAYS_INLINE float total(const Sixteen& x) {
+    const FloatVector four = (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
 #if defined(__SSE2__)
 // Unpacking with zeros widens; packing with saturation narrows (values lie in -127..255, bytes after masking).
 static inline BITDIAL_ALWAYS_INLINE Floats values(const Bytes& bytes, int32_t zero) {

@@ -47,6 +47,7 @@ ConstByteView Run::const_bytes(int tensor) const {
     const ByteView v = bytes(tensor);
     return {v.data, v.n, v.h, v.w, v.c, v.pitch_n, v.pitch_y, v.pitch_x};
 }
+uint8_t* Run::origin(int tensor) const { return context.base[tensor] + program.tensor(tensor).origin(); }
 float* Run::floats(int tensor) const { return reinterpret_cast<float*>(context.base[tensor]); }
 int Run::samples(int tensor) const { return context.n * program.tensor(tensor).factor; }
 
@@ -85,8 +86,9 @@ class Program::Guard {
 };
 
 Program::Program(const std::string& isa, int threads, bool small)
-    : small_(small), conv_kernels_(bitdial::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), pool_(threads) {
-    if (!conv_kernels_ || !ops_) throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
+    : small_(small), conv_kernels_(bitdial::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), float_ops_(bitdial::float_ops(isa.c_str())),
+      pool_(threads) {
+    if (!conv_kernels_ || !ops_ || !float_ops_) throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
     if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024");
 }
 Program::~Program() = default;
@@ -94,6 +96,21 @@ Program::~Program() = default;
 int Program::add_tensor(const TensorSpec& spec) {
     tensors_.push_back(spec);
     return static_cast<int>(tensors_.size()) - 1;
+}
+
+int Program::add_constant(TensorSpec spec, const void* data) {
+    spec.constant = true;
+    const int tensor = add_tensor(spec);
+    const int64_t bytes = spec.pitch_n() * spec.item();
+    Buffer values(spec.bytes(1));
+    std::memcpy(values.data(), data, static_cast<size_t>(bytes));
+    constants_.emplace_back(tensor, std::move(values));
+    return tensor;
+}
+
+void Program::place_aliases(Context& context) const {
+    for (size_t t = 0; t < tensors_.size(); t++)
+        if (tensors_[t].alias >= 0) context.base[t] = context.base[tensors_[t].alias];
 }
 
 void Program::add_step(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
@@ -119,7 +136,7 @@ void Program::finish(bool all) {
     for (auto& step : steps_) {
         step->begins.clear();
         for (int t : step->writes)
-            if (!begun[t] && !tensors_[t].is_float && !tensors_[t].external) step->begins.push_back(t);
+            if (!begun[t] && !tensors_[t].dense() && !tensors_[root(t)].external) step->begins.push_back(t);
         for (int t : step->writes) begun[t] = true;
     }
     Guard guard(*this);
@@ -137,7 +154,8 @@ std::vector<int64_t> Program::place(int n, int64_t* total) const {
     std::vector<int> from(count, 1 << 30), to(count, -1);
     for (int s = 0; s < steps(); s++)
         for (const auto* list : {&steps_[s]->reads, &steps_[s]->writes, &steps_[s]->temporaries})
-            for (int t : *list) {
+            for (int any : *list) {
+                const int t = root(any);
                 from[t] = std::min(from[t], s);
                 to[t] = std::max(to[t], s);
             }
@@ -147,7 +165,7 @@ std::vector<int64_t> Program::place(int n, int64_t* total) const {
     }
     std::vector<int> order;
     for (int t = 0; t < count; t++)
-        if (to[t] >= 0 && !tensors_[t].external) order.push_back(t);
+        if (to[t] >= 0 && !tensors_[t].external && !tensors_[t].constant) order.push_back(t);
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return tensors_[a].bytes(n) > tensors_[b].bytes(n); });
     std::vector<int64_t> offset(count, -1);
     *total = 0;
@@ -194,6 +212,7 @@ std::unique_ptr<Context> Program::acquire(int n) {
     context->base.assign(tensors_.size(), nullptr);
     for (size_t t = 0; t < tensors_.size(); t++)
         if (offsets[t] >= 0) context->base[t] = context->arena.data() + offsets[t];
+    for (const auto& [tensor, values] : constants_) context->base[tensor] = values.data();
     int64_t scratch = 0;
     for (const auto& s : steps_) scratch = std::max(scratch, s->scratch());
     for (int t = 0; t < pool_.threads(); t++) context->scratch.emplace_back(scratch, true);
@@ -218,6 +237,7 @@ void Program::release(std::unique_ptr<Context> context) {
 }
 
 int64_t Program::run_in(Context& context, int ratio, int from, int to, std::vector<double>* seconds) {
+    place_aliases(context);
     ThreadPool::Lease lease(pool_);
     Run run{*this, context, pool_, lease.held(), ratio};
     using clock = std::chrono::steady_clock;
@@ -235,7 +255,13 @@ int64_t Program::run(const std::vector<std::pair<int, void*>>& external, int n, 
                      std::vector<double>* seconds) {
     auto context = acquire(n);
     for (const auto& e : external) context->base[e.first] = static_cast<uint8_t*>(e.second);
-    const int64_t bad = run_in(*context, ratio, from, to, seconds);
+    int64_t bad = 0;
+    try {
+        bad = run_in(*context, ratio, from, to, seconds);
+    } catch (...) {  // inputs that a step refuses
+        release(std::move(context));
+        throw;
+    }
     release(std::move(context));
     return bad;
 }

@@ -11,6 +11,7 @@
 
 #include "../conv/conv_args.h"
 #include "../dispatch/dispatch.h"
+#include "../floats/floats.h"
 #include "conv_layer.h"
 #include "memory.h"
 #include "thread_pool.h"
@@ -21,16 +22,23 @@ struct TensorSpec {
     int factor = 1;  // samples per sample of the batch
     int h = 1, w = 1, c = 1;
     bool is_float = false, channels_first = false, external = false;
+    int whole = 0;  // bytes per element of values that the network computes with as they are: int64, int32, bool; else 0
+    int alias = -1;  // the tensor whose memory it is, which has as many bytes and no margin
+    bool constant = false;  // one sample for all
     int zero = 0;
     int halo_h = 0, halo_w = 0;           // top and left
     int halo_bottom = 0, halo_right = 0;  // may be larger where tiles reach over
-    int64_t pitch_x() const { return is_float ? (channels_first ? 1 : c) : c; }
-    int64_t pitch_y() const { return is_float ? (channels_first ? w : int64_t(w) * c) : int64_t(halo_w + w + halo_right) * c; }
-    int64_t pitch_n() const { return is_float ? int64_t(h) * w * c : pitch_y() * (halo_h + h + halo_bottom); }
-    int64_t stride_c() const { return is_float && channels_first ? int64_t(h) * w : 1; }
-    int64_t origin() const { return is_float ? 0 : pitch_y() * halo_h + pitch_x() * halo_w; }
+    bool dense() const { return is_float || whole; }  // in the network's order, without margins
+    int item() const { return is_float ? 4 : whole ? whole : 1; }
+    int64_t pitch_x() const { return dense() ? (channels_first ? 1 : c) : c; }
+    int64_t pitch_y() const { return dense() ? (channels_first ? w : int64_t(w) * c) : int64_t(halo_w + w + halo_right) * c; }
+    int64_t pitch_n() const { return dense() ? int64_t(h) * w * c : pitch_y() * (halo_h + h + halo_bottom); }
+    int64_t stride_c() const { return dense() && channels_first ? int64_t(h) * w : 1; }
+    int64_t origin() const { return dense() ? 0 : pitch_y() * halo_h + pitch_x() * halo_w; }
     // With room to read over the end; arrays from outside have none.
-    int64_t bytes(int n) const { return pitch_n() * n * factor * (is_float ? 4 : 1) + (external ? 0 : 256); }
+    int64_t bytes(int n) const { return pitch_n() * n * factor * item() + (external ? 0 : 256); }
+    // Bytes from one sample of the batch to the next.
+    int64_t sample_bytes() const { return constant ? 0 : pitch_n() * factor * item(); }
 };
 
 // Fills what lies around n images, and the slack behind the last one, with the byte of value 0.
@@ -62,6 +70,7 @@ struct Run {
     ByteView bytes(int tensor) const;
     ConstByteView const_bytes(int tensor) const;
     float* floats(int tensor) const;
+    uint8_t* origin(int tensor) const;  // of any tensor's first element
     int samples(int tensor) const;
     void rows(int count, const std::function<void(int, int)>& work);  // rows in a few pieces over the threads
 };
@@ -98,13 +107,19 @@ class Program {
     ~Program();
 
     int add_tensor(const TensorSpec& spec);
+    // A value that is the same in every run: one sample, copied.
+    int add_constant(TensorSpec spec, const void* data);
     void add_step(std::unique_ptr<Step> step);
     ConvStep* add_conv(ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi, int kind,
                        bool folded);
-    void set_external(int tensor, bool external) { tensors_[tensor].external = external; }
+    void set_external(int tensor, bool external) { tensors_[root(tensor)].external = external; }
     // The tensor is read or written from outside right before step `step` (steps(): after the last): no other may take its
     // place between then and its compiled uses. Before the first run.
-    void touch(int tensor, int step) { touched_.emplace_back(tensor, step); }
+    void touch(int tensor, int step) { touched_.emplace_back(root(tensor), step); }
+    // The tensor whose memory a tensor shares, itself where it has its own.
+    int root(int tensor) const { return tensors_[tensor].alias < 0 ? tensor : tensors_[tensor].alias; }
+    // Aliases follow what their tensors point to.
+    void place_aliases(Context& context) const;
 
     // Packs what the choices need; to be called after building and after every change of choices, with no run under way.
     // all: pack what every exact method needs, to try them out.
@@ -126,6 +141,7 @@ class Program {
     ConvStep* conv(const std::string& name);
     const ConvKernels& conv_kernels() const { return *conv_kernels_; }
     const SimpleOps& ops() const { return *ops_; }
+    const FloatOps& float_ops() const { return *float_ops_; }
     int threads() const { return pool_.threads(); }
     int64_t arena_bytes(int n);
     int64_t context_bytes() const { return context_bytes_.load(); }
@@ -136,7 +152,9 @@ class Program {
     bool small_;
     const ConvKernels* conv_kernels_;
     const SimpleOps* ops_;
+    const FloatOps* float_ops_;
     std::vector<TensorSpec> tensors_;
+    std::vector<std::pair<int, Buffer>> constants_;  // tensor and its values
     std::vector<std::pair<int, int>> touched_;
     std::vector<std::unique_ptr<Step>> steps_;
     std::vector<ConvStep*> convs_;

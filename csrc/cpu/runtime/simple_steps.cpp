@@ -1,5 +1,6 @@
 #include "simple_steps.h"
 
+#include <algorithm>
 #include <mutex>
 
 namespace bitdial {
@@ -19,7 +20,9 @@ int rows_of(const ByteView& v) { return v.n * v.h; }
 
 struct QuantizeStep : Base {
     Scaling s;
-    QuantizeStep(const std::string& n, int src, int dst, Scaling s_) : Base("quantize", n, {src}, {dst}), s(s_) {}
+    bool counted;
+    QuantizeStep(const std::string& n, int src, int dst, Scaling s_, bool counted_)
+        : Base("quantize", n, {src}, {dst}), s(s_), counted(counted_) {}
     void run(Run& run) override {
         const TensorSpec& t = run.program.tensor(reads[0]);
         const ByteView dst = run.bytes(writes[0]);
@@ -27,7 +30,7 @@ struct QuantizeStep : Base {
                              dst, s.a, s.lo, s.hi, run.program.tensor(writes[0]).zero};
         std::atomic<int64_t> bad{0};
         run.rows(rows_of(dst), [&](int r0, int r1) { bad += run.program.ops().quantize(a, r0, r1); });
-        run.not_finite += bad;
+        if (counted) run.not_finite += bad;
     }
 };
 
@@ -138,9 +141,9 @@ struct CopyStep : Base {
         const TensorSpec &s = run.program.tensor(reads[0]), &d = run.program.tensor(writes[0]);
         a.src = run.context.base[reads[0]] + s.origin();
         a.dst = run.context.base[writes[0]] + d.origin();
-        a.extent[0] = run.samples(writes[0]);
-        a.src_stride[0] = s.pitch_n();
-        a.dst_stride[0] = d.pitch_n();
+        a.extent[0] = run.context.n;
+        a.src_stride[0] = s.sample_bytes();
+        a.dst_stride[0] = d.sample_bytes();
         a.gather = gather.empty() ? nullptr : gather.data();
         if (fill) std::memset(run.context.base[writes[0]], d.zero, static_cast<size_t>(d.bytes(run.context.n)));
         run.rows(a.extent[0], [&](int r0, int r1) { run.program.ops().copy(a, r0, r1); });
@@ -155,24 +158,27 @@ struct MoveStep : Base {
     std::vector<Piece> pieces;
     bool fill;
     MoveStep(const std::string& n, int src, int dst, const std::vector<int32_t>& from, const std::vector<int32_t>& to,
-             bool fill_)
+             int unit, bool fill_)
         : Base("move", n, {src}, {dst}), fill(fill_) {
         for (size_t i = 0; i < from.size(); i++) {
             if (!pieces.empty() && pieces.back().from + pieces.back().bytes == from[i] &&
                 pieces.back().to + pieces.back().bytes == to[i])
-                pieces.back().bytes++;
+                pieces.back().bytes += unit;
             else
-                pieces.push_back({from[i], to[i], 1});
+                pieces.push_back({from[i], to[i], unit});
         }
     }
     void run(Run& run) override {
         const TensorSpec &s = run.program.tensor(reads[0]), &d = run.program.tensor(writes[0]);
         if (fill) std::memset(run.context.base[writes[0]], d.zero, static_cast<size_t>(d.bytes(run.context.n)));
-        run.rows(run.samples(writes[0]), [&](int n0, int n1) {
-            for (int n = n0; n < n1; n++) {
-                const uint8_t* from = run.context.base[reads[0]] + s.origin() + n * s.pitch_n();
-                uint8_t* to = run.context.base[writes[0]] + d.origin() + n * d.pitch_n();
-                for (const Piece& p : pieces) {
+        const int each = static_cast<int>(pieces.size());
+        run.rows(run.context.n * each, [&](int p0, int p1) {
+            for (int i = p0; i < p1;) {
+                const int n = i / each, end = std::min(p1, (n + 1) * each);
+                const uint8_t* from = run.origin(reads[0]) + n * s.sample_bytes();
+                uint8_t* to = run.origin(writes[0]) + n * d.sample_bytes();
+                for (; i < end; i++) {
+                    const Piece& p = pieces[i - n * each];
                     if (p.bytes == 1)
                         to[p.to] = from[p.from];
                     else
@@ -229,8 +235,8 @@ struct DepthwiseStep : CountedStep {
 
 }  // namespace
 
-std::unique_ptr<Step> quantize_step(const std::string& n, int src, int dst, Scaling s) {
-    return std::make_unique<QuantizeStep>(n, src, dst, s);
+std::unique_ptr<Step> quantize_step(const std::string& n, int src, int dst, Scaling s, bool counted) {
+    return std::make_unique<QuantizeStep>(n, src, dst, s, counted);
 }
 std::unique_ptr<Step> dequantize_step(const std::string& n, int src, int dst, float scale) {
     return std::make_unique<DequantizeStep>(n, src, dst, scale);
@@ -270,8 +276,8 @@ std::unique_ptr<Step> copy_step(const std::string& n, int src, int dst, std::vec
     return step;
 }
 std::unique_ptr<Step> move_step(const std::string& n, int src, int dst, const std::vector<int32_t>& from,
-                                const std::vector<int32_t>& to, bool fill) {
-    return std::make_unique<MoveStep>(n, src, dst, from, to, fill);
+                                const std::vector<int32_t>& to, int unit, bool fill) {
+    return std::make_unique<MoveStep>(n, src, dst, from, to, unit, fill);
 }
 std::unique_ptr<Step> depthwise_step(const std::string& n, int src, int dst, int residual, Window w, int multiplicity,
                                      std::vector<int8_t> weight, std::vector<std::vector<int32_t>> bias,

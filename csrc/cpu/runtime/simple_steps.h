@@ -11,7 +11,8 @@ struct Window {
     int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1;
 };
 
-std::unique_ptr<Step> quantize_step(const std::string& name, int src, int dst, Scaling s);
+// counted: NaN and infinite values that it reads are reported.
+std::unique_ptr<Step> quantize_step(const std::string& name, int src, int dst, Scaling s, bool counted);
 std::unique_ptr<Step> dequantize_step(const std::string& name, int src, int dst, float scale);
 std::unique_ptr<Step> table_step(const std::string& name, int src, int dst, std::vector<uint8_t> table);
 std::unique_ptr<Step> add_step(const std::string& name, int a, int b, int dst, Scaling s);
@@ -24,10 +25,10 @@ std::unique_ptr<Step> sum_pool_step(const std::string& name, int src, int dst, W
 std::unique_ptr<Step> copy_step(const std::string& name, int src, int dst, std::vector<int32_t> extent,
                                 std::vector<int64_t> src_stride, std::vector<int64_t> dst_stride, int64_t src_offset,
                                 int64_t dst_offset, std::vector<int32_t> gather, int gather_axis, bool fill);
-// Any rearrangement within a sample: byte dst[i] of the destination takes byte src[i] of the source (offsets from the
-// tensors' origins); all other bytes of the destination are its value 0 if `fill`.
+// Any rearrangement within a sample of the batch: `unit` bytes at to[i] of the destination are those at from[i] of the source
+// (offsets in bytes from the tensors' origins); all other bytes of the destination are its value 0 if `fill`.
 std::unique_ptr<Step> move_step(const std::string& name, int src, int dst, const std::vector<int32_t>& from,
-                                const std::vector<int32_t>& to, bool fill);
+                                const std::vector<int32_t>& to, int unit, bool fill);
 std::unique_ptr<Step> depthwise_step(const std::string& name, int src, int dst, int residual, Window w, int multiplicity,
                                      std::vector<int8_t> weight, std::vector<std::vector<int32_t>> bias,
                                      std::vector<float> multiplier, float residual_factor, Scaling s, int64_t macs);

@@ -296,7 +296,7 @@ def transformer_program(transformer: Any, helpers: Any) -> Program:
 
 
 def test_a_transformer_runs_and_agrees(transformer_program: Program, helpers: Any) -> None:
-    """Float operators run in the reference engine, by the same code: the outputs are the same to the last bit."""
+    """Float operators in the reference engine's order of additions: the outputs are the same to the last bit."""
     program, x = transformer_program, helpers.images(5, seed=6).numpy()
     expected = reference_outputs(program, x)
     assert not same_bits(expected[0][0], expected[-1][0])
@@ -307,8 +307,7 @@ def test_a_transformer_runs_and_agrees(transformer_program: Program, helpers: An
     described = engine.describe()
     elsewhere = described["engine"]["reference_engine"]
     kinds = {node.name: node.op for node in program.graph.nodes}
-    assert {"layer_norm", "softmax", "matmul"} <= {kinds[n] for n in elsewhere}
-    assert not any(kinds[n] in ("linear", "conv") for n in elsewhere)
+    assert {kinds[n] for n in elsewhere} <= {"softmax", "matmul"}
     assert all(reason for reason in elsewhere.values())
     kernels = {layer["name"]: layer.get("kernels", layer.get("kernel")) for layer in described["layers"]}
     matmuls = [n for n in program.layers if kinds[n] == "matmul"]
@@ -432,7 +431,7 @@ def test_without_torch(known: dict[str, Quantized], transformer_program: Program
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no compiled form of" in done.stdout and "needs torch" in done.stdout
-    assert "reshape (" in done.stdout and "pip install bitdial[quantize]" in done.stdout
+    assert "softmax (" in done.stdout and "pip install bitdial[quantize]" in done.stdout
 
 
 def package_paths() -> list[str]:

@@ -1,6 +1,6 @@
 """Compiles a program to the flat list of steps of the extension.
 
-Every value gets a tensor (see `bitdial.engines.memory`) with the margin that its convolutions need. Instructions without a
+Every value gets a tensor (see `bitdial.engines.cpu.values`) with the margin that its convolutions need. Instructions without a
 compiled form become `FallbackNode` items between runs of compiled steps.
 """
 
@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bitdial.engines import memory
+from bitdial.engines.cpu import compile_float, compile_moves
+from bitdial.engines.cpu.values import Buffer, Values, own
 from bitdial.engines.memory import Unsupported
 from bitdial.quantization.instructions import (
     Add,
@@ -36,13 +37,6 @@ FOLD_BELOW = 16  # input channels; below, a row of a filter is one contiguous ru
 
 
 @dataclass
-class Buffer(memory.Buffer):
-    """Where a value lies: a tensor of the extension."""
-
-    tensor: int = -1
-
-
-@dataclass
 class FallbackNode:
     """An instruction that runs in the reference engine, and why."""
 
@@ -55,106 +49,50 @@ class Compiled:
     """What the compiler made of a program.
 
     items: (from, to) ranges of compiled steps and `FallbackNode`s, in order. buffers: value -> tensor. reasons: instruction ->
-    why it runs in the reference engine.
+    why it runs in the reference engine. unchecked: float inputs that steps read without looking for NaN.
     """
 
     items: list[tuple[int, int] | FallbackNode]
     buffers: dict[str, Buffer]
     reasons: dict[str, str] = field(default_factory=dict)
+    unchecked: list[str] = field(default_factory=list)
 
 
-class Compiler:
+class Compiler(Values):
     """One use: `Compiler(program, native).run()`. native: a `_native.Program` without steps."""
 
     def __init__(self, program: Program, native: Any, accumulators: bool = False) -> None:
-        self.program, self.native = program, native
+        super().__init__(program, native)
         self.accumulators = accumulators  # store int32 accumulators in float outputs: for tests of the kernels
-        self.steps = program.instructions
-        self.buffers: dict[str, Buffer] = {}
-        self.halos = self._halos()
         self.reasons: dict[str, str] = {}
 
     def run(self) -> Compiled:
         items: list[tuple[int, int] | FallbackNode] = []
         done = 0
         for name in self.program.inputs:
-            self._try_buffer(name, external=True)
+            self.try_buffer(name, external=True)
         for step in self.steps:
             try:
                 HANDLERS[type(step)](self, step)
             except Unsupported as reason:
+                for value in step.operands():
+                    self.settle(value)
                 now = len(self.native.steps())
                 if now > done:
                     items.append((done, now))
                     done = now
                 items.append(FallbackNode(step, str(reason)))
                 self.reasons[step.name] = str(reason)
-                self._try_buffer(step.name)
+                self.try_buffer(step.name)
+        for name in self.program.outputs:
+            self.settle(name)
         now = len(self.native.steps())
         if now > done:
             items.append((done, now))
-        return Compiled(items, self.buffers, self.reasons)
-
-    # ---- tensors ---------------------------------------------------------------------------------------------------------
-
-    def _halos(self) -> dict[str, tuple[int, int]]:
-        """Margin that the convolutions reading a value need."""
-        halos: dict[str, tuple[int, int]] = {}
-        for step in self.steps:
-            if isinstance(step, Contract) and step.window is not None and len(step.window.kernel) == 2:
-                old, pad = halos.get(step.inputs[0], (0, 0)), step.window.padding
-                halos[step.inputs[0]] = (max(old[0], pad[0]), max(old[1], pad[1]))
-        return halos
-
-    def buffer(self, name: str, external: bool = False) -> Buffer:
-        """The tensor of a value, made at first use."""
-        buffer = self.buffers.get(name)
-        if buffer is not None:
-            return buffer
-        type_ = self.program.types[name]
-        if name in self.program.constants:
-            raise Unsupported("it reads a constant")
-        q = self.program.qparams.get(name)
-        if q is None and type_.dtype != "float32":
-            raise Unsupported(f"it reads {type_.dtype}")
-        factor, h, w, c, first = memory.physical(type_)
-        halo = (0, 0) if q is None else self.halos.get(name, (0, 0))
-        signed = q is not None and q.signed
-        tensor = self.native.add_tensor(
-            h=h, w=w, c=c, is_float=q is None, channels_first=first, external=external,
-            zero=128 if signed else 0, factor=factor, halo=halo,
-        )  # fmt: skip
-        self.buffers[name] = Buffer(h, w, c, first, signed, q is None, factor, halo, tensor)
-        return self.buffers[name]
-
-    def _try_buffer(self, name: str, external: bool = False) -> None:
-        """A tensor for a value made elsewhere, if the extension can hold it."""
-        try:
-            self.buffer(name, external)
-        except Unsupported:
-            return
-
-    def eight(self, name: str) -> Buffer:
-        buffer = self.buffer(name)
-        if buffer.is_float:
-            raise Unsupported(f"it reads '{name}' in float")
-        return buffer
+        return Compiled(items, self.buffers, self.reasons, self.unchecked_inputs())
 
 
 # ---- instructions --------------------------------------------------------------------------------------------------------
-
-
-def _quantize(c: Compiler, step: Quantize) -> None:
-    x = c.buffer(step.inputs[0])
-    if not x.is_float:
-        raise Unsupported("its input is not float")
-    y = c.buffer(step.name)
-    c.native.add_quantize(step.name, x.tensor, y.tensor, step.factor, float(step.lo), float(step.hi))
-
-
-def _dequantize(c: Compiler, step: Dequantize) -> None:
-    x, y = c.eight(step.inputs[0]), c.buffer(step.name)
-    c.native.add_dequantize(step.name, x.tensor, y.tensor, step.factor)
 
 
 def _contract(c: Compiler, step: Contract) -> None:
@@ -162,8 +100,8 @@ def _contract(c: Compiler, step: Contract) -> None:
     assert layer.weight is not None
     x = c.eight(step.inputs[0])
     memory.check_contract(step, x, c.program)
-    residual = -1 if step.residual is None else c.buffer(step.residual).tensor
     y = c.buffer(step.name)
+    residual = -1 if step.residual is None else c.laid_out_as(step.residual, y)
     lo, hi = step.limits
     weight = layer.weight if layer.weight.ndim == 4 else layer.weight[:, :, None, None]
     kernel, stride, pad, dilation = (step.window or memory.UNIT).pairs
@@ -176,13 +114,13 @@ def _contract(c: Compiler, step: Contract) -> None:
         c.native.add_depthwise(
             step.name, src=x.tensor, dst=y.tensor, residual=residual, residual_factor=layer.residual_factor, lo=lo, hi=hi,
             weight=per.reshape(-1), kernel=kernel, stride=stride, pad=pad, dilation=dilation,
-            multiplicity=weight.shape[0] // groups, bias=_own(layer.bias, np.int32),
-            multiplier=_own(layer.multiplier, np.float32), macs=int(layer.macs),
+            multiplicity=weight.shape[0] // groups, bias=own(layer.bias, np.int32),
+            multiplier=own(layer.multiplier, np.float32), macs=int(layer.macs),
         )  # fmt: skip
         return
     if any_low:
         bounds, shifts, weight_shift = layer.group_bounds, layer.activation_shift, layer.weight_shift
-        stored = None if layer.low_weight is None else _own(layer.low_weight.reshape(weight.shape), np.int8)
+        stored = None if layer.low_weight is None else own(layer.low_weight.reshape(weight.shape), np.int8)
     else:  # one group is as good as many
         bounds = np.arange(groups + 1, dtype=np.int32) * weight.shape[1]
         shifts, weight_shift = np.zeros(groups, np.uint8), np.zeros((weight.shape[0], 1), np.uint8)
@@ -190,11 +128,11 @@ def _contract(c: Compiler, step: Contract) -> None:
     folded = not any_low and groups == 1 and weight.shape[1] < FOLD_BELOW and kernel[1] > 1 and dilation[1] == 1
     c.native.add_conv(
         step.name, src=x.tensor, dst=y.tensor, residual=residual, residual_factor=layer.residual_factor, lo=lo, hi=hi,
-        accumulators=c.accumulators and y.is_float, folded=folded, weight=_own(weight, np.int8),
+        accumulators=c.accumulators and y.is_float, folded=folded, weight=own(weight, np.int8),
         stride=stride, pad=pad, dilation=dilation, conv_groups=groups,
-        amax=layer.amax, wmax=layer.wmax, input_signed=x.signed, bounds=_own(bounds, np.int32),
-        activation_shift=_own(shifts, np.uint8), weight_shift=_own(weight_shift, np.uint8), low=low,
-        bias=_own(layer.bias, np.int32), multiplier=_own(layer.multiplier, np.float32), low_weight=stored,
+        amax=layer.amax, wmax=layer.wmax, input_signed=x.signed, bounds=own(bounds, np.int32),
+        activation_shift=own(shifts, np.uint8), weight_shift=own(weight_shift, np.uint8), low=low,
+        bias=own(layer.bias, np.int32), multiplier=own(layer.multiplier, np.float32), low_weight=stored,
     )  # fmt: skip
 
 
@@ -221,6 +159,8 @@ def _pair_of(c: Compiler, step: Add | Mul) -> tuple[Buffer, Buffer, bool]:
     narrow = any(d != e and d != 1 for d, e in zip(types[1], out, strict=False))
     if types[0] != out or len(types[1]) != len(out) or narrow:
         raise Unsupported("it broadcasts both operands")
+    if types[1] != out and not a.channels_first and len(out) > 3:
+        raise Unsupported("it broadcasts along inner axes")
     return a, b, exchange
 
 
@@ -240,11 +180,12 @@ def _mul(c: Compiler, step: Mul) -> None:
 def _concat(c: Compiler, step: Concat) -> None:
     rank = len(c.program.types[step.name].shape)
     axis = step.axis % rank
-    native_axis = {(4, 1): 3, (4, 2): 1, (4, 3): 2, (3, 2): 3, (3, 1): 2, (2, 1): 3}.get((rank, axis))
-    if native_axis is None:
-        raise Unsupported(f"concatenation along axis {axis} of {rank}")
     parts = [c.eight(v) for v in step.inputs]
     y = c.buffer(step.name)
+    places = {1: 3, 2: 1, 3: 2} if y.channels_first else {rank - 1: 3, rank - 2: 2} if rank < 4 else {rank - 1: 3}
+    native_axis = places.get(axis)
+    if native_axis is None or axis == 0:
+        raise Unsupported(f"concatenation along axis {axis} of {rank}")
     offset = 0
     for part, f in zip(parts, step.factors, strict=True):
         c.native.add_rescale(
@@ -255,7 +196,8 @@ def _concat(c: Compiler, step: Concat) -> None:
 
 def _sum_pool(c: Compiler, step: SumPool) -> None:
     x = c.eight(step.inputs[0])
-    kernel, stride, pad, _ = memory.sum_window(step, x, len(c.program.types[step.inputs[0]].shape)).pairs
+    rank = len(c.program.types[step.inputs[0]].shape)
+    kernel, stride, pad, _ = memory.sum_window(step, x, rank).pairs
     y = c.buffer(step.name)
     c.native.add_sum_pool(
         step.name, x.tensor, y.tensor, kernel, stride, pad, step.factor, float(step.lo), float(step.hi)
@@ -269,34 +211,8 @@ def _max_pool(c: Compiler, step: MaxPool) -> None:
     c.native.add_max_pool(step.name, x.tensor, y.tensor, *window.pairs)
 
 
-def _move(c: Compiler, step: Move) -> None:
-    x = c.eight(step.inputs[0])
-    y = c.buffer(step.name)
-    if x.signed != y.signed or x.factor != y.factor:
-        raise Unsupported("it folds other axes into the batch")
-    flat, in_shape, out_shape = memory.moved_index(step, c.program)
-    start, end = memory.offsets_of(x), memory.offsets_of(y)
-    loops = memory.copy_loops(flat, start, end, in_shape, out_shape)
-    if loops is not None:
-        c.native.add_copy(step.name, x.tensor, y.tensor, *loops, [], -1, False)
-        return
-    keep = flat >= 0
-    start, end = start[flat[keep]], end[keep]
-    order = np.argsort(end, kind="stable")  # bytes that stay adjacent next to each other
-    c.native.add_move(
-        step.name, x.tensor, y.tensor, _own(start[order], np.int32), _own(end[order], np.int32), not keep.all()
-    )
-
-
-def _float(c: Compiler, step: Float) -> None:
-    raise Unsupported(step.reason or f"{step.operation} runs in float")
-
-
 HANDLERS: dict[type[Instruction], Callable[[Compiler, Any], None]] = {
-    Quantize: _quantize, Dequantize: _dequantize, Contract: _contract, MatMul: _matmul, Lookup: _lookup, Add: _add, Mul: _mul,
-    Concat: _concat, SumPool: _sum_pool, MaxPool: _max_pool, Move: _move, Float: _float,
+    Quantize: compile_float.quantize, Dequantize: compile_moves.dequantize, Contract: _contract, MatMul: _matmul,
+    Lookup: _lookup, Add: _add, Mul: _mul, Concat: _concat, SumPool: _sum_pool, MaxPool: _max_pool,
+    Move: compile_moves.move, Float: compile_float.float_operator,
 }  # fmt: skip
-
-
-def _own(array: npt.ArrayLike, dtype: Any) -> npt.NDArray[Any]:
-    return np.ascontiguousarray(array, dtype=dtype)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitdial.engines.cpu import native
+from bitdial.engines.cpu.loaded import Loaded
 from bitdial.engines.describe import describe_program
-
-if TYPE_CHECKING:
-    from bitdial.engines.cpu.engine import CpuEngine
 
 WEIGHT_FORMS = ("8-bit", "read back", "fip", "winograd", "winograd_fip", "narrow", "stored low")
 
 
-def describe(engine: CpuEngine) -> dict[str, Any]:
+def describe(engine: Loaded) -> dict[str, Any]:
     """JSON-able; see `CpuEngine.describe`."""
     result = describe_program(engine.program)
     methods = list(native.extension().METHODS)
@@ -47,7 +45,7 @@ def describe(engine: CpuEngine) -> dict[str, Any]:
     return result
 
 
-def layer_table(engine: CpuEngine, batch: int = 1, repeats: int = 15) -> list[dict[str, Any]]:
+def layer_table(engine: Loaded, batch: int = 1, repeats: int = 15) -> list[dict[str, Any]]:
     """Per conv and linear layer and ratio: kernel, milliseconds of the layer in place, GMAC/s, share of the measured peak.
 
     GMAC/s counts the network's multiply-accumulates, so that a fast algorithm may exceed the peak. Empty where the program

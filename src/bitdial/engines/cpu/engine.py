@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from bitdial.engines.base import ratio_index
 from bitdial.engines.cpu import description, native, tuning
-from bitdial.engines.cpu.compiler import Compiled, Compiler
+from bitdial.engines.cpu.compiler import Compiler
 from bitdial.engines.cpu.fallback import Fallback
+from bitdial.engines.cpu.loaded import Loaded
 from bitdial.errors import EngineError, InputError
 from bitdial.graph.inputs import check_inputs, split_batch
-from bitdial.graph.ir import BatchDim
 from bitdial.quantization.program import Program
 
 Array = npt.NDArray[Any]
@@ -22,7 +22,7 @@ KERNELS = ("auto", "fixed")
 MEMORY = ("fast", "small")
 
 
-class CpuEngine:
+class CpuEngine(Loaded):
     """Runs a program in compiled kernels, bit for bit as the reference engine. Safe to use from several threads at once.
 
     isa           instruction set; None: BITDIAL_CPU_ISA, else the best that this processor has
@@ -62,24 +62,19 @@ class CpuEngine:
             raise EngineError(f"kernels '{kernels}' is unknown: choose one of {[*KERNELS, *names]}")
         if isinstance(batch_hint, bool) or not isinstance(batch_hint, int) or batch_hint < 1:
             raise EngineError(f"batch_hint must be a positive whole number, got {batch_hint!r}")
-        self.program, self.check_finite = program, check_finite
-        self.isa, self.threads, self.kernels, self.memory = native.choose_isa(isa), threads, kernels, memory
-        self.batch_hint = batch_hint
-        self.native = module.Program(self.isa, threads, [float(r) for r in program.ratios], memory == "small")
-        self.compiled: Compiled = Compiler(program, self.native).run()
+        isa = native.choose_isa(isa)
+        steps = module.Program(isa, threads, [float(r) for r in program.ratios], memory == "small")
+        super().__init__(
+            program, steps, Compiler(program, steps).run(), isa=isa, threads=threads, kernels=kernels, memory=memory,
+            batch_hint=batch_hint, check_finite=check_finite,
+        )  # fmt: skip
         self._set, self._dial = self.native.set_ratio, self.native.dial
-        self._fallback: Fallback | None = None if self._runs_whole() else Fallback(self)
+        self._fallback: Fallback | None = None if self.can_profile else Fallback(self)
         if self._fallback is None:
             for name in program.outputs:
                 self.native.set_external(self.compiled.buffers[name].tensor, True)
         self.choice_source = tuning.choose_kernels(self)
         self.native.seal()
-
-    def _runs_whole(self) -> bool:
-        """Whether every node is compiled, and every output a tensor of its own that the steps can write to directly."""
-        program, compiled = self.program, self.compiled
-        own = all(v in compiled.buffers and v not in program.inputs for v in program.outputs)
-        return not compiled.reasons and own and len(set(program.outputs)) == len(program.outputs)
 
     # ---- the dial --------------------------------------------------------------------------------------------------------
 
@@ -125,18 +120,20 @@ class CpuEngine:
 
     def _run_whole(self, arrays: list[Array], n: int, index: int) -> list[Array]:
         program, buffers = self.program, self.compiled.buffers
-        outputs = [np.empty(self.shape(v, n), dtype=np.float32) for v in program.outputs]
+        outputs = [np.empty(self.shape(v, n), dtype=program.types[v].dtype) for v in program.outputs]
         bound = [(buffers[v].tensor, a) for v, a in zip(program.inputs, arrays, strict=True) if v in buffers]
         bound += [(buffers[v].tensor, a) for v, a in zip(program.outputs, outputs, strict=True)]
-        bad = self.native.run(bound, n, index)
+        try:
+            bad = self.native.run(bound, n, index)
+        except IndexError as error:  # of a look-up
+            raise InputError(f"the batch holds numbers outside of a table: {error}") from None
+        if self.check_finite:
+            for name, array in zip(program.inputs, arrays, strict=True):
+                if name in self.compiled.unchecked:
+                    bad += int(array.size - np.isfinite(array).sum())
         if bad and self.check_finite:
             raise InputError(f"the batch holds {bad} NaN or infinite values")
         return outputs
-
-    def shape(self, value: str, n: int) -> tuple[int, ...]:
-        """Shape of a value at batch size n."""
-        dims = self.program.types[value].shape
-        return tuple(d.factor * n if isinstance(d, BatchDim) else int(d) for d in dims)
 
     def _inputs(self, batch: Any) -> tuple[list[Array], Any]:
         """Contiguous arrays of the graph's inputs, and the torch device to answer on (None: NumPy)."""
@@ -168,14 +165,6 @@ class CpuEngine:
             for layer, kernel, low, high, issued, runs in self.native.counters()
         ]
 
-    def reset_counters(self) -> None:
-        """Set all counters to zero."""
-        self.native.reset_counters()
-
-    def compiled_layers(self) -> list[str]:
-        """Conv and linear layers with a choice of kernels, in order."""
-        return [name for name, kind in self.native.steps() if kind == "conv"]
-
     def describe(self) -> dict[str, Any]:
         """JSON-able: the program, and which kernel runs every layer at every ratio."""
         return description.describe(self)
@@ -183,16 +172,3 @@ class CpuEngine:
     def layer_table(self, batch: int = 1, repeats: int = 15) -> list[dict[str, Any]]:
         """Per layer and ratio: kernel, milliseconds in place, GMAC/s and share of the measured peak (may exceed 1)."""
         return description.layer_table(self, batch, repeats)
-
-    @property
-    def can_profile(self) -> bool:
-        """Whether all of the program is compiled, so that steps can be timed one by one."""
-        return self._fallback is None
-
-    def profile_arrays(self, batch: int) -> list[tuple[int, Array]]:
-        """Inputs (normal, seeded) and outputs for `native.profile`."""
-        program, buffers = self.program, self.compiled.buffers
-        rng = np.random.default_rng(0)
-        inputs = [rng.standard_normal(self.shape(v, batch), dtype=np.float32) for v in program.inputs if v in buffers]
-        bound = [(buffers[v].tensor, a) for v, a in zip([v for v in program.inputs if v in buffers], inputs, strict=True)]
-        return bound + [(buffers[v].tensor, np.empty(self.shape(v, batch), np.float32)) for v in program.outputs]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines.cpu.compiler import FallbackNode
+from bitdial.engines.cpu.loaded import Loaded
+from bitdial.engines.cpu.values import Buffer
 from bitdial.errors import EngineError, InputError
-
-if TYPE_CHECKING:
-    from bitdial.engines.cpu.engine import CpuEngine
 
 Array = npt.NDArray[Any]
 
@@ -21,7 +20,7 @@ Array = npt.NDArray[Any]
 class Fallback:
     """Evaluates the items of a compiled program in order. Imports torch when made. Raises EngineError without torch."""
 
-    def __init__(self, engine: CpuEngine) -> None:
+    def __init__(self, engine: Loaded) -> None:
         try:
             # At this moment and no earlier: engines that need no fallback need no torch.
             torch = importlib.import_module("torch")
@@ -84,6 +83,33 @@ class Fallback:
                 self._settings[index] = own
             return self._settings[index]
 
+    def _run_steps(self, context: Any, index: int, first: int, last: int) -> None:
+        try:
+            self.engine.native.run_in(context, index, first, last)
+        except IndexError as error:  # of a look-up
+            raise InputError(f"the batch holds numbers outside of a table: {error}") from None
+
+    def _read(self, context: Any, buffer: Buffer, n: int) -> Array:
+        """A compiled value in the network's order; 8-bit ones as float32."""
+        values: Array = np.empty((n, *buffer.shape), np.float32 if buffer.dtype == "8-bit" else buffer.dtype)
+        if buffer.dtype in ("8-bit", "float32"):
+            self.engine.native.read(context, buffer.tensor, values, buffer.channels_first)
+        else:
+            self.engine.native.read_whole(context, buffer.tensor, values)
+        place = buffer.place or 0
+        shape = list(buffer.shape)
+        shape[place] *= n
+        return np.moveaxis(values, 0, place).reshape(shape)
+
+    def _write(self, context: Any, buffer: Buffer, values: Array, n: int) -> None:
+        place = buffer.place or 0
+        split = values.reshape(*buffer.shape[:place], n, *buffer.shape[place:])
+        array = np.ascontiguousarray(np.moveaxis(split, place, 0), np.float32 if buffer.dtype == "8-bit" else buffer.dtype)
+        if buffer.dtype in ("8-bit", "float32"):
+            self.engine.native.write(context, buffer.tensor, array, buffer.channels_first)
+        else:
+            self.engine.native.write_whole(context, buffer.tensor, array)
+
     def run(self, arrays: list[Array], n: int, index: int) -> list[Array]:
         """Outputs for checked inputs."""
         engine, torch = self.engine, self.torch
@@ -109,24 +135,20 @@ class Fallback:
                     array = own[name] if own[name].flags.writeable else own[name].copy()
                     values[name] = torch.from_numpy(array)
                 else:
-                    buffer = buffers[name]
-                    values[name] = torch.empty(engine.shape(name, n), dtype=torch.float32)
-                    native.read(context, buffer.tensor, values[name].numpy(), buffer.channels_first)
+                    values[name] = torch.from_numpy(self._read(context, buffers[name], n))
                 return values[name]
 
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
                 for position, item in enumerate(engine.compiled.items):
                     if not isinstance(item, FallbackNode):
-                        native.run_in(context, index, *item)
+                        self._run_steps(context, index, *item)
                         continue
                     step = item.step
                     mine = {v: value(v) for v in step.operands() if v not in self.executor.constants}
                     result = self.executor.step(step, mine, settings, n)
                     values[step.name] = result
                     if step.name in self.written:
-                        buffer = buffers[step.name]
-                        array = np.ascontiguousarray(result.numpy(), dtype=np.float32)
-                        native.write(context, buffer.tensor, array, buffer.channels_first)
+                        self._write(context, buffers[step.name], result.numpy(), n)
                     for name in [v for v in values if self.last_fallback.get(v, -1) <= position]:
                         del values[name]
                 outputs = [np.asarray(value(v).numpy(), order="C") for v in program.outputs]

@@ -12,23 +12,21 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bitdial.engines.cpu import native as extension
+from bitdial.engines.cpu.loaded import Loaded
 from bitdial.errors import OutputError
 from bitdial.files import write_atomically
-
-if TYPE_CHECKING:
-    from bitdial.engines.cpu.engine import CpuEngine
 
 FORMAT = 1
 BUDGET = 6.0  # seconds that timing may take, roughly; at least two runs of every candidate are made
 Choices = dict[str, list[tuple[int, int]]]  # layer -> (method, chunk) per ratio
 
 
-def choose_kernels(engine: CpuEngine) -> str:
+def choose_kernels(engine: Loaded) -> str:
     """Choose kernels and pack the weights they need. Returns where the choice came from: rule, forced, timing or cache."""
     methods = list(extension.extension().METHODS)
     if engine.kernels in methods:
@@ -50,14 +48,14 @@ def choose_kernels(engine: CpuEngine) -> str:
     return source
 
 
-def _force(engine: CpuEngine, method: int) -> None:
+def _force(engine: Loaded, method: int) -> None:
     for layer in engine.compiled_layers():
         if engine.native.methods(layer)[method] == "":
             for index in range(len(engine.program.ratios)):
                 engine.native.choose(layer, index, method, 0)
 
 
-def _apply(engine: CpuEngine, choices: Choices) -> None:
+def _apply(engine: Loaded, choices: Choices) -> None:
     for layer, row in choices.items():
         for index, (method, chunk) in enumerate(row):
             engine.native.choose(layer, index, method, chunk)
@@ -66,7 +64,7 @@ def _apply(engine: CpuEngine, choices: Choices) -> None:
 # ---- timing ----------------------------------------------------------------------------------------------------------------
 
 
-def candidates(engine: CpuEngine, layer: str, index: int) -> list[tuple[int, int]]:
+def candidates(engine: Loaded, layer: str, index: int) -> list[tuple[int, int]]:
     """(method, chunk) pairs worth timing for a layer at a ratio; the rule's choice first."""
     native = engine.native
     usual = native.usual(layer, index)
@@ -85,7 +83,7 @@ def candidates(engine: CpuEngine, layer: str, index: int) -> list[tuple[int, int
     return list(dict.fromkeys(result))
 
 
-def time_kernels(engine: CpuEngine, budget: float = BUDGET) -> Choices:
+def time_kernels(engine: Loaded, budget: float = BUDGET) -> Choices:
     """Run the network with every layer's k-th candidate, k = 0, 1, ..., and keep each layer's fastest per ratio.
 
     Layers are timed where they stand, between their neighbours, at the engine's batch hint; the fastest of a few runs counts.
@@ -143,7 +141,7 @@ def _build(module: Any) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def cache_path(engine: CpuEngine) -> Path:
+def cache_path(engine: Loaded) -> Path:
     """File of an engine's choices: everything that speed depends on is in its name's digest."""
     digest = hashlib.sha256()
     module = extension.extension()
@@ -167,7 +165,7 @@ def cache_path(engine: CpuEngine) -> Path:
     return cache_folder() / "kernels" / f"{digest.hexdigest()[:32]}.json"
 
 
-def read_cache(path: Path, engine: CpuEngine) -> Choices | None:
+def read_cache(path: Path, engine: Loaded) -> Choices | None:
     """Choices of an earlier load, or None if there are none that fit."""
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))

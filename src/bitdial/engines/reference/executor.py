@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitdial.engines.reference import arithmetic
+from bitdial.engines.reference import arithmetic, ordered
 from bitdial.errors import EngineError
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
@@ -283,6 +283,11 @@ def move_values(run: Any, step: Move, x: list[Tensor], batch: int) -> Tensor:
 
 def _float(run: Executor, step: Float, x: list[Tensor], batch: int) -> Tensor:
     """An operator in float. Its result depends on the operands' values alone, not on which engine or kernel made them."""
+    exact = ordered.OPERATORS.get(step.operation)
+    if exact is not None:
+        result = exact(step.node, x)
+        if result is not None:
+            return result
     if step.operation not in MOVEMENT:
         x = [arithmetic.in_order(v) for v in x]
     return evaluate_node(step.node, x, batch)

@@ -1,0 +1,4 @@
+#define BITDIAL_ISA portable
+#include "floats.h"
+
+#include "floats_body.h"

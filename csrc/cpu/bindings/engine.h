@@ -56,5 +56,7 @@ class Engine {
 
 // Adds the steps of ../runtime/float_steps.h to the class Program.
 void bind_float_steps(nanobind::class_<Engine>& program);
+// Likewise of ../runtime/attention_steps.h.
+void bind_attention_steps(nanobind::class_<Engine>& program);
 
 }  // namespace bitdial

@@ -59,6 +59,7 @@ NB_MODULE(_native, m) {
 
     nb::class_<Engine> program(m, "Program");
     bind_float_steps(program);
+    bind_attention_steps(program);
     program.def(nb::init<const std::string&, int, std::vector<double>, bool>(), "isa"_a, "threads"_a, "ratios"_a, "small"_a = false)
         .def("add_tensor",
              [](Engine& e, int h, int w, int c, bool is_float, bool channels_first, bool external, int zero, int factor,
@@ -307,7 +308,8 @@ NB_MODULE(_native, m) {
                              if (t.runs) result.emplace_back(conv->name, kMethodNames[k], t.low, t.high, t.multiplications, t.runs);
                          }
                      } else if (auto* d = dynamic_cast<CountedStep*>(&e.program.step(i))) {
-                         if (d->runs) result.emplace_back(d->name, "depthwise", 0, d->macs, d->macs, d->runs);
+                         for (const auto& c : d->counts)
+                             if (c.runs) result.emplace_back(c.layer, d->kind, 0, c.macs, c.macs, c.runs);
                      }
                  }
                  return result;
@@ -319,7 +321,7 @@ NB_MODULE(_native, m) {
                      if (auto* conv = dynamic_cast<ConvStep*>(&e.program.step(i)))
                          for (auto& t : conv->totals) t.low = t.high = t.multiplications = t.runs = 0;
                      else if (auto* d = dynamic_cast<CountedStep*>(&e.program.step(i)))
-                         d->macs = d->runs = 0;
+                         for (auto& c : d->counts) c.macs = c.runs = 0;
                  }
              })
         .def("weight_bytes", [](Engine& e, const std::string& name) { return e.program.conv(name)->layer().weight_bytes(); })

@@ -87,8 +87,9 @@ class Program::Guard {
 
 Program::Program(const std::string& isa, int threads, bool small)
     : small_(small), conv_kernels_(bitdial::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), float_ops_(bitdial::float_ops(isa.c_str())),
-      pool_(threads) {
-    if (!conv_kernels_ || !ops_ || !float_ops_) throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
+      attention_(attention_ops(isa.c_str())), pool_(threads) {
+    if (!conv_kernels_ || !ops_ || !float_ops_ || !attention_)
+        throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
     if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024");
 }
 Program::~Program() = default;

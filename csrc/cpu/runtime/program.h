@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "../attention/attention.h"
 #include "../conv/conv_args.h"
 #include "../dispatch/dispatch.h"
 #include "../floats/floats.h"
@@ -142,6 +143,7 @@ class Program {
     const ConvKernels& conv_kernels() const { return *conv_kernels_; }
     const SimpleOps& ops() const { return *ops_; }
     const FloatOps& float_ops() const { return *float_ops_; }
+    const AttentionOps& attention() const { return *attention_; }
     int threads() const { return pool_.threads(); }
     int64_t arena_bytes(int n);
     int64_t context_bytes() const { return context_bytes_.load(); }
@@ -153,6 +155,7 @@ class Program {
     const ConvKernels* conv_kernels_;
     const SimpleOps* ops_;
     const FloatOps* float_ops_;
+    const AttentionOps* attention_;
     std::vector<TensorSpec> tensors_;
     std::vector<std::pair<int, Buffer>> constants_;  // tensor and its values
     std::vector<std::pair<int, int>> touched_;

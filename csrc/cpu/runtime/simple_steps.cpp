@@ -227,9 +227,9 @@ struct DepthwiseStep : CountedStep {
         }
         run.rows(rows_of(a.dst), [&](int r0, int r1) {
             p.ops().depthwise(a, r0, r1);
-            macs += per_sample / a.dst.h * (r1 - r0);
+            counts[0].macs += per_sample / a.dst.h * (r1 - r0);
         });
-        runs++;
+        counts[0].runs++;
     }
 };
 
@@ -285,6 +285,7 @@ std::unique_ptr<Step> depthwise_step(const std::string& n, int src, int dst, int
     auto step = std::make_unique<DepthwiseStep>();
     step->name = n;
     step->kind = "depthwise";
+    step->counts.emplace_back(n);
     step->reads = {src};
     if (residual >= 0) step->reads.push_back(residual);
     step->writes = {dst};

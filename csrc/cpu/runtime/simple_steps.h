@@ -1,5 +1,7 @@
 // Steps around the operators of simple_ops.h.
 #pragma once
+#include <deque>
+
 #include "program.h"
 
 namespace bitdial {
@@ -33,10 +35,16 @@ std::unique_ptr<Step> depthwise_step(const std::string& name, int src, int dst, 
                                      std::vector<int8_t> weight, std::vector<std::vector<int32_t>> bias,
                                      std::vector<float> multiplier, float residual_factor, Scaling s, int64_t macs);
 
-// Multiply-accumulates that a depthwise step executed so far.
+// Multiply-accumulates that a step executed so far, at 8 bits, per layer of the network that it computes; its kind is the
+// kernel's name.
 class CountedStep : public Step {
    public:
-    std::atomic<int64_t> macs{0}, runs{0};
+    struct Count {
+        explicit Count(std::string layer_) : layer(std::move(layer_)) {}
+        std::string layer;
+        std::atomic<int64_t> macs{0}, runs{0};
+    };
+    std::deque<Count> counts;
 };
 
 }  // namespace bitdial

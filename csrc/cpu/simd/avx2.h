@@ -97,6 +97,40 @@ static inline void store_bytes(uint8_t* p, vi a, int n) {
 }
 static inline void store_some(int32_t* p, vi a, int n) { _mm256_maskstore_epi32(p, first(n), a); }
 static inline void store_some_float(float* p, vf a, int n) { _mm256_maskstore_ps(p, first(n), a); }
+static inline vf load_some_float(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
+
+// Float operations of softmax.
+static inline void store_float(float* p, vf a) { _mm256_storeu_ps(p, a); }
+static inline vf sub_float(vf a, vf b) { return _mm256_sub_ps(a, b); }
+static inline vf larger_float(vf a, vf b) { return _mm256_max_ps(a, b); }
+static inline vi bits_of(vf a) { return _mm256_castps_si256(a); }
+static inline vf float_of(vi a) { return _mm256_castsi256_ps(a); }
+static inline vf zero_below(vf a, vf x, vf limit_) { return _mm256_and_ps(a, _mm256_cmp_ps(x, limit_, _CMP_GE_OQ)); }
+static inline vf first_or(vf a, int n, vf other) { return _mm256_blendv_ps(other, a, _mm256_castsi256_ps(first(n))); }
+static inline float max_lanes(vf a) {
+    const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+// Halves of 16 lanes are added until one number is left.
+static inline float sum_halves(const vf (&a)[2]) {
+    const __m256 b = _mm256_add_ps(a[0], a[1]);
+    const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps(d, d, 1)));
+}
+
+// Products of two operands that are both known at run time only: GROUP of either per lane, widened to 16 bits once, which is
+// exact for all bytes and no slower than taking signs apart.
+enum { GROUP = 2 };
+template <bool U>
+static inline vi dot_group(vi acc, vi left, vi right) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(left, right));
+}
+static inline void store_group(uint8_t* p, vi a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
+}
 
 // N vectors of values 0..255, stored as adjacent bytes.
 template <int N>

@@ -82,6 +82,32 @@ static inline void store_some(int32_t* p, vi a, int n) { _mm512_mask_storeu_epi3
 static inline void store_some_float(float* p, vf a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
 static inline vf load_some_float(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
 
+// Float operations of softmax.
+static inline void store_float(float* p, vf a) { _mm512_storeu_ps(p, a); }
+static inline vf sub_float(vf a, vf b) { return _mm512_sub_ps(a, b); }
+static inline vf larger_float(vf a, vf b) { return _mm512_max_ps(a, b); }
+static inline vi bits_of(vf a) { return _mm512_castps_si512(a); }
+static inline vf float_of(vi a) { return _mm512_castsi512_ps(a); }
+static inline vf zero_below(vf a, vf x, vf limit_) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit_, _CMP_GE_OQ), a); }
+static inline vf first_or(vf a, int n, vf other) { return _mm512_mask_blend_ps(first(n), other, a); }
+static inline float max_lanes(vf a) { return _mm512_reduce_max_ps(a); }
+// Halves are added until one number is left.
+static inline float sum_halves(const vf (&a)[1]) {
+    const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a[0]), _mm512_extractf32x8_ps(a[0], 1));
+    const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps(d, d, 1)));
+}
+
+// Products of two operands that are both known at run time only: GROUP of either per lane, as bytes, one side signed and the
+// other unsigned. U: the left one is unsigned.
+enum { GROUP = 4 };
+template <bool U>
+static inline vi dot_group(vi acc, vi left, vi right) {
+    return U ? _mm512_dpbusd_epi32(acc, left, right) : _mm512_dpbusd_epi32(acc, right, left);
+}
+static inline void store_group(uint8_t* p, vi a) { store_bytes(p, a, LANES); }
+
 // N vectors of values 0..255, stored as adjacent bytes.
 template <int N>
 static inline void store_packed(uint8_t* p, const vi* q) {

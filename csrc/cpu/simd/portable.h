@@ -146,6 +146,63 @@ static inline void store_some(int32_t* p, vi a, int n) {
 static inline void store_some_float(float* p, vf a, int n) {
     for (int i = 0; i < n && i < LANES; i++) p[i] = a.v[i];
 }
+static inline vf load_some_float(const float* p, int n) {
+    vf r = set_float(0.0f);
+    for (int i = 0; i < n && i < LANES; i++) r.v[i] = p[i];
+    return r;
+}
+
+// Float operations of softmax.
+static inline void store_float(float* p, vf a) { __builtin_memcpy(p, &a, sizeof a); }
+static inline vf sub_float(vf a, vf b) {
+    BITDIAL_EACH a.v[i] -= b.v[i];
+    return a;
+}
+static inline vf larger_float(vf a, vf b) {
+    BITDIAL_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+static inline vi bits_of(vf a) { return load(&a); }
+static inline vf float_of(vi a) {
+    vf r;
+    __builtin_memcpy(&r, &a, sizeof r);
+    return r;
+}
+static inline vf zero_below(vf a, vf x, vf limit_) {
+    BITDIAL_EACH a.v[i] = x.v[i] >= limit_.v[i] ? a.v[i] : 0.0f;
+    return a;
+}
+static inline vf first_or(vf a, int n, vf other) {
+    BITDIAL_EACH a.v[i] = i < n ? a.v[i] : other.v[i];
+    return a;
+}
+static inline float max_lanes(vf a) {
+    float m = a.v[0];
+    for (int i = 1; i < LANES; i++) m = a.v[i] > m ? a.v[i] : m;
+    return m;
+}
+// Halves of 16 lanes are added until one number is left.
+static inline float sum_halves(const vf (&a)[4]) {
+    const vf c = add_float(add_float(a[0], a[2]), add_float(a[1], a[3]));
+    return (c.v[0] + c.v[2]) + (c.v[1] + c.v[3]);
+}
+
+// Products of two operands that are both known at run time only: GROUP of either per lane, widened to 16 bits once.
+enum { GROUP = 2 };
+template <bool U>
+static inline vi dot_group(vi acc, vi left, vi right) {
+    int16_t x[2 * LANES], y[2 * LANES];
+    __builtin_memcpy(x, &left, sizeof x);
+    __builtin_memcpy(y, &right, sizeof y);
+    BITDIAL_EACH acc.v[i] = wrapped(bits(acc.v[i]) + bits(x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1]));
+    return acc;
+}
+static inline void store_group(uint8_t* p, vi a) {
+    int16_t own[LANES];
+    BITDIAL_EACH own[i] = static_cast<int16_t>(a.v[i]);
+    __builtin_memcpy(p, own, sizeof own);
+}
+
 // N vectors of values 0..255, stored as adjacent bytes.
 template <int N>
 static inline void store_packed(uint8_t* p, const vi* q) {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitdial.graph import shapes
+from bitdial.graph.ir import Node
 
 Kind = Literal["contraction", "unary", "elementwise", "movement", "reduction", "normalization", "border", "aten"]
 
@@ -108,3 +109,14 @@ MOVEMENT = of_kind("movement")
 def kind_of(op: str) -> Kind:
     """Kind of an operator by its name; "aten" for all that the table does not have."""
     return OPERATORS[op].kind if op in OPERATORS else "aten"
+
+
+def softmax_axis(node: Node) -> int | None:
+    """The axis of a softmax; None where a node is none, or changes the type as well."""
+    if node.op == "softmax":
+        return int(node.attrs["axis"])
+    if node.op == "aten._safe_softmax.default" and not node.attrs.get("kwargs"):
+        args = node.attrs["args"]
+        if len(args) == 2 and args[0] == {"value": 0} and isinstance(args[1], int):
+            return args[1]
+    return None

@@ -58,6 +58,19 @@ class Network:
         self.graph.nodes.append(node)
         return node.name
 
+    def aten(self, name: str, shape: tuple[Any, ...], *args: Any, **kwargs: Any) -> str:
+        """A float operator by its name in torch; strings among the arguments are values."""
+        inputs = [a for a in args if isinstance(a, str)]
+        own = [{"value": inputs.index(a)} if isinstance(a, str) else a for a in args]
+        node = Node(f"aten_{len(self.graph.nodes)}", f"aten.{name}", inputs, {"args": own, "kwargs": kwargs})
+        self.graph.types[node.name] = TensorType(shape)
+        self.graph.nodes.append(node)
+        return node.name
+
+    def elsewhere(self, x: str) -> str:
+        """An operator without a compiled form."""
+        return self.aten("erf.default", self.graph.types[x].shape, x)
+
     def shape(self, value: str) -> tuple[Any, ...]:
         return self.graph.types[value].shape
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitdial.engines.cpu import native
 from bitdial.engines.cpu.engine import CpuEngine
 from bitdial.engines.reference.engine import ReferenceEngine
-from bitdial.graph.ir import Graph, Node, TensorType
+from bitdial.graph.ir import Graph
 from bitdial.pipeline import prepare, quantize_prepared
 from bitdial.quantization.program import Program
 
@@ -93,15 +93,6 @@ class Mixed(Network):
     def __init__(self, *shape: int, seed: int) -> None:
         super().__init__(*shape, seed=seed)
         self.kept: list[str] = []
-
-    def aten(self, name: str, shape: tuple[Any, ...], *args: Any, **kwargs: Any) -> str:
-        """A float operator by its name in torch; strings among the arguments are values."""
-        inputs = [a for a in args if isinstance(a, str)]
-        own = [{"value": inputs.index(a)} if isinstance(a, str) else a for a in args]
-        node = Node(f"aten_{len(self.graph.nodes)}", f"aten.{name}", inputs, {"args": own, "kwargs": kwargs})
-        self.graph.types[node.name] = TensorType(shape)
-        self.graph.nodes.append(node)
-        return node.name
 
     def in_float(self, layer: str) -> str:
         self.kept.append(layer)

@@ -179,6 +179,47 @@ class Program:
         root: bool,
         /,
     ) -> None: ...
+    def add_matmul(
+        self,
+        name: str,
+        left: tuple[Any, ...],
+        right: tuple[Any, ...],
+        out: tuple[Any, ...],
+        sizes: Sequence[int],
+        factor: float,
+        lo: float,
+        hi: float,
+    ) -> None: ...
+    def add_attention(
+        self,
+        *,
+        name: str,
+        scores: str,
+        q: tuple[Any, ...],
+        k: tuple[Any, ...],
+        v: tuple[Any, ...],
+        out: tuple[Any, ...],
+        sizes: Sequence[int],
+        factor: float,
+        terms: Sequence[tuple[Any, ...]],
+        p: Sequence[float],
+        out_factor: float,
+        lo: float,
+        hi: float,
+    ) -> None: ...
+    def add_softmax(
+        self,
+        name: str,
+        src: int,
+        dst: int,
+        length: int,
+        inner: int,
+        rows: _Array,
+        column: int,
+        factor: float,
+        lo: float,
+        hi: float,
+    ) -> None: ...
     def add_embedding(self, name: str, ids: int, table: int, dst: int, /) -> None: ...
     def add_elementwise(
         self,

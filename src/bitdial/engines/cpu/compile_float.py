@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bitdial.engines.cpu.values import ITEMS, Buffer, Lazy, Values, is_move, own
 from bitdial.engines.cpu.views import View, common_axes, dense, size_of, sizes_of
@@ -81,14 +82,20 @@ def _quantize_by_table(c: Values, step: Quantize, lazy: Lazy) -> None:
     y = c.buffer(step.name)
     if x.channels_first != y.channels_first:
         raise Unsupported("its operands lie in memory in two ways")
-    stored = np.arange(256, dtype=np.float32) - np.float32(128 if x.signed else 0)
+    c.native.add_table(step.name, x.tensor, y.tensor, table_of(lazy, x.signed, step, y.signed))
+
+
+def table_of(lazy: Lazy, signed: bool, step: Quantize, to_signed: bool) -> npt.NDArray[np.uint8]:
+    """uint8 [256]: the stored byte that every stored byte behind a dequantized value becomes."""
+    assert lazy.factor is not None
+    stored = np.arange(256, dtype=np.float32) - np.float32(128 if signed else 0)
     with np.errstate(all="ignore"):
         t = stored * np.float32(lazy.factor)
         for op, number in lazy.scalars:
             t = _FUNCTIONS[op](t, np.float32(number))
         t = np.rint(np.clip(t * np.float32(step.factor), np.float32(step.lo), np.float32(step.hi)))
-    values = np.where(np.isnan(t), np.float32(step.lo), t).astype(np.int16) + (128 if y.signed else 0)
-    c.native.add_table(step.name, x.tensor, y.tensor, own(values, np.uint8))
+    values = np.where(np.isnan(t), np.float32(step.lo), t).astype(np.int16) + (128 if to_signed else 0)
+    return own(values, np.uint8)
 
 
 _FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -180,7 +187,7 @@ def _operand(c: Values, value: Any, dtype: str | None = None) -> Operand:
     return Operand(buffer, dense(()))
 
 
-def _spread(operand: Operand, shape: Sequence[int], place: int) -> View:
+def spread(operand: Operand, shape: Sequence[int], place: int) -> View:
     """The operand's view, broadcast to a shape whose batch is on an axis."""
     view, missing = operand.view, len(shape) - len(operand.view.axes)
     if missing < 0:
@@ -205,7 +212,7 @@ def _walk(
     assert y.place is not None
     shape = list(y.shape)
     for attempt in range(2):
-        views = [_spread(o, shape, y.place) for o in operands] + [y.view()]
+        views = [spread(o, shape, y.place) for o in operands] + [y.view()]
         loops = common_axes(views)
         if loops is not None and len(loops[0]) <= MOST_AXES:
             tensors = [o.buffer.tensor for o in operands]

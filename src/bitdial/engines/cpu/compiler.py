@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from bitdial.engines import memory
-from bitdial.engines.cpu import compile_float, compile_moves
+from bitdial.engines.cpu import compile_attention, compile_float, compile_moves
+from bitdial.engines.cpu.compile_attention import Attention
 from bitdial.engines.cpu.values import Buffer, Values, own
 from bitdial.engines.memory import Unsupported
+from bitdial.graph.operators import softmax_axis
 from bitdial.quantization.instructions import (
     Add,
     Concat,
@@ -49,13 +51,15 @@ class Compiled:
     """What the compiler made of a program.
 
     items: (from, to) ranges of compiled steps and `FallbackNode`s, in order. buffers: value -> tensor. reasons: instruction ->
-    why it runs in the reference engine. unchecked: float inputs that steps read without looking for NaN.
+    why it runs in the reference engine. unchecked: float inputs that steps read without looking for NaN. parts: layers that one
+    step computes, by its name.
     """
 
     items: list[tuple[int, int] | FallbackNode]
     buffers: dict[str, Buffer]
     reasons: dict[str, str] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
+    parts: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Compiler(Values):
@@ -65,31 +69,52 @@ class Compiler(Values):
         super().__init__(program, native)
         self.accumulators = accumulators  # store int32 accumulators in float outputs: for tests of the kernels
         self.reasons: dict[str, str] = {}
+        self.items: list[tuple[int, int] | FallbackNode] = []
+        self.closed = 0  # steps within them
+        self.fused: set[str] = set()
 
     def run(self) -> Compiled:
-        items: list[tuple[int, int] | FallbackNode] = []
-        done = 0
         for name in self.program.inputs:
             self.try_buffer(name, external=True)
+        attention = compile_attention.find_attention(self.program, self.readers)
+        self.done.update(part.name for a in attention.values() for part in a.parts)
         for step in self.steps:
-            try:
-                HANDLERS[type(step)](self, step)
-            except Unsupported as reason:
-                for value in step.operands():
-                    self.settle(value)
-                now = len(self.native.steps())
-                if now > done:
-                    items.append((done, now))
-                    done = now
-                items.append(FallbackNode(step, str(reason)))
-                self.reasons[step.name] = str(reason)
-                self.try_buffer(step.name)
+            if step.name in attention:
+                self._attention(attention[step.name])
+            elif step.name not in self.done:
+                self._compile(step)
         for name in self.program.outputs:
             self.settle(name)
+        self._close()
+        parts = {name: a.layers for name, a in attention.items() if name in self.fused}
+        return Compiled(self.items, self.buffers, self.reasons, self.unchecked_inputs(), parts)
+
+    def _attention(self, attention: Attention) -> None:
+        """One step, or its instructions one by one."""
+        try:
+            attention.compile(self)
+            self.fused.add(attention.values.name)
+        except Unsupported:
+            for part in attention.parts:
+                self._compile(part)
+
+    def _compile(self, step: Instruction) -> None:
+        try:
+            HANDLERS[type(step)](self, step)
+        except Unsupported as reason:
+            for value in step.operands():
+                self.settle(value)
+            self._close()
+            self.items.append(FallbackNode(step, str(reason)))
+            self.reasons[step.name] = str(reason)
+            self.try_buffer(step.name)
+
+    def _close(self) -> None:
+        """End a run of compiled steps."""
         now = len(self.native.steps())
-        if now > done:
-            items.append((done, now))
-        return Compiled(items, self.buffers, self.reasons, self.unchecked_inputs())
+        if now > self.closed:
+            self.items.append((self.closed, now))
+            self.closed = now
 
 
 # ---- instructions --------------------------------------------------------------------------------------------------------
@@ -136,8 +161,11 @@ def _contract(c: Compiler, step: Contract) -> None:
     )  # fmt: skip
 
 
-def _matmul(c: Compiler, step: MatMul) -> None:
-    raise Unsupported("product of two activations")
+def _float(c: Compiler, step: Float) -> None:
+    if softmax_axis(step.node) is not None:
+        compile_attention.softmax(c, step)
+    else:
+        compile_float.float_operator(c, step)
 
 
 def _lookup(c: Compiler, step: Lookup) -> None:
@@ -212,7 +240,7 @@ def _max_pool(c: Compiler, step: MaxPool) -> None:
 
 
 HANDLERS: dict[type[Instruction], Callable[[Compiler, Any], None]] = {
-    Quantize: compile_float.quantize, Dequantize: compile_moves.dequantize, Contract: _contract, MatMul: _matmul,
+    Quantize: compile_float.quantize, Dequantize: compile_moves.dequantize, Contract: _contract, MatMul: compile_attention.matmul,
     Lookup: _lookup, Add: _add, Mul: _mul, Concat: _concat, SumPool: _sum_pool, MaxPool: _max_pool,
-    Move: compile_moves.move, Float: compile_float.float_operator,
+    Move: compile_moves.move, Float: _float,
 }  # fmt: skip

@@ -16,12 +16,12 @@ def describe(engine: Loaded) -> dict[str, Any]:
     result = describe_program(engine.program)
     methods = list(native.extension().METHODS)
     compiled = set(engine.compiled_layers())
-    kinds = dict(engine.native.steps())
+    kernels = _fixed_kernels(engine)
     totals = dict.fromkeys(WEIGHT_FORMS, 0)
     for layer in result["layers"]:
         name = layer["name"]
         if name not in compiled:
-            layer["kernel"] = "depthwise" if kinds.get(name) == "depthwise" else "reference engine"
+            layer["kernel"] = kernels.get(name, "reference engine")
             continue
         layer["kernels"] = [methods[engine.native.choice(name, i)[0]] for i in range(len(engine.program.ratios))]
         layer["chunks"] = [engine.native.choice(name, i)[1] for i in range(len(engine.program.ratios))]
@@ -45,11 +45,19 @@ def describe(engine: Loaded) -> dict[str, Any]:
     return result
 
 
-def layer_table(engine: Loaded, batch: int = 1, repeats: int = 15) -> list[dict[str, Any]]:
-    """Per conv and linear layer and ratio: kernel, milliseconds of the layer in place, GMAC/s, share of the measured peak.
+def _fixed_kernels(engine: Loaded) -> dict[str, str]:
+    """Layer -> kernel, of those that have one only: depthwise convolutions and products of two activations."""
+    found = {name: kind for name, kind in engine.native.steps() if kind in ("depthwise", "matmul", "attention")}
+    for name, layers in engine.compiled.parts.items():
+        found.update(dict.fromkeys(layers, found[name]))
+    return found
 
-    GMAC/s counts the network's multiply-accumulates, so that a fast algorithm may exceed the peak. Empty where the program
-    has steps outside the compiled ones.
+
+def layer_table(engine: Loaded, batch: int = 1, repeats: int = 15) -> list[dict[str, Any]]:
+    """Per layer and ratio: kernel, milliseconds of the layer in place, GMAC/s, share of the measured peak.
+
+    Attention is one row, that of its second product. GMAC/s counts the network's multiply-accumulates, so that a fast algorithm
+    may exceed the peak. Empty where the program has steps outside the compiled ones.
     """
     if not engine.can_profile:
         return []
@@ -58,13 +66,15 @@ def layer_table(engine: Loaded, batch: int = 1, repeats: int = 15) -> list[dict[
     arrays = engine.profile_arrays(batch)
     place = {name: i for i, (name, _) in enumerate(engine.native.steps())}
     times = [engine.native.profile(arrays, batch, i, repeats) for i in range(len(engine.program.ratios))]
-    compiled, rows = set(engine.compiled_layers()), []
-    for name, layer in engine.program.layers.items():
+    compiled, fixed, rows = set(engine.compiled_layers()), _fixed_kernels(engine), []
+    parts = engine.compiled.parts
+    for name in engine.program.layers:
         if name not in place:
             continue
         seconds = [t[place[name]] for t in times]
-        speeds = [layer.macs * batch / s / 1e9 if s > 0 else 0.0 for s in seconds]
-        kernels = ["depthwise"] * len(times)
+        macs = sum(engine.program.layers[part].macs for part in parts.get(name, [name]))
+        speeds = [macs * batch / s / 1e9 if s > 0 else 0.0 for s in seconds]
+        kernels = [fixed.get(name, "")] * len(times)
         if name in compiled:
             kernels = [methods[engine.native.choice(name, i)[0]] for i in range(len(times))]
         rows.append(

@@ -22,6 +22,7 @@ from bitdial.engines.cpu.views import (
     check_samples_stay,
     common_axes,
     dense,
+    element_offsets,
     moved_view,
     size_of,
     sizes_of,
@@ -99,6 +100,7 @@ class Values:
         self.images, self.planes = image_values(program), planes(program)
         self.turned = turned(program, self.readers, self.images)
         self.quantized: dict[tuple[Any, ...], str] = {}  # (float value, rounding) -> 8-bit value in the same order
+        self.done: set[str] = set()  # instructions that other steps have taken over
         self._constants: dict[tuple[str, str], Buffer] = {}
         self._aliases: dict[tuple[int, bool], int] = {}
 
@@ -313,7 +315,7 @@ class Values:
         if whole:
             start, end = index[keep] * unit, np.flatnonzero(keep) * unit
         else:
-            start, end = _offsets(source.view())[index[keep]], _offsets(target.view())[keep]
+            start, end = element_offsets(source.view())[index[keep]], element_offsets(target.view())[keep]
             order = np.argsort(end, kind="stable")  # elements that stay adjacent next to each other
             start, end = start[order], end[order]
         self.native.add_move(
@@ -363,15 +365,6 @@ class Values:
 def is_move(step: Instruction) -> bool:
     """Whether an instruction moves values only, 8-bit or not."""
     return isinstance(step, (Move, Float)) and step.operation in MOVEMENT and step.operation != "max_pool"
-
-
-def _offsets(view: View) -> npt.NDArray[np.int64]:
-    """The place of every element, in the value's order."""
-    offsets = np.zeros((), np.int64)
-    for axis in view.axes:
-        for extent, stride in axis:
-            offsets = offsets[..., None] + np.arange(extent, dtype=np.int64) * stride
-    return offsets.reshape(-1) + view.offset
 
 
 def own(array: npt.ArrayLike, dtype: Any) -> npt.NDArray[Any]:

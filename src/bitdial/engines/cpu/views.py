@@ -92,6 +92,15 @@ def moved_view(view: View, node: Node) -> View | None:
     return View(view.offset + stride * places.start, tuple(axes))
 
 
+def element_offsets(view: View) -> npt.NDArray[np.int64]:
+    """The place of every element, in the value's order."""
+    offsets: npt.NDArray[np.int64] = np.zeros((), np.int64)
+    for axis in view.axes:
+        for extent, stride in axis:
+            offsets = offsets[..., None] + np.arange(extent, dtype=np.int64) * stride
+    return offsets.reshape(-1) + view.offset
+
+
 def shape_of(shape: Sequence[Any]) -> list[int]:
     """An operator's shape attribute for a batch of one."""
     return [int(d[1]) if isinstance(d, (list, tuple)) else int(d) for d in shape]

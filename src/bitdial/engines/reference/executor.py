@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from bitdial.engines.reference import arithmetic, ordered
+from bitdial.engines.reference.ordered_softmax import softmax
 from bitdial.errors import EngineError
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
 from bitdial.graph.interpreter import MAX_POOL, apply_activation, constant_tensors, evaluate_node, move
-from bitdial.graph.operators import MOVEMENT
+from bitdial.graph.operators import MOVEMENT, softmax_axis
 from bitdial.graph.running import Schedule
 from bitdial.quantization.instructions import (
     Add,
@@ -283,6 +284,9 @@ def move_values(run: Any, step: Move, x: list[Tensor], batch: int) -> Tensor:
 
 def _float(run: Executor, step: Float, x: list[Tensor], batch: int) -> Tensor:
     """An operator in float. Its result depends on the operands' values alone, not on which engine or kernel made them."""
+    axis = softmax_axis(step.node)
+    if axis is not None:
+        return softmax(x[0], axis)
     exact = ordered.OPERATORS.get(step.operation)
     if exact is not None:
         result = exact(step.node, x)

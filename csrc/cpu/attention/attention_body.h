@@ -1,0 +1,110 @@
+// Attention of some rows of one head: scores, softmax and the product with the values, a few rows at a time. Included inside
+// a namespace of one instruction set, after softmax_body.h.
+
+struct AttentionPlan {
+    int32_t depth_groups, key_groups;
+    int64_t keys, width;  // padded columns of the two products
+    int64_t q_pitch, p_pitch;
+    int64_t v, q, scores, p, bytes;  // where they lie in scratch memory, behind the packed keys
+};
+static AttentionPlan plan_attention(const AttentionArgs& a) {
+    AttentionPlan p;
+    p.depth_groups = groups_of(a.depth);
+    p.key_groups = groups_of(a.columns);
+    p.keys = rounded_up(a.columns, SUM_LANES);
+    p.width = rounded_up(a.width, LANES);
+    p.q_pitch = 4 * int64_t{p.depth_groups};
+    p.p_pitch = p.keys * WIDTH;
+    p.v = rounded_up(p.depth_groups * p.keys * 4, 64);
+    p.q = p.v + rounded_up(p.key_groups * p.width * 4, 64);
+    p.scores = p.q + rounded_up(p.q_pitch * ROWS, 64);
+    p.p = p.scores + rounded_up(p.keys * 4 * ROWS, 64);
+    p.bytes = p.p + rounded_up(p.p_pitch * ROWS, 64);
+    return p;
+}
+static int64_t attention_scratch(const AttentionArgs& a) { return plan_attention(a).bytes; }
+
+// The terms of one row, one after another, on one vector of scores; n: how many of them there are.
+template <bool Whole>
+static inline __attribute__((always_inline)) vf with_terms(vf x, const AttentionArgs& a, const float* const* rows, int32_t j,
+                                                           int32_t n) {
+    for (int32_t k = 0; k < a.n_terms; k++) {
+        const float* from = rows[k];
+        const vf y = a.terms[k].column == 0 ? set_float(*from) : Whole ? load_float(from + j) : load_some_float(from + j, n);
+        x = a.terms[k].product ? mul(x, y) : add_float(x, y);
+    }
+    return x;
+}
+
+// One row of scores -> p as a row of a left operand.
+static inline void softmax_row(const AttentionArgs& a, float* x, int32_t padded, const float* const* rows, uint8_t* p) {
+    vf top = set_float(kMinusInfinity);
+    int32_t j = 0;
+    for (; j + LANES <= a.columns; j += LANES) {
+        const vf t = with_terms<true>(load_float(x + j), a, rows, j, LANES);
+        if (a.n_terms) store_float(x + j, t);
+        top = larger_float(t, top);
+    }
+    for (; j < padded; j += LANES) {
+        const int32_t n = a.columns > j ? a.columns - j : 0;
+        const vf t = first_or(with_terms<false>(load_float(x + j), a, rows, j, n), n, set_float(kMinusInfinity));
+        store_float(x + j, t);
+        top = larger_float(t, top);
+    }
+    const vf inverse = set_float(exponentials(x, padded, max_lanes(top)));
+    const vf factor = set_float(a.factor), lo = set_float(a.lo), hi = set_float(a.hi);
+    for (j = 0; j < padded; j += LANES)
+        store_group(p + j * WIDTH, round_even(limit(mul(mul(load_float(x + j), inverse), factor), lo, hi)));
+}
+
+enum { MOST_TERMS = 4 };
+
+template <bool U>
+static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
+    const AttentionPlan plan = plan_attention(a);
+    uint8_t *k = scratch, *v = scratch + plan.v, *q = scratch + plan.q, *p = scratch + plan.p;
+    float* scores = reinterpret_cast<float*>(scratch + plan.scores);
+    pack_right(a.k, a.k.data + n * a.k.sample + a.k.heads[head], a.depth, a.columns, plan.keys, U, k);
+    pack_right(a.v, a.v.data + n * a.v.sample + a.v.heads[head], a.columns, a.width, plan.width, true, v);
+    const uint8_t* from = a.q.data + n * a.q.sample + a.q.heads[head];
+    const int64_t out = n * a.out.sample + a.out.heads[head];
+    const int32_t correction = row_correction(a.q, a.k);
+    const int32_t v_correction = GROUP == 4 && a.v.zero == 0 ? 128 : 0;
+    const int32_t padded = static_cast<int32_t>(plan.keys);
+    const vf m = set_float(a.m);
+    const float* heads[MOST_TERMS];
+    for (int32_t t = 0; t < a.n_terms; t++) {
+        const ScoreTerm& term = a.terms[t];
+        heads[t] = term.data + n * term.sample + term.heads[head];
+    }
+    for (int32_t row = row0; row < row1; row += ROWS) {
+        const int32_t rows = row1 - row < ROWS ? row1 - row : ROWS;
+        int32_t start[ROWS];
+        for (int32_t i = 0; i < rows; i++)
+            start[i] = correction * pack_row(a.q, from + (row + i) * a.q.outer, a.depth, q + i * plan.q_pitch);
+        multiply_rows<U, ROWS>(rows, q, plan.q_pitch, start, k, 4 * plan.keys, plan.depth_groups, padded / LANES,
+                               [&](int i, int32_t vector, vi acc) {
+                                   store_float(scores + i * plan.keys + vector * LANES, mul(to_float(acc), m));
+                               });
+        for (int32_t i = 0; i < rows; i++) {
+            const float* terms[MOST_TERMS];
+            for (int32_t t = 0; t < a.n_terms; t++) terms[t] = heads[t] + (row + i) * a.terms[t].row;
+            uint8_t* to = p + i * plan.p_pitch;
+            softmax_row(a, scores + i * plan.keys, padded, terms, to);
+            int32_t total = 0;
+            if (v_correction)
+                for (int32_t j = 0; j < a.columns; j++) total += to[j];
+            start[i] = v_correction * total;
+        }
+        multiply_rows<true, ROWS>(rows, p, plan.p_pitch, start, v, 4 * plan.width, plan.key_groups,
+                                  static_cast<int32_t>(plan.width / LANES), [&](int i, int32_t vector, vi acc) {
+                                      finish_output(a.out, out, row + i, vector, a.width, acc);
+                                  });
+    }
+}
+static void attention(const AttentionArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
+    if (a.q.zero == 0)
+        attention_unit<true>(a, n, head, row0, row1, scratch);
+    else
+        attention_unit<false>(a, n, head, row0, row1, scratch);
+}

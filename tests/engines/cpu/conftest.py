@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for cpu_layers and cpu_network
 
 COMPILED = (
     "test_cpu_kernels", "test_cpu_engine", "test_cpu_concurrency", "test_cpu_errors", "test_cpu_tuning",
-    "test_cpu_training_steps", "test_cpu_mixed",
+    "test_cpu_training_steps", "test_cpu_mixed", "test_cpu_attention",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines.cpu.values import ITEMS, Buffer, Lazy, Values, is_move, own
-from bitdial.engines.cpu.views import View, common_axes, dense, size_of, sizes_of
+from bitdial.engines.cpu.views import Axis, View, common_axes, dense, size_of, sizes_of
 from bitdial.engines.memory import Unsupported
 from bitdial.graph.ir import Node, TensorType
 from bitdial.quantization.instructions import Float, Instruction, Quantize
@@ -510,7 +510,8 @@ def _sum_whole(c: Values, step: Float, over: Sequence[int]) -> None:
     if len(rows) != len(shape):
         for a in over:
             rows.insert(a, ())
-    target = View(0, tuple(((shape[i], 0),) if i in over else rows[i] for i in range(len(shape))))
+    still: list[Axis] = [((size, 0),) if size != 1 else () for size in shape]
+    target = View(0, tuple(still[i] if i in over else rows[i] for i in range(len(shape))))
     made = _made(c, x)
     loops = common_axes([target, made.view, target])
     if loops is None or len(loops[0]) > MOST_AXES:
@@ -576,6 +577,50 @@ def _concat(c: Values, step: Float) -> None:
         start += size
 
 
+def _filled(number: int | None) -> Callable[[Values, Float], None]:
+    """zeros_like, ones_like, full_like."""
+
+    def handler(c: Values, step: Float) -> None:
+        args, _ = _arguments(step)
+        y = c.buffer(step.name)
+        kinds: dict[str, Callable[[Any], Any]] = {"float32": float, "int64": int, "bool": bool}
+        if y.dtype not in kinds:
+            raise Unsupported(f"it gives {y.dtype}")
+        value = _operand(c, kinds[y.dtype](args[1] if number is None else number), y.dtype)
+        extents, strides, offsets, tensors = _walk(c, step.name, [value], y)
+        if y.dtype == "float32":
+            c.native.add_rearrange(step.name, tensors[0], y.tensor, extents, strides, offsets)
+        else:
+            c.native.add_elementwise(step.name, "convert", y.dtype, y.dtype, tensors, y.tensor, extents, strides, offsets)
+
+    return handler
+
+
+def _running_sum(c: Values, step: Float) -> None:
+    """Of integers: every element is the one before it and its own."""
+    (value, axis, *_), _ = _arguments(step)
+    shape, place = sizes_of(c.types[value])
+    axis = int(axis) % len(shape)
+    if c.types[step.name].dtype != "int64" or axis == place:
+        raise Unsupported("a running sum of real numbers, or over samples")
+    x = _as(c, value, "int64")
+    y = c.buffer(step.name)
+    extents, strides, offsets, tensors = _walk(c, step.name, [x], y)
+    c.native.add_elementwise(step.name, "convert", "int64", "int64", tensors, y.tensor, extents, strides, offsets)
+    if shape[axis] == 1:
+        return
+    own = y.view()
+    stride = own.axes[axis][0][1]
+    cut = own.axes[:axis] + (((shape[axis] - 1, stride),) if shape[axis] > 2 else (),) + own.axes[axis + 1 :]
+    loops = common_axes([View(0, cut)], 1 << 62)
+    assert loops is not None
+    if len(loops[0]) > MOST_AXES:
+        raise Unsupported("it has too many axes")
+    c.native.add_elementwise(
+        step.name, "add", "int64", "int64", [y.tensor, y.tensor], y.tensor, loops[0], loops[1] * 3, [0, stride, stride]
+    )
+
+
 def _embedding(c: Values, step: Float) -> None:
     (table, ids, *_), _ = _arguments(step)
     if table not in c.program.constants:
@@ -602,7 +647,9 @@ OPERATORS: dict[str, Callable[[Values, Float], None]] = {
     "aten.sum.dim_IntList": _aten_sum(False), "aten.mean.dim": _aten_sum(True), "aten.linalg_vector_norm.default": _norm,
     "aten.maximum.default": _extreme("max"), "aten.minimum.default": _extreme("min"), "aten.neg.default": _negative,
     "aten.square.default": _square, "aten.pow.Tensor_Scalar": _square, "aten.sqrt.default": _root,
-    "aten.cat.default": _concat, "aten.logical_not.default": _logic("not"), "aten.bitwise_not.default": _logic("not"),
+    "aten.zeros_like.default": _filled(0), "aten.ones_like.default": _filled(1), "aten.full_like.default": _filled(None),
+    "aten.cumsum.default": _running_sum, "aten.cat.default": _concat,
+    "aten.logical_not.default": _logic("not"), "aten.bitwise_not.default": _logic("not"),
     "aten.logical_and.default": _logic("and"), "aten.logical_or.default": _logic("or"),
     "aten.logical_xor.default": _logic("xor"), "aten.bitwise_and.Tensor": _logic("and"),
     "aten.bitwise_or.Tensor": _logic("or"), "aten.rsub.Scalar": _arithmetic("sub", True),

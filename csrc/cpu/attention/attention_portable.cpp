@@ -1,6 +1,10 @@
 #include "../simd/portable.h"
 #include "attention.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace bitdial {
 namespace portable {
 #include "pack_body.h"

@@ -26,31 +26,99 @@ static inline int32_t row_correction(const ProductOperand& left, const ProductOp
     return left.zero ? -right.zero : right.zero ? 0 : 128;
 }
 
+#if defined(__SSE2__)
+// One group of columns that adjoin, 16 at a time: the bytes of GROUP rows, `inner` apart, in turn. Returns how many are done.
+static inline int32_t interleave(const uint8_t* from, int64_t inner, int32_t columns, int32_t zero, bool flip, uint8_t* to) {
+    const auto row = [&](int64_t t, int32_t j) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + t * inner + j));
+    };
+    const auto write = [&](int32_t at, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to + at), v); };
+    int32_t j = 0;
+    for (; j + 16 <= columns; j += 16) {
+        const __m128i a = row(0, j), b = row(1, j);
+        const __m128i low = _mm_unpacklo_epi8(a, b), high = _mm_unpackhi_epi8(a, b);
+        if (GROUP == 4) {
+            const __m128i c = row(2, j), d = row(3, j), mask = _mm_set1_epi8(static_cast<char>(flip ? 128 : 0));
+            const __m128i low2 = _mm_unpacklo_epi8(c, d), high2 = _mm_unpackhi_epi8(c, d);
+            write(4 * j, _mm_xor_si128(_mm_unpacklo_epi16(low, low2), mask));
+            write(4 * j + 16, _mm_xor_si128(_mm_unpackhi_epi16(low, low2), mask));
+            write(4 * j + 32, _mm_xor_si128(_mm_unpacklo_epi16(high, high2), mask));
+            write(4 * j + 48, _mm_xor_si128(_mm_unpackhi_epi16(high, high2), mask));
+        } else {
+            const __m128i none = _mm_setzero_si128(), less = _mm_set1_epi16(static_cast<int16_t>(zero));
+            write(4 * j, _mm_sub_epi16(_mm_unpacklo_epi8(low, none), less));
+            write(4 * j + 16, _mm_sub_epi16(_mm_unpackhi_epi8(low, none), less));
+            write(4 * j + 32, _mm_sub_epi16(_mm_unpacklo_epi8(high, none), less));
+            write(4 * j + 48, _mm_sub_epi16(_mm_unpackhi_epi8(high, none), less));
+        }
+    }
+    return j;
+}
+#endif
+
 // One row of the left operand; returns the sum of its values.
 static inline int32_t pack_row(const ProductOperand& o, const uint8_t* from, int32_t depth, uint8_t* to) {
     int32_t total = 0;
-    const bool flip = o.zero != 0;
-    for (int32_t d = 0; d < depth; d++) {
-        const uint8_t byte = from[d * o.inner], stored = o.table ? o.table[byte] : byte;
-        total += stored;
-        put(to + d * WIDTH, stored, o.zero, flip);
+    const uint8_t* table = o.table;
+    const int64_t inner = o.inner;
+    const int32_t zero = o.zero;
+    const bool flip = zero != 0;
+    if (inner == 1 && !table) {  // the usual case, apart so that it becomes vectors
+        for (int32_t d = 0; d < depth; d++) {
+            total += from[d];
+            put(to + d * WIDTH, from[d], zero, flip);
+        }
+    } else {
+        for (int32_t d = 0; d < depth; d++) {
+            const uint8_t byte = from[d * inner], stored = table ? table[byte] : byte;
+            total += stored;
+            put(to + d * WIDTH, stored, zero, flip);
+        }
     }
     for (int32_t d = depth; d < groups_of(depth) * GROUP; d++) put(to + d * WIDTH, 0, 0, false);
-    return total - depth * o.zero;
+    return total - depth * zero;
+}
+
+// One group of a column of the right operand whose contracted elements adjoin.
+static inline void put_group(const uint8_t* from, int32_t zero, bool flip, uint8_t* to) {
+    uint32_t bits;
+    if (GROUP == 4) {
+        __builtin_memcpy(&bits, from, 4);
+        if (flip) bits ^= 0x80808080u;
+    } else {
+        bits = static_cast<uint16_t>(from[0] - zero) | static_cast<uint32_t>(static_cast<uint16_t>(from[1] - zero)) << 16;
+    }
+    __builtin_memcpy(to, &bits, 4);
 }
 
 // Columns [0, columns) of the right operand; `padded` lies between groups, a multiple of LANES.
 static inline void pack_right(const ProductOperand& o, const uint8_t* from, int32_t depth, int32_t columns, int64_t padded,
                               bool left_unsigned, uint8_t* to) {
-    const int32_t groups = groups_of(depth);
-    for (int32_t g = 0; g < groups; g++) {
+    const int32_t groups = groups_of(depth), zero = o.zero;
+    const int64_t inner = o.inner, outer = o.outer;
+    const uint8_t* table = o.table;
+    int32_t whole = 0;  // groups that are done
+    if (inner == 1 && !table) {
+        whole = depth / GROUP;
+        for (int32_t j = 0; j < columns; j++) {
+            const uint8_t* source = from + j * outer;
+            for (int32_t g = 0; g < whole; g++) put_group(source + g * GROUP, zero, left_unsigned, to + (g * padded + j) * 4);
+        }
+        for (int32_t g = 0; g < whole; g++)
+            __builtin_memset(to + (g * padded + columns) * 4, 0, static_cast<uint64_t>(4 * (padded - columns)));
+    }
+    for (int32_t g = whole; g < groups; g++) {
         uint8_t* row = to + g * padded * 4;
+        int32_t done = 0;
+#if defined(__SSE2__)
+        if (outer == 1 && !table && (g + 1) * GROUP <= depth) done = interleave(from + g * GROUP * inner, inner, columns, zero, left_unsigned, row);
+#endif
         for (int32_t t = 0; t < GROUP; t++) {
             const int32_t d = g * GROUP + t;
-            const uint8_t* source = from + d * o.inner;
-            for (int32_t j = 0; j < columns; j++) {
-                const uint8_t byte = d < depth ? source[j * o.outer] : static_cast<uint8_t>(o.zero);
-                put(row + 4 * j + t * WIDTH, o.table && d < depth ? o.table[byte] : byte, o.zero, left_unsigned);
+            const uint8_t* source = from + d * inner;
+            for (int32_t j = done; j < columns; j++) {
+                const uint8_t byte = d < depth ? source[j * outer] : static_cast<uint8_t>(zero);
+                put(row + 4 * j + t * WIDTH, table && d < depth ? table[byte] : byte, zero, left_unsigned);
             }
         }
         __builtin_memset(row + 4 * int64_t{columns}, 0, static_cast<uint64_t>(4 * (padded - columns)));

@@ -28,8 +28,8 @@ static inline void multiply_vectors(int32_t count, const uint8_t* left, int64_t 
     }
     vi acc[R][V];
     multiply_tile<U, R, V>(left, pitch, start, right + int64_t{vector} * BYTES, right_pitch, groups, acc);
-    for (int i = 0; i < R; i++)
-        for (int v = 0; v < V; v++) finish(i, vector + v, acc[i][v]);
+    _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
+        _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) finish(i, vector + v, acc[i][v]);
 }
 
 // finish(row, vector, accumulators) for `rows` rows (at most R) and all vectors of columns.

@@ -317,7 +317,8 @@ def attention_read_twice() -> Program:
     weights = b.node("softmax", [scores], {"axis": 2})
     y = b.node("matmul", [weights, x], {"transpose_b": False})
     again = b.node("matmul", [b.node("softmax", [scores], {"axis": 1}), y], {"transpose_b": False})
-    return quantized(b.done(b.linear(b.node("mean", [again], {"axes": [1], "keepdim": False}), 3, None), weights), QUICK.updated(bias_correction=False))
+    head = b.linear(b.node("mean", [again], {"axes": [1], "keepdim": False}), 3, None)
+    return quantized(b.done(head, weights), QUICK.updated(bias_correction=False))
 
 
 def test_attention_that_is_read_twice() -> None:

@@ -4,8 +4,8 @@
 struct AttentionPlan {
     int32_t depth_groups, key_groups;
     int64_t keys, width;  // padded columns of the two products
-    int64_t q_pitch, p_pitch;
-    int64_t v, q, scores, p, bytes;  // where they lie in scratch memory, behind the packed keys
+    int64_t q_pitch, p_pitch, sums_pitch;
+    int64_t v, q, sums, p, bytes;  // where they lie in scratch memory, behind the packed keys
 };
 static AttentionPlan plan_attention(const AttentionArgs& a) {
     AttentionPlan p;
@@ -17,8 +17,9 @@ static AttentionPlan plan_attention(const AttentionArgs& a) {
     p.p_pitch = p.keys * WIDTH;
     p.v = rounded_up(p.depth_groups * p.keys * 4, 64);
     p.q = p.v + rounded_up(p.key_groups * p.width * 4, 64);
-    p.scores = p.q + rounded_up(p.q_pitch * ROWS, 64);
-    p.p = p.scores + rounded_up(p.keys * 4 * ROWS, 64);
+    p.sums_pitch = p.keys > p.width ? p.keys : p.width;  // the values' sums take the place of the scores
+    p.sums = p.q + rounded_up(p.q_pitch * ROWS, 64);
+    p.p = p.sums + rounded_up(p.sums_pitch * 4 * ROWS, 64);
     p.bytes = p.p + rounded_up(p.p_pitch * ROWS, 64);
     return p;
 }
@@ -36,24 +37,29 @@ static inline __attribute__((always_inline)) vf with_terms(vf x, const Attention
     return x;
 }
 
-// One row of scores -> p as a row of a left operand.
-static inline void softmax_row(const AttentionArgs& a, float* x, int32_t padded, const float* const* rows, uint8_t* p) {
+// One row of sums -> scores in their place, padded with -inf; returns the largest.
+static inline float scores_row(const AttentionArgs& a, const int32_t* sums, float* x, int32_t padded, const float* const* rows) {
     vf top = set_float(kMinusInfinity);
+    const vf m = set_float(a.m);
     int32_t j = 0;
     for (; j + LANES <= a.columns; j += LANES) {
-        const vf t = with_terms<true>(load_float(x + j), a, rows, j, LANES);
-        if (a.n_terms) store_float(x + j, t);
+        const vf t = with_terms<true>(mul(to_float(load(sums + j)), m), a, rows, j, LANES);
+        store_float(x + j, t);
         top = larger_float(t, top);
     }
     for (; j < padded; j += LANES) {
         const int32_t n = a.columns > j ? a.columns - j : 0;
-        const vf t = first_or(with_terms<false>(load_float(x + j), a, rows, j, n), n, set_float(kMinusInfinity));
+        const vf t = first_or(with_terms<false>(mul(to_float(load(sums + j)), m), a, rows, j, n), n, set_float(kMinusInfinity));
         store_float(x + j, t);
         top = larger_float(t, top);
     }
-    const vf inverse = set_float(exponentials(x, padded, max_lanes(top)));
-    const vf factor = set_float(a.factor), lo = set_float(a.lo), hi = set_float(a.hi);
-    for (j = 0; j < padded; j += LANES)
+    return max_lanes(top);
+}
+
+// Exponentials and the inverse of their sum -> p as a row of a left operand.
+static inline void weights_row(const AttentionArgs& a, const float* x, int32_t padded, float inverse_, uint8_t* p) {
+    const vf inverse = set_float(inverse_), factor = set_float(a.factor), lo = set_float(a.lo), hi = set_float(a.hi);
+    for (int32_t j = 0; j < padded; j += LANES)
         store_group(p + j * WIDTH, round_even(limit(mul(mul(load_float(x + j), inverse), factor), lo, hi)));
 }
 
@@ -63,7 +69,7 @@ template <bool U>
 static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
     const AttentionPlan plan = plan_attention(a);
     uint8_t *k = scratch, *v = scratch + plan.v, *q = scratch + plan.q, *p = scratch + plan.p;
-    float* scores = reinterpret_cast<float*>(scratch + plan.scores);
+    int32_t* sums = reinterpret_cast<int32_t*>(scratch + plan.sums);
     pack_right(a.k, a.k.data + n * a.k.sample + a.k.heads[head], a.depth, a.columns, plan.keys, U, k);
     pack_right(a.v, a.v.data + n * a.v.sample + a.v.heads[head], a.columns, a.width, plan.width, true, v);
     const uint8_t* from = a.q.data + n * a.q.sample + a.q.heads[head];
@@ -71,7 +77,6 @@ static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int3
     const int32_t correction = row_correction(a.q, a.k);
     const int32_t v_correction = GROUP == 4 && a.v.zero == 0 ? 128 : 0;
     const int32_t padded = static_cast<int32_t>(plan.keys);
-    const vf m = set_float(a.m);
     const float* heads[MOST_TERMS];
     for (int32_t t = 0; t < a.n_terms; t++) {
         const ScoreTerm& term = a.terms[t];
@@ -82,24 +87,30 @@ static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int3
         int32_t start[ROWS];
         for (int32_t i = 0; i < rows; i++)
             start[i] = correction * pack_row(a.q, from + (row + i) * a.q.outer, a.depth, q + i * plan.q_pitch);
-        multiply_rows<U, ROWS>(rows, q, plan.q_pitch, start, k, 4 * plan.keys, plan.depth_groups, padded / LANES,
-                               [&](int i, int32_t vector, vi acc) {
-                                   store_float(scores + i * plan.keys + vector * LANES, mul(to_float(acc), m));
-                               });
+        multiply_rows<U, ROWS>(rows, q, plan.q_pitch, start, k, 4 * plan.keys, plan.depth_groups, padded / LANES, sums,
+                               plan.sums_pitch);
+        // Step by step for all rows, so that none waits for its own maximum or sum.
+        float found[ROWS];
         for (int32_t i = 0; i < rows; i++) {
             const float* terms[MOST_TERMS];
             for (int32_t t = 0; t < a.n_terms; t++) terms[t] = heads[t] + (row + i) * a.terms[t].row;
+            int32_t* own = sums + i * plan.sums_pitch;
+            found[i] = scores_row(a, own, reinterpret_cast<float*>(own), padded, terms);
+        }
+        for (int32_t i = 0; i < rows; i++)
+            found[i] = exponentials(reinterpret_cast<float*>(sums + i * plan.sums_pitch), padded, found[i]);
+        for (int32_t i = 0; i < rows; i++) {
             uint8_t* to = p + i * plan.p_pitch;
-            softmax_row(a, scores + i * plan.keys, padded, terms, to);
+            weights_row(a, reinterpret_cast<const float*>(sums + i * plan.sums_pitch), padded, found[i], to);
             int32_t total = 0;
             if (v_correction)
                 for (int32_t j = 0; j < a.columns; j++) total += to[j];
             start[i] = v_correction * total;
         }
         multiply_rows<true, ROWS>(rows, p, plan.p_pitch, start, v, 4 * plan.width, plan.key_groups,
-                                  static_cast<int32_t>(plan.width / LANES), [&](int i, int32_t vector, vi acc) {
-                                      finish_output(a.out, out, row + i, vector, a.width, acc);
-                                  });
+                                  static_cast<int32_t>(plan.width / LANES), sums, plan.sums_pitch);
+        for (int32_t i = 0; i < rows; i++)
+            finish_output(a.out, out + (row + i) * a.out.row, a.width, sums + i * plan.sums_pitch);
     }
 }
 static void attention(const AttentionArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {

@@ -56,6 +56,31 @@ static inline int32_t interleave(const uint8_t* from, int64_t inner, int32_t col
 }
 #endif
 
+// `count` bytes through a table, as put flips them; returns their sum.
+static inline int32_t look_up_row(const uint8_t* table, const uint8_t* from, int32_t count, int32_t zero, bool flip, uint8_t* to) {
+    int32_t total = 0, d = 0;
+#if defined(__AVX512VBMI__)
+    const __m512i t0 = load(table), t1 = load(table + 64), t2 = load(table + 128), t3 = load(table + 192);
+    __m512i sums = _mm512_setzero_si512();
+    for (; d < count; d += 64) {
+        const int32_t n = count - d < 64 ? count - d : 64;
+        const __mmask64 some = n < 64 ? (__mmask64{1} << n) - 1 : ~__mmask64{0};
+        const __m512i index = _mm512_maskz_loadu_epi8(some, from + d);
+        const __m512i low = _mm512_permutex2var_epi8(t0, index, t1), high = _mm512_permutex2var_epi8(t2, index, t3);
+        const __m512i q = _mm512_maskz_mov_epi8(some, _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high));
+        sums = _mm512_add_epi64(sums, _mm512_sad_epu8(q, _mm512_setzero_si512()));
+        _mm512_mask_storeu_epi8(to + d, some, _mm512_xor_si512(q, set_bytes(flip ? 128 : 0)));
+    }
+    total = static_cast<int32_t>(_mm512_reduce_add_epi64(sums));
+    d = count;
+#endif
+    for (; d < count; d++) {
+        total += table[from[d]];
+        put(to + d * WIDTH, table[from[d]], zero, flip);
+    }
+    return total;
+}
+
 // One row of the left operand; returns the sum of its values.
 static inline int32_t pack_row(const ProductOperand& o, const uint8_t* from, int32_t depth, uint8_t* to) {
     int32_t total = 0;
@@ -68,6 +93,8 @@ static inline int32_t pack_row(const ProductOperand& o, const uint8_t* from, int
             total += from[d];
             put(to + d * WIDTH, from[d], zero, flip);
         }
+    } else if (inner == 1) {
+        total = look_up_row(table, from, depth, zero, flip, to);
     } else {
         for (int32_t d = 0; d < depth; d++) {
             const uint8_t byte = from[d * inner], stored = table ? table[byte] : byte;

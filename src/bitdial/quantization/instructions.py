@@ -19,10 +19,8 @@ what their type says, as a rule float32. Factors are float32 numbers; `fl` is on
   Float       anything else    the graph's operator in float (`node`), of values as they are
 
 The first eleven are integer arithmetic, equal to the bit in every engine; `Float` is torch's, or an engine's own within a stated
-bound. An engine or exporter is a table from these classes to handlers.
-
-Softmax and LayerNorm between 8-bit tensors, once an engine computes them itself, become instructions of their own here;
-until then they are `Float`.
+bound. Softmax, LayerNorm, sums and means have an order of float32 operations of their own (`bitdial.engines.reference.ordered` and
+`ordered_softmax`), which engines can equal to the bit. An engine or exporter is a table from these classes to handlers.
 """
 
 from __future__ import annotations

@@ -302,6 +302,7 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
         TensorSpec low = s;
         low.zero = 0;
         low.external = false;
+        low.alias = -1;
         low.halo_h = c.pad_h;
         low.halo_w = c.pad_w;
         // Winograd's tiles of 2 x 2 outputs read 4 x 4 inputs, also where only one output is inside.

@@ -144,6 +144,7 @@ def shapes(draw: st.DrawFn, most: int = 5, least: int = 1) -> tuple[int, ...]:
     return tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4, 5, 7, 16, 33]), min_size=least, max_size=most)))
 
 
+@pytest.mark.sanitize
 @few
 @given(shapes(4), st.sampled_from(["add", "sub", "mul", "div"]), st.data(), SEED, THREADS)
 def test_arithmetic_broadcasts(shape: tuple[int, ...], op: str, data: st.DataObject, seed: int, threads: int) -> None:
@@ -238,6 +239,7 @@ def chains(draw: st.DrawFn, b: Floats, value: str, place: int) -> str:
     return value
 
 
+@pytest.mark.sanitize
 @settings(max_examples=60)
 @given(st.data(), shapes(4), st.sampled_from([1, 1, 4]), st.booleans(), SEED, THREADS)
 def test_chains_of_moves(
@@ -279,6 +281,7 @@ def test_a_window_shift_is_one_move_of_rows_and_reshapes_are_no_steps() -> None:
 # ---- LayerNorm and sums ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sanitize
 @few
 @given(
     st.integers(1, 130), st.integers(1, 9), st.sampled_from(["none", "weight", "both"]), st.booleans(), st.booleans(),
@@ -312,6 +315,7 @@ def test_layer_norm_is_normal() -> None:
     assert np.abs(got - exact).max() < 2e-6
 
 
+@pytest.mark.sanitize
 @few
 @given(shapes(4), st.data(), st.booleans(), SEED, THREADS)
 def test_sums_means_and_norms(
@@ -341,6 +345,7 @@ def test_long_sums_on_every_axis() -> None:
 # ---- integers, masks, look-ups ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sanitize
 @few
 @given(st.integers(1, 9), st.sampled_from(["int64", "int32", "bool"]), SEED, THREADS)
 def test_masks(length: int, dtype: str, seed: int, threads: int) -> None:
@@ -372,6 +377,7 @@ def test_masks(length: int, dtype: str, seed: int, threads: int) -> None:
         check(b.done(*outs), numbers(seed, kind), numbers(seed, scores), threads=threads)
 
 
+@pytest.mark.sanitize
 @few
 @given(st.integers(1, 70), st.integers(1, 40), st.integers(1, 12), st.sampled_from(["int64", "int32"]), SEED, THREADS)
 def test_embedding(rows: int, width: int, length: int, dtype: str, seed: int, threads: int) -> None:

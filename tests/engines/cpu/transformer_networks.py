@@ -1,4 +1,4 @@
-"""Small transformers as people write them: what the CPU engine runs without leaving the extension."""
+"""Small transformers, and a convolutional network in their manner, as people write them: what the CPU engine runs without leaving the extension."""
 
 from __future__ import annotations
 
@@ -121,6 +121,27 @@ class Swin(nn.Module):
         return y
 
 
+class ConvNext(nn.Module):
+    """LayerNorm over channels between convolutions, in either order of axes; residuals scaled per channel."""
+
+    def __init__(self, dim: int = 16) -> None:
+        super().__init__()
+        self.stem, self.norm1, self.norm2 = nn.Conv2d(3, dim, 2, 2), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm4 = nn.LayerNorm(dim)
+        self.mixed, self.down = nn.Conv2d(dim, dim, 3, padding=1, groups=dim), nn.Conv2d(dim, 2 * dim, 2, 2)
+        self.mlp, self.scale = perceptron(dim), nn.Parameter(torch.randn(dim))
+        self.last, self.norm3, self.head = nn.Conv2d(2 * dim, 24, 3), nn.LayerNorm(24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = self.mixed(x).permute(0, 2, 3, 1)
+        x = x + (self.mlp(self.norm2(y)) * self.scale).permute(0, 3, 1, 2)
+        x = self.norm4(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = self.last(self.down(x))
+        y = self.head(self.norm3(x.mean((2, 3))))
+        return y
+
+
 class Encoder(nn.Module):
     """Token numbers and mask [N, 12] -> embeddings of length 1, the mean over the tokens; one layer of BERT."""
 
@@ -175,6 +196,7 @@ def sentences(n: int, seed: int) -> Inputs:
 NETWORKS: dict[str, tuple[type[nn.Module], Any]] = {
     "vit": (Vit, lambda n, seed: images(12, n, seed)),
     "swin": (Swin, lambda n, seed: images(16, n, seed)),
+    "convnext": (ConvNext, lambda n, seed: images(16, n, seed)),
     "encoder": (Encoder, sentences),
     "character": (Character, lambda n, seed: [np.random.default_rng(seed).integers(0, 30, (n, 9))]),
 }

@@ -5,7 +5,7 @@
 //   softmax    over one axis of floats: m = max; e = exp32(fl(x - m)); p = fl(e * fl(1 / sum(e))); then, if wanted,
 //              rne(clamp(fl(p * factor), lo, hi)). exp32, the order of the sum and rows of -inf: `softmax_body.h`, and
 //              bitdial/engines/reference/ordered_softmax.py, which it equals to the bit
-//   attention  scores = fl(float(q k) * m), terms added to or multiplied with them one after another; softmax over the keys;
+//   attention  scores = fl(float(q k) * m), which meet the terms one after another; softmax over the keys;
 //              p to 8 bits; p v as matmul. The scores of a few rows at a time stay in the cache
 //
 // A unit of work is some rows of one head of one sample; scratch memory is the caller's, `*_scratch` bytes of it. Heads are all
@@ -46,13 +46,18 @@ struct MatMulArgs {
     int32_t rows, columns, depth;
 };
 
-// Element (n, head, row, column) of a float operand lies at n * sample + heads[head] + row * row_stride + column * column_stride;
-// a stride of 0 broadcasts, and column is 0 or 1.
+// What becomes of a score t where it meets y: t + y, t * y, t - y, t / y in floats; with y a byte, `value` or t where it is not 0.
+enum TermOp : int32_t { TERM_ADD, TERM_MUL, TERM_SUB, TERM_DIV, TERM_FILL, TERM_KEEP };
+
+// Element (n, head, row, column) of y lies at n * sample + heads[head] + row * row_stride + column * column_stride, in elements; a
+// stride of 0 broadcasts, and column is 0 or 1.
 struct ScoreTerm {
-    const float* data;
+    const uint8_t* data;  // floats, or bytes behind TERM_DIV
     const int64_t* heads;
     int64_t sample, row, column;
-    bool product;
+    TermOp op;
+    float value;
+    int64_t item() const { return op > TERM_DIV ? 1 : 4; }
 };
 
 struct AttentionArgs {

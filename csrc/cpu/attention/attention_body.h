@@ -25,20 +25,51 @@ static AttentionPlan plan_attention(const AttentionArgs& a) {
 }
 static int64_t attention_scratch(const AttentionArgs& a) { return plan_attention(a).bytes; }
 
+// Operations that scores rarely meet; compilers make vectors of them.
+static inline vf divided(vf a, vf b) {
+    float x[LANES], y[LANES];
+    store_float(x, a);
+    store_float(y, b);
+    for (int i = 0; i < LANES; i++) x[i] /= y[i];
+    return load_float(x);
+}
+static inline vf chosen(vi which, vf a, vf b) {
+    int32_t w[LANES];
+    float x[LANES], y[LANES];
+    store(w, which);
+    store_float(x, a);
+    store_float(y, b);
+    for (int i = 0; i < LANES; i++) x[i] = w[i] ? x[i] : y[i];
+    return load_float(x);
+}
+
 // The terms of one row, one after another, on one vector of scores; n: how many of them there are.
 template <bool Whole>
-static inline __attribute__((always_inline)) vf with_terms(vf x, const AttentionArgs& a, const float* const* rows, int32_t j,
+static inline __attribute__((always_inline)) vf with_terms(vf x, const AttentionArgs& a, const uint8_t* const* rows, int32_t j,
                                                            int32_t n) {
     for (int32_t k = 0; k < a.n_terms; k++) {
-        const float* from = rows[k];
-        const vf y = a.terms[k].column == 0 ? set_float(*from) : Whole ? load_float(from + j) : load_some_float(from + j, n);
-        x = a.terms[k].product ? mul(x, y) : add_float(x, y);
+        const ScoreTerm& term = a.terms[k];
+        if (term.op > TERM_DIV) {
+            const vi which = term.column == 0 ? set(*rows[k]) : load_bytes_wide(rows[k] + j, n);
+            const vf value = set_float(term.value);
+            x = term.op == TERM_FILL ? chosen(which, value, x) : chosen(which, x, value);
+            continue;
+        }
+        const float* from = reinterpret_cast<const float*>(rows[k]);
+        const vf y = term.column == 0 ? set_float(*from) : Whole ? load_float(from + j) : load_some_float(from + j, n);
+        switch (term.op) {
+            case TERM_ADD: x = add_float(x, y); break;
+            case TERM_MUL: x = mul(x, y); break;
+            case TERM_SUB: x = sub_float(x, y); break;
+            default: x = divided(x, y);
+        }
     }
     return x;
 }
 
 // One row of sums -> scores in their place, padded with -inf; returns the largest.
-static inline float scores_row(const AttentionArgs& a, const int32_t* sums, float* x, int32_t padded, const float* const* rows) {
+static inline float scores_row(const AttentionArgs& a, const int32_t* sums, float* x, int32_t padded,
+                               const uint8_t* const* rows) {
     vf top = set_float(kMinusInfinity);
     const vf m = set_float(a.m);
     int32_t j = 0;
@@ -77,10 +108,10 @@ static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int3
     const int32_t correction = row_correction(a.q, a.k);
     const int32_t v_correction = GROUP == 4 && a.v.zero == 0 ? 128 : 0;
     const int32_t padded = static_cast<int32_t>(plan.keys);
-    const float* heads[MOST_TERMS];
+    const uint8_t* heads[MOST_TERMS];
     for (int32_t t = 0; t < a.n_terms; t++) {
         const ScoreTerm& term = a.terms[t];
-        heads[t] = term.data + n * term.sample + term.heads[head];
+        heads[t] = term.data + (n * term.sample + term.heads[head]) * term.item();
     }
     for (int32_t row = row0; row < row1; row += ROWS) {
         const int32_t rows = row1 - row < ROWS ? row1 - row : ROWS;
@@ -92,8 +123,8 @@ static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int3
         // Step by step for all rows, so that none waits for its own maximum or sum.
         float found[ROWS];
         for (int32_t i = 0; i < rows; i++) {
-            const float* terms[MOST_TERMS];
-            for (int32_t t = 0; t < a.n_terms; t++) terms[t] = heads[t] + (row + i) * a.terms[t].row;
+            const uint8_t* terms[MOST_TERMS];
+            for (int32_t t = 0; t < a.n_terms; t++) terms[t] = heads[t] + (row + i) * a.terms[t].row * a.terms[t].item();
             int32_t* own = sums + i * plan.sums_pitch;
             found[i] = scores_row(a, own, reinterpret_cast<float*>(own), padded, terms);
         }

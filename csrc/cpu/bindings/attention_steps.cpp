@@ -12,11 +12,18 @@ namespace {
 
 // An operand of a product, its output, or a term of scores, as bitdial/engines/cpu/compile_attention.py writes them.
 using Place = std::tuple<int, int64_t, int64_t, Array<int64_t>, std::optional<Array<uint8_t>>, int>;
-using Term = std::tuple<int, int64_t, int64_t, Array<int64_t>, bool>;
+using Term = std::tuple<int, int64_t, int64_t, Array<int64_t>, std::string, float>;
 
 ProductPlace place(const Place& p) {
     const auto& [tensor, outer, inner, heads, table, zero] = p;
     return {tensor, outer, inner, values(heads), table ? values(*table) : std::vector<uint8_t>(), zero};
+}
+
+TermOp term_op(const std::string& word) {
+    static const char* const words[] = {"add", "mul", "sub", "div", "fill", "keep"};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (word == words[i]) return static_cast<TermOp>(i);
+    throw std::invalid_argument("scores cannot meet '" + word + "'");
 }
 
 }  // namespace
@@ -35,8 +42,8 @@ void bind_attention_steps(nb::class_<Engine>& program) {
                 const Place& out, std::array<int, 4> sizes, float factor, const std::vector<Term>& terms,
                 std::array<float, 3> p, float out_factor, float lo, float hi) {
                  std::vector<TermPlace> own;
-                 for (const auto& [tensor, row, column, heads, product] : terms)
-                     own.push_back({tensor, row, column, values(heads), product});
+                 for (const auto& [tensor, row, column, heads, op, value] : terms)
+                     own.push_back({tensor, row, column, values(heads), term_op(op), value});
                  e.program.add_step(attention_step(e.program, name, scores, place(q), place(k), place(v), place(out),
                                                    {sizes[0], sizes[1], sizes[2], sizes[3]}, factor, std::move(own), p[0], p[1],
                                                    p[2], out_factor, lo, hi));

@@ -110,7 +110,8 @@ struct AttentionStep : CountedStep {
         std::vector<ScoreTerm> own;
         for (const TermPlace& t : terms) {
             const TensorSpec& spec = run.program.tensor(t.tensor);
-            own.push_back({run.floats(t.tensor), t.heads.data(), spec.constant ? 0 : sample_of(spec), t.row, t.column, t.product});
+            own.push_back({run.context.base[t.tensor], t.heads.data(), spec.constant ? 0 : sample_of(spec), t.row, t.column, t.op,
+                           t.value});
         }
         a.terms = own.data();
         a.n_terms = static_cast<int32_t>(own.size());
@@ -215,7 +216,9 @@ std::unique_ptr<Step> attention_step(const Program& p, const std::string& name, 
     for (const TermPlace& t : terms) {
         const ProductPlace reach{t.tensor, t.row, t.column, t.heads, {}, 0};
         check_place(p, name, reach, sizes.rows, sizes.columns);
-        if (t.heads.size() != heads || t.column < 0 || t.column > 1 || !p.tensor(t.tensor).is_float)
+        const TensorSpec& spec = p.tensor(t.tensor);
+        const bool fits = t.op > TERM_DIV ? spec.whole == 1 : spec.is_float;
+        if (t.heads.size() != heads || t.column < 0 || t.column > 1 || t.op < TERM_ADD || t.op > TERM_KEEP || !fits)
             throw std::invalid_argument("layer '" + name + "': a term does not fit its scores");
         step->reads.push_back(t.tensor);
     }

@@ -15,12 +15,13 @@ struct ProductPlace {
     int zero = 0;
 };
 
-// A float tensor, constant or not, that scores are added to or multiplied with; strides as in ScoreTerm.
+// A tensor, constant or not, that scores meet: of floats, or of bool; strides as in ScoreTerm.
 struct TermPlace {
     int tensor = -1;
     int64_t row = 0, column = 0;
     std::vector<int64_t> heads;
-    bool product = false;
+    TermOp op = TERM_ADD;
+    float value = 0;
 };
 
 struct ProductSizes {

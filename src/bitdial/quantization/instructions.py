@@ -19,7 +19,7 @@ what their type says, as a rule float32. Factors are float32 numbers; `fl` is on
   Float       anything else    the graph's operator in float (`node`), of values as they are
 
 The first eleven are integer arithmetic, equal to the bit in every engine; `Float` is torch's, or an engine's own within a stated
-bound. Softmax, LayerNorm, sums and means have an order of float32 operations of their own (`bitdial.engines.reference.ordered` and
+bound. Softmax, LayerNorm, sums and means have an order of float32 operations of their own (`bitdial.engines.reference.ordered`,
 `ordered_softmax`), which engines can equal to the bit. An engine or exporter is a table from these classes to handlers.
 """
 

@@ -50,7 +50,7 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn, longest: int = 70) -> Case:
     sizes = [draw(st.integers(1, longest)) for _ in range(4)]
-    kinds = st.sampled_from(("bias", "mask", "barred", "number", "rows"))
+    kinds = st.sampled_from(("bias", "mask", "barred", "mul", "sub", "div", "rows", "fill", "keep", "tril"))
     return Case(
         draw(st.integers(1, 3)), draw(st.integers(1, 3)), *sizes, (draw(st.booleans()), draw(st.booleans()), draw(st.booleans())),
         (draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 2))), draw(st.booleans()),
@@ -70,10 +70,10 @@ class Native:
         self.program = importlib.import_module("bitdial.engines.cpu._native").Program(isa, case.threads, [0.0])
         self.bound: list[tuple[int, Array]] = []
 
-    def tensor(self, array: Array, is_float: bool = False, signed: bool = False) -> int:
+    def tensor(self, array: Array, is_float: bool = False, signed: bool = False, whole: bool = False) -> int:
         """array: [N, ...]."""
         tensor: int = self.program.add_tensor(
-            h=1, w=1, c=array[0].size, is_float=is_float, external=True, zero=128 if signed else 0
+            h=1, w=1, c=array[0].size, is_float=is_float, external=True, zero=128 if signed else 0, whole=int(whole)
         )
         self.bound.append((tensor, array))
         return tensor
@@ -129,20 +129,26 @@ def test_products(case: Case, isa: str, to_float: bool) -> None:
 
 
 def term(kind: str, case: Case, rng: np.random.Generator, own: Native) -> tuple[tuple[Any, ...], Array]:
-    """(as the extension takes it, float32 that broadcasts to [N, heads, rows, columns])."""
+    """(as the extension takes it, what broadcasts to [N, heads, rows, columns])."""
     n, h, i, j = case.batch, case.heads, case.rows, case.columns
     if kind == "bias":  # a constant per head
         array = rng.normal(0, 2, (1, h, i, j)).astype(np.float32)
-        return (own.program.add_constant(array, w=h * i, c=j, whole=0), j, 1, np.arange(h) * i * j, False), array
-    if kind == "number":
-        array = np.full((1, 1, 1, 1), 0.75, np.float32)
-        return (own.program.add_constant(array, w=1, c=1, whole=0), 0, 0, np.zeros(h, np.int64), True), array
+        return (own.program.add_constant(array, w=h * i, c=j, whole=0), j, 1, np.arange(h) * i * j, "add", 0.0), array
+    if kind in ("mul", "sub", "div"):
+        array = np.full((1, 1, 1, 1), 0.7, np.float32)
+        return (own.program.add_constant(array, w=1, c=1, whole=0), 0, 0, np.zeros(h, np.int64), kind, 0.0), array
+    if kind == "tril":  # a constant of all heads
+        array = ~np.tri(i, j, dtype=bool)[None, None]
+        return (own.program.add_constant(array, w=i, c=j, whole=1), j, 1, np.zeros(h, np.int64), "fill", -np.inf), array
+    if kind in ("fill", "keep"):  # keys of a sample
+        array = rng.random((n, 1, 1, j)) < 0.4
+        return (own.tensor(array, whole=True), 0, 1, np.zeros(h, np.int64), kind, -9.0), array
     if kind == "rows":  # one number per row of a sample
         array = rng.normal(0, 1, (n, 1, i, 1)).astype(np.float32)
-        return (own.tensor(array, True), 1, 0, np.zeros(h, np.int64), False), array
+        return (own.tensor(array, True), 1, 0, np.zeros(h, np.int64), "add", 0.0), array
     array = np.where(rng.random((n, 1, 1, j)) < 0.3, -np.inf if kind == "barred" else -1e4, 0.0).astype(np.float32)
     array[0] = -np.inf if kind == "barred" else 0.0  # a sample without a key
-    return (own.tensor(array, True), 0, 1, np.zeros(h, np.int64), False), array
+    return (own.tensor(array, True), 0, 1, np.zeros(h, np.int64), "add", 0.0), array
 
 
 def check_attention(case: Case, isa: str, table: bool) -> None:
@@ -164,8 +170,11 @@ def check_attention(case: Case, isa: str, table: bool) -> None:
     acc = np.einsum("nhid,nhjd->nhij", q.astype(np.float64), k.astype(np.float64))
     factor = np.float32(6 / max(1.0, np.abs(acc).max()))
     scores = acc.astype(np.float32) * factor
-    for place, array in terms:
-        scores = scores * array if place[-1] else scores + array
+    for (*_, op, value), array in terms:
+        if op in ("fill", "keep"):
+            scores = np.where(array == (op == "fill"), np.float32(value), scores)
+        else:
+            scores = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[op](scores, array)
     p = np.rint(np.clip(softmax(torch.from_numpy(scores), 3).numpy() * np.float32(255), 0, 255))
     mixed = np.einsum("nhij,nhdj->nhid", p, v.astype(np.float64))
     out_factor = np.float32(100 / max(1.0, np.abs(mixed).max()))
@@ -333,29 +342,41 @@ def test_attention_that_is_read_twice() -> None:
                 assert same_bits(got, exact), (isa, ratio)
 
 
-class Padded(nn.Module):
-    """As BERT has it: a mask computed from an input."""
+MASKS = {
+    "added": lambda s, kept: s * 8**-0.5 + ((1.0 - kept) * -1e4)[:, None, None, :],
+    "subtracted": lambda s, kept: s / 8**0.5 - ((1.0 - kept) * 1e4)[:, None, None, :],
+    "filled": lambda s, kept: (s / 8**0.5).masked_fill((kept < 0.5)[:, None, None, :], -torch.inf),
+    "chosen": lambda s, kept: torch.where((kept > 0.5)[:, None, None, :], s, -1e4).masked_fill(~TRIANGLE, -1e9),
+}  # fmt: skip
+TRIANGLE = torch.ones(11, 11, dtype=torch.bool).tril(2)
 
-    def __init__(self) -> None:
+
+class Padded(nn.Module):
+    """As BERT has it: a mask computed from an input, in one of the ways that people write."""
+
+    def __init__(self, mask: str) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        self.parts, self.mask = nn.ModuleList(nn.Linear(16, 16) for _ in range(4)), MASKS[mask]
 
     def forward(self, x: Tensor, kept: Tensor) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (2, 8)).transpose(1, 2) for part in self.parts[:3])
-        scores = q @ k.transpose(-1, -2) * 8**-0.5 + ((1.0 - kept) * -1e4)[:, None, None, :]
+        scores = self.mask(q @ k.transpose(-1, -2), kept)
         return self.parts[3]((scores.softmax(-1) @ v).transpose(1, 2).flatten(2) + x).mean(1)
 
 
-def test_a_mask_computed_from_an_input() -> None:
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_computed_from_an_input(mask: str) -> None:
     torch.manual_seed(6)
     x, kept = torch.randn(12, 11, 16), (torch.rand(12, 11) < 0.7).float()
+    kept[:, 0] = 1.0
     config = QUICK.updated(bias_correction=False)
-    program = quantize_prepared(prepare(Padded().eval(), [x, kept], config), config)
+    program = quantize_prepared(prepare(Padded(mask).eval(), [x, kept], config), config)
+    batch = x[:5].numpy(), kept[:5].numpy()
     reference = ReferenceEngine(program)
+    expected = {ratio: np.asarray(reference.run(batch, ratio)) for ratio in program.ratios[::4]}
     for isa in ISAS:
         engine = CpuEngine(program, isa=isa, kernels="fixed")
         kinds = [kind for _, kind in engine.native.steps()]
-        assert engine.compiled.reasons == {} and kinds.count("attention") == 1
-        for ratio in program.ratios:
-            want = np.asarray(reference.run((x[:5].numpy(), kept[:5].numpy()), ratio))
-            assert same_bits(np.asarray(engine.run((x[:5].numpy(), kept[:5].numpy()), ratio)), want), (isa, ratio)
+        assert engine.compiled.reasons == {} and kinds.count("attention") == 1 and "softmax" not in kinds
+        for ratio, want in expected.items():
+            assert same_bits(np.asarray(engine.run(batch, ratio)), want), (isa, ratio)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.engines.cpu.compile_float import Operand, spread, table_of
+from bitdial.engines.cpu.compile_float import Operand, arguments, spread, table_of
 from bitdial.engines.cpu.values import Buffer, Values, own
-from bitdial.engines.cpu.views import check_samples_stay, dense, element_offsets, sizes_of, unit_index
+from bitdial.engines.cpu.views import Axis, View, check_samples_stay, dense, element_offsets, sizes_of, unit_index
 from bitdial.engines.memory import Unsupported
 from bitdial.graph.operators import softmax_axis
 from bitdial.quantization.instructions import Dequantize, Float, Instruction, MatMul, Move, Quantize
@@ -55,6 +55,32 @@ def strided(offsets: Index) -> tuple[int, int, Index]:
     return outer, inner, heads
 
 
+def _along(axis: Axis, size: int) -> Index:
+    """Offsets along an axis of a view, repeated where one element is read `size` times."""
+    offsets = np.zeros(1, np.int64)
+    for extent, stride in axis:
+        offsets = (offsets[:, None] + np.arange(extent, dtype=np.int64) * stride).reshape(-1)
+    return np.repeat(offsets, size) if offsets.size == 1 else offsets
+
+
+def _step(offsets: Index) -> int:
+    """The one step along an axis. Raises Unsupported if there are several."""
+    step = int(offsets[1] - offsets[0]) if offsets.size > 1 else 0
+    if (np.diff(offsets) != step).any():
+        raise Unsupported("an operand of a product of two activations has no fixed strides")
+    return step
+
+
+def _strides(view: View, shape: Sequence[int], transposed: bool = False) -> tuple[int, int, Index]:
+    """As `strided`, of a view [.., outer, inner], or [.., inner, outer] if `transposed`, that broadcasts to a shape."""
+    axes = [_along(axis, size) for axis, size in zip(view.axes, shape, strict=True)]
+    outer, inner = (axes[-1], axes[-2]) if transposed else (axes[-2], axes[-1])
+    heads = np.array([view.offset], np.int64)
+    for axis in axes[:-2]:
+        heads = (heads[:, None] + axis).reshape(-1)
+    return _step(outer), _step(inner), heads
+
+
 # ---- operands --------------------------------------------------------------------------------------------------------------
 
 
@@ -74,10 +100,7 @@ def _operand(c: Values, value: str, result: Sequence[int], transposed: bool, tab
         replaced = table_of(lazy, buffer.signed, table, c.program.qparams[value].signed)
     if buffer.dtype != "8-bit":
         raise Unsupported("an operand of a product of two activations is float")
-    offsets = element_offsets(view).reshape(sizes)
-    offsets = np.swapaxes(offsets, -1, -2) if transposed else offsets
-    offsets = np.broadcast_to(offsets, (*result[:-2], *offsets.shape[-2:]))
-    outer, inner, heads = strided(offsets.reshape(-1, *offsets.shape[-2:]))
+    outer, inner, heads = _strides(view, (*result[:-2], *sizes[-2:]), transposed)
     return Place(buffer.tensor, outer, inner, heads, replaced, 128 if c.program.qparams[value].signed else 0)
 
 
@@ -101,10 +124,13 @@ def _result(c: Values, step: MatMul) -> tuple[Place, str, list[str]]:
         fresh = value not in c.buffers
         try:
             buffer = c.buffer(value)
-            index, _ = unit_index(shape, [m.node for m in moves[:count]], False)
-            offsets = np.empty(math.prod(shape), np.int64)
-            offsets[index] = element_offsets(buffer.view())
-            outer, inner, heads = strided(offsets.reshape(-1, *shape[-2:]))
+            if count:
+                index, _ = unit_index(shape, [m.node for m in moves[:count]], False)
+                offsets = np.empty(math.prod(shape), np.int64)
+                offsets[index] = element_offsets(buffer.view())
+                outer, inner, heads = strided(offsets.reshape(-1, *shape[-2:]))
+            else:
+                outer, inner, heads = _strides(buffer.view(), shape)
         except Unsupported:
             if fresh:
                 c.buffers.pop(value, None)
@@ -149,7 +175,8 @@ def softmax(c: Values, step: Float) -> None:
     rounding = readers[0] if len(readers) == 1 and step.name not in c.program.outputs else None
     if isinstance(rounding, Quantize) and inner == 1:
         y = c.buffer(rounding.name)
-        _, column, rows = strided(element_offsets(y.view()).reshape(-1, 1, length))
+        view = y.view()
+        _, column, rows = _strides(replace(view, axes=(*view.axes[:-1], (), view.axes[-1])), (*x.shape[:-1], 1, length))
         c.done.add(rounding.name)
         limits = rounding.factor, float(rounding.lo), float(rounding.hi)
         c.native.add_softmax(step.name, x.tensor, y.tensor, length, 1, own(rows, np.int64), column, *limits)
@@ -165,11 +192,13 @@ def softmax(c: Values, step: Float) -> None:
 
 @dataclass(frozen=True)
 class Joined:
-    """A value or constant that scores are added to, or multiplied with. shape: of the scores there, for a batch of one."""
+    """What scores meet. op: "add", "mul", "sub", "div" with `operand`; "fill", "keep": `number` or they stay where `operand`, of
+    bool, is true. operand: a value, a constant or a number. shape: of the scores there, for a batch of one."""
 
-    value: str
+    op: str
+    operand: str | float
     shape: tuple[int, ...]
-    product: bool
+    number: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,7 +228,7 @@ class Attention:
             lazy = c.lazy.get(rounding.inputs[0])
             if lazy is None or lazy.factor is None or lazy.view is None:
                 raise Unsupported("the queries of attention are not made by a table")
-        terms = [_term(c, joined, sizes) for joined in self.joined]
+        terms = [_term(c, joined) for joined in self.joined]
         q = _operand(c, scores.inputs[0], sizes, False, rounding)
         k = _operand(c, scores.inputs[1], sizes, not scores.transpose_b)
         v = _operand(c, values.inputs[1], shape, not values.transpose_b)
@@ -214,24 +243,25 @@ class Attention:
         )  # fmt: skip
 
 
-def _term(c: Values, joined: Joined, sizes: Sequence[int]) -> tuple[Any, ...]:
+def _term(c: Values, joined: Joined) -> tuple[Any, ...]:
     """As the extension takes it."""
+    value, dtype = joined.operand, "bool" if joined.op in ("fill", "keep") else "float32"
     buffer: Buffer
-    if joined.value in c.program.constants:
-        constant = np.asarray(c.program.constants[joined.value])
-        if constant.dtype != np.float32:
-            raise Unsupported("scores meet a constant that is not float32")
-        buffer = c.constant(joined.value)
-        view = spread(Operand(buffer, dense(buffer.shape)), joined.shape, 0)
+    if not isinstance(value, str):
+        buffer = c.constant_array(f"number {value!r}", np.asarray(value, np.float32))
+        operand = Operand(buffer, dense(()))
+    elif value in c.program.constants:
+        buffer = c.constant(value)
+        operand = Operand(buffer, dense(buffer.shape))
     else:
-        buffer, own_view = c.view_of(joined.value)
-        if not buffer.is_float:
-            raise Unsupported("scores meet a value that is not float32")
-        view = spread(Operand(buffer, own_view, joined.value, sizes_of(c.types[joined.value])[1]), joined.shape, 0)
-    row, column, heads = strided(element_offsets(view).reshape(-1, *sizes[-2:]))
+        buffer, view = c.view_of(value)
+        operand = Operand(buffer, view, value, sizes_of(c.types[value])[1])
+    if buffer.dtype != dtype:
+        raise Unsupported(f"scores meet {buffer.dtype} values")
+    row, column, heads = _strides(spread(operand, joined.shape, 0), joined.shape)
     if column not in (0, 1):
         raise Unsupported("scores meet a value whose rows do not adjoin")
-    return (buffer.tensor, row, column, own(heads, np.int64), joined.product)
+    return (buffer.tensor, row, column, own(heads, np.int64), joined.op, joined.number)
 
 
 FUSE = True  # off in tests
@@ -292,14 +322,11 @@ class _Finder:
             if found is None or not _stays(step, self.program):
                 return None
             return found[0], found[1], [*found[2], step]
-        if step.operation not in ("add", "mul") or len(operands) != 2 or operands[0] == operands[1]:
-            return None
-        for whole, other in (operands, operands[::-1]):
+        for whole, joined in _meetings(step, self.program):
             same = whole not in self.program.constants and types[whole].shape == types[value].shape
             found = self._scores(whole) if same and self._alone(whole, step) else None
-            sizes, place = sizes_of(types[value])
-            if found is not None and place == 0:
-                return found[0], [*found[1], Joined(other, tuple(sizes), step.operation == "mul")], [*found[2], step]
+            if found is not None and sizes_of(types[value])[1] == 0:
+                return found[0], [*found[1], joined], [*found[2], step]
         return None
 
     def _rounding(self, scores: MatMul) -> Quantize | None:
@@ -311,6 +338,45 @@ class _Finder:
         while isinstance(step, Float):
             step = self.made.get(next((v for v in step.operands() if v not in self.program.constants), ""))
         return rounding if isinstance(step, Dequantize) else None
+
+
+def _meetings(step: Float, program: Program) -> list[tuple[str, Joined]]:
+    """(what may be scores, what they meet), if an instruction is of the kind that they meet."""
+    kind = program.types[step.name]
+    shape = tuple(sizes_of(kind)[0])
+    if kind.dtype != "float32":
+        return []
+    if step.operation in ("add", "mul"):
+        args, op = list(step.operands()), step.operation
+    else:
+        found = _ATEN.get(step.operation)
+        if found is None:
+            return []
+        try:
+            args, kwargs = arguments(step)
+        except Unsupported:
+            return []
+        op = found
+        if kwargs or len(args) != (3 if op in ("fill", "where") else 2):
+            return []
+    if op in ("fill", "where"):
+        x, mask, number = args if op == "fill" else (args[1], args[0], args[2])
+        turned = op == "where" and (not isinstance(x, str) or x in program.constants)
+        x, number = (number, x) if turned else (x, number)
+        if isinstance(number, str) and program.constants.get(number, np.zeros(2)).size == 1:
+            number = float(program.constants[number].reshape(()))
+        if not isinstance(x, str) or not isinstance(mask, str) or isinstance(number, str):
+            return []
+        return [(x, Joined("fill" if op == "fill" or turned else "keep", mask, shape, float(number)))]
+    a, b = args
+    pairs = ((a, b), (b, a)) if op in ("add", "mul") else ((a, b),)
+    return [(x, Joined(op, y, shape)) for x, y in pairs if isinstance(x, str) and x != y]
+
+
+_ATEN = {f"aten.{op}.{kind}": op for op in ("add", "sub", "mul", "div") for kind in ("Tensor", "Scalar")} | {
+    "aten.masked_fill.Scalar": "fill", "aten.masked_fill.Tensor": "fill", "aten.where.self": "where",
+    "aten.where.ScalarOther": "where", "aten.where.ScalarSelf": "where",
+}  # fmt: skip
 
 
 def _stays(step: Float, program: Program) -> bool:

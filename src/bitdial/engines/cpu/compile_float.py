@@ -311,7 +311,7 @@ def _binary(op: str) -> Callable[[Values, Float], None]:
     return handler
 
 
-def _arguments(step: Float) -> tuple[list[Any], dict[str, Any]]:
+def arguments(step: Float) -> tuple[list[Any], dict[str, Any]]:
     """Arguments of an aten operator: names of values, and numbers. Raises Unsupported for others' kinds of template."""
 
     def plain(value: Any) -> Any:
@@ -334,7 +334,7 @@ def _arithmetic(op: str, turned: bool = False) -> Callable[[Values, Float], None
     """aten add, sub, rsub, mul, div."""
 
     def handler(c: Values, step: Float) -> None:
-        (a, b, *more), kwargs = _arguments(step)
+        (a, b, *more), kwargs = arguments(step)
         if kwargs.get("alpha", more[0] if more else 1) != 1 or kwargs.get("rounding_mode") is not None:
             raise Unsupported(f"{step.operation} with alpha or a rounding mode")
         a, b = (b, a) if turned else (a, b)
@@ -351,7 +351,7 @@ def _arithmetic(op: str, turned: bool = False) -> Callable[[Values, Float], None
 
 def _comparison(op: str, turned: bool = False) -> Callable[[Values, Float], None]:
     def handler(c: Values, step: Float) -> None:
-        (a, b), _ = _arguments(step)
+        (a, b), _ = arguments(step)
         a, b = (b, a) if turned else (a, b)
         _whole(c, step.name, op, _common(c, [a, b]), [a, b])
 
@@ -360,7 +360,7 @@ def _comparison(op: str, turned: bool = False) -> Callable[[Values, Float], None
 
 def _logic(op: str) -> Callable[[Values, Float], None]:
     def handler(c: Values, step: Float) -> None:
-        values, _ = _arguments(step)
+        values, _ = arguments(step)
         if c.types[step.name].dtype != "bool":
             raise Unsupported(f"{step.operation} of {c.types[step.name].dtype}")
         if op == "not":
@@ -374,20 +374,20 @@ def _logic(op: str) -> Callable[[Values, Float], None]:
 
 
 def _where(c: Values, step: Float) -> None:
-    (condition, a, b), _ = _arguments(step)
+    (condition, a, b), _ = arguments(step)
     dtype = c.types[step.name].dtype
     _whole(c, step.name, "where", dtype, [a, b, condition])
 
 
 def _masked_fill(c: Values, step: Float) -> None:
-    (x, mask, value), _ = _arguments(step)
+    (x, mask, value), _ = arguments(step)
     dtype = c.types[step.name].dtype
     number = value if isinstance(value, str) else {"float32": float, "int64": int, "bool": bool}[dtype](value)
     _whole(c, step.name, "where", dtype, [number, x, mask])
 
 
 def _convert(c: Values, step: Float) -> None:
-    (x, *more), kwargs = _arguments(step)
+    (x, *more), kwargs = arguments(step)
     dtype = c.types[step.name].dtype
     if kwargs.keys() - {"dtype", "memory_format", "non_blocking", "copy", "layout", "device", "pin_memory"}:
         raise Unsupported(f"{step.operation} with {sorted(kwargs)}")
@@ -411,7 +411,7 @@ def _same_shape(c: Values, name: str, value: str) -> Node:
 
 def _extreme(op: str) -> Callable[[Values, Float], None]:
     def handler(c: Values, step: Float) -> None:
-        (a, b), _ = _arguments(step)
+        (a, b), _ = arguments(step)
         dtype = c.types[step.name].dtype
         if dtype not in ("float32", "int64"):
             raise Unsupported(f"{step.operation} gives {dtype}")
@@ -432,7 +432,7 @@ def _limited(limits: Callable[[Float], tuple[float, float]]) -> Callable[[Values
 
 
 def _clamp_limits(step: Float) -> tuple[float, float]:
-    (_, *limits), kwargs = _arguments(step)
+    (_, *limits), kwargs = arguments(step)
     lo, hi = [*limits, None, None][:2]
     lo, hi = kwargs.get("min", lo), kwargs.get("max", hi)
     if step.operation == "aten.clamp_max.default":
@@ -449,7 +449,7 @@ def _negative(c: Values, step: Float) -> None:
 
 
 def _square(c: Values, step: Float) -> None:
-    args, _ = _arguments(step)
+    args, _ = arguments(step)
     if c.types[step.name].dtype != "float32" or (len(args) > 1 and args[1] != 2):
         raise Unsupported(f"{step.operation} of this power or type")
     _combine(c, step.name, "mul", args[0], args[0])
@@ -528,14 +528,14 @@ def _mean(c: Values, step: Float) -> None:
 
 def _aten_sum(mean: bool) -> Callable[[Values, Float], None]:
     def handler(c: Values, step: Float) -> None:
-        (_, axes, *_), _ = _arguments(step)
+        (_, axes, *_), _ = arguments(step)
         _reduced(c, step, axes if isinstance(axes, list) or axes is None else [axes], mean)
 
     return handler
 
 
 def _norm(c: Values, step: Float) -> None:
-    (_, *rest), kwargs = _arguments(step)
+    (_, *rest), kwargs = arguments(step)
     order, axes = [*rest, *[2, None][len(rest) :]][:2]
     if order != 2 or kwargs.get("dtype") is not None:
         raise Unsupported("a norm other than the second")
@@ -548,7 +548,7 @@ def _norm(c: Values, step: Float) -> None:
 def _concat(c: Values, step: Float) -> None:
     values, axis = list(step.inputs), step.node.attrs.get("axis")
     if step.operation != "concat":
-        args, kwargs = _arguments(step)
+        args, kwargs = arguments(step)
         values, axis = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0)
     if step.node.attrs.get("activation") is not None:
         raise Unsupported("an activation behind a concatenation in float")
@@ -581,7 +581,7 @@ def _filled(number: int | None) -> Callable[[Values, Float], None]:
     """zeros_like, ones_like, full_like."""
 
     def handler(c: Values, step: Float) -> None:
-        args, _ = _arguments(step)
+        args, _ = arguments(step)
         y = c.buffer(step.name)
         kinds: dict[str, Callable[[Any], Any]] = {"float32": float, "int64": int, "bool": bool}
         if y.dtype not in kinds:
@@ -598,7 +598,7 @@ def _filled(number: int | None) -> Callable[[Values, Float], None]:
 
 def _running_sum(c: Values, step: Float) -> None:
     """Of integers: every element is the one before it and its own."""
-    (value, axis, *_), _ = _arguments(step)
+    (value, axis, *_), _ = arguments(step)
     shape, place = sizes_of(c.types[value])
     axis = int(axis) % len(shape)
     if c.types[step.name].dtype != "int64" or axis == place:
@@ -622,7 +622,7 @@ def _running_sum(c: Values, step: Float) -> None:
 
 
 def _embedding(c: Values, step: Float) -> None:
-    (table, ids, *_), _ = _arguments(step)
+    (table, ids, *_), _ = arguments(step)
     if table not in c.program.constants:
         raise Unsupported("it looks up rows of a value")
     rows = c.constant(table)

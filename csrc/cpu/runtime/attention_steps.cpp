@@ -42,7 +42,8 @@ void for_each_unit(Run& run, int samples, int heads, int rows, int block, int64_
     if (bytes < need) throw std::logic_error("the scratch memory of a product is too small");
     const int threads = run.leased ? run.pool.threads() : 1;
     const int whole = samples * heads, blocks = (rows + block - 1) / block;
-    const int pieces = threads == 1 || whole >= 4 * threads ? 1 : std::min(blocks, (4 * threads + whole - 1) / whole);
+    const bool even = whole >= 4 * threads || whole % threads == 0;  // every piece packs its operands anew
+    const int pieces = even ? 1 : std::min(blocks, (4 * threads + whole - 1) / whole);
     run.pool.for_each(whole * pieces, run.leased, [&](int i, int thread) {
         const int unit = i / pieces, piece = i % pieces;
         uint8_t* scratch = run.context.scratch[thread].data();

@@ -343,7 +343,7 @@ class _Finder:
 def _meetings(step: Float, program: Program) -> list[tuple[str, Joined]]:
     """(what may be scores, what they meet), if an instruction is of the kind that they meet."""
     kind = program.types[step.name]
-    shape = tuple(sizes_of(kind)[0])
+    shape, args = tuple(sizes_of(kind)[0]), list[Any]()
     if kind.dtype != "float32":
         return []
     if step.operation in ("add", "mul"):

@@ -315,7 +315,26 @@ def test_networks(name: str, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> N
                 for ratio, want in zip(program.ratios, expected, strict=True):
                     assert same_bits(np.asarray(engine.run(x[:n], ratio)), want[0][:n]), (isa, fuse, n, ratio)
     described = {layer["name"]: layer.get("kernel") for layer in engine.describe()["layers"]}
-    assert sorted(k for k in described.values() if k) == ["matmul", "matmul"]
+    assert [k for k in described.values() if k] == ["matmul", "matmul"]
+
+
+def test_what_is_said_of_attention(helpers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two products are described and counted as layers; the table of layers has one row for both."""
+    config = QUICK.updated(bias_correction=False)
+    program = quantize_prepared(prepare(Tokens(False).eval(), [helpers.images(12, 12, seed=1)], config), config)
+    scores, mixed = (layer for layer in program.layers.values() if layer.kind == "matmul")
+    engine = CpuEngine(program, kernels="fixed")
+    kernels = {layer["name"]: layer.get("kernel") for layer in engine.describe()["layers"]}
+    assert kernels[scores.name] == kernels[mixed.name] == "attention"
+    engine.run(helpers.images(2, 12, seed=2).numpy())
+    counted = {row["layer"]: row for row in engine.counters() if row["kernel"] == "attention"}
+    assert {name: row["high_macs"] for name, row in counted.items()} == {n.name: 2 * n.macs for n in (scores, mixed)}
+    assert all(row["low_macs"] == 0 and row["runs"] == 1 for row in counted.values())
+    monkeypatch.setattr(native, "peak", lambda isa, threads: {"gmacs_per_s": 1.0})
+    rows = {row["layer"]: row for row in engine.layer_table(repeats=1)}
+    assert scores.name not in rows and set(rows[mixed.name]["kernels"]) == {"attention"}
+    seconds, speed = rows[mixed.name]["milliseconds"][0] / 1e3, rows[mixed.name]["gmacs_per_s"][0]
+    assert speed * seconds == pytest.approx((scores.macs + mixed.macs) / 1e9)
 
 
 def attention_read_twice() -> Program:

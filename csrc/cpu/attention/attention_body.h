@@ -117,7 +117,7 @@ static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int3
         const int32_t rows = row1 - row < ROWS ? row1 - row : ROWS;
         int32_t start[ROWS];
         for (int32_t i = 0; i < rows; i++)
-            start[i] = correction * pack_row(a.q, from + (row + i) * a.q.outer, a.depth, q + i * plan.q_pitch);
+            start[i] = wrapped_product(correction, pack_row(a.q, from + (row + i) * a.q.outer, a.depth, q + i * plan.q_pitch));
         multiply_rows<U, ROWS>(rows, q, plan.q_pitch, start, k, 4 * plan.keys, plan.depth_groups, padded / LANES, sums,
                                plan.sums_pitch);
         // Step by step for all rows, so that none waits for its own maximum or sum.
@@ -136,7 +136,7 @@ static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int3
             int32_t total = 0;
             if (v_correction)
                 for (int32_t j = 0; j < a.columns; j++) total += to[j];
-            start[i] = v_correction * total;
+            start[i] = wrapped_product(v_correction, total);
         }
         multiply_rows<true, ROWS>(rows, p, plan.p_pitch, start, v, 4 * plan.width, plan.key_groups,
                                   static_cast<int32_t>(plan.width / LANES), sums, plan.sums_pitch);

@@ -81,6 +81,11 @@ static inline int32_t look_up_row(const uint8_t* table, const uint8_t* from, int
     return total;
 }
 
+// Sums wrap, as int32 accumulators may on their way.
+static inline int32_t wrapped_product(int32_t a, int32_t b) {
+    return static_cast<int32_t>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
+}
+
 // One row of the left operand; returns the sum of its values.
 static inline int32_t pack_row(const ProductOperand& o, const uint8_t* from, int32_t depth, uint8_t* to) {
     int32_t total = 0;

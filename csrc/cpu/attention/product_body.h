@@ -117,7 +117,7 @@ static void matmul_unit(const MatMulArgs& a, int32_t n, int32_t head, int32_t ro
             const int32_t rows = row1 - row < ROWS ? row1 - row : ROWS;
             int32_t start[ROWS];
             for (int32_t i = 0; i < rows; i++)
-                start[i] = correction * pack_row(a.left, l + (row + i) * a.left.outer, a.depth, left + i * p.pitch);
+                start[i] = wrapped_product(correction, pack_row(a.left, l + (row + i) * a.left.outer, a.depth, left + i * p.pitch));
             multiply_rows<U, ROWS>(rows, left, p.pitch, start, right, 4 * int64_t{p.columns}, p.groups, vectors, sums, p.columns);
             for (int32_t i = 0; i < rows; i++)
                 finish_output(a.out, out + (row + i) * a.out.row + c * a.out.column, columns, sums + int64_t{i} * p.columns);

@@ -104,9 +104,8 @@ def _operand(c: Values, value: str, result: Sequence[int], transposed: bool, tab
     return Place(buffer.tensor, outer, inner, heads, replaced, 128 if c.program.qparams[value].signed else 0)
 
 
-def _result(c: Values, step: MatMul) -> tuple[Place, str, list[str]]:
-    """(where the elements of a product go, the value that they are written to, the moves in between, which are then done):
-    behind the moves that alone read it, as far as strides allow."""
+def _result(c: Values, step: MatMul) -> tuple[Place, list[str]]:
+    """(where the elements of a product go: behind the moves that alone read it, as far as strides allow; those moves)."""
     shape, _ = sizes_of(c.types[step.name])
     moves: list[Move] = []
     ends: list[tuple[str, int]] = [(step.name, 0)]
@@ -135,7 +134,7 @@ def _result(c: Values, step: MatMul) -> tuple[Place, str, list[str]]:
             if fresh:
                 c.buffers.pop(value, None)
             continue
-        return Place(buffer.tensor, outer, inner, heads), value, [m.name for m in moves[:count]]
+        return Place(buffer.tensor, outer, inner, heads), [m.name for m in moves[:count]]
     raise Unsupported("the result of a product of two activations has no fixed strides")
 
 
@@ -152,7 +151,7 @@ def matmul(c: Values, step: MatMul) -> None:
     sizes, depth = _sizes(c, step)
     left = _operand(c, step.inputs[0], sizes, False)
     right = _operand(c, step.inputs[1], sizes, not step.transpose_b)
-    out, _, done = _result(c, step)
+    out, done = _result(c, step)
     c.done.update(done)
     rows_columns_depth = (sizes[-2], sizes[-1], depth)
     c.native.add_matmul(
@@ -232,7 +231,7 @@ class Attention:
         q = _operand(c, scores.inputs[0], sizes, False, rounding)
         k = _operand(c, scores.inputs[1], sizes, not scores.transpose_b)
         v = _operand(c, values.inputs[1], shape, not values.transpose_b)
-        out, _, done = _result(c, values)
+        out, done = _result(c, values)
         c.done.update(done)
         lo, hi = values.limits
         c.native.add_attention(

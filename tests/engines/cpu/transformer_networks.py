@@ -138,7 +138,7 @@ class ConvNext(nn.Module):
         x = x + (self.mlp(self.norm2(y)) * self.scale).permute(0, 3, 1, 2)
         x = self.norm4(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         x = self.last(self.down(x))
-        y = self.head(self.norm3(x.mean((2, 3))))
+        y: Tensor = self.head(self.norm3(x.mean((2, 3))))
         return y
 
 
@@ -184,6 +184,31 @@ class Character(nn.Module):
         return y
 
 
+class Rotary(nn.Module):
+    """Attention over the columns of an image whose queries and keys are turned by their place, in float."""
+
+    def __init__(self, dim: int = 24) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.proj = nn.Conv2d(3, dim, (8, 1)), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 5)
+        angle = torch.arange(8)[:, None] * 0.3 ** torch.arange(dim // 4)
+        self.register_buffer("cos", angle.cos().repeat_interleave(2, 1))
+        self.register_buffer("sin", angle.sin().repeat_interleave(2, 1))
+
+    def turned(self, x: Tensor) -> Tensor:
+        across = torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
+        return x * self.cos + across * self.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).flatten(2).transpose(1, 2))
+        n, t, dim = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, 2, dim // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(self.turned(q), self.turned(k), v)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(n, t, dim))
+        y: Tensor = self.head(x.mean(1))
+        return y
+
+
 def images(size: int, n: int, seed: int) -> Inputs:
     return [np.random.default_rng(seed).normal(0, 1, (n, 3, size, size)).astype(np.float32)]
 
@@ -197,6 +222,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], Any]] = {
     "vit": (Vit, lambda n, seed: images(12, n, seed)),
     "swin": (Swin, lambda n, seed: images(16, n, seed)),
     "convnext": (ConvNext, lambda n, seed: images(16, n, seed)),
+    "rotary": (Rotary, lambda n, seed: images(8, n, seed)),
     "encoder": (Encoder, sentences),
     "character": (Character, lambda n, seed: [np.random.default_rng(seed).integers(0, 30, (n, 9))]),
 }

@@ -95,8 +95,10 @@ class Compiler(Values):
             attention.compile(self)
             self.fused.add(attention.values.name)
         except Unsupported:
+            self.done.difference_update(part.name for part in attention.parts)
             for part in attention.parts:
-                self._compile(part)
+                if part.name not in self.done:  # softmax may round its result itself
+                    self._compile(part)
 
     def _compile(self, step: Instruction) -> None:
         try:

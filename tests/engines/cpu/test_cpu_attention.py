@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bitdial.engines.cpu import compile_attention, native
 from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.engines.memory import Unsupported
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.engines.reference.ordered_softmax import softmax
 from bitdial.pipeline import prepare, quantize_prepared
@@ -301,10 +302,18 @@ def test_networks(name: str, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> N
     program = quantize_prepared(prepare(NETWORKS[name]().eval(), [helpers.images(12, 12, seed=1)], config), config)
     x = helpers.images(3, 12, seed=2).numpy()
     expected = reference_outputs(program, x)
-    for fuse in (True, False):
-        monkeypatch.setattr(compile_attention, "FUSE", fuse)
-        for isa in ISAS:
-            engine = CpuEngine(program, isa=isa, threads=2 if isa == ISAS[0] else 1, kernels="fixed")
+
+    def refuse(attention: compile_attention.Attention, c: Any) -> None:
+        raise Unsupported("it is a test")
+
+    for found, possible in ((True, True), (True, False), (False, True)):
+        fuse = found and possible
+        with monkeypatch.context() as patch:
+            patch.setattr(compile_attention, "FUSE", found)
+            if not possible:
+                patch.setattr(compile_attention.Attention, "compile", refuse)
+            engines = [CpuEngine(program, isa=isa, threads=2 if isa == ISAS[0] else 1, kernels="fixed") for isa in ISAS]
+        for engine in engines:
             kinds = [kind for _, kind in engine.native.steps()]
             assert engine.compiled.reasons == {}
             assert (kinds.count("attention"), kinds.count("matmul"), kinds.count("softmax")) == ((1, 0, 0) if fuse else (0, 2, 1))
@@ -313,7 +322,7 @@ def test_networks(name: str, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> N
                 assert kinds[place - 1] == kinds[place + 1] == "conv"
             for n in (1, 3):
                 for ratio, want in zip(program.ratios, expected, strict=True):
-                    assert same_bits(np.asarray(engine.run(x[:n], ratio)), want[0][:n]), (isa, fuse, n, ratio)
+                    assert same_bits(np.asarray(engine.run(x[:n], ratio)), want[0][:n]), (engine.isa, fuse, n, ratio)
     described = {layer["name"]: layer.get("kernel") for layer in engine.describe()["layers"]}
     assert [k for k in described.values() if k] == ["matmul", "matmul"]
 
@@ -365,6 +374,7 @@ MASKS = {
     "added": lambda s, kept: s * 8**-0.5 + ((1.0 - kept) * -1e4)[:, None, None, :],
     "subtracted": lambda s, kept: s / 8**0.5 - ((1.0 - kept) * 1e4)[:, None, None, :],
     "filled": lambda s, kept: (s / 8**0.5).masked_fill((kept < 0.5)[:, None, None, :], -torch.inf),
+    "turned": lambda s, kept: s + (kept[:, None, :, None] * torch.arange(11.0)).transpose(-1, -2),
     "chosen": lambda s, kept: torch.where((kept > 0.5)[:, None, None, :], s, -1e4).masked_fill(~TRIANGLE, -1e9),
 }  # fmt: skip
 TRIANGLE = torch.ones(11, 11, dtype=torch.bool).tril(2)

@@ -215,6 +215,13 @@ class Attention:
     def layers(self) -> list[str]:
         return [self.scores.name, self.values.name]
 
+    def settled(self, c: Values) -> tuple[Attention, Quantize | None]:
+        """(itself, with `rounding` only where a table makes queries of bytes; what else is to be compiled before)."""
+        lazy = None if self.rounding is None else c.lazy.get(self.rounding.inputs[0])
+        if self.rounding is None or (lazy is not None and lazy.factor is not None and lazy.view is not None):
+            return self, None
+        return replace(self, rounding=None, parts=tuple(p for p in self.parts if p is not self.rounding)), self.rounding
+
     def compile(self, c: Values) -> None:
         """Raises Unsupported where it takes more than one step."""
         scores, values = self.scores, self.values
@@ -222,13 +229,8 @@ class Attention:
         shape, _ = _sizes(c, values)
         if shape[:-1] != sizes[:-1] or sizes_of(c.types[self.weights.name])[0] != sizes:
             raise Unsupported("attention whose products broadcast")
-        rounding = self.rounding
-        if rounding is not None:
-            lazy = c.lazy.get(rounding.inputs[0])
-            if lazy is None or lazy.factor is None or lazy.view is None:
-                raise Unsupported("the queries of attention are not made by a table")
         terms = [_term(c, joined) for joined in self.joined]
-        q = _operand(c, scores.inputs[0], sizes, False, rounding)
+        q = _operand(c, scores.inputs[0], sizes, False, self.rounding)
         k = _operand(c, scores.inputs[1], sizes, not scores.transpose_b)
         v = _operand(c, values.inputs[1], shape, not values.transpose_b)
         out, done = _result(c, values)
@@ -259,7 +261,10 @@ def _term(c: Values, joined: Joined) -> tuple[Any, ...]:
         raise Unsupported(f"scores meet {buffer.dtype} values")
     row, column, heads = _strides(spread(operand, joined.shape, 0), joined.shape)
     if column not in (0, 1):
-        raise Unsupported("scores meet a value whose rows do not adjoin")
+        if value not in c.lazy:
+            raise Unsupported("scores meet a value whose rows do not adjoin")
+        c.buffer(str(value))  # moved, that is, and now a copy
+        return _term(c, joined)
     return (buffer.tensor, row, column, own(heads, np.int64), joined.op, joined.number)
 
 

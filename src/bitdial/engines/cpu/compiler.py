@@ -91,6 +91,9 @@ class Compiler(Values):
 
     def _attention(self, attention: Attention) -> None:
         """One step, or its instructions one by one."""
+        attention, before = attention.settled(self)
+        if before is not None:
+            self._compile(before)
         try:
             attention.compile(self)
             self.fused.add(attention.values.name)

@@ -1,4 +1,4 @@
-"""Small transformers, and a convolutional network in their manner, as people write them: what the CPU engine runs without leaving the extension."""
+"""Small transformers, and a convolutional network in their manner: what the CPU engine runs without leaving the extension."""
 
 from __future__ import annotations
 

@@ -429,3 +429,18 @@ def test_infinite_values_inside_are_no_fault_of_the_input() -> None:
     with np.errstate(all="ignore"):
         x = np.abs(numbers(1, kind)) + 1
         assert same(CpuEngine(program).run(x), ReferenceEngine(program).run(x))
+
+
+def test_values_of_any_type_and_order_cross_the_border() -> None:
+    """Operators elsewhere read and make integers, masks, and values whose batch is not in front."""
+    kind, ids = of((1, 3, 8)), of((1, 5), 0, "int64")
+    b = Floats(x=kind, ids=ids)
+    turned = b.op("permute", [b.op("mul", ["x", "x"])], axes=[1, 0, 2])
+    odd = b.aten("erf.default", b.shape(turned), turned)
+    back = b.op("permute", [b.op("add", [odd, turned])], axes=[1, 0, 2])
+    whole = b.aten("mul.Tensor", ids.shape, "ids", "ids")
+    left = b.aten("remainder.Scalar", ids.shape, whole, 3)
+    mask = b.aten("eq.Tensor", ids.shape, b.aten("add.Tensor", ids.shape, left, whole), whole)
+    chosen = b.aten("isfinite.default", ids.shape, b.aten("where.self", ids.shape, mask, whole, left))
+    program = b.done(back, left, mask, b.aten("logical_and.default", ids.shape, chosen, mask))
+    check(program, numbers(1, kind), numbers(2, ids), elsewhere=3)

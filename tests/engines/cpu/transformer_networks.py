@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -228,6 +229,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], Any]] = {
 }
 
 
+@cache
 def transformer(name: str) -> tuple[Program, Inputs]:
     """A quantized network with random weights, and a batch of five."""
     torch.manual_seed(0)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.engines.cpu.compile_float import Operand, arguments, spread, table_of
+from bitdial.engines.cpu.compile_rounding import table_of
+from bitdial.engines.cpu.operands import Operand, arguments, spread
 from bitdial.engines.cpu.values import Buffer, Values, own
 from bitdial.engines.cpu.views import Axis, View, check_samples_stay, dense, element_offsets, sizes_of, unit_index
 from bitdial.engines.memory import Unsupported

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from bitdial.engines.cpu.values import ITEMS, Buffer, Lazy, Values, is_move, own
-from bitdial.engines.cpu.views import Axis, View, common_axes, dense, size_of, sizes_of
+from bitdial.engines.cpu.compile_rounding import layer_norm
+from bitdial.engines.cpu.operands import (
+    INFINITY,
+    MOST_AXES,
+    arguments,
+    as_type,
+    combine,
+    common_type,
+    dtype_of,
+    made,
+    operand_of,
+    walk,
+    whole_step,
+)  # fmt: skip
+from bitdial.engines.cpu.values import Values, is_move
+from bitdial.engines.cpu.views import Axis, View, common_axes, size_of, sizes_of
 from bitdial.engines.memory import Unsupported
 from bitdial.graph.ir import Node, TensorType
-from bitdial.quantization.instructions import Float, Instruction, Quantize
-
-MOST_AXES = 7  # of an element-wise step, the samples' not counted
-INFINITY = math.inf
+from bitdial.quantization.instructions import Float
 
 
 def float_operator(c: Values, step: Float) -> None:
@@ -31,259 +41,7 @@ def float_operator(c: Values, step: Float) -> None:
     handler(c, step)
 
 
-# ---- quantization --------------------------------------------------------------------------------------------------------
-
-
-def quantize(c: Values, step: Quantize) -> None:
-    """Moved values are moved as bytes, behind the rounding; dequantized ones become a table."""
-    name, value = step.name, step.inputs[0]
-    lazy = c.lazy.get(value)
-    if lazy is not None and lazy.factor is not None:
-        _quantize_by_table(c, step, lazy)
-        return
-    source = value if lazy is None else lazy.source
-    done = c.quantized.get((source, *_rounding(c, step)))
-    if done is not None:
-        c.lazy[name] = Lazy(done, () if lazy is None else lazy.nodes, None if lazy is None else lazy.view)
-        if lazy is None:
-            c.lazy[name] = replace(c.lazy[name], view=c.buffers[done].view())
-        return
-    if lazy is not None and source not in c.program.constants:
-        origin = c.source(lazy)
-        sizes, _ = sizes_of(c.types[name])
-        if origin.own_order and origin.is_float and math.prod(sizes) >= math.prod(origin.shape):
-            inner, y = c.temporary(name, TensorType(c.types[source].shape, c.types[name].dtype), _signed(c, step))
-            _emit_quantize(c, step, c.laid_out_as(source, y), y, False)
-            c.lazy[name] = Lazy(inner, lazy.nodes, lazy.view)
-            return
-    x = c.buffer(value)
-    if not x.is_float:
-        raise Unsupported("its input is not float")
-    y = c.buffer(name)
-    _emit_quantize(c, step, c.laid_out_as(value, y), y, value in c.program.inputs)
-
-
-def _emit_quantize(c: Values, step: Quantize, tensor: int, y: Buffer, counted: bool) -> None:
-    c.native.add_quantize(step.name, tensor, y.tensor, step.factor, float(step.lo), float(step.hi), counted)
-
-
-def _signed(c: Values, step: Quantize) -> bool:
-    return c.program.qparams[step.name].signed
-
-
-def _rounding(c: Values, step: Quantize) -> tuple[Any, ...]:
-    return step.factor, step.lo, step.hi, _signed(c, step)
-
-
-def _quantize_by_table(c: Values, step: Quantize, lazy: Lazy) -> None:
-    """Dequantize, products with numbers and Quantize take a byte to a byte."""
-    assert lazy.factor is not None
-    x = c.moved_source(step.inputs[0], lazy)
-    y = c.buffer(step.name)
-    if x.channels_first != y.channels_first:
-        raise Unsupported("its operands lie in memory in two ways")
-    c.native.add_table(step.name, x.tensor, y.tensor, table_of(lazy, x.signed, step, y.signed))
-
-
-def table_of(lazy: Lazy, signed: bool, step: Quantize, to_signed: bool) -> npt.NDArray[np.uint8]:
-    """uint8 [256]: the stored byte that every stored byte behind a dequantized value becomes."""
-    assert lazy.factor is not None
-    stored = np.arange(256, dtype=np.float32) - np.float32(128 if signed else 0)
-    with np.errstate(all="ignore"):
-        t = stored * np.float32(lazy.factor)
-        for op, number in lazy.scalars:
-            t = _FUNCTIONS[op](t, np.float32(number))
-        t = np.rint(np.clip(t * np.float32(step.factor), np.float32(step.lo), np.float32(step.hi)))
-    values = np.where(np.isnan(t), np.float32(step.lo), t).astype(np.int16) + (128 if to_signed else 0)
-    return own(values, np.uint8)
-
-
-_FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
-}  # fmt: skip
-
-
-# ---- LayerNorm -----------------------------------------------------------------------------------------------------------
-
-
-def _layer_norm(c: Values, step: Float) -> None:
-    value, *affine = step.node.inputs
-    x = c.floats(value)
-    columns = math.prod(int(d) for d in step.node.attrs["normalized_shape"])
-    axes = len(step.node.attrs["normalized_shape"])
-    if x.place is None or x.place >= len(x.shape) - axes or math.prod(x.shape[-axes:]) != columns:
-        raise Unsupported("it normalizes over the batch")
-    weight, bias = [c.constant(v).tensor for v in affine] + [-1] * (2 - len(affine))
-    rounding, whole = _quantized_at_once(c, step)
-    y, bytes_, limits = -1, -1, {}
-    if rounding is not None:
-        inner, buffer = c.temporary(step.name, TensorType(c.types[step.name].shape, c.types[rounding.name].dtype),
-                                    _signed(c, rounding))  # fmt: skip
-        c.quantized[(step.name, *_rounding(c, rounding))] = inner
-        bytes_ = buffer.tensor
-        limits = {"factor": rounding.factor, "lo": float(rounding.lo), "hi": float(rounding.hi)}
-    if rounding is None or not whole:
-        y = c.buffer(step.name).tensor
-    else:
-        c.types.setdefault(step.name, c.program.types[step.name])
-        c.lazy[step.name] = Lazy(step.name, (), dense(sizes_of(c.types[step.name])[0]))
-    c.native.add_layer_norm(
-        step.name, src=x.tensor, weight=weight, bias=bias, columns=columns, dst=y, bytes=bytes_,
-        eps=float(step.node.attrs["eps"]), **limits,
-    )  # fmt: skip
-
-
-def _quantized_at_once(c: Values, step: Instruction) -> tuple[Quantize | None, bool]:
-    """(a Quantize that reads the result, moved or not; whether nothing reads it otherwise)."""
-    found: list[Quantize] = []
-    whole = step.name not in c.program.outputs
-    open_values = [step.name]
-    count = math.prod(sizes_of(c.types[step.name])[0])
-    while open_values:
-        value = open_values.pop()
-        for reader in c.readers.get(value, []):
-            if isinstance(reader, Quantize):
-                found.append(reader)
-            elif is_move(reader) and value not in c.program.outputs and math.prod(
-                sizes_of(c.types[reader.name])[0]
-            ) >= count and c.stays(reader):
-                open_values.append(reader.name)
-            else:
-                whole = False
-        whole = whole and value not in c.program.outputs
-    if not found:
-        return None, False
-    first = _rounding(c, found[0])
-    return found[0], whole and all(_rounding(c, q) == first for q in found)
-
-
 # ---- element by element --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Operand:
-    """A tensor with a view of it. name: of the value, to be made where its view does not go with others; None for numbers.
-    place: the value's axis that carries the batch."""
-
-    buffer: Buffer
-    view: View
-    name: str | None = None
-    place: int | None = None
-
-    @property
-    def dtype(self) -> str:
-        return self.buffer.dtype
-
-
-def _operand(c: Values, value: Any, dtype: str | None = None) -> Operand:
-    """A value by name, or a number as a constant."""
-    if isinstance(value, str):
-        buffer, view = c.view_of(value)
-        if buffer.dtype == "8-bit":
-            raise Unsupported("it reads 8-bit values")
-        return Operand(buffer, view, value, None if value in c.program.constants else sizes_of(c.types[value])[1])
-    array = np.asarray(value).astype(dtype or "float32")
-    buffer = c.constant_array(f"number {value!r}", array)
-    return Operand(buffer, dense(()))
-
-
-def spread(operand: Operand, shape: Sequence[int], place: int) -> View:
-    """The operand's view, broadcast to a shape whose batch is on an axis."""
-    view, missing = operand.view, len(shape) - len(operand.view.axes)
-    if missing < 0:
-        raise Unsupported("its operands have more axes than its result")
-    axes = [()] * missing + list(view.axes)
-    if operand.place is not None and operand.place + missing != place:
-        raise Unsupported("it broadcasts along the batch")
-    if operand.place is None and size_of(axes[place]) != 1:
-        raise Unsupported("it reads a constant for a fixed batch")
-    for i, size in enumerate(shape):
-        if size_of(axes[i]) != size:
-            if size_of(axes[i]) != 1:
-                raise Unsupported("its operands do not broadcast")
-            axes[i] = ((size, 0),)
-    return View(view.offset, tuple(axes))
-
-
-def _walk(
-    c: Values, name: str, operands: Sequence[Operand], y: Buffer
-) -> tuple[list[int], list[list[int]], list[int], list[int]]:
-    """(extents, strides, offsets, tensors) of operands and result; operands that do not fit are made first."""
-    assert y.place is not None
-    shape = list(y.shape)
-    for attempt in range(2):
-        views = [spread(o, shape, y.place) for o in operands] + [y.view()]
-        loops = common_axes(views)
-        if loops is not None and len(loops[0]) <= MOST_AXES:
-            tensors = [o.buffer.tensor for o in operands]
-            return loops[0], loops[1], [v.offset for v in views], tensors
-        if attempt:
-            break
-        operands = [_made(c, o) for o in operands]
-    raise Unsupported("its operands lie in memory in too many ways")
-
-
-def _made(c: Values, operand: Operand) -> Operand:
-    if operand.name is None or operand.place is None:
-        return operand
-    buffer = c.buffer(operand.name)
-    return replace(operand, buffer=buffer, view=buffer.view())
-
-
-def _combine(
-    c: Values, name: str, op: str, a: Any, b: Any, lo: float = -INFINITY, hi: float = INFINITY
-) -> None:
-    """float32 result; operands are names or numbers."""
-    operands = [_as(c, v, "float32") for v in (a, b)]
-    y = c.buffer(name)
-    extents, strides, offsets, tensors = _walk(c, name, operands, y)
-    if strides[2][-1] != 1:
-        raise Unsupported("its result is not dense")
-    c.native.add_combine(name, op, *tensors, y.tensor, extents, strides, offsets, lo, hi)
-
-
-def _whole(c: Values, name: str, op: str, kind: str, values: Sequence[Any]) -> None:
-    """Elements of any type: operands of `kind`, and a condition behind them for `where`."""
-    operands = [_as(c, v, "bool" if op == "where" and i == 2 else kind) for i, v in enumerate(values)]
-    y = c.buffer(name)
-    extents, strides, offsets, tensors = _walk(c, name, operands, y)
-    c.native.add_elementwise(name, op, kind, y.dtype, tensors, y.tensor, extents, strides, offsets)
-
-
-def _as(c: Values, value: Any, dtype: str) -> Operand:
-    """An operand, converted to a type where it has another."""
-    if not isinstance(value, str):
-        return _operand(c, value, dtype)
-    operand = _operand(c, value)
-    if operand.dtype == dtype:
-        return operand
-    if value in c.program.constants:
-        array = np.asarray(c.program.constants[value]).astype(dtype)
-        buffer = c.constant_array(value, array)
-        return Operand(buffer, dense(array.shape), value)
-    if operand.dtype == "float32":
-        raise Unsupported("it makes integers of real numbers")
-    inner, y = c.temporary(value, TensorType(c.types[value].shape, dtype), None)
-    extents, strides, offsets, tensors = _walk(c, inner, [operand], y)
-    c.native.add_elementwise(inner, "convert", operand.dtype, dtype, tensors, y.tensor, extents, strides, offsets)
-    return Operand(y, y.view(), inner, y.place)
-
-
-def _dtype(c: Values, value: Any) -> str:
-    if not isinstance(value, str):
-        return "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "float32"
-    if value in c.program.constants:
-        return np.asarray(c.program.constants[value]).dtype.name
-    return c.types[value].dtype
-
-
-def _common(c: Values, values: Sequence[Any]) -> str:
-    """The type that operands are compared or chosen in."""
-    found = [_dtype(c, v) for v in values]
-    for dtype in ("float32", "int64", "int32", "bool"):
-        if dtype in found:
-            return "int64" if dtype == "int32" else dtype
-    raise Unsupported(f"it reads {found[0]}")
 
 
 def _activation(step: Float) -> tuple[float, float]:
@@ -306,28 +64,9 @@ def _binary(op: str) -> Callable[[Values, Float], None]:
             if plain and number_at_hand and lazy is not None and lazy.factor is not None:
                 c.lazy[step.name] = replace(lazy, scalars=(*lazy.scalars, (op, float(np.asarray(scalar)))))
                 return
-        _combine(c, step.name, op, a, b, *_activation(step))
+        combine(c, step.name, op, a, b, *_activation(step))
 
     return handler
-
-
-def arguments(step: Float) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments of an aten operator: names of values, and numbers. Raises Unsupported for others' kinds of template."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        if isinstance(value, dict):
-            if "value" in value:
-                return step.node.inputs[value["value"]]
-            if "dtype" in value:
-                return str(value["dtype"])
-            if "float" in value:
-                return float(value["float"])
-            raise Unsupported("its arguments depend on the batch")
-        return value
-
-    return [plain(v) for v in step.node.attrs["args"]], {k: plain(v) for k, v in step.node.attrs["kwargs"].items()}
 
 
 def _arithmetic(op: str, turned: bool = False) -> Callable[[Values, Float], None]:
@@ -340,9 +79,9 @@ def _arithmetic(op: str, turned: bool = False) -> Callable[[Values, Float], None
         a, b = (b, a) if turned else (a, b)
         dtype = c.types[step.name].dtype
         if dtype == "float32":
-            _combine(c, step.name, op, a, b)
+            combine(c, step.name, op, a, b)
         elif dtype == "int64" and op != "div":
-            _whole(c, step.name, op, "int64", [a, b])
+            whole_step(c, step.name, op, "int64", [a, b])
         else:
             raise Unsupported(f"{step.operation} gives {dtype}")
 
@@ -353,7 +92,7 @@ def _comparison(op: str, turned: bool = False) -> Callable[[Values, Float], None
     def handler(c: Values, step: Float) -> None:
         (a, b), _ = arguments(step)
         a, b = (b, a) if turned else (a, b)
-        _whole(c, step.name, op, _common(c, [a, b]), [a, b])
+        whole_step(c, step.name, op, common_type(c, [a, b]), [a, b])
 
     return handler
 
@@ -364,11 +103,11 @@ def _logic(op: str) -> Callable[[Values, Float], None]:
         if c.types[step.name].dtype != "bool":
             raise Unsupported(f"{step.operation} of {c.types[step.name].dtype}")
         if op == "not":
-            kind = _common(c, values)
-            _whole(c, step.name, "eq", kind, [values[0], False if kind == "bool" else 0])
+            kind = common_type(c, values)
+            whole_step(c, step.name, "eq", kind, [values[0], False if kind == "bool" else 0])
         else:
-            kinds = _common(c, values)
-            _whole(c, step.name, op, kinds, values)
+            kinds = common_type(c, values)
+            whole_step(c, step.name, op, kinds, values)
 
     return handler
 
@@ -376,14 +115,14 @@ def _logic(op: str) -> Callable[[Values, Float], None]:
 def _where(c: Values, step: Float) -> None:
     (condition, a, b), _ = arguments(step)
     dtype = c.types[step.name].dtype
-    _whole(c, step.name, "where", dtype, [a, b, condition])
+    whole_step(c, step.name, "where", dtype, [a, b, condition])
 
 
 def _masked_fill(c: Values, step: Float) -> None:
     (x, mask, value), _ = arguments(step)
     dtype = c.types[step.name].dtype
     number = value if isinstance(value, str) else {"float32": float, "int64": int, "bool": bool}[dtype](value)
-    _whole(c, step.name, "where", dtype, [number, x, mask])
+    whole_step(c, step.name, "where", dtype, [number, x, mask])
 
 
 def _convert(c: Values, step: Float) -> None:
@@ -396,11 +135,11 @@ def _convert(c: Values, step: Float) -> None:
     if c.types[x].dtype == dtype:
         c.move(step.name, _same_shape(c, step.name, x), x)
         return
-    operand = _operand(c, x)
+    operand = operand_of(c, x)
     if operand.dtype == "float32":
         raise Unsupported("it makes integers of real numbers")
     y = c.buffer(step.name)
-    extents, strides, offsets, tensors = _walk(c, step.name, [operand], y)
+    extents, strides, offsets, tensors = walk(c, step.name, [operand], y)
     c.native.add_elementwise(step.name, "convert", operand.dtype, dtype, tensors, y.tensor, extents, strides, offsets)
 
 
@@ -415,7 +154,7 @@ def _extreme(op: str) -> Callable[[Values, Float], None]:
         dtype = c.types[step.name].dtype
         if dtype not in ("float32", "int64"):
             raise Unsupported(f"{step.operation} gives {dtype}")
-        _whole(c, step.name, op, dtype, [a, b])
+        whole_step(c, step.name, op, dtype, [a, b])
 
     return handler
 
@@ -426,7 +165,7 @@ def _limited(limits: Callable[[Float], tuple[float, float]]) -> Callable[[Values
     def handler(c: Values, step: Float) -> None:
         if c.types[step.name].dtype != "float32" or c.types[step.inputs[0]].dtype != "float32":
             raise Unsupported(f"{step.operation} of {c.types[step.inputs[0]].dtype}")
-        _combine(c, step.name, "mul", step.inputs[0], 1.0, *limits(step))
+        combine(c, step.name, "mul", step.inputs[0], 1.0, *limits(step))
 
     return handler
 
@@ -445,14 +184,14 @@ def _clamp_limits(step: Float) -> tuple[float, float]:
 def _negative(c: Values, step: Float) -> None:
     if c.types[step.name].dtype != "float32":
         raise Unsupported(f"{step.operation} of {c.types[step.name].dtype}")
-    _combine(c, step.name, "mul", step.inputs[0], -1.0)
+    combine(c, step.name, "mul", step.inputs[0], -1.0)
 
 
 def _square(c: Values, step: Float) -> None:
     args, _ = arguments(step)
     if c.types[step.name].dtype != "float32" or (len(args) > 1 and args[1] != 2):
         raise Unsupported(f"{step.operation} of this power or type")
-    _combine(c, step.name, "mul", args[0], args[0])
+    combine(c, step.name, "mul", args[0], args[0])
 
 
 def _root(c: Values, step: Float) -> None:
@@ -500,10 +239,10 @@ def _sum_whole(c: Values, step: Float, over: Sequence[int]) -> None:
     value = step.inputs[0]
     if c.types[step.name].dtype != "int64":
         raise Unsupported("it averages integers")
-    x = _as(c, value, "int64")
+    x = as_type(c, value, "int64")
     y = c.buffer(step.name)
-    zero = _operand(c, 0, "int64")
-    extents, strides, offsets, tensors = _walk(c, step.name, [zero], y)
+    zero = operand_of(c, 0, "int64")
+    extents, strides, offsets, tensors = walk(c, step.name, [zero], y)
     c.native.add_elementwise(step.name, "convert", "int64", "int64", tensors, y.tensor, extents, strides, offsets)
     shape, _ = sizes_of(c.types[value])
     rows = list(y.view().axes)
@@ -512,13 +251,13 @@ def _sum_whole(c: Values, step: Float, over: Sequence[int]) -> None:
             rows.insert(a, ())
     still: list[Axis] = [((size, 0),) if size != 1 else () for size in shape]
     target = View(0, tuple(still[i] if i in over else rows[i] for i in range(len(shape))))
-    made = _made(c, x)
-    loops = common_axes([target, made.view, target])
+    x = made(c, x)
+    loops = common_axes([target, x.view, target])
     if loops is None or len(loops[0]) > MOST_AXES:
         raise Unsupported("its operands lie in memory in too many ways")
     c.native.add_elementwise(
-        step.name, "add", "int64", "int64", [y.tensor, made.buffer.tensor], y.tensor, loops[0], loops[1],
-        [0, made.view.offset, 0],
+        step.name, "add", "int64", "int64", [y.tensor, x.buffer.tensor], y.tensor, loops[0], loops[1],
+        [0, x.view.offset, 0],
     )  # fmt: skip
 
 
@@ -559,7 +298,7 @@ def _concat(c: Values, step: Float) -> None:
         raise Unsupported("it concatenates samples")
     whole, start = y.view(), 0
     for value in values:
-        dtype = _dtype(c, value)
+        dtype = dtype_of(c, value)
         if dtype != y.dtype:
             raise Unsupported(f"it concatenates {dtype} with {y.dtype}")
         buffer, view = c.view_of(value)
@@ -586,8 +325,8 @@ def _filled(number: int | None) -> Callable[[Values, Float], None]:
         kinds: dict[str, Callable[[Any], Any]] = {"float32": float, "int64": int, "bool": bool}
         if y.dtype not in kinds:
             raise Unsupported(f"it gives {y.dtype}")
-        value = _operand(c, kinds[y.dtype](args[1] if number is None else number), y.dtype)
-        extents, strides, offsets, tensors = _walk(c, step.name, [value], y)
+        value = operand_of(c, kinds[y.dtype](args[1] if number is None else number), y.dtype)
+        extents, strides, offsets, tensors = walk(c, step.name, [value], y)
         if y.dtype == "float32":
             c.native.add_rearrange(step.name, tensors[0], y.tensor, extents, strides, offsets)
         else:
@@ -603,9 +342,9 @@ def _running_sum(c: Values, step: Float) -> None:
     axis = int(axis) % len(shape)
     if c.types[step.name].dtype != "int64" or axis == place:
         raise Unsupported("a running sum of real numbers, or over samples")
-    x = _as(c, value, "int64")
+    x = as_type(c, value, "int64")
     y = c.buffer(step.name)
-    extents, strides, offsets, tensors = _walk(c, step.name, [x], y)
+    extents, strides, offsets, tensors = walk(c, step.name, [x], y)
     c.native.add_elementwise(step.name, "convert", "int64", "int64", tensors, y.tensor, extents, strides, offsets)
     if shape[axis] == 1:
         return
@@ -628,9 +367,9 @@ def _embedding(c: Values, step: Float) -> None:
     rows = c.constant(table)
     if not rows.is_float or len(rows.shape) != 2:
         raise Unsupported("its table is not one of float32 rows")
-    if _dtype(c, ids) not in ("int64", "int32") or ids in c.program.constants:
+    if dtype_of(c, ids) not in ("int64", "int32") or ids in c.program.constants:
         raise Unsupported("its numbers are not integers of the batch")
-    operand = _as(c, ids, "int64")
+    operand = as_type(c, ids, "int64")
     numbers = c.buffer(operand.name) if operand.name is not None else operand.buffer
     c.native.add_embedding(step.name, numbers.tensor, rows.tensor, c.buffer(step.name).tensor)
 
@@ -638,7 +377,7 @@ def _embedding(c: Values, step: Float) -> None:
 _COMPARISONS = {"eq": ("eq", False), "ne": ("ne", False), "lt": ("lt", False), "le": ("le", False), "gt": ("lt", True),
                 "ge": ("le", True)}  # fmt: skip
 OPERATORS: dict[str, Callable[[Values, Float], None]] = {
-    "layer_norm": _layer_norm, "add": _binary("add"), "mul": _binary("mul"), "concat": _concat, "mean": _mean,
+    "layer_norm": layer_norm, "add": _binary("add"), "mul": _binary("mul"), "concat": _concat, "mean": _mean,
     "relu": _limited(lambda step: (0.0, INFINITY)), "relu6": _limited(lambda step: (0.0, 6.0)),
     "clamp": _limited(lambda step: (float(step.node.attrs["lo"]), float(step.node.attrs["hi"]))),
     "aten.embedding.default": _embedding, "aten.to.dtype": _convert, "aten._to_copy.default": _convert,
@@ -659,4 +398,3 @@ OPERATORS: dict[str, Callable[[Values, Float], None]] = {
     **{f"aten.{name}.{kind}": _comparison(*how) for name, how in _COMPARISONS.items() for kind in ("Tensor", "Scalar")},
 }  # fmt: skip
 
-__all__ = ["ITEMS", "float_operator", "quantize"]

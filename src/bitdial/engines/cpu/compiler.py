@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bitdial.engines import memory
-from bitdial.engines.cpu import compile_attention, compile_float, compile_moves
+from bitdial.engines.cpu import compile_attention, compile_float, compile_moves, compile_rounding
 from bitdial.engines.cpu.compile_attention import Attention
 from bitdial.engines.cpu.values import Buffer, Values, own
 from bitdial.engines.memory import Unsupported
@@ -245,7 +245,7 @@ def _max_pool(c: Compiler, step: MaxPool) -> None:
 
 
 HANDLERS: dict[type[Instruction], Callable[[Compiler, Any], None]] = {
-    Quantize: compile_float.quantize, Dequantize: compile_moves.dequantize, Contract: _contract, MatMul: compile_attention.matmul,
-    Lookup: _lookup, Add: _add, Mul: _mul, Concat: _concat, SumPool: _sum_pool, MaxPool: _max_pool,
-    Move: compile_moves.move, Float: _float,
+    Quantize: compile_rounding.quantize, Dequantize: compile_moves.dequantize, Contract: _contract,
+    MatMul: compile_attention.matmul, Lookup: _lookup, Add: _add, Mul: _mul, Concat: _concat, SumPool: _sum_pool,
+    MaxPool: _max_pool, Move: compile_moves.move, Float: _float,
 }  # fmt: skip

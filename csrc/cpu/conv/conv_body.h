@@ -73,7 +73,7 @@ static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][NC], 
             for (; u > 0; u--, o += 4, w += quad) {
                 _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
                     _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
-                        a[i][j] = dot_narrow_one(a[i][j], broadcast4(in[i] + o), load(w + 4 * LANES * j));
+                        a[i][j] = dot_pairs(a[i][j], broadcast4(in[i] + o), load(w + 4 * LANES * j));
             }
         }
     }
@@ -114,8 +114,25 @@ static inline __attribute__((always_inline)) void fip_groups(vi (&a)[R][FIP_COLS
 
 enum { BLOCK = LANES * COLS, FIP_BLOCK = LANES * FIP_COLS, WIDE = COLS };
 
-// R pixels, one block of outputs, dot form. init: [R] rows of BLOCK accumulators to start from after the groups, or null.
-// sums: where to store int32 rows of stride BLOCK instead of finishing, or null. LOW: the operands are low values.
+// What becomes of a tile's sums: stored as int32 rows of stride BLOCK, or (sums is null) added to the rows of `init` (null:
+// none) and finished.
+template <int R, int NC>
+static inline __attribute__((always_inline)) void end_tile(const ConvArgs& c, vi (&a)[R][NC], const int32_t* init, int32_t* sums,
+                                                           int32_t k, const Pixel* pixels) {
+    if (sums) {
+        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) store(sums + i * BLOCK + j * LANES, a[i][j]);
+        return;
+    }
+    if (init) {
+        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
+                a[i][j] = add(a[i][j], load(init + i * BLOCK + j * LANES));
+    }
+    finish_rows<R, NC>(c.epilogue, a, k, c.outputs - k, pixels);
+}
+
+// R pixels, one block of outputs, dot form. LOW: the operands are low values.
 template <int R, bool LOW, int NC>
 static __attribute__((noinline)) void dot_tile(const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
                                                const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in,
@@ -129,18 +146,7 @@ static __attribute__((noinline)) void dot_tile(const ConvArgs& c, const GroupLis
     else
 #endif
         dot_groups<R, LOW, NC>(a, in, list, packed, taps, tap_offset, ahead);
-    if (sums) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) store(sums + i * BLOCK + j * LANES, a[i][j]);
-        return;
-    }
-    const int32_t left = c.outputs - k;
-    if (init) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
-                a[i][j] = add(a[i][j], load(init + i * BLOCK + j * LANES));
-    }
-    finish_rows<R, NC>(c.epilogue, a, k, left, pixels);
+    end_tile<R, NC>(c, a, init, sums, k, pixels);
 }
 
 // R pixels, FIP_BLOCK outputs. row: what each pixel's products of its own are, to be subtracted; null for none.
@@ -188,6 +194,20 @@ static inline void dot_rows(int rows, int32_t outputs, const ConvArgs& c, const 
         dot_rows_of<LOW, 2>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
     else
         dot_rows_of<LOW, COLS>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
+}
+
+#ifdef BITDIAL_SPLIT
+#include "split_body.h"
+#endif
+
+// The high groups of block b, one tile of pixels.
+static inline void high_rows(int rows, int32_t outputs, const ConvArgs& c, int32_t b, const uint8_t* const* in,
+                             const int32_t* init, const Pixel* pixels) {
+#ifdef BITDIAL_SPLIT
+    if (c.split) return split_rows(rows, outputs, c, c.split + int64_t(b) * c.split_runs, in, init, nullptr, b * BLOCK, pixels);
+#endif
+    dot_rows<false>(rows, outputs, c, c.high, c.high_weights + b * c.high_block_bytes, c.taps, c.src_taps, nullptr, in, init,
+                    nullptr, b * BLOCK, pixels);
 }
 
 static inline void fip_rows(int rows, const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
@@ -392,12 +412,9 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
             counters->multiplications += macs;
         }
         if (c.high.count) {
-            const int8_t* w = c.high_weights + b * c.high_block_bytes;
             for (int32_t t = 0, i = 0, rows; t < dots.tiles; t++, i += rows) {
                 rows = dots.rows(t);
-                dot_rows<false>(rows, outputs, c, c.high, w, c.taps, c.src_taps,
-                                nullptr, in + i, fip || narrow ? sums + int64_t(i) * BLOCK : nullptr, nullptr, k,
-                         pixels + i);
+                high_rows(rows, outputs, c, b, in + i, fip || narrow ? sums + int64_t(i) * BLOCK : nullptr, pixels + i);
             }
             count_dot(c, count, outputs, counters);
         }
@@ -618,12 +635,10 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
         counters->low += int64_t(valid) * outputs * c.low_groups.channels * 9;
         counters->multiplications += int64_t(count) * 16 * outputs * c.low_groups.channels / (fip ? 2 : 1);
         if (c.high.count) {
-            const int8_t* w = c.high_weights + b * c.high_block_bytes;
             const Tiling dots(valid, ROWS);
             for (int32_t t = 0, i = 0, rows; t < dots.tiles; t++, i += rows) {
                 rows = dots.rows(t);
-                dot_rows<false>(rows, outputs, c, c.high, w, c.taps, c.src_taps,
-                                nullptr, in + i, sums + int64_t(i) * BLOCK, nullptr, k, pixels + i);
+                high_rows(rows, outputs, c, b, in + i, sums + int64_t(i) * BLOCK, pixels + i);
             }
             count_dot(c, valid, outputs, counters);
         }
@@ -654,7 +669,7 @@ static void run_conv(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t b
 }
 
 static int64_t burn(int64_t rounds, int32_t* sink) {
-    // The direct kernel's register tile over operands that stay in the first cache.
+    // The direct kernel's register tile over operands that stay in the first cache (and whose pairs fit 16 bits).
     enum { UNITS = 64 };
     alignas(64) uint8_t x[ROWS][4 * UNITS];
     alignas(64) int8_t w[UNITS * 4 * LANES * COLS];
@@ -664,16 +679,27 @@ static int64_t burn(int64_t rounds, int32_t* sink) {
         in[i] = x[i];
     }
     for (int i = 0; i < UNITS * 4 * LANES * COLS; i++) w[i] = static_cast<int8_t>(i % 7);
-    const Group group = {0, 0, UNITS, 0, 4 * UNITS};
-    const GroupList list = {&group, 1, 0, 4 * UNITS};
-    const int32_t tap[1] = {0};
     ConvArgs nothing{};
     alignas(64) int32_t sums[ROWS * BLOCK];
     // Through volatile copies, so that the compiler makes no variant of the tile for these very arguments.
     int32_t* volatile into = sums;
-    volatile int32_t rows = ROWS, taps = 1;
+    volatile int32_t rows = ROWS;
+#ifdef BITDIAL_SPLIT
+    int32_t places[UNITS];
+    for (int i = 0; i < UNITS; i++) places[i] = 4 * i;
+    const SplitRun run = {0, 0, UNITS, 0};
+    nothing.high_weights = w;
+    nothing.split_places = places;
+    nothing.split_runs = 1;
+    for (int64_t r = 0; r < rounds; r++) split_rows(rows, BLOCK, nothing, &run, in, nullptr, into, 0, nullptr);
+#else
+    const Group group = {0, 0, UNITS, 0, 4 * UNITS};
+    const GroupList list = {&group, 1, 0, 4 * UNITS};
+    const int32_t tap[1] = {0};
+    volatile int32_t taps = 1;
     for (int64_t r = 0; r < rounds; r++)
         dot_rows<false>(rows, BLOCK, nothing, list, w, taps, tap, nullptr, in, nullptr, into, 0, nullptr);
+#endif
     *sink = sums[0];
     return rounds * ROWS * COLS * LANES * 4 * UNITS;
 }

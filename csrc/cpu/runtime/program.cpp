@@ -284,6 +284,7 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
         temporaries = {lowered_};
         low_taps_ = offsets(low);
     }
+    layer_.set_taps(src_taps_, low_taps_);
     for (int r = 0; r < c.ratios; r++) choices_.push_back(usual(r));
 }
 

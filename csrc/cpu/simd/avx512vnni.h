@@ -23,7 +23,6 @@ enum {
     COLS = 4,       // vectors of outputs of a register tile
     FIP_ROWS = 8,   // the fast inner product's tile
     FIP_COLS = 2,
-    DOT_BIAS = 0,  // what `dot` multiplies is the stored byte minus DOT_BIAS
 };
 
 static inline vi zero() { return _mm512_setzero_si512(); }

@@ -5,7 +5,7 @@
 namespace bitdial {
 namespace portable {
 
-enum { LANES = 4, BYTES = 16, ROWS = 2, COLS = 2, FIP_ROWS = 2, FIP_COLS = 1, DOT_BIAS = 0 };
+enum { LANES = 4, BYTES = 16, ROWS = 2, COLS = 2, FIP_ROWS = 2, FIP_COLS = 1 };
 
 struct vi {
     int32_t v[LANES];

@@ -231,6 +231,24 @@ def test_sums_up_to_the_last_bit_of_int32(isa: str) -> None:
 
 
 @EVERY_ISA
+@pytest.mark.parametrize("signed", [False, True])
+def test_pairs_of_weights_at_the_edge_of_16_bits(isa: str, signed: bool) -> None:
+    """255 * 128 fits, 255 * 129 does not: weights on both sides of it, in every place of a quad and a few quads of many."""
+    rng = np.random.default_rng(7)
+    case = make_case(
+        rng, per=20, rows=40, size=(4, 4), group=4, pad=(1, 1), x_kind="top", limits=(7, 7, True) if signed else (15, 7, False)
+    )
+    edges = [(64, 64), (127, 1), (-64, -64), (-1, -127), (127, -127), (0, 127), (64, 65), (2, 127), (-65, -64), (-127, -2)]
+    for share in (0.0, 0.003, 0.3):  # of pairs over the edge: in no block, in some, in all
+        over = rng.random(case.weight.size // 2) < share
+        choice = np.where(over, rng.integers(6, 10, over.size), rng.integers(0, 6, over.size))
+        pairs = np.array(edges, np.int8)[choice].reshape(40, 3, 3, 20)
+        case.weight[:] = pairs.transpose(0, 3, 1, 2)
+        check_all_methods(case, isa, 1, (0, 12))
+        check_all_methods(case, isa, 1, (0,), small=True)
+
+
+@EVERY_ISA
 def test_every_mask_of_four_groups(isa: str) -> None:
     """All sixteen subsets of low groups, nested or not, with shifts that rise, fall and repeat along the channels."""
     case = make_case(np.random.default_rng(3), per=30, rows=20, size=(5, 5), group=8, pad=(1, 1), x_kind="reach")

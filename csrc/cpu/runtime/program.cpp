@@ -277,9 +277,13 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
         low.external = false;
         low.halo_h = c.pad_h;
         low.halo_w = c.pad_w;
-        // Winograd's tiles of 2 x 2 outputs read 4 x 4 inputs, also where only one output is inside.
-        low.halo_bottom = std::max(c.pad_h, (d.h + 1) / 2 * 2 + 2 - c.pad_h - s.h);
-        low.halo_right = std::max(c.pad_w, (d.w + 1) / 2 * 2 + 2 - c.pad_w - s.w);
+        // As far as the last window reaches; Winograd's tiles of 2 x 2 outputs read 4 x 4 inputs, also where only one output is
+        // inside.
+        auto beyond = [](int out, int stride, int kernel, int dilation, int pad, int in) {
+            return std::max({0, (out - 1) * stride + (kernel - 1) * dilation + 1 - pad - in, (out + 1) / 2 * 2 + 2 - pad - in});
+        };
+        low.halo_bottom = beyond(d.h, c.stride_h, c.kernel_h, c.dilation_h, c.pad_h, s.h);
+        low.halo_right = beyond(d.w, c.stride_w, c.kernel_w, c.dilation_w, c.pad_w, s.w);
         lowered_ = program.add_tensor(low);
         temporaries = {lowered_};
         low_taps_ = offsets(low);

@@ -71,6 +71,7 @@ class Compiler:
         self.accumulators = accumulators  # store int32 accumulators in float outputs: for tests of the kernels
         self.steps = program.instructions
         self.buffers: dict[str, Buffer] = {}
+        self.pads = self._pads()
         self.halos = self._halos()
         self.reasons: dict[str, str] = {}
 
@@ -97,13 +98,33 @@ class Compiler:
 
     # ---- tensors ---------------------------------------------------------------------------------------------------------
 
+    def _pads(self) -> dict[str, tuple[str, tuple[int, int, int, int]]]:
+        """Moves that pad images for convolutions alone -> what they pad, and by how much (top, bottom, left, right). No step
+        runs for them: the convolutions find the zeros in the margin of the value itself."""
+        readers: dict[str, list[Instruction]] = {}
+        for step in self.steps:
+            for value in step.operands():
+                readers.setdefault(value, []).append(step)
+        pads = {}
+        for step in self.steps:
+            if not isinstance(step, Move) or step.node.op != "pad" or step.name in self.program.outputs:
+                continue
+            around = [tuple(p) for p in step.node.attrs["pads"]]
+            fits = len(around) == 4 and around[:2] == [(0, 0), (0, 0)] and min(min(p) for p in around) >= 0
+            if fits and all(
+                isinstance(r, Contract) and r.window is not None and r.residual is None for r in readers.get(step.name, [])
+            ):
+                pads[step.name] = step.inputs[0], (*around[2], *around[3])
+        return pads
+
     def _halos(self) -> dict[str, tuple[int, int]]:
         """Margin that the convolutions reading a value need."""
         halos: dict[str, tuple[int, int]] = {}
         for step in self.steps:
             if isinstance(step, Contract) and step.window is not None and len(step.window.kernel) == 2:
-                old, pad = halos.get(step.inputs[0], (0, 0)), step.window.padding
-                halos[step.inputs[0]] = (max(old[0], pad[0]), max(old[1], pad[1]))
+                value, (top, bottom, left, right) = self.pads.get(step.inputs[0], (step.inputs[0], (0, 0, 0, 0)))
+                old, pad = halos.get(value, (0, 0)), step.window.padding
+                halos[value] = max(old[0], pad[0] + max(top, bottom)), max(old[1], pad[1] + max(left, right))
         return halos
 
     def buffer(self, name: str, external: bool = False) -> Buffer:
@@ -160,13 +181,15 @@ def _dequantize(c: Compiler, step: Dequantize) -> None:
 def _contract(c: Compiler, step: Contract) -> None:
     layer = step.layer
     assert layer.weight is not None
-    x = c.eight(step.inputs[0])
+    source, (top, _, left, _) = c.pads.get(step.inputs[0], (step.inputs[0], (0, 0, 0, 0)))
+    x = c.eight(source)
     memory.check_contract(step, x, c.program)
     residual = -1 if step.residual is None else c.buffer(step.residual).tensor
     y = c.buffer(step.name)
     lo, hi = step.limits
     weight = layer.weight if layer.weight.ndim == 4 else layer.weight[:, :, None, None]
     kernel, stride, pad, dilation = (step.window or memory.UNIT).pairs
+    pad = pad[0] + top, pad[1] + left
     low = np.ascontiguousarray(layer.low).astype(np.uint8)
     any_low = bool(low.any()) if low.size else False
     groups = layer.conv_groups
@@ -270,6 +293,8 @@ def _max_pool(c: Compiler, step: MaxPool) -> None:
 
 
 def _move(c: Compiler, step: Move) -> None:
+    if step.name in c.pads:
+        return
     x = c.eight(step.inputs[0])
     y = c.buffer(step.name)
     if x.signed != y.signed or x.factor != y.factor:

@@ -69,7 +69,15 @@ enum OutputKind : int32_t { OUT_BYTES = 0, OUT_FLOAT = 1, OUT_ACCUMULATORS = 2 }
 enum ResidualKind : int32_t { RESIDUAL_NONE = 0, RESIDUAL_BYTES = 1, RESIDUAL_FLOAT = 2 };
 
 // The usual epilogues have code of their own, chosen once per tile or block.
-enum EpilogueMode : int32_t { EPILOGUE_ANY = 0, EPILOGUE_BYTES = 1, EPILOGUE_RESIDUAL = 2 };
+// Bytes without residual: LIMITED in general; SATURATED and SIGNED where lo and hi are the ends of unsigned bytes, or -127 and 127
+// of signed ones, and no t leaves int32: packing then limits. RESIDUAL: bytes with a residual of bytes.
+enum EpilogueMode : int32_t {
+    EPILOGUE_ANY = 0,
+    EPILOGUE_LIMITED = 1,
+    EPILOGUE_RESIDUAL = 2,
+    EPILOGUE_SATURATED = 3,
+    EPILOGUE_SIGNED = 4
+};
 
 // t = fl(float(acc + bias) * multiplier); t = fl(t + fl(float(r) * residual_factor)); clamp; rne; + zero_out.
 struct Epilogue {
@@ -77,7 +85,7 @@ struct Epilogue {
     const float* multiplier;  // padded
     float lo, hi;             // float outputs: the activation's limits, or infinities
     OutputKind kind;
-    EpilogueMode mode;  // BYTES: unsigned bytes without residual; RESIDUAL: bytes with a residual of bytes; else ANY
+    EpilogueMode mode;
     int32_t zero_out;
     ResidualKind residual_kind;
     int32_t zero_residual;
@@ -144,7 +152,7 @@ struct Scratch {
 
 struct ConvKernels {
     int32_t block, fip_block, vector_bytes, rows;
-    bool has_fip, has_winograd, narrow_is_faster, split_is_faster;
+    bool has_fip, has_winograd, narrow_is_faster, split_is_faster, saturates;
     // bytes of scratch that one call needs
     int64_t (*scratch_bytes)(const ConvArgs&);
     // pixels or tiles of the layer, and the number of chunks they are cut into, each a task

@@ -38,10 +38,9 @@ template <int R, int NC>
 static __attribute__((noinline)) void split_tile(const ConvArgs& c, const SplitRun* runs, const uint8_t* const* in,
                                                  const int32_t* init, int32_t* sums, int32_t k, const Pixel* pixels) {
     vi a[R][NC];
-    _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-        _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = zero();
+    begin_tile<true>(c, a, sums, k);
     split_sums<R, NC>(a, in, c, runs);
-    end_tile<R, NC>(c, a, init, sums, k, pixels);
+    end_tile<true>(c, a, init, sums, k, pixels);
 }
 
 template <int NC>

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <new>
 #include <stdexcept>
 
@@ -259,6 +260,9 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
     if (residual_ >= 0) reads.push_back(residual_);
     writes = {dst_};
     const ConvSpec& c = layer_.spec();
+    // Sums are int32: with such factors nothing reaches the ends of int32 before it is rounded.
+    saturates_ = program.conv_kernels().saturates && std::all_of(c.multiplier.begin(), c.multiplier.end(),
+                                                                 [](float m) { return std::fabs(m) <= 0.5f; });
     const TensorSpec s = program.tensor(src_), d = program.tensor(dst_);
     auto offsets = [&](const TensorSpec& t) {
         std::vector<int32_t> taps;
@@ -380,7 +384,11 @@ void ConvStep::set_geometry(const Run& run, ConvArgs& a, int conv_group) const {
         e.residual_stride_c = t.stride_c();
     }
     e.mode = EPILOGUE_ANY;
-    if (e.kind == OUT_BYTES && e.residual_kind == RESIDUAL_NONE && e.zero_out == 0) e.mode = EPILOGUE_BYTES;
+    if (e.kind == OUT_BYTES && e.residual_kind == RESIDUAL_NONE) {
+        e.mode = EPILOGUE_LIMITED;
+        if (saturates_ && lo_ == 0.f && hi_ == 255.f && e.zero_out == 0) e.mode = EPILOGUE_SATURATED;
+        if (saturates_ && lo_ == -127.f && hi_ == 127.f && e.zero_out == 128) e.mode = EPILOGUE_SIGNED;
+    }
     if (e.kind == OUT_BYTES && e.residual_kind == RESIDUAL_BYTES) e.mode = EPILOGUE_RESIDUAL;
 }
 

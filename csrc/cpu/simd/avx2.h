@@ -101,14 +101,23 @@ static inline void store_bytes(uint8_t* p, vi a, int n) {
 static inline void store_some(int32_t* p, vi a, int n) { _mm256_maskstore_epi32(p, first(n), a); }
 static inline void store_some_float(float* p, vf a, int n) { _mm256_maskstore_ps(p, first(n), a); }
 
-// N vectors of values 0..255, stored as adjacent bytes.
-template <int N>
-static inline void store_packed(uint8_t* p, const vi* q) {
+// The first n <= 8 N numbers of N vectors, limited to 0..255 (SIGNED: to -127..127, plus 128) and stored as adjacent bytes.
+template <int N, bool SIGNED>
+static inline void store_packed(uint8_t* p, const vi* q, int n) {
     static_assert(N == 1 || N == 2, "one or two vectors");
-    if (N == 1) return store_bytes(p, q[0], LANES);
     const vi words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[N - 1]), 0xD8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+    __m128i bytes = SIGNED ? _mm_packs_epi16(low, high) : _mm_packus_epi16(low, high);
+    if (SIGNED) bytes = _mm_xor_si128(_mm_max_epi8(bytes, _mm_set1_epi8(-127)), _mm_set1_epi8(static_cast<char>(0x80)));
+    if (n >= 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    uint64_t eight = static_cast<uint64_t>(_mm_cvtsi128_si64(bytes));
+    if (n >= 8) {
+        __builtin_memcpy(p, &eight, 8);
+        eight = static_cast<uint64_t>(_mm_extract_epi64(bytes, 1));
+        p += 8;
+        n -= 8;
+    }
+    for (; n > 0; n--, eight >>= 8) *p++ = static_cast<uint8_t>(eight);
 }
 
 // clamp(rne(v / 2^s), lo, hi) in every int32 lane; shift = s + 1 and half = 2^s - 1.

@@ -146,10 +146,10 @@ static inline void store_some(int32_t* p, vi a, int n) {
 static inline void store_some_float(float* p, vf a, int n) {
     for (int i = 0; i < n && i < LANES; i++) p[i] = a.v[i];
 }
-// N vectors of values 0..255, stored as adjacent bytes.
-template <int N>
-static inline void store_packed(uint8_t* p, const vi* q) {
-    for (int j = 0; j < N; j++) store_bytes(p + j * LANES, q[j], LANES);
+// The first n numbers, 0..255, of N vectors, stored as adjacent bytes.
+template <int N, bool SIGNED>
+static inline void store_packed(uint8_t* p, const vi* q, int n) {
+    for (int j = 0; j < N; j++) store_bytes(p + j * LANES, q[j], n - j * LANES);
 }
 
 // clamp(rne(v / 2^s), lo, hi); shift = s + 1 and half = 2^s - 1. Right shifts of negative values are arithmetic in every

@@ -525,6 +525,23 @@ def test_epilogue_of_ragged_layers(
                 assert (layer.run(index) == expected[index]).all(), f"{isa}, {method}, ratio index {index}, {out}"
 
 
+@EVERY_ISA
+@pytest.mark.parametrize("signed", [False, True])
+def test_factors_that_leave_int32(isa: str, signed: bool) -> None:
+    """Sums times factors are limited before they are rounded to int32, where they could leave it."""
+    for largest in (0.5, 0.75, 1e7, 1e20):
+        case = make_case(np.random.default_rng(1), per=64, rows=40, group=16, pad=(1, 1), x_kind="top", w_kind="ends")
+        multiplier = np.where(np.arange(40) % 4, 1e-4, largest).astype(np.float32)
+        out = Output("bytes", multiplier, *((-127.0, 127.0) if signed else (0.0, 255.0)), signed=signed)
+        layer = CompiledLayer(case, isa, 1, out)
+        for method in layer.exact():
+            layer.choose(0, method)
+            layer.choose(4, method)
+            layer.native.finish()
+            for index in (0, 4):
+                assert (layer.run(index) == expected_output(case, index, out)).all(), (method, largest)
+
+
 # ---- what kernels count ----------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,5 @@
 // Depthwise convolution by columns: windows of 3 x 3 and 5 x 5 without dilation, where the padding lies in memory around the
-// image. Included by depthwise_body.h for sets whose dot product takes four bytes.
+// image. Included by depthwise_body.h.
 //
 // The rows of a window at one column are interleaved once and used by all windows of a few adjacent outputs that hold the
 // column. Sums stay in the order of the interleaving: bias and factors are brought into it, and packing to bytes takes it back.
@@ -8,10 +8,8 @@
 namespace bitdial {
 namespace BITDIAL_ISA {
 
-static constexpr int32_t kColumnTile = 4;  // outputs
-
 struct ColumnBlock {
-    Taps weights[2][5];  // [group of four rows][column]
+    Taps weights[(5 + kTapGroup - 1) / kTapGroup][5];  // [group of rows][column]
     Ints bias;           // interleaved
     Floats m;
     bool bytes;  // the outputs are what packing makes of sums times factors
@@ -28,15 +26,17 @@ static inline bool takes_columns(const DepthwiseArgs& a) {
 template <int32_t K>
 static inline void prepare_columns(ColumnBlock& block, const DepthwiseArgs& a, int32_t channel, int32_t count) {
     Ints sums = fill(int32_t{0});
-    const Bytes one = fill(uint8_t{1});
-    const Taps ones = {{one.v, one.v, one.v, one.v}};
+    Bytes one[kTapGroup];
+    for (Bytes& row : one) row = fill(uint8_t{1});
+    const Taps ones = interleave_taps(one);
     for (int32_t j = 0; j < K; ++j) {
-        for (int32_t g = 0; g < (K + 3) / 4; ++g) {
-            Bytes row[4];
-            for (int32_t i = 0; i < 4; ++i) {
-                const int64_t tap = (4 * g + i) * K + j;
-                row[i] = 4 * g + i < K ? load(reinterpret_cast<const uint8_t*>(a.weight) + tap * a.dst.c + channel, count)
-                                       : fill(uint8_t{0});
+        for (int32_t g = 0; g < (K + kTapGroup - 1) / kTapGroup; ++g) {
+            Bytes row[kTapGroup];
+            for (int32_t i = 0; i < kTapGroup; ++i) {
+                const int64_t tap = (kTapGroup * g + i) * K + j;
+                row[i] = fill(uint8_t{0});
+                if (kTapGroup * g + i < K)
+                    row[i] = load(reinterpret_cast<const uint8_t*>(a.weight) + tap * a.dst.c + channel, count);
             }
             block.weights[g][j] = pack_weights(row);
             dot_taps(sums, ones, block.weights[g][j]);
@@ -54,8 +54,8 @@ static inline void prepare_columns(ColumnBlock& block, const DepthwiseArgs& a, i
         if (i < count && !(most * a.m[channel + i] < 1073741824.0f && most * a.m[channel + i] > -1073741824.0f))
             block.bytes = false;
     }
-    block.bias = in_order(load(bias, kBlock));  // a transposition: it is its own inverse
-    block.m = in_order(load(a.m + channel, count));
+    block.bias = interleaved(load(bias, kBlock));
+    block.m = interleaved(load(a.m + channel, count));
 }
 
 // T adjacent outputs, the first at column x; `from` is the first row and column of its window. BYTES: block.bytes.
@@ -66,10 +66,11 @@ static inline BITDIAL_ALWAYS_INLINE void column_tile(const ColumnBlock& block, c
     Ints sums[T];
     _Pragma("GCC unroll 4") for (int32_t t = 0; t < T; ++t) sums[t] = block.bias;
     _Pragma("GCC unroll 16") for (int32_t p = 0; p < (T - 1) * S + K; ++p) {
-        _Pragma("GCC unroll 2") for (int32_t g = 0; g < (K + 3) / 4; ++g) {
-            Bytes row[4];
-            _Pragma("GCC unroll 4") for (int32_t i = 0; i < 4; ++i) {
-                row[i] = 4 * g + i < K ? load_bytes<Full>(from + p * pitch_x + (4 * g + i) * pitch_y, count) : fill(uint8_t{0});
+        _Pragma("GCC unroll 3") for (int32_t g = 0; g < (K + kTapGroup - 1) / kTapGroup; ++g) {
+            Bytes row[kTapGroup];
+            _Pragma("GCC unroll 4") for (int32_t i = 0; i < kTapGroup; ++i) {
+                const int32_t r = kTapGroup * g + i;
+                row[i] = r < K ? load_bytes<Full>(from + p * pitch_x + r * pitch_y, count) : fill(uint8_t{0});
             }
             const Taps taps = interleave_taps(row);
             _Pragma("GCC unroll 4") for (int32_t t = 0; t < T; ++t) {
@@ -111,7 +112,9 @@ static inline void column_rows(const ColumnBlock& block, const DepthwiseArgs& a,
 template <int32_t K, int32_t S>
 static inline void by_columns(const DepthwiseArgs& a, int32_t row0, int32_t row1) {
     ColumnBlock block;
-    for (int32_t channel = 0; channel < a.dst.c; channel += kBlock) {
+    for (int32_t next = 0; next < a.dst.c; next += kBlock) {
+        // The last block is a whole one where it can be, some channels a second time (not over a residual that they replace).
+        const int32_t channel = a.dst.c >= kBlock && a.residual == nullptr ? smaller(next, a.dst.c - kBlock) : next;
         const int32_t count = smaller(kBlock, a.dst.c - channel);
         prepare_columns<K>(block, a, channel, count);
         if (block.bytes)

@@ -192,14 +192,17 @@ static inline BITDIAL_ALWAYS_INLINE Bytes pack_taps(const Floats& t) {
     const __m512i high = _mm512_packs_epi32(_mm512_cvtps_epi32(t.v[2]), _mm512_cvtps_epi32(t.v[3]));
     return {_mm512_packus_epi16(low, high)};
 }
-static inline BITDIAL_ALWAYS_INLINE Floats in_order(const Floats& x) {
+// Into the order of interleaved taps: a transposition of 128-bit lanes, its own inverse.
+static inline BITDIAL_ALWAYS_INLINE Ints interleaved(const Ints& x) { return in_order(x); }
+static inline BITDIAL_ALWAYS_INLINE Floats interleaved(const Floats& x) {
     const Ints bits = {{_mm512_castps_si512(x.v[0]), _mm512_castps_si512(x.v[1]), _mm512_castps_si512(x.v[2]),
                         _mm512_castps_si512(x.v[3])}};
     const Ints ordered = in_order(bits);
     return {{_mm512_castsi512_ps(ordered.v[0]), _mm512_castsi512_ps(ordered.v[1]), _mm512_castsi512_ps(ordered.v[2]),
              _mm512_castsi512_ps(ordered.v[3])}};
 }
-#define BITDIAL_TAP_COLUMNS  // see depthwise/columns_body.h
+static constexpr int32_t kColumnTile = 4;  // outputs of a tile in depthwise/columns_body.h
+#define BITDIAL_TAP_COLUMNS
 
 // 256-entry table held in four registers.
 struct Table {

@@ -390,11 +390,14 @@ class _Builder:
         kinds = layer_kinds(node, self.graph)
         weight = self.graph.constants[node.weight]
         bias = self.graph.constants[node.bias] if node.bias is not None else None
-        scale = self.given_weight.get(node.name, weight_scales(weight, bias, activation.scale))
-        w8 = quantize_weight(weight, scale)
-        b = np.zeros(len(w8), np.int32) if bias is None else quantize_bias(bias, scale, activation.scale)
         bounds = self.bounds(kinds["channels"], self.config.group_size, kinds["conv_groups"])
         n_groups, n_local = len(bounds) - 1, (len(bounds) - 1) // kinds["conv_groups"]
+        scale = self.given_weight.get(node.name)
+        if scale is None:
+            pairs = bounds[: n_local + 1] if self.config.weight_pairs else None
+            scale = weight_scales(weight, bias, activation.scale, pairs)
+        w8 = quantize_weight(weight, scale)
+        b = np.zeros(len(w8), np.int32) if bias is None else quantize_bias(bias, scale, activation.scale)
         where = positions(node, self.graph)
         per_channel = where * weight[0, 0].size * (len(weight) // kinds["conv_groups"])
         bound = accumulator_bound(w8, activation)

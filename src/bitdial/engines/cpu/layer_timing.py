@@ -24,7 +24,8 @@ NARROW_NAMES = {"winograd": "winograd_narrow"}  # what the exactness rules call 
 def _weights(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.int8]:
     """Normal numbers, quantized so that the largest of every output is 127."""
     w = rng.standard_normal(shape, dtype=np.float32).reshape(shape[0], -1)
-    return np.rint(w * (127 / np.abs(w).max(axis=1, keepdims=True))).astype(np.int8).reshape(shape)
+    rounded: npt.NDArray[np.int8] = np.rint(w * (127 / np.abs(w).max(axis=1, keepdims=True))).astype(np.int8).reshape(shape)
+    return rounded
 
 
 class SingleLayer:

@@ -69,8 +69,8 @@ enum OutputKind : int32_t { OUT_BYTES = 0, OUT_FLOAT = 1, OUT_ACCUMULATORS = 2 }
 enum ResidualKind : int32_t { RESIDUAL_NONE = 0, RESIDUAL_BYTES = 1, RESIDUAL_FLOAT = 2 };
 
 // The usual epilogues have code of their own, chosen once per tile or block.
-// Bytes without residual: LIMITED in general; SATURATED and SIGNED where lo and hi are the ends of unsigned bytes, or -127 and 127
-// of signed ones, and no t leaves int32: packing then limits. RESIDUAL: bytes with a residual of bytes.
+// Bytes without residual: LIMITED in general; SATURATED and SIGNED where lo and hi are the ends of unsigned bytes, or -127 and
+// 127 of signed ones, and no t leaves int32: packing then limits. RESIDUAL: bytes with a residual of bytes. ANY: all others.
 enum EpilogueMode : int32_t {
     EPILOGUE_ANY = 0,
     EPILOGUE_LIMITED = 1,

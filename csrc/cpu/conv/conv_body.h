@@ -117,8 +117,8 @@ enum { BLOCK = LANES * COLS, FIP_BLOCK = LANES * FIP_COLS, WIDE = COLS };
 // What becomes of a tile's sums: stored as int32 rows of stride BLOCK, or (sums is null) added to the rows of `init` (null:
 // none) and finished.
 template <bool BIASED, int R, int NC>
-static inline __attribute__((always_inline)) void end_tile(const ConvArgs& c, vi (&a)[R][NC], const int32_t* init, int32_t* sums,
-                                                           int32_t k, const Pixel* pixels) {
+static inline __attribute__((always_inline)) void end_tile(const ConvArgs& c, vi (&a)[R][NC], const int32_t* init,
+                                                           int32_t* sums, int32_t k, const Pixel* pixels) {
     if (sums) {
         _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
             _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) store(sums + i * BLOCK + j * LANES, a[i][j]);
@@ -134,7 +134,8 @@ static inline __attribute__((always_inline)) void end_tile(const ConvArgs& c, vi
 
 // Sums to begin with: the bias where a tile is finished at once and no shift comes after.
 template <bool BIASED, int R, int NC>
-static inline __attribute__((always_inline)) void begin_tile(const ConvArgs& c, vi (&a)[R][NC], const int32_t* sums, int32_t k) {
+static inline __attribute__((always_inline)) void begin_tile(const ConvArgs& c, vi (&a)[R][NC], const int32_t* sums,
+                                                             int32_t k) {
     _Pragma("GCC unroll 4") for (int j = 0; j < NC; j++) {
         const vi b = BIASED && !sums ? load(c.epilogue.bias + k + j * LANES) : zero();
         _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) a[i][j] = b;

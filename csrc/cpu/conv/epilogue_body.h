@@ -75,7 +75,9 @@ static inline __attribute__((always_inline)) void finish_rows(const Epilogue& e,
                                                               const Pixel* pixels) {
     switch (e.mode) {
 #define BITDIAL_MODE(MODE) \
-    case MODE: _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) finish_row<N, MODE, BIASED>(e, a[i], k, left, pixels[i]); break;
+    case MODE:                  \
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) finish_row<N, MODE, BIASED>(e, a[i], k, left, pixels[i]); \
+        break;
 #ifdef BITDIAL_SATURATES
         BITDIAL_MODE(EPILOGUE_SATURATED)
         BITDIAL_MODE(EPILOGUE_SIGNED)

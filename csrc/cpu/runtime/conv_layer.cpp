@@ -443,8 +443,8 @@ void ConvLayer::seal() {
 
 std::array<int64_t, 7> ConvLayer::weight_bytes() const {
     const int64_t all = direct_.data.bytes();
-    return {all - read_back_bytes_, read_back_bytes_, fip_.data.bytes(), winograd_.data.bytes(), winograd_fip_.data.bytes(), narrow_.data.bytes(),
-            plane_.data.bytes()};
+    return {all - read_back_bytes_, read_back_bytes_, fip_.data.bytes(), winograd_.data.bytes(), winograd_fip_.data.bytes(),
+            narrow_.data.bytes(), plane_.data.bytes()};
 }
 
 // ---- visits ----------------------------------------------------------------------------------------------------------

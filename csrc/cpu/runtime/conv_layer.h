@@ -55,7 +55,10 @@ class ConvLayer {
     // stored, one copy as narrow as they allow, of the groups that are ever low.
     ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, bool small);
     // Byte offset of every tap from the first, in the layer's input and in its lowered form; before anything is packed.
-    void set_taps(std::vector<int32_t> src, std::vector<int32_t> low) { src_taps_ = std::move(src), low_taps_ = std::move(low); }
+    void set_taps(std::vector<int32_t> src, std::vector<int32_t> low) {
+        src_taps_ = std::move(src);
+        low_taps_ = std::move(low);
+    }
 
     const ConvSpec& spec() const { return spec_; }
     // "" if the method is exact for this layer with these weights, else why not.

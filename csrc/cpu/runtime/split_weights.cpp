@@ -46,7 +46,8 @@ void ConvLayer::pack_split(bool with_read_back) {
                 const size_t begin_of_all = data.size();
                 const int outputs = std::min(block, outputs_per_group_ - b * block);
                 auto read = [&](const Quad& q) {
-                    const int channels = folded_ ? size(q.group) * spec_.kernel_w : size(q.group), first = begin(q.group) - begin(0);
+                    const int channels = folded_ ? size(q.group) * spec_.kernel_w : size(q.group);
+                    const int first = begin(q.group) - begin(0);
                     std::fill(w.begin(), w.end(), int8_t{0});
                     for (int o = 0; o < outputs; o++)
                         for (int j = 0; j < 4 && 4 * q.unit + j < channels; j++) {

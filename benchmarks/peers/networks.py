@@ -1,6 +1,6 @@
 """The networks whose latency is measured: built from a name, their inputs, and their .bitdial files.
 
-The large ones have random weights from a fixed seed (weights do not influence speed), with BatchNorm's shifts set to 1 and
+The large ones have random weights from a fixed seed (weights hardly influence speed), with BatchNorm's shifts set to 1 and
 its statistics re-estimated on random images, so that the network carries a signal and its 8-bit ranges are used.
 """
 
@@ -35,6 +35,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet18": NetworkSpec("torchvision:resnet18", 224),
     "resnet50": NetworkSpec("torchvision:resnet50", 224),
     "vgg16_bn": NetworkSpec("torchvision:vgg16_bn", 224),
+    "mobilenet_v2": NetworkSpec("torchvision:mobilenet_v2", 224),
     "vgg": NetworkSpec("zoo:vgg", 32, "vgg_cifar10_jpeg"),
     "resnet20": NetworkSpec("zoo:resnet20", 32, "resnet20_cifar10_jpeg"),
 }

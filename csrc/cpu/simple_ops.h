@@ -112,6 +112,7 @@ struct DepthwiseArgs {
     int32_t zero_residual;
     float residual_factor;
     int32_t* dst_acc;
+    int32_t margin_h, margin_w;  // so many rows and columns around every image of src may be read: they hold zero_src
 };
 
 struct SimpleOps {

@@ -20,6 +20,7 @@ from bitdial.quantization.calibration import BINS, TensorStatistics, choose_rang
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.domains import eight_bit_values, integer_layers, non_negative_values
 from bitdial.quantization.equalize import equalize, find_sites
+from bitdial.quantization.weights import quantize_weight, weight_scales
 
 
 @settings(max_examples=40)
@@ -130,6 +131,22 @@ def test_eligibility_and_patterns(graph: Any) -> None:
 def test_statistics_cover_what_the_program_needs(graph: Any) -> None:
     plan = statistics_plan(graph, QuantizeConfig())
     assert plan["x"].axis == 1 and set(eight_bit_values(graph, integer_layers(graph, ()))) <= set(plan)
+
+
+def test_weight_pairs_hold_sums_of_one_sign_to_128() -> None:
+    """Adjacent channels counted from each group's first, each tap for itself; scales no larger than that needs."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(40, 13, 3, 3)).astype(np.float32)
+    bounds = np.array([0, 5, 13], np.int32)
+    plain, paired = weight_scales(weight, None, 1.0), weight_scales(weight, None, 1.0, bounds)
+    w8 = quantize_weight(weight, paired).astype(int)
+    sums = np.concatenate([np.maximum(s * (w8[:, 0:4:2] + w8[:, 1:4:2]) * (s * w8[:, 0:4:2] > 0) * (s * w8[:, 1:4:2] > 0), 0)
+                           for s in (1, -1)] + [np.maximum(s * (w8[:, 5::2] + w8[:, 6::2]) * (s * w8[:, 5::2] > 0)
+                           * (s * w8[:, 6::2] > 0), 0) for s in (1, -1)], axis=1)  # fmt: skip
+    assert sums.max() <= 128 and (paired >= plain).all() and (paired < 2 * plain).all()
+    largest = np.maximum(sums.max(axis=(1, 2, 3)), np.abs(w8).max(axis=(1, 2, 3)))
+    assert (largest >= 126).all()
+    assert (weight_scales(weight[:, :1], None, 1.0, np.array([0, 1], np.int32)) == weight_scales(weight[:, :1], None, 1.0)).all()
 
 
 def test_equalization_leaves_the_float_network_unchanged(helpers: Any, conv_net: Any, transformer: Any) -> None:

@@ -35,6 +35,16 @@ struct LowPlane {
     bool nibbles;
 };
 
+// Split form of the high groups, where a set's exact product of bytes costs more than that of bytes whose pairs fit 16 bits. A
+// quad of channels is one of `pairs` if no pair of its weights, for any output of the block, can leave 16 bits with any input
+// byte: dot form. Else it is `wide`: its weights are widened, [first and third][output in block][2], [second and fourth]...
+// The quads of a run, all high or all low at any ratio, stand in the order pairs, wide; each has a place in a table.
+struct SplitRun {
+    int64_t weights;      // byte offset of the run
+    int32_t places;       // index of its first quad's place: byte offset from a pixel, taps and channels together
+    int32_t pairs, wide;  // quads
+};
+
 struct GroupList {
     const Group* groups;
     int32_t count;
@@ -59,7 +69,15 @@ enum OutputKind : int32_t { OUT_BYTES = 0, OUT_FLOAT = 1, OUT_ACCUMULATORS = 2 }
 enum ResidualKind : int32_t { RESIDUAL_NONE = 0, RESIDUAL_BYTES = 1, RESIDUAL_FLOAT = 2 };
 
 // The usual epilogues have code of their own, chosen once per tile or block.
-enum EpilogueMode : int32_t { EPILOGUE_ANY = 0, EPILOGUE_BYTES = 1, EPILOGUE_RESIDUAL = 2 };
+// Bytes without residual: LIMITED in general; SATURATED and SIGNED where lo and hi are the ends of unsigned bytes, or -127 and
+// 127 of signed ones, and no t leaves int32: packing then limits. RESIDUAL: bytes with a residual of bytes. ANY: all others.
+enum EpilogueMode : int32_t {
+    EPILOGUE_ANY = 0,
+    EPILOGUE_LIMITED = 1,
+    EPILOGUE_RESIDUAL = 2,
+    EPILOGUE_SATURATED = 3,
+    EPILOGUE_SIGNED = 4
+};
 
 // t = fl(float(acc + bias) * multiplier); t = fl(t + fl(float(r) * residual_factor)); clamp; rne; + zero_out.
 struct Epilogue {
@@ -67,7 +85,7 @@ struct Epilogue {
     const float* multiplier;  // padded
     float lo, hi;             // float outputs: the activation's limits, or infinities
     OutputKind kind;
-    EpilogueMode mode;  // BYTES: unsigned bytes without residual; RESIDUAL: bytes with a residual of bytes; else ANY
+    EpilogueMode mode;
     int32_t zero_out;
     ResidualKind residual_kind;
     int32_t zero_residual;
@@ -98,6 +116,9 @@ struct ConvArgs {
     GroupList high;             // dot form over src (METHOD_DIRECT: everything is here, read back where low)
     const int8_t* high_weights;
     int64_t high_block_bytes;
+    const SplitRun* split;         // [block][split_runs], over high_weights; null: `high` says where they lie
+    const int32_t* split_places;
+    int32_t split_runs;
     int32_t read_back_channels;  // how many channels in `high` are low ones read back (their values; not their cost)
 
     Method method;              // of the low groups
@@ -130,8 +151,8 @@ struct Scratch {
 };
 
 struct ConvKernels {
-    int32_t block, fip_block, vector_bytes, dot_bias, rows;
-    bool has_fip, has_winograd, narrow_is_faster;
+    int32_t block, fip_block, vector_bytes, rows;
+    bool has_fip, has_winograd, narrow_is_faster, split_is_faster, saturates;
     // bytes of scratch that one call needs
     int64_t (*scratch_bytes)(const ConvArgs&);
     // pixels or tiles of the layer, and the number of chunks they are cut into, each a task

@@ -4,6 +4,8 @@
 #define BITDIAL_FOR_ROWS(X) X(1) X(2) X(3) X(4)
 #define BITDIAL_FOR_FIP_ROWS(X) X(1) X(2) X(3) X(4)
 #define BITDIAL_NARROW
+#define BITDIAL_SPLIT
+#define BITDIAL_SATURATES
 
 namespace bitdial {
 namespace avx2 {
@@ -11,7 +13,7 @@ namespace avx2 {
 #include "lower_body.h"
 #include "conv_body.h"
 extern const ConvKernels conv_kernels;
-const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, DOT_BIAS, ROWS, false, true, true, scratch_bytes, units, chunks, run_conv,
-                                  lower_rows, burn};
+const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, ROWS, false, true, true, true, true, scratch_bytes, units,
+                                  chunks, run_conv, lower_rows, burn};
 }  // namespace avx2
 }  // namespace bitdial

@@ -3,6 +3,8 @@
 
 #define BITDIAL_FOR_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #define BITDIAL_FOR_FIP_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#define BITDIAL_TALL_ROWS 12
+#define BITDIAL_SATURATES
 
 namespace bitdial {
 namespace avx512vnni {
@@ -10,7 +12,7 @@ namespace avx512vnni {
 #include "lower_body.h"
 #include "conv_body.h"
 extern const ConvKernels conv_kernels;
-const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, DOT_BIAS, ROWS, true, true, false, scratch_bytes, units, chunks, run_conv,
-                                  lower_rows, burn};
+const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, ROWS, true, true, false, false, true, scratch_bytes, units,
+                                  chunks, run_conv, lower_rows, burn};
 }  // namespace avx512vnni
 }  // namespace bitdial

@@ -15,7 +15,7 @@ static inline __attribute__((always_inline)) void fetch(const int8_t*& ahead) {
 template <int R, int N>
 static inline __attribute__((always_inline)) void shift_tile(vi (&a)[R][N], int32_t shift) {
     if (!shift) return;
-    _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
         _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) a[i][j] = shift_left(a[i][j], shift);
 }
 
@@ -26,7 +26,7 @@ static inline __attribute__((always_inline)) void dot_groups(vi (&a)[R][NC], con
                                                              const GroupList& list, const int8_t* packed, int32_t taps,
                                                              const int32_t* tap_offset, const int8_t* ahead) {
     const uint8_t* q[R];
-    _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) q[i] = in[i];
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) q[i] = in[i];
     for (int32_t g = 0; g < list.count; g++) {
         const Group& group = list.groups[g];
         shift_tile(a, group.shift);
@@ -37,7 +37,7 @@ static inline __attribute__((always_inline)) void dot_groups(vi (&a)[R][NC], con
                 if (AHEAD) fetch(ahead);
                 vi b[NC];
                 _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) b[j] = load(w + 4 * LANES * j);
-                _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) {
+                _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
                     const vi x = broadcast4(q[i] + o);
                     _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = dot(a[i][j], x, b[j]);
                 }
@@ -63,7 +63,7 @@ static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][NC], 
             int32_t u = group.units;
             for (; u >= 4; u -= 4, o += 16, w += 4 * quad) {
                 fetch(ahead);
-                _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) {
+                _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
                     const uint8_t* q = in[i] + o;
                     const vi x0 = broadcast4(q), x1 = broadcast4(q + 4), x2 = broadcast4(q + 8), x3 = broadcast4(q + 12);
                     _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
@@ -71,9 +71,9 @@ static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][NC], 
                 }
             }
             for (; u > 0; u--, o += 4, w += quad) {
-                _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
+                _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
                     _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
-                        a[i][j] = dot_narrow_one(a[i][j], broadcast4(in[i] + o), load(w + 4 * LANES * j));
+                        a[i][j] = dot_pairs(a[i][j], broadcast4(in[i] + o), load(w + 4 * LANES * j));
             }
         }
     }
@@ -87,7 +87,7 @@ static inline __attribute__((always_inline)) void fip_groups(vi (&a)[R][FIP_COLS
                                                              const GroupList& list, const int8_t* packed, int32_t taps,
                                                              const int32_t* tap_offset, const int8_t* ahead) {
     const uint8_t* q[R];
-    _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) q[i] = in[i];
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) q[i] = in[i];
     for (int32_t g = 0; g < list.count; g++) {
         const Group& group = list.groups[g];
         shift_tile(a, group.shift);
@@ -101,7 +101,7 @@ static inline __attribute__((always_inline)) void fip_groups(vi (&a)[R][FIP_COLS
                     e[j] = load(w + 4 * LANES * j);
                     d[j] = load(w + 4 * LANES * (FIP_COLS + j));
                 }
-                _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) {
+                _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {
                     const vi x = broadcast4(q[i] + o), y = broadcast4(q[i] + o + 4);
                     _Pragma("GCC unroll 8") for (int j = 0; j < FIP_COLS; j++)
                         a[i][j] = dot(a[i][j], add_bytes(x, d[j]), add_bytes(y, e[j]));
@@ -114,33 +114,48 @@ static inline __attribute__((always_inline)) void fip_groups(vi (&a)[R][FIP_COLS
 
 enum { BLOCK = LANES * COLS, FIP_BLOCK = LANES * FIP_COLS, WIDE = COLS };
 
-// R pixels, one block of outputs, dot form. init: [R] rows of BLOCK accumulators to start from after the groups, or null.
-// sums: where to store int32 rows of stride BLOCK instead of finishing, or null. LOW: the operands are low values.
+// What becomes of a tile's sums: stored as int32 rows of stride BLOCK, or (sums is null) added to the rows of `init` (null:
+// none) and finished.
+template <bool BIASED, int R, int NC>
+static inline __attribute__((always_inline)) void end_tile(const ConvArgs& c, vi (&a)[R][NC], const int32_t* init,
+                                                           int32_t* sums, int32_t k, const Pixel* pixels) {
+    if (sums) {
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) store(sums + i * BLOCK + j * LANES, a[i][j]);
+        return;
+    }
+    if (init) {
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
+            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
+                a[i][j] = add(a[i][j], load(init + i * BLOCK + j * LANES));
+    }
+    finish_rows<BIASED>(c.epilogue, a, k, c.outputs - k, pixels);
+}
+
+// Sums to begin with: the bias where a tile is finished at once and no shift comes after.
+template <bool BIASED, int R, int NC>
+static inline __attribute__((always_inline)) void begin_tile(const ConvArgs& c, vi (&a)[R][NC], const int32_t* sums,
+                                                             int32_t k) {
+    _Pragma("GCC unroll 4") for (int j = 0; j < NC; j++) {
+        const vi b = BIASED && !sums ? load(c.epilogue.bias + k + j * LANES) : zero();
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) a[i][j] = b;
+    }
+}
+
+// R pixels, one block of outputs, dot form. LOW: the operands are low values.
 template <int R, bool LOW, int NC>
 static __attribute__((noinline)) void dot_tile(const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
                                                const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in,
                                                const int32_t* init, int32_t* sums, int32_t k, const Pixel* pixels) {
     vi a[R][NC];
-    _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-        _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) a[i][j] = zero();
+    begin_tile<!LOW>(c, a, sums, k);
 #ifdef BITDIAL_NARROW
     if (LOW)
         narrow_groups<R, NC>(a, in, list, packed, taps, tap_offset, ahead);
     else
 #endif
         dot_groups<R, LOW, NC>(a, in, list, packed, taps, tap_offset, ahead);
-    if (sums) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++) store(sums + i * BLOCK + j * LANES, a[i][j]);
-        return;
-    }
-    const int32_t left = c.outputs - k;
-    if (init) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
-            _Pragma("GCC unroll 8") for (int j = 0; j < NC; j++)
-                a[i][j] = add(a[i][j], load(init + i * BLOCK + j * LANES));
-    }
-    finish_rows<R, NC>(c.epilogue, a, k, left, pixels);
+    end_tile<!LOW>(c, a, init, sums, k, pixels);
 }
 
 // R pixels, FIP_BLOCK outputs. row: what each pixel's products of its own are, to be subtracted; null for none.
@@ -149,20 +164,20 @@ static __attribute__((noinline)) void fip_tile(const ConvArgs& c, const GroupLis
                                                const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in, const int32_t* row,
                                                int32_t* sums, int64_t sums_stride, int32_t k, const Pixel* pixels) {
     vi a[R][FIP_COLS];
-    _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
+    _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
         _Pragma("GCC unroll 8") for (int j = 0; j < FIP_COLS; j++) a[i][j] = zero();
     fip_groups<R>(a, in, list, packed, taps, tap_offset, ahead);
     if (row) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
             _Pragma("GCC unroll 8") for (int j = 0; j < FIP_COLS; j++) a[i][j] = sub(a[i][j], set(row[i]));
     }
     if (sums) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++)
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++)
             _Pragma("GCC unroll 8") for (int j = 0; j < FIP_COLS; j++) store(sums + i * sums_stride + j * LANES, a[i][j]);
         return;
     }
     const int32_t left = c.outputs - k;
-    finish_rows<R, FIP_COLS>(c.epilogue, a, k, left, pixels);
+    finish_rows<false>(c.epilogue, a, k, left, pixels);
 }
 
 template <bool LOW, int NC>
@@ -182,12 +197,37 @@ template <bool LOW>
 static inline void dot_rows(int rows, int32_t outputs, const ConvArgs& c, const GroupList& list, const int8_t* packed,
                             int32_t taps, const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in,
                             const int32_t* init, int32_t* sums, int32_t k, const Pixel* pixels) {
+#ifdef BITDIAL_TALL_ROWS
+    if (!LOW && rows == BITDIAL_TALL_ROWS) {
+        if (outputs <= LANES)
+            dot_tile<BITDIAL_TALL_ROWS, LOW, 1>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
+        else
+            dot_tile<BITDIAL_TALL_ROWS, LOW, 2>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
+        return;
+    }
+#endif
     if (outputs <= LANES)
         dot_rows_of<LOW, 1>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
     else if (outputs <= 2 * LANES)
         dot_rows_of<LOW, 2>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
+    else if (COLS == 4 && outputs <= 3 * LANES)
+        dot_rows_of<LOW, COLS == 4 ? 3 : COLS>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
     else
         dot_rows_of<LOW, COLS>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
+}
+
+#ifdef BITDIAL_SPLIT
+#include "split_body.h"
+#endif
+
+// The high groups of block b, one tile of pixels.
+static inline void high_rows(int rows, int32_t outputs, const ConvArgs& c, int32_t b, const uint8_t* const* in,
+                             const int32_t* init, const Pixel* pixels) {
+#ifdef BITDIAL_SPLIT
+    if (c.split) return split_rows(rows, outputs, c, c.split + int64_t(b) * c.split_runs, in, init, nullptr, b * BLOCK, pixels);
+#endif
+    dot_rows<false>(rows, outputs, c, c.high, c.high_weights + b * c.high_block_bytes, c.taps, c.src_taps, nullptr, in, init,
+                    nullptr, b * BLOCK, pixels);
 }
 
 static inline void fip_rows(int rows, const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
@@ -201,12 +241,30 @@ static inline void fip_rows(int rows, const ConvArgs& c, const GroupList& list, 
     }
 }
 
+
 // Pixels cut into register tiles of nearly equal size, larger ones first (few changes of size: few mispredicted jumps).
 struct Tiling {
     int32_t tiles, base, larger;
     Tiling(int32_t count, int32_t rows) : tiles((count + rows - 1) / rows), base(count / tiles), larger(count % tiles) {}
     int32_t rows(int32_t t) const { return base + (t < larger); }
 };
+
+// The high groups of block b for `count` pixels. init: rows of sums to add, or null.
+static inline void high_tiles(int32_t count, int32_t outputs, const ConvArgs& c, int32_t b, const uint8_t* const* in,
+                              const int32_t* init, const Pixel* pixels) {
+    int32_t i = 0;
+    auto tile = [&](int32_t rows) {
+        high_rows(rows, outputs, c, b, in + i, init ? init + int64_t(i) * BLOCK : nullptr, pixels + i);
+        i += rows;
+    };
+#ifdef BITDIAL_TALL_ROWS
+    // Few outputs leave registers for more pixels.
+    while (outputs <= 2 * LANES && count - i >= BITDIAL_TALL_ROWS) tile(BITDIAL_TALL_ROWS);
+    if (i == count) return;
+#endif
+    const Tiling tiling(count - i, ROWS);
+    for (int32_t t = 0; t < tiling.tiles; t++) tile(tiling.rows(t));
+}
 
 // Sum over the low octets of one pixel of (x1 + c) x2, shifted: what the fast inner product must subtract, as lanes.
 static inline vi pair_products(const uint8_t* x, const ConvArgs& c, int c_offset) {
@@ -329,33 +387,38 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
     const bool fip = c.low_groups.count && c.method == METHOD_FIP;
     const bool narrow = c.low_groups.count && c.method == METHOD_NARROW;
     int32_t n = p0 / (c.out_h * c.out_w), y = p0 / c.out_w % c.out_h, x = p0 % c.out_w;
-    for (int32_t i = 0; i < count; i++) {
-        pixels[i] = pixel_at(c, n, y, x);
-        in[i] = input_at(c, c.src, n, y, x);
-        if (c.lower_here) {
-            uint8_t* own = lowered + i * lowered_pitch;
-            if (i == 0 || x == 0) {  // the rest of this row of the image
-                const int32_t run = count - i < c.out_w - x ? count - i : c.out_w - x;
-                lower_run(c.lowering, in[i], c.stride_w * c.src.pitch_x, own, lowered_pitch, run);
-            }
-            // The rest of a short octet stays in range, or sums of bytes would wrap: scratch memory holds anything.
-            if (fip)
-                for (int32_t b = c.lowering.src.c; b % 8; b++) own[b] = static_cast<uint8_t>(c.low_offset);
-            low[i] = own;
-            if (!fip && !narrow) in[i] = own;
+    const int64_t in_step = c.stride_w * c.src.pitch_x, out_step = c.out.pitch_x;
+    const int64_t residual_step = c.residual.data ? c.residual.pitch_x : 0;
+    for (int32_t begin = 0; begin < count;) {  // a row of the image, or what is left of it
+        const int32_t run = count - begin < c.out_w - x ? count - begin : c.out_w - x;
+        const Pixel first = pixel_at(c, n, y, x);
+        const uint8_t* from = input_at(c, c.src, n, y, x);
+        for (int32_t i = 0; i < run; i++) {
+            pixels[begin + i] = {first.out + i * out_step, first.residual + i * residual_step};
+            in[begin + i] = from + i * in_step;
         }
-        if (fip || narrow) {
-            if (!c.lower_here) low[i] = input_at(c, c.low, n, y, x);
-            if (fip) {
+        if (c.lower_here) {
+            uint8_t* own = lowered + begin * lowered_pitch;
+            lower_run(c.lowering, from, in_step, own, lowered_pitch, run);
+            for (int32_t i = 0; i < run; i++, own += lowered_pitch) {
+                // The rest of a short octet stays in range, or sums of bytes would wrap: scratch memory holds anything.
+                if (fip)
+                    for (int32_t b = c.lowering.src.c; b % 8; b++) own[b] = static_cast<uint8_t>(c.low_offset);
+                low[begin + i] = own;
+                if (!fip && !narrow) in[begin + i] = own;
+            }
+        } else if (fip || narrow) {
+            for (int32_t i = 0; i < run; i++) low[begin + i] = input_at(c, c.low, n, y, x + i);
+        }
+        if (fip)
+            for (int32_t i = begin; i < begin + run; i++) {
                 vi total = zero();
                 for (int32_t t = 0; t < c.taps; t++) total = add(total, pair_products(low[i] + c.low_taps[t], c, c.low_offset));
                 row[i] = sum(total);
             }
-        }
-        if (++x == c.out_w) {
-            x = 0;
-            if (++y == c.out_h) y = 0, n++;
-        }
+        begin += run;
+        x = 0;
+        if (++y == c.out_h) y = 0, n++;
     }
     const Tiling dots(count, ROWS), fips(count, FIP_ROWS);
     const int64_t fip_step = ahead_step(c.low_block_bytes, fips.tiles), dot_step = ahead_step(c.low_block_bytes, dots.tiles);
@@ -392,13 +455,7 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
             counters->multiplications += macs;
         }
         if (c.high.count) {
-            const int8_t* w = c.high_weights + b * c.high_block_bytes;
-            for (int32_t t = 0, i = 0, rows; t < dots.tiles; t++, i += rows) {
-                rows = dots.rows(t);
-                dot_rows<false>(rows, outputs, c, c.high, w, c.taps, c.src_taps,
-                                nullptr, in + i, fip || narrow ? sums + int64_t(i) * BLOCK : nullptr, nullptr, k,
-                         pixels + i);
-            }
+            high_tiles(count, outputs, c, b, in, fip || narrow ? sums : nullptr, pixels);
             count_dot(c, count, outputs, counters);
         }
     }
@@ -504,7 +561,7 @@ static __attribute__((noinline)) void winograd_outputs(const ConvArgs& c, const 
                 const vi own_products = row ? set(row[4 * i + s]) : zero();
                 _Pragma("GCC unroll 4") for (int v = 0; v < WIDE; v++) y[s][v] = shift_right_2(sub(y[s][v], own_products));
                 if (FINISH) {
-                    finish_row<WIDE, MODE>(c.epilogue, y[s], k + j, c.outputs - k - j, pixels[p]);
+                    finish_row<WIDE, MODE, false>(c.epilogue, y[s], k + j, c.outputs - k - j, pixels[p]);
                 } else {
                     _Pragma("GCC unroll 4") for (int v = 0; v < WIDE; v++)
                         store(sums + int64_t(p) * BLOCK + j + v * LANES, y[s][v]);
@@ -608,8 +665,12 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
         }
         if (c.high.count)
             winograd_outputs<false, EPILOGUE_ANY>(c, layout, count, k, m, index, fip ? row : nullptr, final_shift, sums, pixels);
-        else if (c.epilogue.mode == EPILOGUE_BYTES)
-            winograd_outputs<true, EPILOGUE_BYTES>(c, layout, count, k, m, index, fip ? row : nullptr, final_shift, sums, pixels);
+#ifdef BITDIAL_SATURATES
+        else if (c.epilogue.mode == EPILOGUE_SATURATED)
+            winograd_outputs<true, EPILOGUE_SATURATED>(c, layout, count, k, m, index, fip ? row : nullptr, final_shift, sums, pixels);
+#endif
+        else if (c.epilogue.mode == EPILOGUE_LIMITED || c.epilogue.mode == EPILOGUE_SIGNED)
+            winograd_outputs<true, EPILOGUE_LIMITED>(c, layout, count, k, m, index, fip ? row : nullptr, final_shift, sums, pixels);
         else if (c.epilogue.mode == EPILOGUE_RESIDUAL)
             winograd_outputs<true, EPILOGUE_RESIDUAL>(c, layout, count, k, m, index, fip ? row : nullptr, final_shift, sums,
                                                       pixels);
@@ -618,13 +679,7 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
         counters->low += int64_t(valid) * outputs * c.low_groups.channels * 9;
         counters->multiplications += int64_t(count) * 16 * outputs * c.low_groups.channels / (fip ? 2 : 1);
         if (c.high.count) {
-            const int8_t* w = c.high_weights + b * c.high_block_bytes;
-            const Tiling dots(valid, ROWS);
-            for (int32_t t = 0, i = 0, rows; t < dots.tiles; t++, i += rows) {
-                rows = dots.rows(t);
-                dot_rows<false>(rows, outputs, c, c.high, w, c.taps, c.src_taps,
-                                nullptr, in + i, sums + int64_t(i) * BLOCK, nullptr, k, pixels + i);
-            }
+            high_tiles(valid, outputs, c, b, in, sums, pixels);
             count_dot(c, valid, outputs, counters);
         }
     }
@@ -654,7 +709,7 @@ static void run_conv(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t b
 }
 
 static int64_t burn(int64_t rounds, int32_t* sink) {
-    // The direct kernel's register tile over operands that stay in the first cache.
+    // The direct kernel's register tile over operands that stay in the first cache (and whose pairs fit 16 bits).
     enum { UNITS = 64 };
     alignas(64) uint8_t x[ROWS][4 * UNITS];
     alignas(64) int8_t w[UNITS * 4 * LANES * COLS];
@@ -664,16 +719,27 @@ static int64_t burn(int64_t rounds, int32_t* sink) {
         in[i] = x[i];
     }
     for (int i = 0; i < UNITS * 4 * LANES * COLS; i++) w[i] = static_cast<int8_t>(i % 7);
-    const Group group = {0, 0, UNITS, 0, 4 * UNITS};
-    const GroupList list = {&group, 1, 0, 4 * UNITS};
-    const int32_t tap[1] = {0};
     ConvArgs nothing{};
     alignas(64) int32_t sums[ROWS * BLOCK];
     // Through volatile copies, so that the compiler makes no variant of the tile for these very arguments.
     int32_t* volatile into = sums;
-    volatile int32_t rows = ROWS, taps = 1;
+    volatile int32_t rows = ROWS;
+#ifdef BITDIAL_SPLIT
+    int32_t places[UNITS];
+    for (int i = 0; i < UNITS; i++) places[i] = 4 * i;
+    const SplitRun run = {0, 0, UNITS, 0};
+    nothing.high_weights = w;
+    nothing.split_places = places;
+    nothing.split_runs = 1;
+    for (int64_t r = 0; r < rounds; r++) split_rows(rows, BLOCK, nothing, &run, in, nullptr, into, 0, nullptr);
+#else
+    const Group group = {0, 0, UNITS, 0, 4 * UNITS};
+    const GroupList list = {&group, 1, 0, 4 * UNITS};
+    const int32_t tap[1] = {0};
+    volatile int32_t taps = 1;
     for (int64_t r = 0; r < rounds; r++)
         dot_rows<false>(rows, BLOCK, nothing, list, w, taps, tap, nullptr, in, nullptr, into, 0, nullptr);
+#endif
     *sink = sums[0];
     return rounds * ROWS * COLS * LANES * 4 * UNITS;
 }

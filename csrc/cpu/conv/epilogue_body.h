@@ -7,9 +7,10 @@ struct Pixel {
     const uint8_t* residual;
 };
 
-// n <= LANES outputs from channel k on.
+// n <= LANES outputs from channel k on. BIASED: acc has its bias.
+template <bool BIASED>
 static inline __attribute__((always_inline)) void finish(const Epilogue& e, vi acc, int32_t k, int n, const Pixel& p) {
-    acc = add(acc, load(e.bias + k));
+    if (!BIASED) acc = add(acc, load(e.bias + k));
     if (__builtin_expect(e.kind == OUT_ACCUMULATORS, 0)) {
         store_some(reinterpret_cast<int32_t*>(p.out) + k, acc, n);
         return;
@@ -39,47 +40,52 @@ static inline __attribute__((always_inline)) void finish(const Epilogue& e, vi a
     store_bytes(p.out + k, add(round_even(t), set(e.zero_out)), n);
 }
 
-// N adjacent vectors of outputs of one pixel; left: outputs from k to the end of the layer. Whole blocks of bytes, the usual
-// case, are packed and stored at once.
-template <int N, EpilogueMode MODE>
+// N adjacent vectors of outputs of one pixel; left: outputs from k to the end of the layer. BIASED: the sums have their bias.
+template <int N, EpilogueMode MODE, bool BIASED>
 static inline __attribute__((always_inline)) void finish_row(const Epilogue& e, const vi (&a)[N], int32_t k, int32_t left,
                                                              const Pixel& p) {
-    if (MODE != EPILOGUE_ANY && __builtin_expect(left >= N * LANES, 1)) {
-        const vf lo = set_float(e.lo), hi = set_float(e.hi);
-        vi q[N];
-        if (MODE == EPILOGUE_RESIDUAL) {
-            const vi zero_r = set(e.zero_residual), zero_o = set(e.zero_out);
-            const vf factor = set_float(e.residual_factor);
-            _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) {
-                const int32_t o = k + j * LANES;
-                const vf t = mul(to_float(add(a[j], load(e.bias + o))), load_float(e.multiplier + o));
-                const vf r = mul(to_float(sub(load_bytes_wide(p.residual + o, LANES), zero_r)), factor);
-                q[j] = add(round_even(limit(add_float(t, r), lo, hi)), zero_o);
-            }
-        } else {
-            _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) {
-                const int32_t o = k + j * LANES;
-                q[j] = round_even(limit(mul(to_float(add(a[j], load(e.bias + o))), load_float(e.multiplier + o)), lo, hi));
-            }
+    if (MODE == EPILOGUE_ANY) {
+        _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) {
+            const int32_t n = left - j * LANES < LANES ? left - j * LANES : LANES;
+            if (n > 0) finish<BIASED>(e, a[j], k + j * LANES, n, p);
         }
-        store_packed<N>(p.out + k, q);
         return;
     }
+    const vf lo = set_float(e.lo), hi = set_float(e.hi), factor = set_float(e.residual_factor);
+    const vi zero_r = set(e.zero_residual), zero_o = set(e.zero_out);
+    vi q[N];
     _Pragma("GCC unroll 8") for (int j = 0; j < N; j++) {
-        const int32_t n = left - j * LANES < LANES ? left - j * LANES : LANES;
-        if (n > 0) finish(e, a[j], k + j * LANES, n, p);
+        const int32_t o = k + j * LANES;
+        vf t = mul(to_float(BIASED ? a[j] : add(a[j], load(e.bias + o))), load_float(e.multiplier + o));
+        if (MODE == EPILOGUE_RESIDUAL) {
+            const int32_t n = left - j * LANES < LANES ? left - j * LANES : LANES;
+            t = add_float(t, mul(to_float(sub(load_bytes_wide(p.residual + o, n), zero_r)), factor));
+        }
+        if (MODE == EPILOGUE_SATURATED || MODE == EPILOGUE_SIGNED)
+            q[j] = round_even(t);
+        else
+            q[j] = add(round_even(limit(t, lo, hi)), zero_o);
     }
+    store_packed<N, MODE == EPILOGUE_SIGNED>(p.out + k, q, left);
 }
 
 // R pixels.
-template <int R, int N>
+template <bool BIASED, int R, int N>
 static inline __attribute__((always_inline)) void finish_rows(const Epilogue& e, const vi (&a)[R][N], int32_t k, int32_t left,
                                                               const Pixel* pixels) {
-    if (e.mode == EPILOGUE_BYTES) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) finish_row<N, EPILOGUE_BYTES>(e, a[i], k, left, pixels[i]);
-    } else if (e.mode == EPILOGUE_RESIDUAL) {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) finish_row<N, EPILOGUE_RESIDUAL>(e, a[i], k, left, pixels[i]);
-    } else {
-        _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) finish_row<N, EPILOGUE_ANY>(e, a[i], k, left, pixels[i]);
+    switch (e.mode) {
+#define BITDIAL_MODE(MODE) \
+    case MODE:                  \
+        _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) finish_row<N, MODE, BIASED>(e, a[i], k, left, pixels[i]); \
+        break;
+#ifdef BITDIAL_SATURATES
+        BITDIAL_MODE(EPILOGUE_SATURATED)
+        BITDIAL_MODE(EPILOGUE_SIGNED)
+#endif
+        BITDIAL_MODE(EPILOGUE_LIMITED)
+        BITDIAL_MODE(EPILOGUE_RESIDUAL)
+        default:
+            BITDIAL_MODE(EPILOGUE_ANY)
+#undef BITDIAL_MODE
     }
 }

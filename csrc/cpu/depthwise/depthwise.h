@@ -11,7 +11,9 @@
 // window pitch_x * dilation_w and pitch_y * dilation_h.
 //
 // multiplicity > 1 and windows of more than kMaxTaps taps take a plain loop per output.
-// dst may share memory with the residual (same strides), not with src. Nothing outside the views' elements is touched.
+// dst may share memory with the residual (same strides), not with src. Nothing outside the views' elements and src's margin is
+// touched.
+// Windows of 3 x 3 and 5 x 5 whose padding lies in the margins go by columns where the set has that: columns_body.h.
 #pragma once
 #include "../isa.h"
 #include "../simple_ops.h"

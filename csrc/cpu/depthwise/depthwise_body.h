@@ -154,7 +154,24 @@ static inline void plain_row(const DepthwiseArgs& a, int32_t n, int32_t y) {
     }
 }
 
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial
+
+#ifdef BITDIAL_TAP_COLUMNS
+#include "columns_body.h"
+#endif
+
+namespace bitdial {
+namespace BITDIAL_ISA {
+
 void depthwise(const DepthwiseArgs& a, int32_t row0, int32_t row1) {
+#ifdef BITDIAL_TAP_COLUMNS
+    if (a.multiplicity == 1 && takes_columns(a)) {
+        if (a.kernel_h == 3)
+            return a.stride_h == 1 ? by_columns<3, 1>(a, row0, row1) : by_columns<3, 2>(a, row0, row1);
+        return a.stride_h == 1 ? by_columns<5, 1>(a, row0, row1) : by_columns<5, 2>(a, row0, row1);
+    }
+#endif
     if (a.multiplicity != 1 || a.kernel_h * a.kernel_w > kMaxTaps) {
         for_each_span(row0, row1, a.dst.h, false, [&](int32_t n, int32_t y, int32_t) { plain_row(a, n, y); });
         return;

@@ -252,35 +252,58 @@ static inline BITDIAL_ALWAYS_INLINE void gather_words(Ints& sums, const Words& w
     for (int32_t k = 0; k < 4; ++k) sums.v[k] = _mm256_add_epi32(sums.v[k], _mm256_cvtepu16_epi32(part[k]));
 }
 
-// Two taps per 16-bit multiply-add. Interleaving leaves the elements of lane l of part 2 j + i at 16 j + 8 l + 4 i + 0..3;
-// `in_order` turns sums back.
+// Two taps per 16-bit multiply-add. Interleaving leaves the elements of lane l of part k at 16 l + 4 k + 0..3; `in_order` turns
+// sums back, `interleaved` does the opposite.
 static constexpr int32_t kTapGroup = 2;
 struct Taps {
     __m256i v[4];
 };
-static inline BITDIAL_ALWAYS_INLINE Taps interleave_words(__m256i low0, __m256i low1, __m256i high0, __m256i high1) {
-    return {{_mm256_unpacklo_epi16(low0, low1), _mm256_unpackhi_epi16(low0, low1), _mm256_unpacklo_epi16(high0, high1),
-             _mm256_unpackhi_epi16(high0, high1)}};
-}
-static inline BITDIAL_ALWAYS_INLINE __m128i half_of(const Bytes& bytes, int32_t k) {
-    return k == 0 ? _mm256_castsi256_si128(bytes.v) : _mm256_extracti128_si256(bytes.v, 1);
+// `high`: the upper bytes of the words.
+static inline BITDIAL_ALWAYS_INLINE Taps interleave_words(__m256i a, __m256i b, __m256i high_a, __m256i high_b) {
+    const __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+    const __m256i above_low = _mm256_unpacklo_epi8(high_a, high_b), above_high = _mm256_unpackhi_epi8(high_a, high_b);
+    return {{_mm256_unpacklo_epi8(low, above_low), _mm256_unpackhi_epi8(low, above_low),
+             _mm256_unpacklo_epi8(high, above_high), _mm256_unpackhi_epi8(high, above_high)}};
 }
 static inline BITDIAL_ALWAYS_INLINE Taps pack_weights(const Bytes tap[2]) {
-    return interleave_words(_mm256_cvtepi8_epi16(half_of(tap[0], 0)), _mm256_cvtepi8_epi16(half_of(tap[1], 0)),
-                            _mm256_cvtepi8_epi16(half_of(tap[0], 1)), _mm256_cvtepi8_epi16(half_of(tap[1], 1)));
+    const __m256i zero = _mm256_setzero_si256();
+    return interleave_words(tap[0].v, tap[1].v, _mm256_cmpgt_epi8(zero, tap[0].v), _mm256_cmpgt_epi8(zero, tap[1].v));
 }
-static inline BITDIAL_ALWAYS_INLINE void multiply_taps(Ints& sums, const Bytes tap[2], const Taps& weights) {
-    const Taps words =
-        interleave_words(_mm256_cvtepu8_epi16(half_of(tap[0], 0)), _mm256_cvtepu8_epi16(half_of(tap[1], 0)),
-                         _mm256_cvtepu8_epi16(half_of(tap[0], 1)), _mm256_cvtepu8_epi16(half_of(tap[1], 1)));
+static inline BITDIAL_ALWAYS_INLINE Taps interleave_taps(const Bytes tap[2]) {
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i low = _mm256_unpacklo_epi8(tap[0].v, tap[1].v), high = _mm256_unpackhi_epi8(tap[0].v, tap[1].v);
+    return {{_mm256_unpacklo_epi8(low, zero), _mm256_unpackhi_epi8(low, zero), _mm256_unpacklo_epi8(high, zero),
+             _mm256_unpackhi_epi8(high, zero)}};
+}
+static inline BITDIAL_ALWAYS_INLINE void dot_taps(Ints& sums, const Taps& words, const Taps& weights) {
     for (int32_t k = 0; k < 4; ++k) {
         sums.v[k] = _mm256_add_epi32(sums.v[k], _mm256_madd_epi16(words.v[k], weights.v[k]));
+        __asm__("" : "+x"(sums.v[k]));  // GCC would make a tree of the additions, and spill the products
     }
 }
-static inline BITDIAL_ALWAYS_INLINE Ints in_order(const Ints& x) {
-    return {{_mm256_permute2x128_si256(x.v[0], x.v[1], 0x20), _mm256_permute2x128_si256(x.v[0], x.v[1], 0x31),
-             _mm256_permute2x128_si256(x.v[2], x.v[3], 0x20), _mm256_permute2x128_si256(x.v[2], x.v[3], 0x31)}};
+static inline BITDIAL_ALWAYS_INLINE void multiply_taps(Ints& sums, const Bytes tap[2], const Taps& weights) {
+    dot_taps(sums, interleave_taps(tap), weights);
 }
+static inline BITDIAL_ALWAYS_INLINE Ints in_order(const Ints& x) {
+    return {{_mm256_permute2x128_si256(x.v[0], x.v[1], 0x20), _mm256_permute2x128_si256(x.v[2], x.v[3], 0x20),
+             _mm256_permute2x128_si256(x.v[0], x.v[1], 0x31), _mm256_permute2x128_si256(x.v[2], x.v[3], 0x31)}};
+}
+static inline BITDIAL_ALWAYS_INLINE Ints interleaved(const Ints& x) {
+    return {{_mm256_permute2x128_si256(x.v[0], x.v[2], 0x20), _mm256_permute2x128_si256(x.v[0], x.v[2], 0x31),
+             _mm256_permute2x128_si256(x.v[1], x.v[3], 0x20), _mm256_permute2x128_si256(x.v[1], x.v[3], 0x31)}};
+}
+static inline BITDIAL_ALWAYS_INLINE Floats interleaved(const Floats& x) {
+    return {{_mm256_permute2f128_ps(x.v[0], x.v[2], 0x20), _mm256_permute2f128_ps(x.v[0], x.v[2], 0x31),
+             _mm256_permute2f128_ps(x.v[1], x.v[3], 0x20), _mm256_permute2f128_ps(x.v[1], x.v[3], 0x31)}};
+}
+// rne(t) limited to 0..255, as bytes in order, for |t| < 2^31 in the order of interleaved taps: packing takes it back.
+static inline BITDIAL_ALWAYS_INLINE Bytes pack_taps(const Floats& t) {
+    const __m256i low = _mm256_packs_epi32(_mm256_cvtps_epi32(t.v[0]), _mm256_cvtps_epi32(t.v[1]));
+    const __m256i high = _mm256_packs_epi32(_mm256_cvtps_epi32(t.v[2]), _mm256_cvtps_epi32(t.v[3]));
+    return {_mm256_packus_epi16(low, high)};
+}
+static constexpr int32_t kColumnTile = 2;  // outputs of a tile in depthwise/columns_body.h
+#define BITDIAL_TAP_COLUMNS
 
 // 256-entry table as 16 shuffles of 16 entries; bits 4..7 of the index choose among their results.
 struct Table {
@@ -324,6 +347,9 @@ struct Interleave3 {
     }
 };
 static constexpr Interleave3 kInterleave3;
+static inline BITDIAL_ALWAYS_INLINE __m128i half_of(const Bytes& bytes, int32_t k) {
+    return k == 0 ? _mm256_castsi256_si128(bytes.v) : _mm256_extracti128_si256(bytes.v, 1);
+}
 static inline BITDIAL_ALWAYS_INLINE void store_interleaved3(uint8_t* to, const Bytes& r, const Bytes& g, const Bytes& b) {
     for (int32_t half = 0; half < 2; ++half) {
         const __m128i source[3] = {half_of(r, half), half_of(g, half), half_of(b, half)};

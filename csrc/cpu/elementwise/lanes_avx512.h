@@ -212,9 +212,11 @@ static inline BITDIAL_ALWAYS_INLINE Taps interleave_taps(const Bytes tap[4]) {
              _mm512_unpacklo_epi16(high01, high23), _mm512_unpackhi_epi16(high01, high23)}};
 }
 static inline BITDIAL_ALWAYS_INLINE Taps pack_weights(const Bytes tap[4]) { return interleave_taps(tap); }
-static inline BITDIAL_ALWAYS_INLINE void multiply_taps(Ints& sums, const Bytes tap[4], const Taps& weights) {
-    const Taps bytes = interleave_taps(tap);
+static inline BITDIAL_ALWAYS_INLINE void dot_taps(Ints& sums, const Taps& bytes, const Taps& weights) {
     for (int32_t k = 0; k < 4; ++k) sums.v[k] = _mm512_dpbusd_epi32(sums.v[k], bytes.v[k], weights.v[k]);
+}
+static inline BITDIAL_ALWAYS_INLINE void multiply_taps(Ints& sums, const Bytes tap[4], const Taps& weights) {
+    dot_taps(sums, interleave_taps(tap), weights);
 }
 static inline BITDIAL_ALWAYS_INLINE Ints in_order(const Ints& x) {
     const __m512i a = _mm512_shuffle_i32x4(x.v[0], x.v[1], 0x44), b = _mm512_shuffle_i32x4(x.v[2], x.v[3], 0x44);
@@ -222,6 +224,23 @@ static inline BITDIAL_ALWAYS_INLINE Ints in_order(const Ints& x) {
     return {{_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd), _mm512_shuffle_i32x4(c, d, 0x88),
              _mm512_shuffle_i32x4(c, d, 0xdd)}};
 }
+// rne(t) limited to 0..255, as bytes in order, for |t| < 2^31 in the order of interleaved taps: packing takes it back.
+static inline BITDIAL_ALWAYS_INLINE Bytes pack_taps(const Floats& t) {
+    const __m512i low = _mm512_packs_epi32(_mm512_cvtps_epi32(t.v[0]), _mm512_cvtps_epi32(t.v[1]));
+    const __m512i high = _mm512_packs_epi32(_mm512_cvtps_epi32(t.v[2]), _mm512_cvtps_epi32(t.v[3]));
+    return {_mm512_packus_epi16(low, high)};
+}
+// Into the order of interleaved taps: a transposition of 128-bit lanes, its own inverse.
+static inline BITDIAL_ALWAYS_INLINE Ints interleaved(const Ints& x) { return in_order(x); }
+static inline BITDIAL_ALWAYS_INLINE Floats interleaved(const Floats& x) {
+    const Ints bits = {{_mm512_castps_si512(x.v[0]), _mm512_castps_si512(x.v[1]), _mm512_castps_si512(x.v[2]),
+                        _mm512_castps_si512(x.v[3])}};
+    const Ints ordered = in_order(bits);
+    return {{_mm512_castsi512_ps(ordered.v[0]), _mm512_castsi512_ps(ordered.v[1]), _mm512_castsi512_ps(ordered.v[2]),
+             _mm512_castsi512_ps(ordered.v[3])}};
+}
+static constexpr int32_t kColumnTile = 4;  // outputs of a tile in depthwise/columns_body.h
+#define BITDIAL_TAP_COLUMNS
 
 // 256-entry table held in four registers.
 struct Table {

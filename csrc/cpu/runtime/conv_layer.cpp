@@ -270,6 +270,7 @@ void ConvLayer::pack_direct(bool with_read_back) {
         }
     direct_ = std::move(p);
     direct_has_read_back_ = with_read_back;
+    read_back_bytes_ = with_read_back ? direct_.data.bytes() / 2 : 0;
 }
 
 // Where the groups lie in a block, in the order of the visit; `unit` channels at a time, `taps` products per channel.
@@ -412,7 +413,10 @@ void ConvLayer::keep(const std::array<bool, kMethods>& methods, bool low_at_dire
     if (small_) return;
     if (sealed_) throw std::logic_error("layer '" + spec_.name + "': the engine is loaded, its kernels are chosen");
     if (direct_.data.data() == nullptr || direct_has_read_back_ != low_at_direct) {
-        pack_direct(low_at_direct);
+        if (split_form())
+            pack_split(low_at_direct);
+        else
+            pack_direct(low_at_direct);
         std::fill(built_.begin(), built_.end(), false);
     }
     auto want = [&](Method m, Packed& p, auto pack) {
@@ -438,9 +442,9 @@ void ConvLayer::seal() {
 }
 
 std::array<int64_t, 7> ConvLayer::weight_bytes() const {
-    const int64_t all = direct_.data.bytes(), back = direct_has_read_back_ ? all / 2 : 0;
-    return {all - back, back, fip_.data.bytes(), winograd_.data.bytes(), winograd_fip_.data.bytes(), narrow_.data.bytes(),
-            plane_.data.bytes()};
+    const int64_t all = direct_.data.bytes();
+    return {all - read_back_bytes_, read_back_bytes_, fip_.data.bytes(), winograd_.data.bytes(), winograd_fip_.data.bytes(),
+            narrow_.data.bytes(), plane_.data.bytes()};
 }
 
 // ---- visits ----------------------------------------------------------------------------------------------------------
@@ -455,13 +459,14 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
         bias[o] = static_cast<uint32_t>(spec_.bias[size_t(ratio) * spec_.outputs + c * outputs_per_group_ + o]);
 
     // high groups, and low ones too where they are read back
-    const int input_zero = (spec_.input_signed ? 128 : 0) - kernels_.dot_bias;
+    const int input_zero = spec_.input_signed ? 128 : 0;
     for (int l = 0; l < n_local_; l++) {
         const int g = c * n_local_ + l;
         const bool is_low = low[g] != 0;
         if (is_low && m != METHOD_DIRECT) continue;
         const int channels = folded_ ? size(g) * spec_.kernel_w : size(g);
-        Group group{direct_.offset[l] + (is_low ? direct_.block_bytes / 2 : 0), begin(g), ceil_div(channels, 4), 0, channels};
+        const int64_t place = split_form() ? 0 : direct_.offset[l] + (is_low ? direct_.block_bytes / 2 : 0);
+        Group group{place, begin(g), ceil_div(channels, 4), 0, channels};
         v.high_channels += channels;
         if (is_low) v.read_back_channels += channels;
         append(v.high, group, taps_ == 1, 4, 4 * kernels_.block);
@@ -559,6 +564,7 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
             }
         }
     }
+    if (split_form()) v.split = split_visit(ratio, m, c);
     v.bias.resize(padded);
     for (size_t o = 0; o < padded; o++) v.bias[o] = wrap(bias[o]);
     return v;
@@ -640,6 +646,12 @@ void ConvLayer::fill(ConvArgs& a, int ratio, Method m, int c) {
     a.high = {v.high.data(), static_cast<int32_t>(v.high.size()), 0, v.high_channels};
     a.high_weights = reinterpret_cast<const int8_t*>(direct_.data.data()) + c * direct_.group_bytes_all;
     a.high_block_bytes = direct_.block_bytes;
+    if (split_form() && !v.split.empty()) {
+        a.high_weights = reinterpret_cast<const int8_t*>(direct_.data.data());
+        a.split = v.split.data();
+        a.split_runs = static_cast<int32_t>(v.split.size()) / blocks_;
+        a.split_places = split_places_[m == METHOD_DIRECT && has_low(ratio)].data();
+    }
     a.read_back_channels = v.read_back_channels;
     a.method = m;
     a.low_groups = {v.low.data(), static_cast<int32_t>(v.low.size()), v.final_shift, v.low_channels};

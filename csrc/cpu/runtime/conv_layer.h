@@ -34,6 +34,7 @@ struct ConvSpec {
 struct Visit {
     std::vector<Group> high, low;
     std::vector<DeriveGroup> derive;
+    std::vector<SplitRun> split;  // [block][run]
     int32_t final_shift = 0, high_channels = 0, low_channels = 0, read_back_channels = 0;
     std::vector<int32_t> bias;                    // padded
     std::vector<int32_t> correction;              // winograd: [4][padded]
@@ -53,6 +54,11 @@ class ConvLayer {
     // small: keep one copy of the weights, low ones are derived from it while the layer runs; and of low weights that are
     // stored, one copy as narrow as they allow, of the groups that are ever low.
     ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, bool small);
+    // Byte offset of every tap from the first, in the layer's input and in its lowered form; before anything is packed.
+    void set_taps(std::vector<int32_t> src, std::vector<int32_t> low) {
+        src_taps_ = std::move(src);
+        low_taps_ = std::move(low);
+    }
 
     const ConvSpec& spec() const { return spec_; }
     // "" if the method is exact for this layer with these weights, else why not.
@@ -97,6 +103,9 @@ class ConvLayer {
     void pack_narrow();
     void pack_winograd(bool fip);
     void pack_plane();
+    bool split_form() const { return kernels_.split_is_faster && !small_; }
+    void pack_split(bool with_read_back);
+    std::vector<SplitRun> split_visit(int ratio, Method m, int conv_group) const;
     Visit build_visit(int ratio, Method m, int conv_group) const;
     Lowering build_lowering(int ratio, Method m) const;
 
@@ -112,6 +121,13 @@ class ConvLayer {
     std::array<std::string, kMethods> obstacles_;
     Packed direct_, fip_, winograd_, winograd_fip_, narrow_, plane_;
     const Packed& packed(Method m) const;
+    // Split form: `direct_` holds its weights then, run after run. Runs are of local groups that are low at the same ratios:
+    // [conv group][block][2: 8-bit, read back][kind], their places for either form of the input.
+    std::vector<std::vector<int>> split_kinds_;
+    std::vector<SplitRun> split_;
+    std::array<std::vector<int32_t>, 2> split_places_;
+    int64_t read_back_bytes_ = 0;
+    std::vector<int32_t> src_taps_, low_taps_;
     bool direct_has_read_back_ = false;
     bool nibbles_ = false;  // of plane_
     int fip_offset_ = 0, narrow_offset_ = 0, centre_ = 0;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <new>
 #include <stdexcept>
 
@@ -286,6 +287,9 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
     if (residual_ >= 0) reads.push_back(residual_);
     writes = {dst_};
     const ConvSpec& c = layer_.spec();
+    // Sums are int32: with such factors nothing reaches the ends of int32 before it is rounded.
+    saturates_ = program.conv_kernels().saturates && std::all_of(c.multiplier.begin(), c.multiplier.end(),
+                                                                 [](float m) { return std::fabs(m) <= 0.5f; });
     const TensorSpec s = program.tensor(src_), d = program.tensor(dst_);
     auto offsets = [&](const TensorSpec& t) {
         std::vector<int32_t> taps;
@@ -305,13 +309,18 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
         low.alias = -1;
         low.halo_h = c.pad_h;
         low.halo_w = c.pad_w;
-        // Winograd's tiles of 2 x 2 outputs read 4 x 4 inputs, also where only one output is inside.
-        low.halo_bottom = std::max(c.pad_h, (d.h + 1) / 2 * 2 + 2 - c.pad_h - s.h);
-        low.halo_right = std::max(c.pad_w, (d.w + 1) / 2 * 2 + 2 - c.pad_w - s.w);
+        // As far as the last window reaches; Winograd's tiles of 2 x 2 outputs read 4 x 4 inputs, also where only one output is
+        // inside.
+        auto beyond = [](int out, int stride, int kernel, int dilation, int pad, int in) {
+            return std::max({0, (out - 1) * stride + (kernel - 1) * dilation + 1 - pad - in, (out + 1) / 2 * 2 + 2 - pad - in});
+        };
+        low.halo_bottom = beyond(d.h, c.stride_h, c.kernel_h, c.dilation_h, c.pad_h, s.h);
+        low.halo_right = beyond(d.w, c.stride_w, c.kernel_w, c.dilation_w, c.pad_w, s.w);
         lowered_ = program.add_tensor(low);
         temporaries = {lowered_};
         low_taps_ = offsets(low);
     }
+    layer_.set_taps(src_taps_, low_taps_);
     for (int r = 0; r < c.ratios; r++) choices_.push_back(usual(r));
 }
 
@@ -403,7 +412,11 @@ void ConvStep::set_geometry(const Run& run, ConvArgs& a, int conv_group) const {
         e.residual_stride_c = t.stride_c();
     }
     e.mode = EPILOGUE_ANY;
-    if (e.kind == OUT_BYTES && e.residual_kind == RESIDUAL_NONE && e.zero_out == 0) e.mode = EPILOGUE_BYTES;
+    if (e.kind == OUT_BYTES && e.residual_kind == RESIDUAL_NONE) {
+        e.mode = EPILOGUE_LIMITED;
+        if (saturates_ && lo_ == 0.f && hi_ == 255.f && e.zero_out == 0) e.mode = EPILOGUE_SATURATED;
+        if (saturates_ && lo_ == -127.f && hi_ == 127.f && e.zero_out == 128) e.mode = EPILOGUE_SIGNED;
+    }
     if (e.kind == OUT_BYTES && e.residual_kind == RESIDUAL_BYTES) e.mode = EPILOGUE_RESIDUAL;
 }
 

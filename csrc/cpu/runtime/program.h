@@ -199,6 +199,7 @@ class ConvStep : public Step {
     ConvLayer layer_;
     int src_, dst_, residual_, lowered_ = -1, kind_;
     float residual_factor_, lo_, hi_;
+    bool saturates_;
     std::vector<Choice> choices_;
     int64_t scratch_ = -1;  // for the choices as they are; below 0: they changed and `keep` is due
     std::vector<int32_t> src_taps_, low_taps_;

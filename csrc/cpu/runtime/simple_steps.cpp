@@ -217,6 +217,8 @@ struct DepthwiseStep : CountedStep {
         a.m = multiplier.data();
         a.zero_src = p.tensor(src).zero;
         a.zero_dst = p.tensor(dst).zero;
+        a.margin_h = p.tensor(src).halo_h;
+        a.margin_w = p.tensor(src).halo_w;
         a.lo = s.lo;
         a.hi = s.hi;
         if (residual >= 0) {

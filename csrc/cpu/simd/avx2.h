@@ -1,5 +1,5 @@
-// AVX2 without VNNI: 8 int32 lanes. Byte products go through 16-bit pairs, so an exact product of full 8-bit operands takes
-// four instructions where narrow operands, whose sums of eight products fit 16 bits, take little more than two.
+// AVX2 without VNNI: 8 int32 lanes. An exact product of full bytes widens them to 16 bits: four instructions for 32 products
+// and the widening. Where sums of two products fit 16 bits it takes three (`dot_pairs`), where sums of eight fit, two.
 #pragma once
 #include <immintrin.h>
 
@@ -18,7 +18,6 @@ enum {
     COLS = 2,
     FIP_ROWS = 4,
     FIP_COLS = 2,
-    DOT_BIAS = 128,  // `dot` multiplies the stored byte minus 128, so that no pair of products can leave 16 bits
 };
 
 static inline vi zero() { return _mm256_setzero_si256(); }
@@ -52,20 +51,24 @@ static inline void sum_four(const vi (&v)[4], int32_t* to) {
     for (int s = 0; s < 4; s++) to[s] = sum(v[s]);
 }
 
-// acc + sums of four products (u - 128) * s. |u - 128| <= 128 and |s| <= 127: a pair is at most 32,512.
+// acc + sums of four products unsigned byte x signed byte, exact. dot_wide: the weights are given as 16-bit numbers, the first
+// and third of every four, and the second and fourth.
+static inline vi dot_wide(vi acc, vi u, vi even, vi odd) {
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), even));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_srli_epi16(u, 8), odd));
+}
 static inline vi dot(vi acc, vi u, vi s) {
-    const vi x = _mm256_xor_si256(u, _mm256_set1_epi8(static_cast<char>(0x80)));
-    const vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(s, x));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return dot_wide(acc, u, _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8), _mm256_srai_epi16(s, 8));
+}
+// The same where the caller proves that the sums of products 1 + 2 and 3 + 4 fit 16 bits.
+static inline vi dot_pairs(vi acc, vi u, vi s) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
 }
 // acc + sums of sixteen products u * s, u unsigned; the caller proves that eight products fit 16 bits.
 static inline vi dot_narrow(vi acc, vi u0, vi u1, vi u2, vi u3, const int8_t* w, int64_t stride) {
     const vi a = _mm256_add_epi16(_mm256_maddubs_epi16(u0, load(w)), _mm256_maddubs_epi16(u1, load(w + stride)));
     const vi b = _mm256_add_epi16(_mm256_maddubs_epi16(u2, load(w + 2 * stride)), _mm256_maddubs_epi16(u3, load(w + 3 * stride)));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_add_epi16(a, b), _mm256_set1_epi16(1)));
-}
-static inline vi dot_narrow_one(vi acc, vi u, vi s) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
 }
 
 static inline vf to_float(vi a) { return _mm256_cvtepi32_ps(a); }
@@ -132,14 +135,23 @@ static inline void store_group(uint8_t* p, vi a) {
                      _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
 }
 
-// N vectors of values 0..255, stored as adjacent bytes.
-template <int N>
-static inline void store_packed(uint8_t* p, const vi* q) {
+// The first n <= 8 N numbers of N vectors, limited to 0..255 (SIGNED: to -127..127, plus 128) and stored as adjacent bytes.
+template <int N, bool SIGNED>
+static inline void store_packed(uint8_t* p, const vi* q, int n) {
     static_assert(N == 1 || N == 2, "one or two vectors");
-    if (N == 1) return store_bytes(p, q[0], LANES);
     const vi words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[N - 1]), 0xD8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+    __m128i bytes = SIGNED ? _mm_packs_epi16(low, high) : _mm_packus_epi16(low, high);
+    if (SIGNED) bytes = _mm_xor_si128(_mm_max_epi8(bytes, _mm_set1_epi8(-127)), _mm_set1_epi8(static_cast<char>(0x80)));
+    if (n >= 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    uint64_t eight = static_cast<uint64_t>(_mm_cvtsi128_si64(bytes));
+    if (n >= 8) {
+        __builtin_memcpy(p, &eight, 8);
+        eight = static_cast<uint64_t>(_mm_extract_epi64(bytes, 1));
+        p += 8;
+        n -= 8;
+    }
+    for (; n > 0; n--, eight >>= 8) *p++ = static_cast<uint8_t>(eight);
 }
 
 // clamp(rne(v / 2^s), lo, hi) in every int32 lane; shift = s + 1 and half = 2^s - 1.

@@ -23,7 +23,6 @@ enum {
     COLS = 4,       // vectors of outputs of a register tile
     FIP_ROWS = 8,   // the fast inner product's tile
     FIP_COLS = 2,
-    DOT_BIAS = 0,  // what `dot` multiplies is the stored byte minus DOT_BIAS
 };
 
 static inline vi zero() { return _mm512_setzero_si512(); }
@@ -66,7 +65,7 @@ static inline vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 static inline vf add_float(vf a, vf b) { return _mm512_add_ps(a, b); }
 static inline vf limit(vf a, vf lo, vf hi) { return _mm512_min_ps(_mm512_max_ps(a, lo), hi); }
 
-static inline __mmask16 first(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1u); }
+static inline __mmask16 first(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1u); }
 // n <= 16 values of one byte each.
 static inline vi load_bytes_wide(const uint8_t* p, int n) {
     return _mm512_cvtepu8_epi32(n >= 16 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
@@ -108,19 +107,24 @@ static inline vi dot_group(vi acc, vi left, vi right) {
 }
 static inline void store_group(uint8_t* p, vi a) { store_bytes(p, a, LANES); }
 
-// N vectors of values 0..255, stored as adjacent bytes.
-template <int N>
-static inline void store_packed(uint8_t* p, const vi* q) {
-    static_assert(N == 1 || N == 2 || N == 4, "one, two or four vectors");
-    if (N == 1) return store_bytes(p, q[0], LANES);
+// The first n <= 16 N numbers of N vectors, limited to 0..255 (SIGNED: to -127..127, plus 128) and stored as adjacent bytes.
+template <int N, bool SIGNED>
+static inline void store_packed(uint8_t* p, const vi* q, int n) {
+    static_assert(N >= 1 && N <= 4, "one to four vectors");
     const vi order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const vi low = _mm512_packs_epi32(q[0], q[N > 1]);
-    const vi high = N == 4 ? _mm512_packs_epi32(q[N / 2], q[N - 1]) : low;
-    const vi bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
-    if (N == 4)
+    const vi high = N > 2 ? _mm512_packs_epi32(q[N / 2 + (N == 3)], q[N - 1]) : low;
+    vi bytes = SIGNED ? _mm512_packs_epi16(low, high) : _mm512_packus_epi16(low, high);
+    if (SIGNED) bytes = _mm512_xor_si512(_mm512_max_epi8(bytes, set_bytes(-127)), set_bytes(128));
+    bytes = _mm512_permutexvar_epi32(order, bytes);
+    if (n < 16 * N)
+        _mm512_mask_storeu_epi8(p, (1ull << n) - 1ull, bytes);
+    else if (N == 4)
         store(p, bytes);
+    else if (N == 1)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(bytes));
     else
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(bytes));
+        _mm512_mask_storeu_epi8(p, (1ull << (16 * N % 64)) - 1ull, bytes);
 }
 
 // clamp(rne(v / 2^s), lo, hi) in every int32 lane; shift = s + 1 and half = 2^s - 1.

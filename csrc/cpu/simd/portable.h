@@ -5,7 +5,7 @@
 namespace bitdial {
 namespace portable {
 
-enum { LANES = 4, BYTES = 16, ROWS = 2, COLS = 2, FIP_ROWS = 2, FIP_COLS = 1, DOT_BIAS = 0 };
+enum { LANES = 4, BYTES = 16, ROWS = 2, COLS = 2, FIP_ROWS = 2, FIP_COLS = 1 };
 
 struct vi {
     int32_t v[LANES];
@@ -203,10 +203,10 @@ static inline void store_group(uint8_t* p, vi a) {
     __builtin_memcpy(p, own, sizeof own);
 }
 
-// N vectors of values 0..255, stored as adjacent bytes.
-template <int N>
-static inline void store_packed(uint8_t* p, const vi* q) {
-    for (int j = 0; j < N; j++) store_bytes(p + j * LANES, q[j], LANES);
+// The first n numbers, 0..255, of N vectors, stored as adjacent bytes.
+template <int N, bool SIGNED>
+static inline void store_packed(uint8_t* p, const vi* q, int n) {
+    for (int j = 0; j < N; j++) store_bytes(p + j * LANES, q[j], n - j * LANES);
 }
 
 // clamp(rne(v / 2^s), lo, hi); shift = s + 1 and half = 2^s - 1. Right shifts of negative values are arithmetic in every

@@ -13,7 +13,7 @@ from itertools import product
 
 from bitdial.graph.ir import Graph
 from bitdial.graph.passes import Choice, add_options, fused
-from bitdial.quantization.domains import eight_bit_values, integer_layers
+from bitdial.quantization.domains import eight_bit_values, integer_layers, pads_input
 
 MAX_EXHAUSTIVE = 64  # fusions tried one and all; above, each add is decided in turn, the others kept
 
@@ -68,7 +68,9 @@ def count_borders(graph: Graph, ignored: tuple[str, ...] = (), isolate: bool = F
                 into.update(v for v in residual if v not in eight)
             else:
                 out.update(v for v in residual if v in eight)
-        elif node.name not in eight:
+        elif node.name in eight:
+            into.update(v for v in node.inputs if pads_input(node, graph))
+        else:
             out.update(v for v in node.data_operands() if v in eight)
     return Borders(len(into), len(out), len(layers - eight), len(graph.nodes))
 

@@ -25,6 +25,7 @@ from bitdial.quantization.domains import (
     layer_kinds,
     matches,
     non_negative_values,
+    pads_input,
 )
 from bitdial.quantization.effective_bits import low_limit
 from bitdial.quantization.instructions import (
@@ -68,6 +69,8 @@ def statistics_plan(graph: Graph, config: QuantizeConfig) -> dict[str, TensorSta
     eight = eight_bit_values(inner, layers, config.ignored)
     plan: dict[str, TensorStatistics] = {v: TensorStatistics() for v in eight}
     for node in graph.nodes:
+        if node.name in eight and pads_input(node, graph):
+            plan.setdefault(node.inputs[0], TensorStatistics())
         if node.name not in layers:
             continue
         for value in node.data_operands():
@@ -224,7 +227,7 @@ class _Builder:
 
     def _encode_output(self, node: Node) -> QParams:
         if node.op in MOVEMENT:
-            return self.qparams[node.inputs[0]]
+            return self.qparams[self._eight(node.inputs[0])]
         return self.shared.get(node.name) or self._encoding(node.name)
 
     # -- borders between 8-bit and float -------------------------------------------------------------------------------
@@ -286,7 +289,8 @@ class _Builder:
         if node.op == "max_pool":
             return MaxPool(**head, window=Window.of(node.attrs), ceil_mode=bool(node.attrs["ceil_mode"]))
         if node.op in MOVEMENT:
-            return Move(**head, node=Node(node.name, node.op, list(node.inputs), dict(node.attrs), source=node.source))
+            head["inputs"] = tuple(self._eight(v) for v in node.inputs)
+            return Move(**head, node=Node(node.name, node.op, list(head["inputs"]), dict(node.attrs), source=node.source))
         output, activation = self.qparams[node.name], node.attrs.get("activation")
         inputs = [self.qparams[v].scale for v in node.inputs]
         head["lo"], head["hi"] = clamp_limits(activation, output)
@@ -386,11 +390,14 @@ class _Builder:
         kinds = layer_kinds(node, self.graph)
         weight = self.graph.constants[node.weight]
         bias = self.graph.constants[node.bias] if node.bias is not None else None
-        scale = self.given_weight.get(node.name, weight_scales(weight, bias, activation.scale))
-        w8 = quantize_weight(weight, scale)
-        b = np.zeros(len(w8), np.int32) if bias is None else quantize_bias(bias, scale, activation.scale)
         bounds = self.bounds(kinds["channels"], self.config.group_size, kinds["conv_groups"])
         n_groups, n_local = len(bounds) - 1, (len(bounds) - 1) // kinds["conv_groups"]
+        scale = self.given_weight.get(node.name)
+        if scale is None:
+            pairs = bounds[: n_local + 1] if self.config.weight_pairs else None
+            scale = weight_scales(weight, bias, activation.scale, pairs)
+        w8 = quantize_weight(weight, scale)
+        b = np.zeros(len(w8), np.int32) if bias is None else quantize_bias(bias, scale, activation.scale)
         where = positions(node, self.graph)
         per_channel = where * weight[0, 0].size * (len(weight) // kinds["conv_groups"])
         bound = accumulator_bound(w8, activation)

@@ -56,13 +56,18 @@ def eight_bit_values(graph: Graph, layers: set[str], ignored: tuple[str, ...] = 
         changed = False
         for name in [v for v in capable if v in values]:
             node = capable[name]
-            needs_inputs = node.op not in CONTRACTIONS
+            needs_inputs = node.op not in CONTRACTIONS and not pads_input(node, graph)
             if (needs_inputs and not all(v in values for v in node.data_operands())) or not any(
                 _wants(reader, name, values, layers) for reader in consumers[name]
             ):
                 values.discard(name)
                 changed = True
     return values
+
+
+def pads_input(node: Node, graph: Graph) -> bool:
+    """Whether a node pads an input of the graph: the input is quantized before that, with the same result."""
+    return node.op == "pad" and node.inputs[0] in graph.inputs
 
 
 def _can_deliver(node: Node, graph: Graph, layers: set[str]) -> bool:

@@ -18,14 +18,35 @@ INT32_LIMIT = 2**31 - 1
 
 
 def weight_scales(
-    weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None, activation_scale: float
+    weight: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32] | None,
+    activation_scale: float,
+    pairs: npt.NDArray[np.int32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """float32 [O]: max(max|W[o]|/127, |bias[o]|/(s_a * 2^30), 2^-40); dead filters and large biases are safe."""
+    """float32 [O]: max(max|W[o]|/127, |bias[o]|/(s_a * 2^30), 2^-40); dead filters and large biases are safe.
+
+    pairs: int32 [n_local + 1], group borders over the input channels. Scales then also hold the sum of two weights of one sign,
+    of channels 2i and 2i + 1 of a group, to 128: what AVX2 multiplies without widening.
+    """
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64) / 127.0
+    if pairs is not None:
+        largest = np.maximum(largest, largest_pairs(weight, pairs) / 127.0)  # each rounds up by a half at most
     if bias is not None:
         largest = np.maximum(largest, np.abs(bias.astype(np.float64)) / (activation_scale * 2.0**30))
     scale: npt.NDArray[np.float32] = np.maximum(largest, 2.0**-40).astype(np.float32)
     return scale
+
+
+def largest_pairs(weight: npt.NDArray[np.float32], bounds: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """float64 [O]: the largest sum of two weights of one sign, of one tap and adjacent channels, counted from each border."""
+    w = weight.reshape(len(weight), weight.shape[1], -1).astype(np.float64)
+    result = np.zeros(len(w))
+    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for part in (np.maximum(w[:, begin:end], 0.0), np.maximum(-w[:, begin:end], 0.0)):
+            pairs = part[:, : len(part[0]) // 2 * 2].reshape(len(w), -1, 2, part.shape[2]).sum(axis=2)
+            if pairs.size:
+                result = np.maximum(result, pairs.max(axis=(1, 2)))
+    return result
 
 
 def quantize_weight(weight: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:

@@ -227,7 +227,25 @@ def wide_net() -> Graph:
     return b.done(b.linear(b.linear(b.flatten(b.mean(x)), 128), 10, activation=None))
 
 
+def padded_net() -> Graph:
+    """Padding by operators of its own, as TensorFlow's "same": of the input, more on one side than on the other, before 3x3,
+    5x5 and depthwise layers; and one that another operator reads as well."""
+    b = Network(3, 11, 12, seed=7)
+
+    def pad(x: str, top: int, bottom: int, left: int, right: int) -> str:
+        return b.node("pad", [x], {"pads": [[0, 0], [0, 0], [top, bottom], [left, right]], "value": 0.0})
+
+    x = b.conv(pad("x", 0, 1, 0, 1), 24, stride=2, padding=(0, 0))
+    x = b.conv(pad(x, 1, 1, 1, 1), 40, padding=(0, 0), activation=None)
+    x = b.conv(pad(x, 0, 3, 2, 1), 40, 5, groups=40, padding=(0, 0), activation=RELU6)
+    both = pad(x, 0, 2, 0, 2)
+    x = b.node("add", [both, b.conv(both, 40, padding=(1, 1))])
+    x = b.conv(pad(x, 0, 1, 1, 0), 33, 3, stride=2, padding=(1, 0))
+    return b.done(b.head(b.conv(pad(x, 0, 1, 0, 2), 24, 1, padding=(0, 0))))
+
+
 NETWORKS = {
+    "padded": padded_net,
     "residual": residual_net,
     "mobile": mobile_net,
     "dense": dense_net,

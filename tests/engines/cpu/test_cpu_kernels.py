@@ -231,6 +231,24 @@ def test_sums_up_to_the_last_bit_of_int32(isa: str) -> None:
 
 
 @EVERY_ISA
+@pytest.mark.parametrize("signed", [False, True])
+def test_pairs_of_weights_at_the_edge_of_16_bits(isa: str, signed: bool) -> None:
+    """255 * 128 fits, 255 * 129 does not: weights on both sides of it, in every place of a quad and a few quads of many."""
+    rng = np.random.default_rng(7)
+    case = make_case(
+        rng, per=20, rows=40, size=(4, 4), group=4, pad=(1, 1), x_kind="top", limits=(7, 7, True) if signed else (15, 7, False)
+    )
+    edges = [(64, 64), (127, 1), (-64, -64), (-1, -127), (127, -127), (0, 127), (64, 65), (2, 127), (-65, -64), (-127, -2)]
+    for share in (0.0, 0.003, 0.3):  # of pairs over the edge: in no block, in some, in all
+        over = rng.random(case.weight.size // 2) < share
+        choice = np.where(over, rng.integers(6, 10, over.size), rng.integers(0, 6, over.size))
+        pairs = np.array(edges, np.int8)[choice].reshape(40, 3, 3, 20)
+        case.weight[:] = pairs.transpose(0, 3, 1, 2)
+        check_all_methods(case, isa, 1, (0, 12))
+        check_all_methods(case, isa, 1, (0,), small=True)
+
+
+@EVERY_ISA
 def test_every_mask_of_four_groups(isa: str) -> None:
     """All sixteen subsets of low groups, nested or not, with shifts that rise, fall and repeat along the channels."""
     case = make_case(np.random.default_rng(3), per=30, rows=20, size=(5, 5), group=8, pad=(1, 1), x_kind="reach")
@@ -505,6 +523,23 @@ def test_epilogue_of_ragged_layers(
             layer.native.finish()
             for index in range(len(RATIOS)):
                 assert (layer.run(index) == expected[index]).all(), f"{isa}, {method}, ratio index {index}, {out}"
+
+
+@EVERY_ISA
+@pytest.mark.parametrize("signed", [False, True])
+def test_factors_that_leave_int32(isa: str, signed: bool) -> None:
+    """Sums times factors are limited before they are rounded to int32, where they could leave it."""
+    for largest in (0.5, 0.75, 1e7, 1e20):
+        case = make_case(np.random.default_rng(1), per=64, rows=40, group=16, pad=(1, 1), x_kind="top", w_kind="ends")
+        multiplier = np.where(np.arange(40) % 4, 1e-4, largest).astype(np.float32)
+        out = Output("bytes", multiplier, *((-127.0, 127.0) if signed else (0.0, 255.0)), signed=signed)
+        layer = CompiledLayer(case, isa, 1, out)
+        for method in layer.exact():
+            layer.choose(0, method)
+            layer.choose(4, method)
+            layer.native.finish()
+            for index in (0, 4):
+                assert (layer.run(index) == expected_output(case, index, out)).all(), (method, largest)
 
 
 # ---- what kernels count ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from bitdial.quantization.instructions import Dequantize, Float, Move
 
 
 def move(c: Values, step: Move | Float) -> None:
+    if step.name in c.pads:
+        return
     c.move(step.name, step.node, step.inputs[0])
 
 

@@ -128,13 +128,15 @@ class Compiler(Values):
 def _contract(c: Compiler, step: Contract) -> None:
     layer = step.layer
     assert layer.weight is not None
-    x = c.eight(step.inputs[0])
+    source, (top, _, left, _) = c.pads.get(step.inputs[0], (step.inputs[0], (0, 0, 0, 0)))
+    x = c.eight(source)
     memory.check_contract(step, x, c.program)
     y = c.buffer(step.name)
     residual = -1 if step.residual is None else c.laid_out_as(step.residual, y)
     lo, hi = step.limits
     weight = layer.weight if layer.weight.ndim == 4 else layer.weight[:, :, None, None]
     kernel, stride, pad, dilation = (step.window or memory.UNIT).pairs
+    pad = pad[0] + top, pad[1] + left
     low = np.ascontiguousarray(layer.low).astype(np.uint8)
     any_low = bool(low.any()) if low.size else False
     groups = layer.conv_groups

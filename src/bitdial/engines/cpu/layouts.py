@@ -26,9 +26,28 @@ from bitdial.quantization.program import Program
 MUST, ROWS, MAY = 3, 2, 1  # read or written by an operator on images; by one on rows; by one that takes images if need be
 
 
-def image_values(program: Program) -> frozenset[str]:
+def margins(
+    program: Program, readers: dict[str, list[Instruction]]
+) -> dict[str, tuple[str, tuple[int, int, int, int]]]:
+    """Moves that pad images for convolutions alone -> what they pad, and by how much (top, bottom, left, right). No step runs for
+    them: the convolutions find the zeros in the margin of the value itself."""
+    pads = {}
+    for step in program.instructions:
+        if not isinstance(step, Move) or step.node.op != "pad" or step.name in program.outputs:
+            continue
+        around = [tuple(p) for p in step.node.attrs["pads"]]
+        fits = len(around) == 4 and around[:2] == [(0, 0), (0, 0)] and min(min(p) for p in around) >= 0
+        if fits and all(
+            isinstance(r, Contract) and r.window is not None and r.residual is None for r in readers.get(step.name, [])
+        ):
+            pads[step.name] = step.inputs[0], (*around[2], *around[3])
+    return pads
+
+
+def image_values(program: Program, padded: Collection[str] = ()) -> frozenset[str]:
     """8-bit values of four axes that convolutions, pools and their like read or write, or that such values are added to or
-    concatenated with. All others lie in their own order, as linear layers and attention want them."""
+    concatenated with. All others lie in their own order, as linear layers and attention want them. padded: values that
+    convolutions read with a margin (see `margins`)."""
     wanted: dict[str, int] = {}
     parent: dict[str, str] = {}
 
@@ -62,6 +81,7 @@ def image_values(program: Program) -> frozenset[str]:
             mark([*step.inputs, step.name], 0 if len(shapes) == 1 else MAY, True)
         elif isinstance(step, Concat):
             mark([*step.inputs, step.name], MAY, True)
+    mark(padded, MUST, False)
     known = [v for v in program.qparams if v in program.types and len(program.types[v].shape) == 4]
     return frozenset(v for v in known if wanted.get(root(v), 0) in (MUST, MAY))
 

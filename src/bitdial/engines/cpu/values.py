@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines import memory
-from bitdial.engines.cpu.layouts import image_values, planes, turned
+from bitdial.engines.cpu.layouts import image_values, margins, planes, turned
 from bitdial.engines.cpu.views import (
     View,
     check_samples_stay,
@@ -96,8 +96,9 @@ class Values:
         for step in self.steps:
             for value in dict.fromkeys(step.operands()):
                 self.readers.setdefault(value, []).append(step)
+        self.pads = margins(program, self.readers)
         self.halos = self._halos()
-        self.images, self.planes = image_values(program), planes(program)
+        self.images, self.planes = image_values(program, [value for value, _ in self.pads.values()]), planes(program)
         self.turned = turned(program, self.readers, self.images)
         self.quantized: dict[tuple[Any, ...], str] = {}  # (float value, rounding) -> 8-bit value in the same order
         self.done: set[str] = set()  # instructions that other steps have taken over
@@ -109,8 +110,9 @@ class Values:
         halos: dict[str, tuple[int, int]] = {}
         for step in self.steps:
             if isinstance(step, Contract) and step.window is not None and len(step.window.kernel) == 2:
-                old, pad = halos.get(step.inputs[0], (0, 0)), step.window.padding
-                halos[step.inputs[0]] = (max(old[0], pad[0]), max(old[1], pad[1]))
+                value, (top, bottom, left, right) = self.pads.get(step.inputs[0], (step.inputs[0], (0, 0, 0, 0)))
+                old, pad = halos.get(value, (0, 0)), step.window.padding
+                halos[value] = max(old[0], pad[0] + max(top, bottom)), max(old[1], pad[1] + max(left, right))
         return halos
 
     def unchecked_inputs(self) -> list[str]:

@@ -101,7 +101,7 @@ FIELDS = {  # as in csrc/cpu/simple_ops.h
     "copy": "p:src,dst I:extent L:src_stride,dst_stride l:src_offset,dst_offset p:gather i:gather_axis",
     "depthwise": (
         f"v:src,dst {WINDOW},dilation_h,dilation_w,multiplicity p:weight,bias,m i:zero_src,zero_dst f:lo,hi "
-        "p:residual v:residual_view i:zero_residual f:residual_factor p:dst_acc"
+        "p:residual v:residual_view i:zero_residual f:residual_factor p:dst_acc i:margin_h,margin_w"
     ),
 }
 ARGS = {op: type(op, (Structure,), {"_fields_": _fields(fields)}) for op, fields in FIELDS.items()}
@@ -197,6 +197,20 @@ def tensor(rng: np.random.Generator, shape: Sequence[int], margin: int = 0, gap:
         array[:] = rng.choice(np.array([0, 255], np.uint8))
     view = View(memory.ctypes.data + offset, *shape, *pitches)
     return Tensor(array, memory, view)
+
+
+def framed(rng: np.random.Generator, shape: Sequence[int], frame: tuple[int, int], zero: int, gap: int, low: bool) -> Tensor:
+    """A random tensor with frame = (rows, columns) of bytes `zero` around every image."""
+    n, h, w, c = shape
+    rows, columns = frame
+    whole = tensor(rng, (n, h + 2 * rows, w + 2 * columns, c), 7, gap, low)
+    inner = whole.array[:, rows : rows + h, columns : columns + w]
+    values = inner.copy()
+    whole.array[:] = zero
+    inner[:] = values
+    pitches = inner.strides[:3]
+    start = whole.view.data + rows * pitches[1] + columns * pitches[2]
+    return Tensor(inner, whole.memory, View(start, *shape, *pitches))
 
 
 def floats(

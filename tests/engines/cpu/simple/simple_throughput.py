@@ -190,6 +190,8 @@ def measure() -> None:
                     **window,
                     **dilation,
                     "multiplicity": 1,
+                    "margin_h": 0,
+                    "margin_w": 0,
                     "weight": weight,
                     "bias": np.zeros(channels, np.int32),
                     "m": np.full(channels, 0.01, np.float32),

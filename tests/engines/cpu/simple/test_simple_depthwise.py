@@ -9,14 +9,17 @@ import pytest
 import simple_definitions as define
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simple_support import Shim, View, check_bytes, guarded, run_split, tensor, zero_of
+from simple_support import Shim, View, check_bytes, framed, guarded, run_split, tensor, zero_of
 
 pytestmark = pytest.mark.sanitize
 F = np.float32
 SHAPES = st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 11), st.integers(1, 70))
 
 
-def case(shim: Shim, isa: str, shape: tuple[int, ...], a: dict[str, int], rng: np.random.Generator, sums: bool) -> None:
+def case(
+    shim: Shim, isa: str, shape: tuple[int, ...], a: dict[str, int], rng: np.random.Generator, sums: bool,
+    frame: tuple[int, int] = (0, 0),
+) -> None:  # fmt: skip
     multiplicity = a["multiplicity"]
     out = []
     for axis, size in zip("hw", shape[1:3], strict=True):
@@ -24,7 +27,8 @@ def case(shim: Shim, isa: str, shape: tuple[int, ...], a: dict[str, int], rng: n
         out.append((size + 2 * a[f"pad_{axis}"] - reach) // a[f"stride_{axis}"] + 1)
     if min(out) < 1:
         return
-    src = tensor(rng, shape, 7, int(rng.choice([0, 9])), bool(rng.integers(0, 2)))
+    zeros = {f"zero_{k}": zero_of(rng) for k in ("src", "dst", "residual")}
+    src = framed(rng, shape, frame, zeros["zero_src"], int(rng.choice([0, 9])), bool(rng.integers(0, 2)))
     channels, taps = shape[3] * multiplicity, a["kernel_h"] * a["kernel_w"]
     dst = tensor(rng, (shape[0], *out, channels), 7, int(rng.choice([0, 9])))
     weight = guarded(taps * channels, bool(rng.integers(0, 2))).view(np.int8).reshape(taps, channels)
@@ -37,7 +41,6 @@ def case(shim: Shim, isa: str, shape: tuple[int, ...], a: dict[str, int], rng: n
     m[:] = rng.uniform(0.1, 3.0, channels) * 127 / (127 * 255 * taps)
     if rng.integers(0, 2):
         m[:] = 2.0 ** -int(rng.integers(6, 14))  # ties
-    zeros = {f"zero_{k}": zero_of(rng) for k in ("src", "dst", "residual")}
     lo, hi = (-127.0, 127.0) if zeros["zero_dst"] else (0.0, 255.0)
     total = define.depthwise_sums(src.array.astype(np.int64) - zeros["zero_src"], (out[0], out[1]), a, weight, bias)
     assert np.abs(total).max() < 2**31
@@ -54,7 +57,7 @@ def case(shim: Shim, isa: str, shape: tuple[int, ...], a: dict[str, int], rng: n
     acc = guarded(4 * total.size).view(np.int32) if sums else None
     run = shim.prepare(
         isa, "depthwise", src=src, dst=dst, weight=weight, bias=bias, m=m, lo=lo, hi=hi, dst_acc=acc,
-        **a, **zeros, **residual,
+        margin_h=frame[0], margin_w=frame[1], **a, **zeros, **residual,
     )  # fmt: skip
     if acc is None:
         check_bytes(dst, define.round_clamped(t, lo, hi), zeros["zero_dst"], run, rng)
@@ -80,6 +83,39 @@ def test_depthwise(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, usua
     if arguments["multiplicity"] > 1:
         shape = (*shape[:3], min(shape[3], 40))
     case(shim, isa, shape, arguments, rng, sums)
+
+
+@settings(max_examples=100)
+@given(
+    shape=SHAPES, seed=st.integers(0, 2**32 - 1), kernel=st.sampled_from([3, 5]), stride=st.integers(1, 2),
+    pad=st.integers(0, 3), frame=st.tuples(st.integers(0, 3), st.integers(0, 3)), sums=st.booleans(),
+)  # fmt: skip
+def test_padding_that_lies_in_memory(
+    shim: Shim, isa: str, shape: tuple[int, ...], seed: int, kernel: int, stride: int, pad: int, frame: tuple[int, int],
+    sums: bool,
+) -> None:  # fmt: skip
+    """Windows of 3 x 3 and 5 x 5 with rows and columns of zeros around the images: enough of them, or too few."""
+    a = {f"{name}_{axis}": value for axis in "hw" for name, value in (("kernel", kernel), ("stride", stride), ("pad", pad))}
+    a |= {"dilation_h": 1, "dilation_w": 1, "multiplicity": 1}
+    case(shim, isa, shape, a, np.random.default_rng(seed), sums, frame)
+
+
+def test_sums_times_factors_beyond_int32(shim: Shim, isa: str) -> None:
+    """Factors so large that sums leave what rounds to int32: limited before they are rounded."""
+    rng = np.random.default_rng(0)
+    for factor in (1e3, 1e4, 1e30):
+        src = framed(rng, (1, 5, 9, 70), (1, 1), 0, 0, False)
+        dst = tensor(rng, (1, 5, 9, 70))
+        weight, bias = rng.integers(-127, 128, (9, 70)).astype(np.int8), rng.integers(-9, 9, 70).astype(np.int32)
+        a = {f"{name}_{axis}": v for axis in "hw" for name, v in (("kernel", 3), ("stride", 1), ("pad", 1), ("dilation", 1))}
+        total = define.depthwise_sums(src.array.astype(np.int64), (5, 9), a | {"multiplicity": 1}, weight, bias)
+        m = np.where(np.arange(70) % 3, 1e-3, factor).astype(F)
+        run = shim.prepare(
+            isa, "depthwise", src=src, dst=dst, weight=weight, bias=bias, m=m, lo=0.0, hi=255.0, dst_acc=None, zero_src=0,
+            zero_dst=0, zero_residual=0, residual=None, residual_view=View(), residual_factor=0.0, multiplicity=1,
+            margin_h=1, margin_w=1, **a,
+        )  # fmt: skip
+        check_bytes(dst, define.round_clamped(total.astype(F) * m, 0.0, 255.0), 0, run, rng)
 
 
 def test_windows_at_and_beyond_the_packed_size(shim: Shim, isa: str) -> None:

@@ -12,12 +12,12 @@ from bitdial.errors import ConfigError
 COMMAND = ("quantize", "--model", "zoo:digits", "--data", "digits", "--images", "8", "--no-evaluate")
 
 
-@pytest.mark.parametrize(("options", "strength"), [(("--smooth", "0.7"), 0.7), ((), None)])
+@pytest.mark.parametrize(("options", "strength"), [(("--smooth", "0.7"), 0.7), ((), 0.5), (("--smooth", "0"), 0.0)])
 def test_the_strength_reaches_the_configuration(
-    bitdial: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], strength: float | None
+    bitdial: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], strength: float
 ) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    seen: list[float | None] = []
+    seen: list[float] = []
 
     def stop(network: Any, calibration: Any, config: Any, **others: Any) -> None:
         seen.append(config.smooth)

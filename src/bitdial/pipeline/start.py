@@ -70,7 +70,8 @@ def check_start(start: Program, prepared: Prepared, config: QuantizeConfig, name
             f"{name} was made from another network than this one: give the network and the settings it was quantized "
             f"from, or {_ANEW}{_versions(start)}"
         )
-    moved = bool(config.smooth) or config.equalize is not None  # then weights depend on the images too
+    # then weights depend on the images too
+    moved = config.equalize is not None or (config.smooth and any(n.op == "layer_norm" for n in prepared.graph.nodes))
     for layer_name, layer in expected.layers.items():
         if layer.weight is None:
             continue

@@ -26,6 +26,11 @@ from bitdial.quantization.output_error import LayerSamples
 from bitdial.quantization.program import BLOCK_ROWS, QuantizedLayer
 from bitdial.quantization.weights import low_integers, per_weight, read_back_weights
 
+# Rows that a layer needs per input, or its weights are only rounded: fewer are fitted to the samples at hand. MiniLM's layers of
+# 1,536 inputs have 4 (most of them padding), and rounding them takes 100 % at 4 bits from 77.1 to 91.9 (300 pairs, float 93.4), at
+# the same 93.5, 93.2 and 93.3 at 25, 50 and 75 %.
+ROWS_PER_INPUT = 5
+ROUNDED = 1e6  # damping that leaves errors where they are made
 DAMPING = 0.1  # of the mean variance of the inputs: keeps GPTQ stable
 RIDGES = (0.03, 0.1, 0.3, 1.0, 10.0)  # as much, towards the 8-bit weights; which one is chosen on rows held out
 HELD_OUT = 4  # one of so many rows, the last ones: they come from other samples
@@ -59,8 +64,10 @@ def solve_groups(layer: QuantizedLayer, groups: npt.NDArray[np.bool_], inputs: T
             wanted = errors[:, own]
             start = torch.from_numpy(high[own][:, columns].astype(np.float64))
             change, covariance = ridge(x, wanted, unit[own])
-            target = start + change
-            covariance.diagonal().add_(DAMPING * float(covariance.diagonal().mean()) + 1e-6)
+            fitted = len(x) >= ROWS_PER_INPUT * per_group * taps
+            target = start + change if fitted else start
+            damping = DAMPING if fitted else ROUNDED
+            covariance.diagonal().add_(damping * float(covariance.diagonal().mean()) + 1e-6)
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
             widths = [int(w) * taps for w in np.diff(layer.group_bounds)[run]]
             shifts = _shifts(target, inverse.diagonal().reciprocal(), unit[own], widths, layer)

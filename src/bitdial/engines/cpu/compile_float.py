@@ -121,7 +121,10 @@ def _where(c: Values, step: Float) -> None:
 def _masked_fill(c: Values, step: Float) -> None:
     (x, mask, value), _ = arguments(step)
     dtype = c.types[step.name].dtype
-    number = value if isinstance(value, str) else {"float32": float, "int64": int, "bool": bool}[dtype](value)
+    kinds: dict[str, Callable[[Any], bool | int | float]] = {"float32": float, "int64": int, "bool": bool}
+    if dtype not in kinds:
+        raise Unsupported(f"{step.operation} of {dtype}")
+    number = value if isinstance(value, str) else kinds[dtype](value)
     whole_step(c, step.name, "where", dtype, [number, x, mask])
 
 

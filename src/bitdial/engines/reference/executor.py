@@ -285,7 +285,7 @@ def move_values(run: Any, step: Move, x: list[Tensor], batch: int) -> Tensor:
 def _float(run: Executor, step: Float, x: list[Tensor], batch: int) -> Tensor:
     """An operator in float. Its result depends on the operands' values alone, not on which engine or kernel made them."""
     axis = softmax_axis(step.node)
-    if axis is not None:
+    if axis is not None and x[0].dtype == torch.float32:
         return softmax(x[0], axis)
     exact = ordered.OPERATORS.get(step.operation)
     if exact is not None:

@@ -87,6 +87,8 @@ def square_root(x: Tensor) -> Tensor:
 
 
 def _layer_norm(node: Node, x: Sequence[Tensor]) -> Tensor | None:
+    if any(v.dtype != torch.float32 for v in x):
+        return None
     weight, bias = x[1] if len(x) > 1 else None, x[2] if len(x) > 2 else None
     return layer_norm(x[0], weight, bias, len(node.attrs["normalized_shape"]), node.attrs["eps"])
 

@@ -36,6 +36,13 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet50": NetworkSpec("torchvision:resnet50", 224),
     "vgg16_bn": NetworkSpec("torchvision:vgg16_bn", 224),
     "mobilenet_v2": NetworkSpec("torchvision:mobilenet_v2", 224),
+    "efficientnet_lite0": NetworkSpec("timm:efficientnet_lite0", 224),
+    "squeezenet1_1": NetworkSpec("torchvision:squeezenet1_1", 224),
+    "vit_s": NetworkSpec("timm:vit_small_patch16_224", 224),
+    "vit_b": NetworkSpec("timm:vit_base_patch16_224", 224),
+    "deit_s": NetworkSpec("timm:deit_small_patch16_224", 224),
+    "swin_t": NetworkSpec("timm:swin_tiny_patch4_window7_224", 224),
+    "swin_s": NetworkSpec("timm:swin_small_patch4_window7_224", 224),
     "vgg": NetworkSpec("zoo:vgg", 32, "vgg_cifar10_jpeg"),
     "resnet20": NetworkSpec("zoo:resnet20", 32, "resnet20_cifar10_jpeg"),
 }

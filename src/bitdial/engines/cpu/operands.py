@@ -102,7 +102,9 @@ def combine(
 
 
 def whole_step(c: Values, name: str, op: str, kind: str, values: Sequence[Any]) -> None:
-    """Elements of any type: operands of `kind`, and a condition behind them for `where`."""
+    """Elements of any type but int32: operands of `kind`, and a condition behind them for `where`."""
+    if kind == "int32":
+        raise Unsupported(f"{op} of int32")
     operands = [as_type(c, v, "bool" if op == "where" and i == 2 else kind) for i, v in enumerate(values)]
     y = c.buffer(name)
     extents, strides, offsets, tensors = walk(c, name, operands, y)

@@ -19,8 +19,8 @@ from bitdial.errors import CalibrationError
 BINS = 2048
 # What a clipped value's squared error counts beside a rounded one's in the choice of a range: rounding errors have random signs
 # and mostly cancel in a layer's sums, clipping errors sit in the same channels and tokens every time. MiniLM at 8 bits (300
-# pairs; squared error of the embeddings, share of their spread): 0.109 at 1, 0.038 at 4, 0.033 at 16, 0.036 at 1,000. ResNet-20 on
-# 10,000 images at 8 bits and at 100 %: 87.64 and 86.86 at 1, 87.66 and 86.91 at 4, 87.58 and 86.69 at 16.
+# pairs; squared error of the embeddings, share of their spread): 0.109 at 1, 0.038 at 4, 0.033 at 16, 0.036 at 1,000.
+# ResNet-20 on 10,000 images at 8 bits and at 100 %: 87.64 and 86.86 at 1, 87.66 and 86.91 at 4, 87.58 and 86.69 at 16.
 CLIPPING = 4.0
 Method = Literal["minmax", "percentile", "mse"]
 

@@ -52,7 +52,7 @@ def test_sampled_rows_of_a_linear_layer() -> None:
 
 def test_stored_low_weights_err_less(conv_net: Any, transformer: Any, helpers: Any) -> None:
     """At ratio 1 the network with low weights of its own is nearer to the float one, and 8-bit weights are the same."""
-    x = helpers.images(24, seed=3)
+    x = helpers.images(96, seed=3)  # enough rows for every layer to be fitted
     for model in (conv_net, transformer):
         exact = model(x).detach()
         prepared = prepare(model, [x], CONFIG)

@@ -262,6 +262,6 @@ def test_prepare_smooths_a_vision_transformer_and_calibrates_anew(transformer: n
     engine = ReferenceEngine(program)
     with torch.no_grad():
         exact = model(x)
-    assert helpers.snr(exact, engine.run(x, 0.0)) > 12.0  # random weights, very uneven channels
+    assert helpers.snr(exact, engine.run(x, 0.0)) > 8.0  # random weights, very uneven channels
     assert torch.isfinite(engine.run(x, 1.0)).all()
     assert program.provenance["config"]["smooth"] == 0.5

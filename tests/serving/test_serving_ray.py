@@ -376,6 +376,7 @@ class Clients:
         self.pool.shutdown()
 
 
+@pytest.mark.slow
 def test_two_replicas_for_real(model_file: Path, folder: Path) -> None:
     """One replica, shipped to the cluster; work brings the second; both answer as the engine does; one is killed and requests go
     on; SIGTERM drains, and no process is left."""

@@ -63,9 +63,9 @@ def solve_groups(layer: QuantizedLayer, groups: npt.NDArray[np.bool_], inputs: T
             x = inputs[:, torch.from_numpy(columns + conv_group * per_group * taps)]
             wanted = errors[:, own]
             start = torch.from_numpy(high[own][:, columns].astype(np.float64))
-            change, covariance = ridge(x, wanted, unit[own])
             fitted = len(x) >= ROWS_PER_INPUT * per_group * taps
-            target = start + change if fitted else start
+            change, covariance = ridge(x, wanted, unit[own], RIDGES if fitted else ())
+            target = start + change
             damping = DAMPING if fitted else ROUNDED
             covariance.diagonal().add_(damping * float(covariance.diagonal().mean()) + 1e-6)
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
@@ -124,11 +124,11 @@ def layer_outputs(layer: QuantizedLayer, weight: Tensor, inputs: Tensor) -> Tens
     return torch.cat([x @ w.T for x, w in parts], dim=1)
 
 
-def ridge(x: Tensor, wanted: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+def ridge(x: Tensor, wanted: Tensor, unit: Tensor, strengths: Sequence[float] = RIDGES) -> tuple[Tensor, Tensor]:
     """What to add to the weights of inputs x [n, m] so that outputs move by `wanted` [n, O]: float64 [O, m]; x's covariance.
 
-    How far the weights are held back is chosen by the error on held-out rows, in real units (unit: [O]); where every change does
-    harm there, nothing is changed: samples are few, and rows of one sample alike.
+    How far the weights are held back is chosen from `strengths` by the error on held-out rows, in real units (unit: [O]); where
+    every change does harm there, nothing is changed: samples are few, and rows of one sample alike.
     """
     held = len(x) // HELD_OUT
     parts = [(x, wanted)] if not held else [(x[:-held], wanted[:-held]), (x[-held:], wanted[-held:])]
@@ -142,7 +142,7 @@ def ridge(x: Tensor, wanted: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
         return torch.cholesky_solve(target.T, torch.linalg.cholesky(products)).T
 
     best, least = 0.0, 0.0
-    for damping in RIDGES if held else ():
+    for damping in strengths if held else ():
         change = solved(*sums[0], damping) * unit[:, None]
         gain = float((change @ sums[1][0] * change).sum() - 2.0 * (change * sums[1][1] * unit[:, None]).sum())
         if gain < least:

@@ -308,10 +308,7 @@ class _Importer:
         return name
 
     def fresh(self, hint: str) -> str:
-        name, k = hint, 1
-        while name in self.graph.constants or name in self.graph.types:
-            name, k = f"{hint}_{k}", k + 1
-        return name
+        return self.graph.fresh_name(hint)
 
 
 _NEW_TENSOR = frozenset(f"aten.{op}.default" for op in ("new_zeros", "new_ones", "new_full", "new_empty"))

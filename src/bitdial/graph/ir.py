@@ -175,6 +175,13 @@ class Graph:
     def is_constant(self, value: str) -> bool:
         return value in self.constants
 
+    def fresh_name(self, hint: str) -> str:
+        """`hint`, or the next name after it that no value has."""
+        name, k = hint, 1
+        while name in self.constants or name in self.types:
+            name, k = f"{hint}_{k}", k + 1
+        return name
+
     def copy(self) -> Graph:
         """A copy that shares only the constant arrays (treat those as immutable: replace, never write into them)."""
         nodes = [

@@ -214,9 +214,7 @@ def _insert_reorders(graph: Graph, plan: LayoutPlan) -> list[str]:
         order = plan.orders[value]
         permutation = _axis_permutation(plan, value)
         assert permutation is not None
-        name, k = f"{value}_reorder", 1
-        while name in graph.types or name in graph.constants:
-            name, k = f"{value}_reorder_{k}", k + 1
+        name = graph.fresh_name(f"{value}_reorder")
         attrs = {"axis": order.labels.moving_axis, "indices": [int(i) for i in np.argsort(permutation)]}
         producer = graph.node(value)
         node = Node(name, "gather", [value], attrs, source=producer.source)

@@ -114,10 +114,7 @@ def _separate(graph: Graph, statistics: Mapping[str, TensorStatistics]) -> dict[
             others |= not ends or reader.residual == node.name
         if not own or not others:
             continue
-        name, k = f"{node.name}_smoothed", 1
-        while name in graph.types or name in graph.constants:
-            name, k = f"{node.name}_smoothed_{k}", k + 1
-        copy = replace(node, name=name, inputs=list(node.inputs))
+        copy = replace(node, name=graph.fresh_name(f"{node.name}_smoothed"), inputs=list(node.inputs))
         graph.nodes.insert(graph.nodes.index(node) + 1, copy)
         graph.types[copy.name] = graph.types[node.name]
         copies[copy.name] = node.name

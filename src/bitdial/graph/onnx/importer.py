@@ -239,10 +239,7 @@ class Importer:
         return name
 
     def fresh(self, hint: str) -> str:
-        name, k = hint, 1
-        while name in self.graph.constants or name in self.graph.types:
-            name, k = f"{hint}_{k}", k + 1
-        return name
+        return self.graph.fresh_name(hint)
 
 
 _TAKE_SIZES = frozenset({"Reshape", "Expand", "Slice", "ConstantOfShape", "Shape", "Size", "Tile", "Resize", "Range"})

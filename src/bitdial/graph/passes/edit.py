@@ -7,9 +7,7 @@ from bitdial.graph.ir import Array, Graph
 
 def fresh_constant(graph: Graph, hint: str, array: Array) -> str:
     """Add a constant under `hint` or the next free name after it; return the name."""
-    name, k = hint, 1
-    while name in graph.constants or name in graph.types:
-        name, k = f"{hint}_{k}", k + 1
+    name = graph.fresh_name(hint)
     graph.constants[name] = array
     return name
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bitdial.errors import ConfigError
@@ -38,6 +38,7 @@ def brute_force(arrivals, seconds, losses, slo):
     return fewest, best[1] if best[0] == fewest else None
 
 
+@example(gaps=[0.0, 0.0, 1.4426950216293335, 0.6713713689454017, 0.47966326547639826], slo=5.0, times=[1.0, 2.0, 1.53125])
 @settings(max_examples=60, deadline=None)
 @given(
     gaps=st.lists(st.floats(0, 3), min_size=1, max_size=6),
@@ -50,7 +51,9 @@ def test_oracle_equals_brute_force(gaps, slo, times):
     schedule = best_schedule(arrivals, seconds, losses, slo, cells=4000)
     fewest, lost = brute_force(arrivals, seconds, losses, slo)
     assert schedule.late == fewest
-    assert lost is not None and schedule.lost <= lost + 0.1 + 1e-9  # the grid may cost one step at most
+    # Where a deadline lies within a cell of the finish planned, the grid takes a ratio for possible that is not, and
+    # that request goes to the next one: the widest step between two losses.
+    assert lost is not None and lost - 1e-9 <= schedule.lost <= lost + max(np.diff(losses), default=0.0) + 1e-9
     check_feasible(arrivals, seconds, slo, schedule)
 
 

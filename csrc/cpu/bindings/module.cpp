@@ -81,7 +81,7 @@ NB_MODULE(_native, m) {
                 bool accumulators, bool folded, Array<int8_t> weight, Pair stride, Pair pad, Pair dilation, int conv_groups,
                 int amax, int wmax, bool input_signed, Array<int32_t> bounds, Array<uint8_t> activation_shift,
                 Array<uint8_t> weight_shift, Array<uint8_t> low, Array<int32_t> bias, Array<float> multiplier,
-                std::optional<Array<int8_t>> low_weight) {
+                std::optional<Array<int8_t>> low_weight, bool dynamic) {
                  if (weight.ndim() != 4 || bias.ndim() != 2 || low.ndim() != 2 || weight_shift.ndim() != 2)
                      throw std::invalid_argument("layer '" + name + "': an array has the wrong number of axes");
                  ConvSpec s;
@@ -92,7 +92,7 @@ NB_MODULE(_native, m) {
                  s.kernel_w = static_cast<int>(weight.shape(3));
                  s.stride_h = stride[0], s.stride_w = stride[1], s.pad_h = pad[0], s.pad_w = pad[1];
                  s.dilation_h = dilation[0], s.dilation_w = dilation[1], s.conv_groups = conv_groups;
-                 s.amax = amax, s.wmax = wmax, s.input_signed = input_signed;
+                 s.amax = amax, s.wmax = wmax, s.input_signed = input_signed, s.dynamic = dynamic;
                  s.ratios = static_cast<int>(bias.shape(0));
                  const size_t groups = bounds.size() - 1, local = groups / conv_groups;
                  if (bias.shape(0) != e.ratios() || bias.shape(1) != weight.shape(0) || multiplier.size() != weight.shape(0) ||
@@ -117,7 +117,7 @@ NB_MODULE(_native, m) {
              "name"_a, nb::kw_only(), "src"_a, "dst"_a, "residual"_a = -1, "residual_factor"_a = 0.f, "lo"_a, "hi"_a,
              "accumulators"_a = false, "folded"_a = false, "weight"_a, "stride"_a, "pad"_a, "dilation"_a, "conv_groups"_a,
              "amax"_a, "wmax"_a, "input_signed"_a, "bounds"_a, "activation_shift"_a, "weight_shift"_a, "low"_a, "bias"_a,
-             "multiplier"_a, "low_weight"_a = nb::none())
+             "multiplier"_a, "low_weight"_a = nb::none(), "dynamic"_a = false)
         .def("add_depthwise",
              [](Engine& e, const std::string& name, int src, int dst, int residual, float residual_factor, float lo, float hi,
                 Array<int8_t> weight, Pair kernel, Pair stride, Pair pad, Pair dilation, int multiplicity, Array<int32_t> bias,

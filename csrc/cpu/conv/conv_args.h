@@ -152,7 +152,7 @@ struct Scratch {
 
 struct ConvKernels {
     int32_t block, fip_block, vector_bytes, rows;
-    bool has_fip, has_winograd, narrow_is_faster, split_is_faster, saturates;
+    bool has_fip, has_winograd, narrow_is_faster, split_is_faster, saturates, lowers_bytes;
     // bytes of scratch that one call needs
     int64_t (*scratch_bytes)(const ConvArgs&);
     // pixels or tiles of the layer, and the number of chunks they are cut into, each a task
@@ -161,6 +161,9 @@ struct ConvKernels {
     // chunks [chunk0, chunk1) for output blocks [block0, block1)
     void (*run)(const ConvArgs&, int32_t chunk, int32_t block0, int32_t block1, const Scratch&, Counters*);
     void (*lower)(const LowerArgs&, int32_t row0, int32_t row1);
+    // Per channel of [channel0, channel1) an OR of the magnitudes (stored byte - zero) over all pixels of the view: as many bits
+    // as their maximum. `into` belongs to channel 0.
+    void (*magnitudes)(const ConstByteView&, int32_t zero, int32_t channel0, int32_t channel1, uint8_t* into);
     // Dot products on registers alone, to measure the processor's rate; returns how many byte products were made, and
     // writes what keeps the compiler from leaving them out to *sink.
     int64_t (*burn)(int64_t rounds, int32_t* sink);

@@ -13,7 +13,7 @@ namespace avx2 {
 #include "lower_body.h"
 #include "conv_body.h"
 extern const ConvKernels conv_kernels;
-const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, ROWS, false, true, true, true, true, scratch_bytes, units,
-                                  chunks, run_conv, lower_rows, burn};
+const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, ROWS, false, true, true, true, true, LOWERS_BYTES,
+                                  scratch_bytes, units, chunks, run_conv, lower_rows, magnitudes, burn};
 }  // namespace avx2
 }  // namespace bitdial

@@ -12,7 +12,7 @@ namespace avx512vnni {
 #include "lower_body.h"
 #include "conv_body.h"
 extern const ConvKernels conv_kernels;
-const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, ROWS, true, true, false, false, true, scratch_bytes, units,
-                                  chunks, run_conv, lower_rows, burn};
+const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, ROWS, true, true, false, false, true, LOWERS_BYTES,
+                                  scratch_bytes, units, chunks, run_conv, lower_rows, magnitudes, burn};
 }  // namespace avx512vnni
 }  // namespace bitdial

@@ -10,7 +10,7 @@ namespace portable {
 #include "lower_body.h"
 #include "conv_body.h"
 extern const ConvKernels conv_kernels;
-const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, ROWS, true, true, false, false, false, scratch_bytes, units,
-                                  chunks, run_conv, lower_rows, burn};
+const ConvKernels conv_kernels = {BLOCK, FIP_BLOCK, BYTES, ROWS, true, true, false, false, false, LOWERS_BYTES,
+                                  scratch_bytes, units, chunks, run_conv, lower_rows, magnitudes, burn};
 }  // namespace portable
 }  // namespace bitdial

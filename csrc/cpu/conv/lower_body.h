@@ -1,4 +1,11 @@
-// Lowering of a whole tensor or of single pixels (see LowerArgs). Included inside a namespace of one instruction set.
+// Lowering of a whole tensor or of single pixels (see LowerArgs), and what dynamic shifts are chosen by. Included inside a
+// namespace of one instruction set.
+
+#ifdef BITDIAL_LOWER_BYTES
+enum { LOWERS_BYTES = true };
+#else
+enum { LOWERS_BYTES = false };
+#endif
 
 // w pixels, one pitch apart.
 static void lower_run(const LowerArgs& a, const uint8_t* from, int64_t from_pitch, uint8_t* to, int64_t to_pitch, int32_t w) {
@@ -50,4 +57,37 @@ static void lower_rows(const LowerArgs& a, int32_t row0, int32_t row1) {
         lower_run(a, a.src.data + n * a.src.pitch_n + y * a.src.pitch_y, a.src.pitch_x,
                   a.dst.data + n * a.dst.pitch_n + y * a.dst.pitch_y, a.dst.pitch_x, a.src.w);
     }
+}
+
+// Plain loops over bytes, which compilers turn into vectors of whatever width the set has.
+template <bool CENTRED>
+static void or_magnitudes(const ConstByteView& v, int32_t channel0, int32_t channel1, uint8_t* into) {
+    enum { SLAB = 64 };
+    for (int32_t c0 = channel0; c0 < channel1; c0 += SLAB) {
+        const int32_t count = channel1 - c0 < SLAB ? channel1 - c0 : SLAB;
+        alignas(64) uint8_t seen[SLAB] = {0};
+        for (int32_t n = 0; n < v.n; n++)
+            for (int32_t y = 0; y < v.h; y++) {
+                const uint8_t* p = v.data + n * v.pitch_n + y * v.pitch_y + c0;
+                const auto pixel = [&](int32_t channels) {
+                    for (int32_t c = 0; c < channels; c++) {
+                        const uint8_t b = p[c];
+                        const uint8_t from_zero = static_cast<uint8_t>(b - 128), to_zero = static_cast<uint8_t>(128 - b);
+                        seen[c] |= !CENTRED ? b : b > 128 ? from_zero : to_zero;
+                    }
+                };
+                if (count == SLAB)
+                    for (int32_t x = 0; x < v.w; x++, p += v.pitch_x) pixel(SLAB);
+                else
+                    for (int32_t x = 0; x < v.w; x++, p += v.pitch_x) pixel(count);
+            }
+        for (int32_t c = 0; c < count; c++) into[c0 + c] = seen[c];
+    }
+}
+
+static void magnitudes(const ConstByteView& v, int32_t zero, int32_t channel0, int32_t channel1, uint8_t* into) {
+    if (zero)
+        or_magnitudes<true>(v, channel0, channel1, into);
+    else
+        or_magnitudes<false>(v, channel0, channel1, into);
 }

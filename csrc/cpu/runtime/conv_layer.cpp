@@ -13,7 +13,6 @@ namespace {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int32_t wrap(uint32_t v) { return static_cast<int32_t>(v); }
-uint32_t shifted(int64_t v, int s) { return static_cast<uint32_t>(v) << s; }
 
 // clamp(rne(v / 2^s), -limit, limit)
 int lower_value(int v, int s, int limit) {
@@ -49,18 +48,9 @@ void output_transform(const uint32_t (&m)[16], uint32_t (&y)[4]) {
     }
 }
 
-// Adds a group to a visit; if `adjacent` (one tap), one that lies right behind the last, in the pixel and in the weights, and
-// has no shift before it becomes one with it. unit: channels per step, unit_bytes: weights per step.
+// Adds a group to a visit, joined with the last where it may be: `adjacent`, of one tap.
 void append(std::vector<Group>& visit, const Group& group, bool adjacent, int unit, int unit_bytes) {
-    if (adjacent && !visit.empty() && group.shift == 0) {
-        Group& last = visit.back();
-        if (last.channels % unit == 0 && last.channel + last.channels == group.channel &&
-            last.weights + int64_t(last.units) * unit_bytes == group.weights) {
-            last.units += group.units;
-            last.channels += group.channels;
-            return;
-        }
-    }
+    if (adjacent && !visit.empty() && joins(visit.back(), group, unit, unit_bytes)) return;
     visit.push_back(group);
 }
 
@@ -114,6 +104,8 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
     visits_.resize(size_t(spec_.ratios) * kMethods);
     lowerings_.resize(size_t(spec_.ratios) * kMethods);
     built_.assign(size_t(spec_.ratios) * kMethods, false);
+    spec_.dynamic = spec_.dynamic && eligible_;
+    if (spec_.dynamic) lay_out_samples();
     if (small_) {
         // Everything is made now, and the weights in their own order are given back layer by layer.
         const bool read_back = eligible_ && !obstacles_[METHOD_NARROW].empty();
@@ -223,7 +215,7 @@ void ConvLayer::find_obstacles() {
             int64_t row = 0;
             for (int i = begin(l); i < begin(l + 1); i++)
                 for (int t = 0; t < 9; t++) row += std::abs(int(low_weight(o, i, t)));
-            bound += (row * spec_.amax * 4) << total_shift(o / outputs_per_group_ * n_local_ + l);
+            bound += (row * spec_.amax * 4) << most_shift(o / outputs_per_group_ * n_local_ + l);
         }
         if (bound >= (int64_t(1) << 31)) {
             block({METHOD_WINOGRAD, METHOD_WINOGRAD_FIP}, "four times the accumulator would leave 32 bits");
@@ -427,6 +419,7 @@ void ConvLayer::keep(const std::array<bool, kMethods>& methods, bool low_at_dire
             }
         } else {
             p = Packed();
+            std::vector<int32_t>().swap(corrections_[m]);
         }
     };
     want(METHOD_FIP, fip_, [&] { pack_fip(); });
@@ -492,7 +485,7 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
         v.lane_mask.assign(lanes, 0);
         v.lane_shift.assign(lanes, 0);
         v.chunk_used.assign(ceil_div(all_channels, vector), 0);
-        std::vector<uint32_t> correction(wino ? 16 * padded : 0, 0);
+        std::vector<uint32_t> correction(wino ? 4 * padded : 0, 0);
         int previous = -1;
         for (int r = 0; r < n_local_; r++) {
             const int l = order_[size_t(c) * n_local_ + r], g = c * n_local_ + l;
@@ -505,69 +498,83 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
             if (small_)
                 v.derive.push_back({plane_.data.bytes() ? plane_.offset[g] : direct_.offset[l], group.weights,
                                     ceil_div(size(g), 4), weight_shift_of(g)});
-            append(v.low, group, wino || taps_ == 1, unit, unit * (fip ? kernels_.fip_block : kernels_.block));
+            if (spec_.dynamic) {  // in the order of the weights; a sample's shifts say in which they are visited
+                v.low.push_back(group);
+                v.low.back().shift = weight_shift_of(g);
+                v.low_local.push_back(l);
+            } else {
+                append(v.low, group, wino || taps_ == 1, unit, unit * (fip ? kernels_.fip_block : kernels_.block));
+            }
             for (int ch = begin(g); ch < begin(g) + size(g); ch++) v.chunk_used[ch / vector] = 1;
             if (fip)
                 for (int octet = begin(g) / 8; octet < begin(g) / 8 + ceil_div(size(g), 8); octet++) {
                     v.lane_mask[2 * octet] = -1;
                     v.lane_shift[2 * octet] = shift;
                 }
-            for (int o = 0; o < outputs_per_group_; o++) {
-                const int oo = c * outputs_per_group_ + o, i0 = begin(l) - begin(0);
-                if (m == METHOD_NARROW) {
-                    int64_t sum = 0;
-                    for (int i = i0; i < i0 + size(g) && narrow_offset_ != 0; i++)
-                        for (int t = 0; t < all_taps_; t++) sum -= int64_t(narrow_offset_) * low_weight(oo, i, t);
-                    bias[o] += shifted(sum, shift);
-                    continue;
-                }
-                if (!wino) {
-                    int64_t sum = 0;
-                    for (int octet = 0; octet < ceil_div(size(g), 8); octet++)
-                        for (int j = 0; j < 4; j++) {
-                            const int a = octet * 8 + j, b = a + 4;
-                            if (a >= size(g)) continue;
-                            for (int t = 0; t < all_taps_; t++) {
-                                const int w1 = low_weight(oo, i0 + a, t), w2 = b < size(g) ? low_weight(oo, i0 + b, t) : 0;
-                                sum -= int64_t(w2 + fip_offset_) * w1;
-                            }
-                        }
-                    bias[o] += shifted(sum, shift);
-                    continue;
-                }
-                int64_t sums[16] = {0};
-                int32_t u1[16], u2[16];
-                for (int octet = 0; octet < ceil_div(size(g), 8); octet++)
-                    for (int j = 0; j < 4; j++) {
-                        const int a = octet * 8 + j, b = a + 4;
-                        if (a >= size(g)) continue;
-                        transformed(oo, i0 + a, u1);
-                        if (b < size(g))
-                            transformed(oo, i0 + b, u2);
-                        else
-                            std::fill(u2, u2 + 16, 0);
-                        for (int s = 0; s < 16; s++)
-                            sums[s] -= fip ? int64_t(u2[s] + offset_w2f_[s]) * u1[s] - (s == 5 ? centre_ * (u1[s] + u2[s]) : 0)
-                                           : int64_t(offset_w2_[s]) * (u1[s] + u2[s]);
-                    }
-                for (int s = 0; s < 16; s++) correction[s * padded + o] += shifted(sums[s], shift);
-            }
+            if (spec_.dynamic) continue;
+            const std::vector<int32_t> own = group_corrections(m, c, l);
+            for (size_t o = 0; o < own.size(); o++)
+                (wino ? correction : bias)[o] += static_cast<uint32_t>(own[o]) << shift;
         }
         v.final_shift = previous < 0 ? 0 : previous;
-        if (wino) {
-            v.correction.assign(4 * padded, 0);
-            for (size_t o = 0; o < padded; o++) {
-                uint32_t in[16], out[4];
-                for (int s = 0; s < 16; s++) in[s] = correction[s * padded + o];
-                output_transform(in, out);
-                for (int s = 0; s < 4; s++) v.correction[s * padded + o] = wrap(out[s]);
-            }
-        }
+        v.correction.resize(correction.size());
+        for (size_t o = 0; o < correction.size(); o++) v.correction[o] = wrap(correction[o]);
     }
     if (split_form()) v.split = split_visit(ratio, m, c);
     v.bias.resize(padded);
     for (size_t o = 0; o < padded; o++) v.bias[o] = wrap(bias[o]);
     return v;
+}
+
+// What a low group adds to the bias before its shift, or (winograd) to each of the four outputs of a tile: it takes off what the
+// operands hold above their values. [1 or 4][padded outputs], or empty.
+std::vector<int32_t> ConvLayer::group_corrections(Method m, int c, int l) const {
+    const bool wino = m == METHOD_WINOGRAD || m == METHOD_WINOGRAD_FIP, fip = m == METHOD_FIP || m == METHOD_WINOGRAD_FIP;
+    if (m == METHOD_NARROW && narrow_offset_ == 0) return {};
+    const size_t padded = size_t(blocks_) * kernels_.block;
+    const int count = size(c * n_local_ + l), i0 = begin(l) - begin(0);
+    std::vector<int32_t> result((wino ? 4 : 1) * padded, 0);
+    for (int o = 0; o < outputs_per_group_; o++) {
+        const int oo = c * outputs_per_group_ + o;
+        if (m == METHOD_NARROW) {
+            int64_t sum = 0;
+            for (int i = i0; i < i0 + count; i++)
+                for (int t = 0; t < all_taps_; t++) sum -= int64_t(narrow_offset_) * low_weight(oo, i, t);
+            result[o] = wrap(static_cast<uint32_t>(sum));
+            continue;
+        }
+        int64_t sums[16] = {0};
+        int32_t u1[16], u2[16];
+        for (int octet = 0; octet < ceil_div(count, 8); octet++)
+            for (int j = 0; j < 4; j++) {
+                const int a = octet * 8 + j, b = a + 4;
+                if (a >= count) continue;
+                if (!wino) {
+                    for (int t = 0; t < all_taps_; t++) {
+                        const int w1 = low_weight(oo, i0 + a, t), w2 = b < count ? low_weight(oo, i0 + b, t) : 0;
+                        sums[0] -= int64_t(w2 + fip_offset_) * w1;
+                    }
+                    continue;
+                }
+                transformed(oo, i0 + a, u1);
+                if (b < count)
+                    transformed(oo, i0 + b, u2);
+                else
+                    std::fill(u2, u2 + 16, 0);
+                for (int s = 0; s < 16; s++)
+                    sums[s] -= fip ? int64_t(u2[s] + offset_w2f_[s]) * u1[s] - (s == 5 ? centre_ * (u1[s] + u2[s]) : 0)
+                                   : int64_t(offset_w2_[s]) * (u1[s] + u2[s]);
+            }
+        if (!wino) {
+            result[o] = wrap(static_cast<uint32_t>(sums[0]));
+            continue;
+        }
+        uint32_t in[16], out[4];
+        for (int s = 0; s < 16; s++) in[s] = static_cast<uint32_t>(sums[s]);
+        output_transform(in, out);
+        for (int s = 0; s < 4; s++) result[s * padded + o] = wrap(out[s]);
+    }
+    return result;
 }
 
 Lowering ConvLayer::build_lowering(int ratio, Method m) const {
@@ -595,18 +602,25 @@ Lowering ConvLayer::build_lowering(int ratio, Method m) const {
         uint8_t* b = w.bytes.data() + size_t(ch / vector) * vector * 9 + ch % vector;
         // Behind the last channel: the first ones again where pixels of few channels fill a vector together.
         const int own = ch < channels ? ch : vector % channels == 0 ? ch % channels : -1;
-        const int s = own >= 0 ? w.shift[own] - 1 : 0, back = own >= 0 ? w.back[own] : 0, bit = ch % 8 * 8;
-        b[0] = static_cast<uint8_t>(bit + s);
-        b[vector] = static_cast<uint8_t>(s > 0 ? (1 << (s - 1)) - 1 : 0);
-        b[2 * vector] = s > 0;
-        b[3 * vector] = static_cast<uint8_t>(255 >> s);
-        b[4 * vector] = static_cast<uint8_t>(128 >> s);
-        b[5 * vector] = static_cast<uint8_t>(own >= 0 ? w.lo[own] : 0);
-        b[6 * vector] = static_cast<uint8_t>(own >= 0 ? w.hi[own] : 0);
-        b[7 * vector] = static_cast<uint8_t>((bit - back + 64) % 64);
-        b[8 * vector] = static_cast<uint8_t>(255 << back);
+        if (own < 0)
+            set_byte_lowering(b, ch, 0, 0, 0, 0);
+        else
+            set_byte_lowering(b, ch, w.shift[own] - 1, w.lo[own], w.hi[own], w.back[own]);
     }
     return w;
+}
+
+void ConvLayer::set_byte_lowering(uint8_t* b, int ch, int s, int lo, int hi, int back) const {
+    const int vector = kernels_.vector_bytes, bit = ch % 8 * 8;
+    b[0] = static_cast<uint8_t>(bit + s);
+    b[vector] = static_cast<uint8_t>(s > 0 ? (1 << (s - 1)) - 1 : 0);
+    b[2 * vector] = s > 0;
+    b[3 * vector] = static_cast<uint8_t>(255 >> s);
+    b[4 * vector] = static_cast<uint8_t>(128 >> s);
+    b[5 * vector] = static_cast<uint8_t>(lo);
+    b[6 * vector] = static_cast<uint8_t>(hi);
+    b[7 * vector] = static_cast<uint8_t>((bit - back + 64) % 64);
+    b[8 * vector] = static_cast<uint8_t>(255 << back);
 }
 
 void ConvLayer::prepare(int ratio, Method m) {
@@ -616,6 +630,11 @@ void ConvLayer::prepare(int ratio, Method m) {
     visits_[at].clear();
     for (int c = 0; c < spec_.conv_groups; c++) visits_[at].push_back(build_visit(ratio, m, c));
     lowerings_[at] = build_lowering(ratio, m);
+    if (spec_.dynamic && m != METHOD_DIRECT && corrections_[m].empty())
+        for (int g = 0; g < n_local_ * spec_.conv_groups; g++) {
+            const std::vector<int32_t> own = group_corrections(m, g / n_local_, g % n_local_);
+            corrections_[m].insert(corrections_[m].end(), own.begin(), own.end());
+        }
     built_[at] = true;
 }
 

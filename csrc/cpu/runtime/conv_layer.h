@@ -1,6 +1,7 @@
 // One convolution or linear layer, prepared for the kernels of one instruction set: low weights, packed weights, visiting
 // order, bias rows with the kernels' corrections. See conv/conv_args.h for the layouts and the mathematics.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ struct ConvSpec {
     int stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1, conv_groups = 1;
     int amax = 15, wmax = 7;
     bool input_signed = false;
+    bool dynamic = false;  // activation shifts are chosen at run time, per sample and group
     std::vector<int8_t> weight;             // [O][I / conv_groups][kh][kw]
     std::vector<int8_t> low_weight;         // the same shape, or empty: low weights are derived from `weight`
     std::vector<int32_t> bounds;            // [n_groups + 1] over all feature channels
@@ -30,9 +32,21 @@ struct ConvSpec {
     int ratios = 1;
 };
 
+// Whether a group, `shift` being what comes before it, becomes one with the last: it then is. It must lie right behind it, in the
+// pixel and in the weights. unit: channels per step, unit_bytes: weights per step.
+inline bool joins(Group& last, const Group& group, int unit, int unit_bytes) {
+    if (group.shift != 0 || last.channels % unit != 0 || last.channel + last.channels != group.channel ||
+        last.weights + int64_t(last.units) * unit_bytes != group.weights)
+        return false;
+    last.units += group.units;
+    last.channels += group.channels;
+    return true;
+}
+
 // What the kernels need for one convolution group at one ratio with one method.
 struct Visit {
     std::vector<Group> high, low;
+    std::vector<int> low_local;  // dynamic shifts: the local group of every entry of `low`, none of which are joined
     std::vector<DeriveGroup> derive;
     std::vector<SplitRun> split;  // [block][run]
     int32_t final_shift = 0, high_channels = 0, low_channels = 0, read_back_channels = 0;
@@ -47,6 +61,13 @@ struct Lowering {
     std::vector<int32_t> shift, half, lo, hi, back;
     std::vector<uint8_t> bytes;
     int32_t offset = 0;
+};
+
+// Dynamic shifts: where in the memory of one sample things lie (bytes), for the layer's methods at any ratio.
+struct SampleLayout {
+    int64_t magnitudes = 0, shifts = 0, lowering = 0, visits = 0;  // visits: one per convolution group
+    int64_t groups = 0, lane_shift = 0, bias = 0, correction = 0, visit_bytes = 0;  // within a visit
+    int64_t bytes = 0;
 };
 
 class ConvLayer {
@@ -80,6 +101,14 @@ class ConvLayer {
     void fill(ConvArgs& args, int ratio, Method m, int conv_group);  // everything but addresses and geometry
     void prepare(int ratio, Method m);                               // builds visit and lowering ahead of runs
 
+    // Dynamic shifts (dynamic_layer.cpp). `memory`: sample_layout().bytes, 64-byte aligned, of one sample of one run.
+    bool dynamic() const { return spec_.dynamic; }
+    const SampleLayout& sample_layout() const { return sample_layout_; }
+    // From the magnitudes of the sample's channels, its shifts, and all that follows from them.
+    void choose_shifts(uint8_t* memory, int ratio, Method m);
+    void use_sample(LowerArgs& args, const uint8_t* memory) const;
+    void use_sample(ConvArgs& args, const uint8_t* memory, int conv_group) const;
+
    private:
     struct Packed {
         Buffer data;
@@ -90,6 +119,21 @@ class ConvLayer {
     int size(int group) const { return spec_.bounds[group + 1] - spec_.bounds[group]; }
     int total_shift(int group) const { return spec_.activation_shift[group] + weight_shift_of(group); }
     int weight_shift_of(int group) const;
+    // The largest shift that a group may get.
+    int most_shift(int group) const {
+        return (spec_.dynamic ? std::max(0, (spec_.input_signed ? 7 : 8) - bits(spec_.amax)) : spec_.activation_shift[group]) +
+               weight_shift_of(group);
+    }
+    static int bits(int v) {
+        int n = 0;
+        for (; v > 0; v >>= 1) n++;
+        return n;
+    }
+    std::vector<int32_t> group_corrections(Method m, int conv_group, int local) const;
+    void lay_out_samples();
+    void build_templates();
+    // Column `ch` of the nine vectors in LowerArgs::bytes.
+    void set_byte_lowering(uint8_t* b, int ch, int shift, int lo, int hi, int back) const;
     int8_t low_weight(int o, int i, int tap) const { return low_weight_[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
     int8_t weight8(int o, int i, int tap) const { return spec_.weight[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
     int read_back(int o, int i, int tap, int local) const;
@@ -135,6 +179,12 @@ class ConvLayer {
     std::vector<std::vector<Visit>> visits_;  // [ratio * kMethods + method][conv group]
     std::vector<Lowering> lowerings_;
     std::vector<bool> built_;
+    // Dynamic shifts: corrections of every low group before its shift, [conv group][local group][1, winograd: 4][padded] per
+    // method, empty where there are none; and parameters of lowering for vectors of one shift, [back or not][shift, or 8 bits as
+    // they are][9][vector].
+    std::array<std::vector<int32_t>, kMethods> corrections_;
+    std::vector<uint8_t> templates_;
+    SampleLayout sample_layout_;
     std::vector<float> multiplier_padded_;
 
    public:

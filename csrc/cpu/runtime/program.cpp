@@ -311,13 +311,22 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
         low.halo_w = c.pad_w;
         // As far as the last window reaches; Winograd's tiles of 2 x 2 outputs read 4 x 4 inputs, also where only one output is
         // inside.
-        auto beyond = [](int out, int stride, int kernel, int dilation, int pad, int in) {
-            return std::max({0, (out - 1) * stride + (kernel - 1) * dilation + 1 - pad - in, (out + 1) / 2 * 2 + 2 - pad - in});
+        const bool tiles = c.kernel_h == 3 && c.kernel_w == 3;
+        auto beyond = [tiles](int out, int stride, int kernel, int dilation, int pad, int in) {
+            return std::max({0, (out - 1) * stride + (kernel - 1) * dilation + 1 - pad - in,
+                             tiles ? (out + 1) / 2 * 2 + 2 - pad - in : 0});
         };
         low.halo_bottom = beyond(d.h, c.stride_h, c.kernel_h, c.dilation_h, c.pad_h, s.h);
         low.halo_right = beyond(d.w, c.stride_w, c.kernel_w, c.dilation_w, c.pad_w, s.w);
         lowered_ = program.add_tensor(low);
         temporaries = {lowered_};
+        if (layer_.dynamic()) {
+            TensorSpec memory;
+            memory.whole = 1;
+            memory.c = static_cast<int>(layer_.sample_layout().bytes);
+            samples_ = program.add_tensor(memory);
+            temporaries.push_back(samples_);
+        }
         low_taps_ = offsets(low);
     }
     layer_.set_taps(src_taps_, low_taps_);
@@ -441,6 +450,59 @@ int64_t ConvStep::most_scratch() {
     return most;
 }
 
+// The layer's whole input, lowered for a method.
+void ConvStep::lower(Run& run, Method m) {
+    LowerArgs a;
+    layer_.fill(a, run.ratio, m);
+    a.src = run.const_bytes(src_);
+    a.dst = run.bytes(lowered_);
+    TensorSpec margin = program_.tensor(lowered_);
+    margin.zero = a.offset;
+    fill_margin(margin, run.context.base[lowered_], run.context.n);
+    if (layer_.dynamic()) return lower_samples(run, a, m);
+    run.rows(a.src.n * a.src.h, [&](int r0, int r1) { program_.conv_kernels().lower(a, r0, r1); });
+}
+
+// Every sample by shifts of its own: its magnitudes, what follows from them, and its rows.
+void ConvStep::lower_samples(Run& run, LowerArgs& a, Method m) {
+    const ConvKernels& kernels = program_.conv_kernels();
+    const ConstByteView src = a.src;
+    const int batch = run.context.n, images = src.n / batch, rows = images * src.h, slabs = (src.c + 63) / 64;
+    run.rows(batch * slabs, [&](int i0, int i1) {
+        for (int i = i0, next; i < i1; i = next) {
+            const int n = i / slabs;
+            next = std::min(i1, (n + 1) * slabs);
+            ConstByteView own = src;
+            own.data += int64_t(n) * images * src.pitch_n;
+            own.n = images;
+            uint8_t* into = sample(run, n) + layer_.sample_layout().magnitudes;
+            kernels.magnitudes(own, a.zero, i % slabs * 64, std::min(src.c, (next - n * slabs) * 64), into);
+        }
+    });
+    run.rows(batch, [&](int n0, int n1) {
+        for (int n = n0; n < n1; n++) layer_.choose_shifts(sample(run, n), run.ratio, m);
+    });
+    run.rows(batch * rows, [&](int r0, int r1) {
+        for (int r = r0, next; r < r1; r = next) {
+            const int n = r / rows;
+            next = std::min(r1, (n + 1) * rows);
+            LowerArgs own = a;
+            layer_.use_sample(own, sample(run, n));
+            kernels.lower(own, r, next);
+        }
+    });
+}
+
+// Narrows a convolution of the whole batch to one sample and its visit.
+void ConvStep::take_sample(const Run& run, ConvArgs& a, int n, int conv_group) const {
+    const int64_t first = int64_t(n) * a.batch;
+    a.src.data += first * a.src.pitch_n;
+    a.low.data += first * a.low.pitch_n;
+    a.out.data += first * a.out.pitch_n;
+    if (a.residual.data) a.residual.data += first * a.residual.pitch_n;
+    layer_.use_sample(a, sample(run, n), conv_group);
+}
+
 void ConvStep::run(Run& run) {
     const int64_t bytes = run.context.scratch[0].bytes();
     if (scratch_ < 0 || bytes < scratch_) throw std::logic_error("layer '" + name + "': its kernels changed without `finish`");
@@ -448,20 +510,15 @@ void ConvStep::run(Run& run) {
     const ConvKernels& kernels = program_.conv_kernels();
     const bool low = layer_.has_low(run.ratio);
     const bool here = low && lowers_here();
-    if (low && !here) {
-        LowerArgs a;
-        layer_.fill(a, run.ratio, choice.method);
-        a.src = run.const_bytes(src_);
-        a.dst = run.bytes(lowered_);
-        TensorSpec margin = program_.tensor(lowered_);
-        margin.zero = a.offset;
-        fill_margin(margin, run.context.base[lowered_], run.context.n);
-        run.rows(a.src.n * a.src.h, [&](int r0, int r1) { kernels.lower(a, r0, r1); });
-    }
+    if (low && !here) lower(run, choice.method);
+    // With dynamic shifts every sample has a visit of its own, unless its low channels are read back.
+    const bool by_sample = low && layer_.dynamic() && choice.method != METHOD_DIRECT;
+    const int samples = by_sample ? run.context.n : 1;
     for (int g = 0; g < layer_.spec().conv_groups; g++) {
         ConvArgs a{};
         layer_.fill(a, run.ratio, choice.method, g);
         set_geometry(run, a, g);
+        if (by_sample) a.batch = program_.tensor(dst_).factor;
         // Pieces of equal size, whole register tiles each.
         a.chunk = choice.chunk;
         const int pieces = kernels.chunks(a), units = kernels.units(a), even = (units + pieces - 1) / pieces;
@@ -480,15 +537,22 @@ void ConvStep::run(Run& run) {
         }
         const int chunks = kernels.chunks(a), blocks = (a.outputs + kernels.block - 1) / kernels.block;
         const int threads = run.leased ? run.pool.threads() : 1;
-        const int splits = chunks >= 2 * threads ? 1 : std::min(blocks, threads);
+        const int splits = chunks * samples >= 2 * threads ? 1 : std::min(blocks, threads), pieces_each = chunks * splits;
         const int64_t need = kernels.scratch_bytes(a);
         if (need > scratch_) throw std::logic_error("layer '" + name + "': its scratch memory is too small");
-        run.pool.for_each(chunks * splits, run.leased, [&](int i, int thread) {
+        run.pool.for_each(pieces_each * samples, run.leased, [&](int task, int thread) {
+            const int i = task % pieces_each;
             Counters counters{0, 0, 0};
             const int s = i % splits;
             const Scratch scratch{run.context.scratch[thread].data(), need};
             const Forbidden rest(scratch.memory + need, bytes - need);
-            kernels.run(a, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);
+            if (by_sample) {
+                ConvArgs own = a;
+                take_sample(run, own, task / pieces_each, g);
+                kernels.run(own, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);
+            } else {
+                kernels.run(a, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);
+            }
             Totals& total = totals[choice.method];
             total.low += counters.low;
             total.high += counters.high;

@@ -46,6 +46,7 @@ class LayerCase:
     conv_groups: int = 1
     halo: tuple[int, int] = (0, 0)
     low_weight: npt.NDArray[np.int8] | None = None
+    dynamic: bool = False  # activation shifts follow from each sample's values, and activation_shift is not used
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -64,6 +65,7 @@ class LayerCase:
         cut |= {k: getattr(self, k) for k in "stride pad dilation conv_groups halo amax wmax signed".split()}
         cut |= {"activation_shift": self.activation_shift.tolist(), "low": self.low.astype(int).tolist()}
         cut["low_weight"] = "derived" if self.low_weight is None else "stored"
+        cut["dynamic"] = self.dynamic
         return f"LayerCase({', '.join(f'{k}={v}' for k, v in cut.items())})"
 
 
@@ -82,6 +84,17 @@ def low_weights(case: LayerCase) -> Ints:
     widths = np.diff(case.bounds)[: case.weight_shift.shape[1]]
     own_shift = np.repeat(case.weight_shift, widths, axis=1)[:, :, None, None]
     return lowered(case.weight.astype(np.int64), own_shift, -case.wmax, case.wmax)
+
+
+def sample_shifts(case: LayerCase) -> Ints:
+    """[N, groups]: how far activations are shifted."""
+    if not case.dynamic:
+        return np.tile(case.activation_shift.astype(np.int64), (len(case.x), 1))
+    shifts = [
+        [max(0, int(np.abs(group).max(initial=0)).bit_length() - case.amax.bit_length())
+         for group in np.split(sample, case.bounds[1:-1])] for sample in case.x
+    ]  # fmt: skip
+    return np.array(shifts, np.int64)
 
 
 def columns(case: LayerCase, x: Ints) -> npt.NDArray[np.float64]:
@@ -103,7 +116,8 @@ def mixed_product(case: LayerCase, index: int) -> Ints:
     outputs, per = case.weight.shape[:2]
     n_local = case.weight_shift.shape[1]
     widths = np.diff(case.bounds)
-    shift = np.repeat(case.activation_shift, widths)[None, :, None, None]
+    shifts = sample_shifts(case)
+    shift = np.repeat(shifts, widths, axis=1)[:, :, None, None]
     x8 = columns(case, case.x)
     x4 = columns(case, lowered(case.x, shift, -case.amax if case.signed else 0, case.amax))
     w8, w4 = case.weight.astype(np.int64), low_weights(case)
@@ -118,8 +132,9 @@ def mixed_product(case: LayerCase, index: int) -> Ints:
         x, w = (x4, w4) if low else (x8, w8)
         # every product and every sum is an integer below 2^53
         total = w[out, own].reshape(rows, -1).astype(np.float64) @ x[channels].reshape(-1, x.shape[2])
-        factor = 1 << (int(case.activation_shift[g]) + case.weight_shift[out, local].astype(np.int64)) if low else 1
-        acc[out] += total.astype(np.int64) * np.reshape(factor, (-1, 1))
+        by_sample = np.repeat(shifts[:, g], total.shape[1] // len(case.x))
+        factor = 1 << (by_sample + case.weight_shift[out, local].astype(np.int64)[:, None]) if low else np.ones((1, 1), int)
+        acc[out] += total.astype(np.int64) * factor
     return acc.T.reshape(len(case.x), *case.out_size, outputs)
 
 
@@ -203,7 +218,7 @@ class CompiledLayer:
             pad=case.pad, dilation=case.dilation, conv_groups=case.conv_groups, amax=case.amax, wmax=case.wmax,
             input_signed=case.signed, bounds=case.bounds, activation_shift=case.activation_shift,
             weight_shift=case.weight_shift, low=case.low.astype(np.uint8), bias=case.bias, multiplier=multiplier,
-            low_weight=case.low_weight,
+            low_weight=case.low_weight, dynamic=case.dynamic,
         )  # fmt: skip
         if out.halo != (0, 0):
             program.add_dequantize("output", inner, self.y, 1.0)
@@ -429,6 +444,6 @@ def layer_cases(draw: st.DrawFn, most_macs: int = 1_500_000) -> LayerCase:
         np.random.default_rng(draw(st.integers(0, 2**32 - 1))), batch=batch, per=per, rows=rows, size=(h, w), kernel=kernel,
         group=draw(st.sampled_from([4, 8, 8, 16, 16, 32])), conv_groups=conv_groups, limits=draw(limits()),
         by_output=draw(st.integers(0, 7)) == 0, x_kind=draw(st.sampled_from(KINDS)), w_kind=draw(st.sampled_from(KINDS)),
-        low_kind=draw(st.sampled_from([None, *LOW_KINDS])),
+        low_kind=draw(st.sampled_from([None, *LOW_KINDS])), dynamic=draw(st.sampled_from([False, False, True])),
         stride=stride, pad=pad, dilation=dilation, halo=(draw(st.integers(0, 1)), draw(st.integers(0, 1))),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -48,12 +49,12 @@ Quantized = tuple[Program, Floats, list[list[Floats]]]
 
 
 @pytest.fixture(scope="module")
-def known() -> dict[str, Quantized]:
+def known() -> dict[Any, Quantized]:
     """Networks quantized so far: name -> (program, five samples, reference outputs per ratio)."""
     return {}
 
 
-def network(known: dict[str, Quantized], name: str) -> Quantized:
+def network(known: dict[Any, Quantized], name: str) -> Quantized:
     if name not in known:
         program = quantized(NETWORKS[name]())
         x = samples(program.graph, 5)
@@ -62,6 +63,21 @@ def network(known: dict[str, Quantized], name: str) -> Quantized:
 
 
 # ---- bit for bit -----------------------------------------------------------------------------------------------------------
+
+
+@EVERY_ISA
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_dynamic_extraction(known: dict[str, Quantized], name: str, isa: str) -> None:
+    static, x, unlike = network(known, name)
+    program = dataclasses.replace(static, extraction="dynamic")
+    if (name, "dynamic") not in known:
+        known[name, "dynamic"] = program, x, reference_outputs(program, x)
+    expected = known[name, "dynamic"][2]
+    assert not same_bits(expected[-1][0], unlike[-1][0])
+    for kernels in ("fixed", "direct"):
+        engine = CpuEngine(program, isa=isa, threads=2 if kernels == "fixed" else 1, kernels=kernels)
+        assert engine.compiled.reasons == {}
+        check_engine(engine, expected, x, (1, 5))
 
 
 @pytest.mark.sanitize

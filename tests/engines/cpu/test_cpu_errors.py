@@ -52,12 +52,6 @@ def x(program: Program) -> Floats:
 # ---- loading ---------------------------------------------------------------------------------------------------------------
 
 
-def test_dynamic_extraction(program: Program) -> None:
-    dynamic = dataclasses.replace(program, extraction="dynamic")
-    with pytest.raises(EngineError, match=r"dynamic extraction.*reference engine.*extraction='static'"):
-        create_engine(dynamic, "cpu")
-
-
 def test_instruction_sets(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     known = native.isas()
     with pytest.raises(EngineError, match=r"instruction set 'avx9' does not run here: choose one of \[.*'portable'"):

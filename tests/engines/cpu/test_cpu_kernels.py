@@ -161,6 +161,18 @@ def test_kernels_on_ragged_layers(isa: str, threads: int) -> None:
             check_all_methods(case, isa, threads, (0,), seed, small=small)
 
 
+@pytest.mark.sanitize
+@EVERY_ISA
+def test_shifts_chosen_at_run_time(isa: str) -> None:
+    """Every sample by its own values: loud and quiet samples in one batch, channels of differing range."""
+    for seed, fields in enumerate(RAGGED):
+        fields = {**fields, "batch": 3, "low_kind": "any" if seed % 2 else None, "dynamic": True, "x_kind": "reach"}
+        case = make_case(np.random.default_rng(seed), **fields)
+        quiet = np.array([1, 9, 64], np.int64)[np.arange(3) - seed % 3].reshape(3, 1, 1, 1)
+        case.x[:] = np.sign(case.x) * (np.abs(case.x) // quiet)
+        check_all_methods(case, isa, 1 + seed % 2, (0, 12), seed, small=seed % 3 == 2)
+
+
 @EVERY_ISA
 @pytest.mark.parametrize("x_kind", ["zero", "top", "bottom", "ends", "checker", "groups"])
 def test_kernels_on_extreme_values(isa: str, x_kind: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -46,6 +47,19 @@ def test_every_instruction_set_gives_the_reference_engines_bits(network: tuple[s
                 want = outputs_of(reference.run(batch_of(inputs, n), ratio))
                 for got, exact in zip(outputs_of(engine.run(batch_of(inputs, n), ratio)), want, strict=True):
                     assert same_bits(got, exact), f"{name}, {isa}, ratio {ratio}, batch {n}"
+
+
+def test_dynamic_extraction(network: tuple[str, Program, Inputs]) -> None:
+    """Shifts by sample, wherever the batch lies in a value and however many windows of it there are."""
+    name, static, inputs = network
+    program = dataclasses.replace(static, extraction="dynamic")
+    reference, batch = ReferenceEngine(program), batch_of(inputs, 3)
+    want = outputs_of(reference.run(batch, 1.0))
+    for isa in ISAS:
+        engine = CpuEngine(program, isa=isa, kernels="fixed")
+        assert not engine.compiled.reasons
+        for got, exact in zip(outputs_of(engine.run(batch, 1.0)), want, strict=True):
+            assert same_bits(got, exact), f"{name}, {isa}"
 
 
 WITHOUT_TORCH = """

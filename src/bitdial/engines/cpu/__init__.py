@@ -15,8 +15,6 @@ def _missing() -> str:
 
 
 def _can_run(program: Program) -> str:
-    if program.extraction == "dynamic":
-        return "it does not run dynamic extraction yet"
     return ""
 
 

@@ -17,6 +17,7 @@ from bitdial.engines.cpu import compile_attention, compile_float, compile_moves,
 from bitdial.engines.cpu.compile_attention import Attention
 from bitdial.engines.cpu.values import Buffer, Values, own
 from bitdial.engines.memory import Unsupported
+from bitdial.graph.batch_axis import batch_axes
 from bitdial.graph.operators import softmax_axis
 from bitdial.quantization.instructions import (
     Add,
@@ -69,6 +70,7 @@ class Compiler(Values):
         super().__init__(program, native)
         self.accumulators = accumulators  # store int32 accumulators in float outputs: for tests of the kernels
         self.reasons: dict[str, str] = {}
+        self.batch_axes = batch_axes(program.graph) if program.extraction == "dynamic" else {}
         self.items: list[tuple[int, int] | FallbackNode] = []
         self.closed = 0  # steps within them
         self.fused: set[str] = set()
@@ -139,6 +141,9 @@ def _contract(c: Compiler, step: Contract) -> None:
     pad = pad[0] + top, pad[1] + left
     low = np.ascontiguousarray(layer.low).astype(np.uint8)
     any_low = bool(low.any()) if low.size else False
+    dynamic = any_low and c.program.extraction == "dynamic"
+    if dynamic and c.batch_axes[step.inputs[0]] is None:
+        raise Unsupported("it cannot be told which values of its input belong to one sample")
     groups = layer.conv_groups
     depthwise = groups > 1 and weight.shape[1] == 1 and not any_low and not y.is_float
     if depthwise and (residual < 0 or step.residual in c.program.qparams):
@@ -164,7 +169,7 @@ def _contract(c: Compiler, step: Contract) -> None:
         stride=stride, pad=pad, dilation=dilation, conv_groups=groups,
         amax=layer.amax, wmax=layer.wmax, input_signed=x.signed, bounds=own(bounds, np.int32),
         activation_shift=own(shifts, np.uint8), weight_shift=own(weight_shift, np.uint8), low=low,
-        bias=own(layer.bias, np.int32), multiplier=own(layer.multiplier, np.float32), low_weight=stored,
+        bias=own(layer.bias, np.int32), multiplier=own(layer.multiplier, np.float32), low_weight=stored, dynamic=dynamic,
     )  # fmt: skip
 
 

@@ -48,11 +48,6 @@ class CpuEngine(Loaded):
         check_finite: bool = True,
     ) -> None:
         module = native.extension()
-        if program.extraction == "dynamic":
-            raise EngineError(
-                "engine 'cpu' does not run dynamic extraction yet: use the reference engine, or quantize again with "
-                "extraction='static'"
-            )
         if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
             raise EngineError(f"threads must be a whole number in 1..1024, got {threads!r}")
         if memory not in MEMORY:

@@ -59,29 +59,36 @@ static void lower_rows(const LowerArgs& a, int32_t row0, int32_t row1) {
     }
 }
 
-// Plain loops over bytes, which compilers turn into vectors of whatever width the set has.
+// Plain loops over bytes, which compilers turn into vectors of whatever width the set has. One row of pixels, N channels.
+template <bool CENTRED, int N>
+static void or_pixels(const uint8_t* p, int64_t pitch, int32_t w, uint8_t* into) {
+    uint8_t seen[N];
+    for (int c = 0; c < N; c++) seen[c] = into[c];
+    for (int32_t x = 0; x < w; x++, p += pitch)
+        for (int c = 0; c < N; c++) {
+            const uint8_t b = p[c], above = static_cast<uint8_t>(b - 128), below = static_cast<uint8_t>(128 - b);
+            seen[c] |= !CENTRED ? b : b > 128 ? above : below;
+        }
+    for (int c = 0; c < N; c++) into[c] = seen[c];
+}
+
 template <bool CENTRED>
 static void or_magnitudes(const ConstByteView& v, int32_t channel0, int32_t channel1, uint8_t* into) {
-    enum { SLAB = 64 };
-    for (int32_t c0 = channel0; c0 < channel1; c0 += SLAB) {
-        const int32_t count = channel1 - c0 < SLAB ? channel1 - c0 : SLAB;
-        alignas(64) uint8_t seen[SLAB] = {0};
-        for (int32_t n = 0; n < v.n; n++)
-            for (int32_t y = 0; y < v.h; y++) {
-                const uint8_t* p = v.data + n * v.pitch_n + y * v.pitch_y + c0;
-                const auto pixel = [&](int32_t channels) {
-                    for (int32_t c = 0; c < channels; c++) {
-                        const uint8_t b = p[c];
-                        const uint8_t from_zero = static_cast<uint8_t>(b - 128), to_zero = static_cast<uint8_t>(128 - b);
-                        seen[c] |= !CENTRED ? b : b > 128 ? from_zero : to_zero;
-                    }
-                };
-                if (count == SLAB)
-                    for (int32_t x = 0; x < v.w; x++, p += v.pitch_x) pixel(SLAB);
-                else
-                    for (int32_t x = 0; x < v.w; x++, p += v.pitch_x) pixel(count);
-            }
-        for (int32_t c = 0; c < count; c++) into[c0 + c] = seen[c];
+    for (int32_t c = channel0; c < channel1; c++) into[c] = 0;
+    for (int32_t r = 0; r < v.n * v.h; r++) {
+        const uint8_t* row = v.data + r / v.h * v.pitch_n + r % v.h * v.pitch_y;
+        for (int32_t c = channel0, left; (left = channel1 - c) > 0;) {
+            if (left >= 64)
+                or_pixels<CENTRED, 64>(row + c, v.pitch_x, v.w, into + c), c += 64;
+            else if (left >= 32)
+                or_pixels<CENTRED, 32>(row + c, v.pitch_x, v.w, into + c), c += 32;
+            else if (left >= 16)
+                or_pixels<CENTRED, 16>(row + c, v.pitch_x, v.w, into + c), c += 16;
+            else if (left >= 8)
+                or_pixels<CENTRED, 8>(row + c, v.pitch_x, v.w, into + c), c += 8;
+            else
+                or_pixels<CENTRED, 1>(row + c, v.pitch_x, v.w, into + c), c++;
+        }
     }
 }
 

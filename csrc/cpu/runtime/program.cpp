@@ -320,14 +320,14 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
         low.halo_right = beyond(d.w, c.stride_w, c.kernel_w, c.dilation_w, c.pad_w, s.w);
         lowered_ = program.add_tensor(low);
         temporaries = {lowered_};
-        if (layer_.dynamic()) {
-            TensorSpec memory;
-            memory.whole = 1;
-            memory.c = static_cast<int>(layer_.sample_layout().bytes);
-            samples_ = program.add_tensor(memory);
-            temporaries.push_back(samples_);
-        }
         low_taps_ = offsets(low);
+    }
+    if (layer_.dynamic()) {
+        TensorSpec memory;
+        memory.whole = 1;
+        memory.c = static_cast<int>(layer_.sample_layout().bytes);
+        samples_ = program.add_tensor(memory);
+        temporaries.push_back(samples_);
     }
     layer_.set_taps(src_taps_, low_taps_);
     for (int r = 0; r < c.ratios; r++) choices_.push_back(usual(r));
@@ -459,15 +459,26 @@ void ConvStep::lower(Run& run, Method m) {
     TensorSpec margin = program_.tensor(lowered_);
     margin.zero = a.offset;
     fill_margin(margin, run.context.base[lowered_], run.context.n);
-    if (layer_.dynamic()) return lower_samples(run, a, m);
-    run.rows(a.src.n * a.src.h, [&](int r0, int r1) { program_.conv_kernels().lower(a, r0, r1); });
+    const ConvKernels& kernels = program_.conv_kernels();
+    const int rows = a.src.n / run.context.n * a.src.h;  // of a sample
+    if (!layer_.dynamic()) {
+        run.rows(a.src.n * a.src.h, [&](int r0, int r1) { kernels.lower(a, r0, r1); });
+        return;
+    }
+    run.rows(a.src.n * a.src.h, [&](int r0, int r1) {
+        for (int r = r0, next; r < r1; r = next) {
+            next = std::min(r1, (r / rows + 1) * rows);
+            LowerArgs own = a;
+            layer_.use_sample(own, sample(run, r / rows));
+            kernels.lower(own, r, next);
+        }
+    });
 }
 
-// Every sample by shifts of its own: its magnitudes, what follows from them, and its rows.
-void ConvStep::lower_samples(Run& run, LowerArgs& a, Method m) {
-    const ConvKernels& kernels = program_.conv_kernels();
-    const ConstByteView src = a.src;
-    const int batch = run.context.n, images = src.n / batch, rows = images * src.h, slabs = (src.c + 63) / 64;
+// Of every sample its magnitudes, and what follows from them.
+void ConvStep::choose_shifts(Run& run, Method m) {
+    const ConstByteView src = run.const_bytes(src_);
+    const int batch = run.context.n, images = src.n / batch, slabs = (src.c + 63) / 64, zero = layer_.spec().input_signed ? 128 : 0;
     run.rows(batch * slabs, [&](int i0, int i1) {
         for (int i = i0, next; i < i1; i = next) {
             const int n = i / slabs;
@@ -475,32 +486,24 @@ void ConvStep::lower_samples(Run& run, LowerArgs& a, Method m) {
             ConstByteView own = src;
             own.data += int64_t(n) * images * src.pitch_n;
             own.n = images;
-            uint8_t* into = sample(run, n) + layer_.sample_layout().magnitudes;
-            kernels.magnitudes(own, a.zero, i % slabs * 64, std::min(src.c, (next - n * slabs) * 64), into);
+            program_.conv_kernels().magnitudes(own, zero, i % slabs * 64, std::min(src.c, (next - n * slabs) * 64),
+                                               sample(run, n) + layer_.sample_layout().magnitudes);
         }
     });
     run.rows(batch, [&](int n0, int n1) {
         for (int n = n0; n < n1; n++) layer_.choose_shifts(sample(run, n), run.ratio, m);
     });
-    run.rows(batch * rows, [&](int r0, int r1) {
-        for (int r = r0, next; r < r1; r = next) {
-            const int n = r / rows;
-            next = std::min(r1, (n + 1) * rows);
-            LowerArgs own = a;
-            layer_.use_sample(own, sample(run, n));
-            kernels.lower(own, r, next);
-        }
-    });
 }
 
-// Narrows a convolution of the whole batch to one sample and its visit.
-void ConvStep::take_sample(const Run& run, ConvArgs& a, int n, int conv_group) const {
+// Narrows a convolution of the whole batch to one sample, with its shifts.
+void ConvStep::take_sample(const Run& run, ConvArgs& a, Method m, int n, int conv_group) const {
     const int64_t first = int64_t(n) * a.batch;
     a.src.data += first * a.src.pitch_n;
     a.low.data += first * a.low.pitch_n;
     a.out.data += first * a.out.pitch_n;
     if (a.residual.data) a.residual.data += first * a.residual.pitch_n;
-    layer_.use_sample(a, sample(run, n), conv_group);
+    if (a.lower_here) layer_.use_sample(a.lowering, sample(run, n));
+    if (m != METHOD_DIRECT) layer_.use_sample(a, sample(run, n), conv_group);
 }
 
 void ConvStep::run(Run& run) {
@@ -510,9 +513,12 @@ void ConvStep::run(Run& run) {
     const ConvKernels& kernels = program_.conv_kernels();
     const bool low = layer_.has_low(run.ratio);
     const bool here = low && lowers_here();
+    const bool dynamic = low && layer_.dynamic();
+    if (dynamic) choose_shifts(run, choice.method);
     if (low && !here) lower(run, choice.method);
-    // With dynamic shifts every sample has a visit of its own, unless its low channels are read back.
-    const bool by_sample = low && layer_.dynamic() && choice.method != METHOD_DIRECT;
+    // With dynamic shifts every sample has a visit and a lowering of its own; but where all are lowered, and read back, it needs
+    // neither here.
+    const bool by_sample = dynamic && (here || choice.method != METHOD_DIRECT);
     const int samples = by_sample ? run.context.n : 1;
     for (int g = 0; g < layer_.spec().conv_groups; g++) {
         ConvArgs a{};
@@ -548,7 +554,7 @@ void ConvStep::run(Run& run) {
             const Forbidden rest(scratch.memory + need, bytes - need);
             if (by_sample) {
                 ConvArgs own = a;
-                take_sample(run, own, task / pieces_each, g);
+                take_sample(run, own, choice.method, task / pieces_each, g);
                 kernels.run(own, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);
             } else {
                 kernels.run(a, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);

@@ -182,10 +182,13 @@ class ConvStep : public Step {
     Choice usual(int ratio) const;  // the deterministic choice, without measurement
     int default_chunk(Method m) const;
     void keep(bool all);
-    // Layers of one tap without padding are lowered pixel by pixel inside the kernels, unless their shifts are dynamic.
+    // Layers of one tap without padding are lowered pixel by pixel inside the kernels. With dynamic shifts these work sample by
+    // sample then, which does not pay where samples have few pixels.
     bool lowers_here() const {
         const ConvSpec& c = layer_.spec();
-        return c.kernel_h == 1 && c.kernel_w == 1 && c.pad_h == 0 && c.pad_w == 0 && c.conv_groups == 1 && !layer_.dynamic();
+        const TensorSpec& d = program_.tensor(dst_);
+        return c.kernel_h == 1 && c.kernel_w == 1 && c.pad_h == 0 && c.pad_w == 0 && c.conv_groups == 1 &&
+               (!layer_.dynamic() || d.factor * d.h * d.w >= 24);
     }
     struct Totals {
         std::atomic<int64_t> low{0}, high{0}, multiplications{0}, runs{0};
@@ -196,12 +199,12 @@ class ConvStep : public Step {
     void set_geometry(const Run& run, ConvArgs& args, int conv_group) const;
     int64_t most_scratch();
     void lower(Run& run, Method m);
-    void lower_samples(Run& run, LowerArgs& a, Method m);
+    void choose_shifts(Run& run, Method m);
     // Memory of a sample of the batch, for dynamic shifts.
     uint8_t* sample(const Run& run, int n) const {
         return run.context.base[samples_] + n * layer_.sample_layout().bytes;
     }
-    void take_sample(const Run& run, ConvArgs& a, int n, int conv_group) const;
+    void take_sample(const Run& run, ConvArgs& a, Method m, int n, int conv_group) const;
     Program& program_;
     ConvLayer layer_;
     int src_, dst_, residual_, lowered_ = -1, samples_ = -1, kind_;

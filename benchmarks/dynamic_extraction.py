@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bitdial.artifact import load_program
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for kind in ("static", "dynamic")
             }
             cases = [
-                Case(f"{kind} {ratio}", timed(lambda e=engine, r=ratio: e.run(x, r)))
+                Case(f"{kind} {ratio}", timed(partial(engine.run, x, ratio)))
                 for kind, engine in engines.items() for ratio in RATIOS
             ]  # fmt: skip
             samples = measure_interleaved(cases, Plan(repeats=options.repeats, seed=0))

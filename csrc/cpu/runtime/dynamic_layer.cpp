@@ -91,9 +91,10 @@ void ConvLayer::choose_shifts(uint8_t* memory, int ratio, Method m) {
         } else {
             const int s = is_low ? shifts[g] : 0, limit = is_low ? spec_.amax : spec_.input_signed ? 127 : 255;
             const int32_t values[5] = {s + 1, (1 << s) - 1, spec_.input_signed ? -limit : 0, limit, back ? s : 0};
+            const int64_t end = g + 1 < n_groups ? begin(g + 1) : whole;  // whole vectors are shifted
             for (int i = 0; i < 5; i++) {
                 int32_t* row = reinterpret_cast<int32_t*>(to) + i * whole;
-                std::fill(row + begin(g), row + begin(g + 1), values[i]);
+                std::fill(row + begin(g), row + end, values[i]);
             }
         }
     }

@@ -174,7 +174,7 @@ def test_carried_noise_is_measured_at_the_places_of_the_float_run(graph: Graph, 
 
 def test_propagated_noise_is_what_a_layer_does_to_the_output(images: Tensor) -> None:
     model = Branches().eval()
-    config = LayerwiseConfig(budget_size="80%", calibration_images=len(images), patches=1024)
+    config = LayerwiseConfig(budget_size="80%", calibration_images=len(images), patches=256)
     analysis = analyse(model, [images], config)
     with torch.no_grad():
         exact = model(images)
@@ -187,8 +187,7 @@ def test_propagated_noise_is_what_a_layer_does_to_the_output(images: Tensor) -> 
     alone = {e.name: noise({e.name}) for e in analysis.evidence}
     told = {e.name: e.propagated_noise["low"] for e in analysis.evidence}
     for name in analysis.layers:
-        # the least branches fall short: what is the same at all positions (means restored on patches) is not told
-        assert 0.03 < told[name] / alone[name] < 5.0, (name, told, alone)
+        assert 0.2 < told[name] / alone[name] < 5.0, (name, told, alone)
     branches = analysis.layers[1:5]
     assert [told[n] for n in branches] == sorted((told[n] for n in branches), reverse=True)
     assert sum(told.values()) == pytest.approx(noise(set(analysis.layers)), rel=0.7)

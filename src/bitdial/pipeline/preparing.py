@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bitdial.engines.reference.influence import counting_rows
 from bitdial.errors import CalibrationError
 from bitdial.graph.capture import capture
 from bitdial.graph.interpreter import constant_tensors, run_graph
@@ -49,12 +50,20 @@ class Prepared:
     seconds: dict[str, float] = field(default_factory=dict)
     output_means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)  # given to the user, and kept for the program's provenance
+    _counting: dict[str, float] | None = None
 
     def batches(self, size: int, limit: int | None = None) -> list[list[Tensor]]:
         """Calibration samples in batches of at most `size`, fewer where values are large."""
         n = self.samples if limit is None else min(limit, self.samples)
         size = samples_per_step(self.graph.types, size)
         return [[x[a : min(a + size, n)] for x in self.inputs] for a in range(0, n, size)]
+
+    def counting_rows(self, size: int) -> dict[str, float]:
+        """Layer -> share of the rows of the calibration samples that count; found at the first call, `size` samples at a time."""
+        if self._counting is None:
+            layers = [node.name for node in self.graph.nodes if node.weight is not None]
+            self._counting = counting_rows(self.graph, layers, self.batches(size))
+        return self._counting
 
 
 def prepare(

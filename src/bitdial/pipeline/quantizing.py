@@ -90,7 +90,8 @@ def restore_means(
     fit = None
     if plane:
         layers = searched_layers(program)
-        fit = PlaneFit(program, layers, batches, centred=config.bias_correction, seed=config.seed)
+        fit = PlaneFit(program, layers, batches, centred=config.bias_correction, seed=config.seed,
+                       counting=prepared.counting_rows(config.batch_size))  # fmt: skip
     with torch.no_grad():
         correct_bias(program, batches, means, indices, partial(progress, stage), outputs, fit)
 
@@ -135,7 +136,8 @@ def low_tables(
         n: LayerSamples(program.layers[n], patches[n], values[program.instruction(n).inputs[0]].signed, config.bias_correction)
         for n in names
     }
-    scores = choose_shifts(program, samples, config, values, partial(progress, "shifts"))
+    counting = prepared.counting_rows(config.batch_size) if config.stores_plane else None
+    scores = choose_shifts(program, samples, config, values, partial(progress, "shifts"), counting)
     mean_shifts = {}
     if config.bias_correction:
         for n in names:
@@ -150,10 +152,12 @@ def choose_shifts(
     config: QuantizeConfig,
     values: Mapping[str, ValueStatistics] | None = None,
     progress: Callable[[float], None] | None = None,
+    counting: Mapping[str, float] | None = None,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Shifts and low weights of the layers that samples are given for, in place. Returns the error score of every group.
 
     values: of the 8-bit model; needed only where config.shift_choice is not "least_squares". progress: told the share done.
+    counting: see `counting_rows`.
     """
     done, wanted = 0, 2 * sum(own.weight_size for own in samples.values())  # of activations, of weights
 
@@ -179,7 +183,7 @@ def choose_shifts(
         layer = program.layers[n]
         scores[n] = _weight_shift(layer, samples[n], config)
         if config.stores_plane:
-            provisional_plane(samples[n], scores[n])
+            provisional_plane(samples[n], scores[n], (counting or {}).get(n, 1.0))
         bound_accumulators(layer, program.qparams[program.instruction(n).inputs[0]])
         advance([n])
     return scores

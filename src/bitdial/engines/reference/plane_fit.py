@@ -52,13 +52,20 @@ class PlaneFit:
     """The hook of `correct_bias` that solves groups when they first become low.
 
     program: its layers get planes; shifts are set. batches: calibration samples; the walk must take the same ones.
-    centred: means are restored afterwards, so that they need not be fitted.
+    centred: means are restored afterwards, so that they need not be fitted. counting: see `counting_rows`.
     """
 
     def __init__(
-        self, program: Program, layers: Sequence[str], batches: Batches, *, centred: bool, seed: int = 0
+        self,
+        program: Program,
+        layers: Sequence[str],
+        batches: Batches,
+        *,
+        centred: bool,
+        seed: int = 0,
+        counting: Mapping[str, float] | None = None,
     ) -> None:
-        self.centred = centred
+        self.centred, self.counting = centred, counting or {}
         outputs = sum(len(w) for n in layers if (w := program.layers[n].weight) is not None)
         count = min(ROWS, TARGET_BYTES // max(1, 2 * outputs))
         per_batch = max(1, -(-count // max(1, len(batches))))
@@ -85,7 +92,7 @@ class PlaneFit:
         errors = self.targets[layer.name].float().sub_(present)
         if self.centred:
             x, errors = x - x.mean(dim=0), errors.sub_(errors.mean(dim=0))
-        solve_groups(layer, new, x, errors)
+        solve_groups(layer, new, x, errors, self.counting.get(layer.name, 1.0))
         done |= new
 
 

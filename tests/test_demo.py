@@ -205,6 +205,7 @@ def test_the_report_is_complete_in_itself(folder: Path, content: dict[str, Any])
         assert f'id="{section}"' in page
 
 
+@pytest.mark.slow
 def test_commands_it_suggests_work(folder: Path, content: dict[str, Any], shown: str) -> None:
     assert len(content["next"]) == (5 if native.missing() else 8)
     for command in content["next"]:

@@ -142,8 +142,8 @@ def _contract(c: Compiler, step: Contract) -> None:
     low = np.ascontiguousarray(layer.low).astype(np.uint8)
     any_low = bool(low.any()) if low.size else False
     dynamic = any_low and c.program.extraction == "dynamic"
-    if dynamic and c.batch_axes[step.inputs[0]] is None:
-        raise Unsupported("it cannot be told which values of its input belong to one sample")
+    if dynamic and ((axis := c.batch_axes[step.inputs[0]]) is None or axis.outer != 1):  # kernels take a sample in one piece
+        raise Unsupported("its samples lie apart in its input, or it cannot be told how they lie")
     groups = layer.conv_groups
     depthwise = groups > 1 and weight.shape[1] == 1 and not any_low and not y.is_float
     if depthwise and (residual < 0 or step.residual in c.program.qparams):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.errors import ConfigError
@@ -152,3 +154,27 @@ def test_an_output_that_is_read_on_may_be_reordered() -> None:
     assert len(found) == 2
     for a, b in zip(wanted, found, strict=True):
         assert float((a - b).norm() / a.norm()) < 0.03
+
+
+class Stacked(nn.Module):
+    """Vectors of several branches as channels of a 1-D convolution, which works along what is sorted (CoaT's class tokens)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(12, 16) for _ in range(3))
+        self.mixed, self.head, self.other = nn.Conv1d(3, 1, 1), nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [torch.tanh(branch(x)) for branch in self.branches]
+        out: Tensor = self.head(self.mixed(torch.stack(parts, dim=1)).squeeze(1)) + self.other(parts[0] + parts[1] + parts[2])
+        return out
+
+
+def test_channels_of_a_reader_need_not_be_the_axis_that_is_sorted(helpers: Any) -> None:
+    torch.manual_seed(0)
+    model, x = Stacked().eval(), torch.randn(32, 12)
+    config = QuantizeConfig(selector="greedy", group_size=4, lower_first_last=True)
+    program = quantize_prepared(prepare(model, [x], config), config)
+    with torch.no_grad():
+        exact = model(x)
+    assert helpers.snr(exact, ReferenceEngine(program).run(x, 0.0)) > 25.0

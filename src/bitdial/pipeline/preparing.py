@@ -173,7 +173,9 @@ def lay_out(prepared: Prepared, config: QuantizeConfig) -> None:
     prepared.graph, prepared.layout = apply_layout(prepared.graph, plan)
     for name, statistics in prepared.statistics.items():
         permutation = plan.permutation(name)
-        if permutation is not None and statistics.channel_max is not None:
+        if permutation is None or statistics.channel_max is None or statistics.axis is None:
+            continue
+        if plan.orders[name].axis == statistics.axis % len(prepared.graph.types[name].shape):  # else another axis moves
             prepared.statistics[name] = statistics.permuted(permutation)
 
 

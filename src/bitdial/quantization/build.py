@@ -203,7 +203,10 @@ class _Builder:
         given = self.given.get(name or value)
         if given is not None:
             return QParams(float(np.float32(given)), signed)
-        statistics = self.statistics.get(value)
+        source = value
+        while source not in self.statistics and (node := self.producers.get(source)) is not None and node.op == "gather":
+            source = node.inputs[0]  # a reorder of the layout pass, made after calibration
+        statistics = self.statistics.get(source)
         if statistics is None:
             raise CalibrationError(f"value '{value}' was not calibrated")
         levels = 127 if signed else 255

@@ -28,6 +28,7 @@ from bitdial.quantization.instructions import (
     Rounding,
 )
 from bitdial.quantization.layer import QuantizedLayer
+from bitdial.quantization.lengths import at_length, sequence_axes, sequence_length
 from bitdial.quantization.program import Program
 from bitdial.quantization.weights import accumulator_bound, largest_magnitudes
 
@@ -63,10 +64,26 @@ def check_program(program: Program, where: str) -> None:
         if value in program.types and program.types[value].dtype != ("int8" if q.signed else "uint8"):
             kind = program.types[value].dtype
             raise _broken(where, f"'{value:.80}' is {kind} but its encoding says signed = {q.signed}")
+    _check_lengths(program, where)
     for step in program.instructions:
         problem = _disagreement(step, program) or _overflow(step, program)
         if problem is not None:
             raise _broken(where, f"'{step.name:.80}' ({step.operation:.40}): {problem}")
+
+
+def _check_lengths(program: Program, where: str) -> None:
+    if not program.lengths:
+        return
+    try:
+        full = sequence_length(program)
+        for length in program.lengths:
+            own = at_length(program, length)
+            if not length < full or sequence_length(own) != length:
+                raise _broken(where, f"length {length} is not that of its inputs, or not below the full {full}")
+            check_program(own, f"{where}: length {length}")
+        sequence_axes(program)
+    except (GraphError, ValueError) as error:
+        raise _broken(where, f"its shorter lengths do not fit: {error}") from error
 
 
 def _check_ratios_of(layer: QuantizedLayer, program: Program, where: str) -> None:

@@ -15,8 +15,8 @@ from bitdial.artifact.tables import KINDS, Outline, decode_tables, expanded_byte
 from bitdial.artifact.tensors import Tensors
 from bitdial.artifact.weights import check_weight_size, read_weights
 from bitdial.errors import ArtifactError
-from bitdial.quantization.instructions import Instruction
-from bitdial.quantization.program import Extraction, Program, QParams
+from bitdial.quantization.instructions import Instruction, Lookup
+from bitdial.quantization.program import Extraction, Program, QParams, Shorter
 
 Array = npt.NDArray[Any]
 _TABLE_FLOOR = 32 * 2**20
@@ -60,12 +60,46 @@ def decode_program(manifest: dict[str, Any], tensors: dict[str, Array], file_siz
         provenance=provenance,
         curve=curve,
     )
+    for item in fields.optional_rows("lengths") or []:
+        length, shorter = _decode_length(item, program, stock, where)
+        if length in program.lengths:
+            raise ArtifactError(f"{where}: length {length} is there twice; get a sound copy of the file")
+        program.lengths[length] = shorter
     fields.done()
     stock.done()
     check_program(program, where)
     if stored_constants(program) != sorted(constants):
         raise ArtifactError(f"{where}: constants that no instruction uses; get a sound copy of the file")
     return program
+
+
+def _decode_length(item: Any, program: Program, stock: Tensors, where: str) -> tuple[int, Shorter]:
+    """A shorter length and what differs there; its tables and layers are the program's."""
+    fields = Fields(item, f"{where}: lengths")
+    length = fields.integer("length", 1, 2**31)
+    fields.where = here = f"{where}: length {length}"
+    tables = iter([step.table for step in program.instructions if isinstance(step, Lookup)])
+
+    def table(dtype: str) -> Array:
+        found = next(tables, None)
+        if found is None or found.dtype.name != dtype:
+            raise ArtifactError(f"{here}: its tables are not those of the full length; get a sound copy of the file")
+        return found
+
+    rows = fields.rows("instructions")
+    if len(rows) != len(program.instructions):
+        raise ArtifactError(f"{here}: its instructions are not those of the full length; get a sound copy of the file")
+    instructions = []
+    for index, (row, own) in enumerate(zip(rows, program.instructions, strict=True)):
+        step, head = instruction_from_json(row, f"{here}: instruction {index}", table)
+        same = type(step) is type(own) and (step.name, step.operation, step.inputs) == (own.name, own.operation, own.inputs)
+        if not same or (head is not None and head.layer.macs > program.layers[step.name].macs):
+            raise ArtifactError(f"{here}: instruction {index} is not that of the full length; get a sound copy of the file")
+        instructions.append(step)
+    constants = {name: stock.take(f"lengths/{length}/{name}", None, None) for name in fields.strings("constants")}
+    shorter = Shorter(instructions, types_from_json(fields.mapping("types"), here), constants)
+    fields.done()
+    return length, shorter
 
 
 def _decode_instructions(

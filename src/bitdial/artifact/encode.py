@@ -14,6 +14,7 @@ from bitdial.artifact.jsontext import to_plain
 from bitdial.artifact.tables import encode_tables
 from bitdial.artifact.weights import weight_tensors
 from bitdial.quantization.instructions import Lookup
+from bitdial.quantization.lengths import at_length
 from bitdial.quantization.program import Program
 
 Array = npt.NDArray[Any]
@@ -49,6 +50,8 @@ def encode_program(program: Program) -> tuple[dict[str, Any], dict[str, Array]]:
         "provenance": to_plain(program.provenance, "provenance"),
         "curve": to_plain(program.curve, "curve"),
     }
+    if program.lengths:
+        manifest["lengths"] = [_length_to_json(program, n, rows, tensors) for n in sorted(program.lengths)]
     if program.structure is not None:
         manifest["structure"] = to_plain(program.structure, "output structure")
     manifest["tensors"] = {
@@ -56,6 +59,27 @@ def encode_program(program: Program) -> tuple[dict[str, Any], dict[str, Array]]:
         for name, t in tensors.items()
     }
     return manifest, tensors
+
+
+def _length_to_json(
+    program: Program, length: int, rows: dict[str, dict[str, Any]], tensors: dict[str, Array]
+) -> dict[str, Any]:
+    """What differs for shorter sequences. rows: of the layers at full length. Adds constants of its own to the tensors."""
+    own = at_length(program, length)
+    there = set(stored_constants(program)) - program.lengths[length].constants.keys()
+    constants = [name for name in stored_constants(own) if name not in there]
+    tensors |= {f"lengths/{length}/{name}": own.constants[name] for name in constants}
+    kept = {*own.inputs, *(step.name for step in own.instructions), *stored_constants(own)}
+    layers = {
+        name: {**rows[name], "macs": int(layer.macs), "accumulator_bound": int(layer.accumulator_bound)}
+        for name, layer in own.layers.items()
+    }
+    return {
+        "length": length,
+        "types": types_to_json({name: kind for name, kind in own.types.items() if name in kept}),
+        "instructions": [instruction_to_json(step, layers.get(step.name)) for step in own.instructions],
+        "constants": constants,
+    }
 
 
 def stored_constants(program: Program) -> list[str]:

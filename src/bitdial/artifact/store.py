@@ -28,7 +28,9 @@ Array = npt.NDArray[Any]
 FORMAT = "bitdial"
 _FORMATS = (FORMAT, "flexiq")  # the second: files written before the project took its name; same contents
 _METADATA_KEYS = {"format", "version", "manifest", "manifest_sha256"}
-_PARTS = {"layers": "weights", "tables": "tables", "scalars": "tables", "constants": "float_leftovers"}
+_PARTS = {
+    "layers": "weights", "tables": "tables", "scalars": "tables", "constants": "float_leftovers", "lengths": "float_leftovers",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     {"path", "version", "hashes_ok", "damaged": [text], "sizes": {"weights", "low_planes", "tables", "manifest",
     "float_leftovers", "total"} in bytes, "tables": {kind: bytes}, "layers", "packed_layers", "plane_layers", "ratios",
-    "band", "extraction", "nested", "provenance", "curve"}. Raises ArtifactError as `load_program` does where the header or
-    the manifest is unreadable.
+    "lengths" (shorter ones), "band", "extraction", "nested", "provenance", "curve"}. Raises ArtifactError as `load_program`
+    does where the header or the manifest is unreadable.
     """
     with _open(path) as stream, _only_artifact_errors(str(path)):
         contents = _read(stream, str(path))
@@ -152,6 +154,7 @@ def inspect_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         "packed_layers": sum(layer.get("packed") is True for layer in layers),
         "plane_layers": sum(layer.get("plane") is True for layer in layers),
         "ratios": manifest.get("ratios"),
+        "lengths": [row.get("length") for row in manifest.get("lengths", []) if isinstance(row, dict)],
         "band": provenance.get("band") if isinstance(provenance, dict) else None,
         "extraction": manifest.get("extraction"),
         "nested": manifest.get("nested"),

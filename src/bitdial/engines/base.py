@@ -127,4 +127,8 @@ def create_engine(program: Program, engine: str | None = None, **options: Any) -
     unknown = sorted(options.keys() - spec.options)
     if unknown:
         raise EngineError(f"the {spec.name} engine has no option {unknown}; it takes {sorted(spec.options)}")
+    if program.lengths:
+        from bitdial.engines.lengths import LengthsEngine
+
+        return LengthsEngine(program, lambda own: spec.create(own, **options))
     return spec.create(program, **options)

@@ -81,6 +81,8 @@ def finetune_prepared(
     checkpoint: file from which an interrupted run resumes; removed by nobody. stop: asked after every update.
     Raises DataError, ConfigError, and `trainer.Interrupted` when `stop` said so.
     """
+    if config.lengths:
+        raise ConfigError("a network is finetuned at one length: leave lengths out")
     started = time.perf_counter()
     own = config.updated(low_weights="derived", effort="normal")  # trained weights are where they should be
     before = prepared.graph

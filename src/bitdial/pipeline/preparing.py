@@ -24,6 +24,7 @@ from bitdial.graph.passes import optimize
 from bitdial.graph.verify import verify
 from bitdial.layout import LayoutPlan, LayoutReport, apply_layout, plan_layout
 from bitdial.pipeline.doubts import doubtful_inputs
+from bitdial.pipeline.lengths import shorter_graphs
 from bitdial.quantization.build import check_patterns, eligibility, statistics_plan
 from bitdial.quantization.calibration import TensorStatistics, choose_range
 from bitdial.quantization.config import QuantizeConfig
@@ -50,6 +51,7 @@ class Prepared:
     seconds: dict[str, float] = field(default_factory=dict)
     output_means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)  # given to the user, and kept for the program's provenance
+    shorter: dict[int, Graph] = field(default_factory=dict)  # the network for shorter sequences, laid out alike
     _counting: dict[str, float] | None = None
 
     def batches(self, size: int, limit: int | None = None) -> list[list[Tensor]]:
@@ -88,6 +90,7 @@ def prepare(
     started = time.perf_counter()
     prepared = Prepared(graph, {}, inputs, None, inputs[0].shape[0], seconds, warnings=doubts)
     prepared.statistics = calibrate(prepared, config, progress)
+    before = dict(prepared.statistics)
     if config.equalize is not None:
         prepared.graph, _ = equalize(graph, prepared.statistics, config.equalize)
         verify(prepared.graph)
@@ -100,8 +103,20 @@ def prepare(
             prepared.statistics = calibrate(prepared, config, progress)
     seconds["calibrate"] = time.perf_counter() - started
     started = time.perf_counter()
+    unsorted = dict(prepared.statistics)
     if config.sort_channels:
         lay_out(prepared, config)
+
+    def again(cut: Sequence[Tensor]) -> Graph:
+        """The network captured with other inputs, and changed by the same statistics."""
+        own = optimize(captured(model, cut, names))
+        if config.equalize is not None:
+            own, _ = equalize(own, before, config.equalize)
+        if config.smooth:
+            own, _ = smooth(own, before, config.smooth)
+        return apply_layout(own, layout_plan(own, unsorted, config))[0] if config.sort_channels else own
+
+    prepared.shorter = shorter_graphs(prepared.graph, inputs, config.lengths, again)
     seconds["layout"] = time.perf_counter() - started
     return prepared
 

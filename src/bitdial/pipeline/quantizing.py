@@ -40,6 +40,7 @@ from bitdial.quantization.build import build_program
 from bitdial.quantization.calibration import summarize
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.effective_bits import group_maximum, least_squares_shift, naive_shift, plain_shift
+from bitdial.quantization.lengths import shorten
 from bitdial.quantization.low_plane import provisional_plane
 from bitdial.quantization.output_error import LayerSamples, activation_shifts, weight_shifts
 from bitdial.quantization.predicted_latency import LatencyCurve, latency_curves, layerwise_seconds, predicted_latency
@@ -440,6 +441,9 @@ def quantize_prepared(
         "threads": torch.get_num_threads(),
         **({"warnings": list(prepared.warnings)} if prepared.warnings else {}),
     }
+    for length, graph in prepared.shorter.items():
+        other = build_program(graph, prepared.statistics, config, group_bounds, machine=native.target())
+        program.lengths[length] = shorten(program, other, length)
     if latency is not None and curves is not None:
         program.provenance["latency"] = predicted_latency(program, latency, curves)
     progress("done", 1.0)

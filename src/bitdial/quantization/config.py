@@ -114,6 +114,11 @@ class QuantizeConfig(BaseConfig):
     calibration_images: int = setting(
         256, "Calibration images, drawn by --seed from the train part (all if fewer).", "N", "Data", option="--images", ge=1
     )
+    lengths: tuple[int, ...] = Field(
+        (),
+        description="Shorter sequences that the model is compiled for too, e.g. (16, 32): axis 1 of every input, whose full "
+        "length is that of the calibration data. A batch goes to the shortest that holds it, padded with zeros.",
+    )
     keep_answers: float = setting(
         0.97,
         "Share of the 8-bit model's answers on the calibration images that a ratio of use keeps. Others are warned of, and "
@@ -175,6 +180,13 @@ class QuantizeConfig(BaseConfig):
         if not all(0.0 <= r <= 1.0 for r in ratios):
             raise ValueError("ratios must lie in 0..1")
         return tuple(sorted({0.0, *ratios}))
+
+    @field_validator("lengths")
+    @classmethod
+    def _lengths(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if any(n < 1 for n in lengths):
+            raise ValueError("lengths must be positive")
+        return tuple(sorted(set(lengths)))
 
     @field_validator("keep_8bit", "ignored", mode="before")
     @classmethod

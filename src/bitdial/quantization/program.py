@@ -19,6 +19,16 @@ Extraction = Literal["static", "dynamic", "naive"]
 
 
 @dataclass
+class Shorter:
+    """What differs in a program for shorter sequences (`bitdial.quantization.lengths`): instructions, whose layers lend only
+    their work and the bound of products of activations; types; constants that are others or that the full length has not."""
+
+    instructions: list[Instruction]
+    types: dict[str, TensorType]
+    constants: dict[str, Array]
+
+
+@dataclass
 class Program:
     """A quantized network with its dial.
 
@@ -30,6 +40,7 @@ class Program:
     nested         low[r] is a subset of low[r+1] for every layer
     provenance     JSON-able: bitdial version, config, calibration summary, search statistics, seed
     curve          JSON-able rows measured on data: {"ratio", "accuracy", "agreement", ...}
+    lengths        shorter sequences that the program serves too: length -> what differs
     """
 
     inputs: list[str]
@@ -44,6 +55,7 @@ class Program:
     nested: bool = True
     provenance: dict[str, Any] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    lengths: dict[int, Shorter] = field(default_factory=dict)
 
     @property
     def layers(self) -> Mapping[str, QuantizedLayer]:
@@ -95,4 +107,4 @@ class Program:
         return low / total if total else 0.0
 
 
-__all__ = ["BLOCK_ROWS", "Extraction", "Program", "QParams", "QuantizedLayer", "WeightGranularity"]
+__all__ = ["BLOCK_ROWS", "Extraction", "Program", "QParams", "QuantizedLayer", "Shorter", "WeightGranularity"]

@@ -41,8 +41,8 @@ def shorter_graphs(
             raise CaptureError(
                 f"lengths: with inputs of length {length} the network is another one than at its full length {full} ({error})"
             ) from error
-        steps = ([(n.name, n.op, tuple(n.inputs)) for n in g.nodes] for g in (graph, own))
-        check_same(*steps, length)
+        before, now = ([(n.name, n.op, tuple(n.inputs)) for n in g.nodes] for g in (graph, own))
+        check_same(before, now, length)
         _check_padding(graph, own, inputs, cut, length)
         result[length] = own
     return result

@@ -21,6 +21,8 @@ from bitdial.engines.lengths import LengthsEngine
 from bitdial.errors import ArtifactError, CalibrationError, CaptureError, ConfigError, InputError
 from bitdial.quantization.lengths import at_length
 from bitdial.quantization.program import Program
+from bitdial.serving.worker.base import WorkerOptions
+from bitdial.serving.worker.model import LoadedModel
 
 ENGINES = [name for name in ("reference", "cpu") if not available_engines()[name]]
 CONFIG = QUICK.updated(lower_first_last=True, lengths=(4, 8))
@@ -177,3 +179,13 @@ def test_outputs_per_token_are_cut() -> None:
     for given in (2, 4, 5):
         got = quantized(x[:, :given], ratio=0.0)
         torch.testing.assert_close(got, full[:, :given], rtol=0, atol=0)
+
+
+def test_a_served_model_answers_padded_requests() -> None:
+    """Its description is that of the full length; requests of a batch go to the length of the longest of them."""
+    loaded = LoadedModel(to_bytes(model()), "text.bitdial", **WorkerOptions(engine=ENGINES[-1], max_batch=4).loading())
+    assert [t.shape for t in loaded.info.inputs] == [(-1, FULL), (-1, FULL)]
+    batch = padded(of_length(3, 4), FULL)
+    outputs, _, problems = loaded.run(batch, [1, 2, 1], 1)
+    assert not any(problems)
+    np.testing.assert_array_equal(outputs[0], create_engine(at_length(model(), FULL), "reference").run(batch, model().ratios[1]))

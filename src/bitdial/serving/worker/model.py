@@ -79,17 +79,22 @@ class LoadedModel:
         """Run all ratios once, and a full batch if that is quick; what the outputs really are."""
         outputs: tuple[TensorInfo, ...] = ()
         seconds = 0.0
+        value = 1 if program.lengths else 0  # where zeros mean padding, the full length is to be warmed up
+
+        def batch_of(samples: int) -> list[Array]:
+            return [np.full(t.of(samples), value, t.dtype) for t in inputs]
+
         for index in range(len(self._ratios)):
             begin = time.perf_counter()
-            first = self._engine_run([np.zeros(t.of(1), t.dtype) for t in inputs], index)
+            first = self._engine_run(batch_of(1), index)
             seconds = time.perf_counter() - begin
             outputs = outputs or _output_infos(program, first, path)
         # The second run at the last ratio is without what engines make ready in the first.
         begin = time.perf_counter()
-        self._engine_run([np.zeros(t.of(1), t.dtype) for t in inputs], len(self._ratios) - 1)
+        self._engine_run(batch_of(1), len(self._ratios) - 1)
         seconds = min(seconds, time.perf_counter() - begin)
         if seconds * max_batch < WARM_UP:
-            found = self._engine_run([np.zeros(t.of(max_batch), t.dtype) for t in inputs], 0)
+            found = self._engine_run(batch_of(max_batch), 0)
             for tensor, array in zip(outputs, found, strict=True):
                 if array.shape != tensor.of(max_batch):
                     raise UnservableError(

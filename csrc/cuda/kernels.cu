@@ -1,0 +1,18 @@
+// Every kernel by its name. BITDIAL_NATIVE_INT4: 1 where the tensor cores multiply 4-bit numbers (sm_80, 86, 87, 89), else 0.
+#include "pointwise.h"
+#include "product.h"
+
+KERNEL(conv_unsigned, ConvArgs, 128) { convolve<false, false, BITDIAL_NATIVE_INT4 != 0>(args); }
+KERNEL(conv_signed, ConvArgs, 128) { convolve<true, false, BITDIAL_NATIVE_INT4 != 0>(args); }
+KERNEL(conv_elements_unsigned, ConvArgs, 128) { convolve<false, true, BITDIAL_NATIVE_INT4 != 0>(args); }
+KERNEL(conv_elements_signed, ConvArgs, 128) { convolve<true, true, BITDIAL_NATIVE_INT4 != 0>(args); }
+KERNEL(matmul_uu, MatMulArgs, 128) { multiply_matrices<false, false>(args); }
+KERNEL(matmul_us, MatMulArgs, 128) { multiply_matrices<false, true>(args); }
+KERNEL(matmul_su, MatMulArgs, 128) { multiply_matrices<true, false>(args); }
+KERNEL(matmul_ss, MatMulArgs, 128) { multiply_matrices<true, true>(args); }
+KERNEL(pointwise_kernel, PointwiseArgs, 256) { pointwise(args); }
+KERNEL(pool_kernel, WindowArgs, 256) { over_window<false>(args); }
+KERNEL(depthwise_kernel, WindowArgs, 256) { over_window<true>(args); }
+KERNEL(softmax_kernel, RowsArgs, 128) { softmax_rows(args); }
+KERNEL(layer_norm_kernel, RowsArgs, 128) { normalize_rows(args); }
+KERNEL(sum_kernel, RowsArgs, 128) { sum_rows(args); }

@@ -1,0 +1,311 @@
+// GEMM and implicit-GEMM convolution over low and 8-bit groups in one launch, and the product of two activations.
+//
+// A block of 128 threads makes 64 rows (positions of the result) by 64 columns (output channels); each of its four warps 32 by 32. The
+// reduction goes in steps of 64: four chunks of 16 channels of one filter tap, as the layer's table lists them. Activations come
+// through registers, where low chunks are extracted on the way; weights lie packed in the order of the fragments and are copied
+// beside it. Both have two buffers, so that a step's products cover the next one's loads.
+#pragma once
+#include "epilogue.h"
+#include "extract.h"
+
+enum StepKind { STEP_BYTES = 0, STEP_NIBBLES = 1, STEP_LOW_BYTES = 2 };
+enum { ROW_BYTES = 80, A_BYTES = 64 * ROW_BYTES, B_BYTES = 4096, B_START = 2 * A_BYTES };  // rows of 80: no bank conflicts
+
+struct ConvArgs {
+  Global<const uint8_t> x;
+  Global<const uint8_t> weights;
+  Global<const int32_t> steps;   // per step: kind, halves, first 16 bytes of its weights, row of shifts behind it or -1
+  Global<const int32_t> places;  // per chunk (or element): dy, dx, channel or -1, shift
+  Global<const int32_t> starts;  // per convolution group, its first step; and the end
+  Global<const uint8_t> shifts;  // [rows, padded outputs]
+  Epilogue out;
+  int64_t x_sample;
+  int32_t rows, height, width, pitch;          // of the input; rows: positions of the result in all samples
+  int32_t out_height, out_width;
+  int32_t stride_y, stride_x, pad_y, pad_x;
+  int32_t outputs, padded;                     // of one convolution group
+  int32_t amax, reserved;
+};
+
+// The byte position in the input of a chunk for a row, or -1 outside of it.
+struct Row {
+  int64_t sample;
+  int y, x;
+  bool there;
+};
+
+DEVICE Row row_of(const ConvArgs& args, int row) {
+  Row r;
+  r.there = row < args.rows;
+  const int area = args.out_height * args.out_width;
+  const int n = row / area, place = row % area;
+  r.sample = n * args.x_sample;
+  r.y = place / args.out_width * args.stride_y - args.pad_y;
+  r.x = place % args.out_width * args.stride_x - args.pad_x;
+  return r;
+}
+
+DEVICE int64_t place_in(const ConvArgs& args, const Row& row, int64_t place) {
+  const int c = args.places.get(place * 4 + 2);
+  const int y = row.y + args.places.get(place * 4), x = row.x + args.places.get(place * 4 + 1);
+  if (!row.there || c < 0 || y < 0 || y >= args.height || x < 0 || x >= args.width) return -1;
+  return row.sample + (static_cast<int64_t>(y) * args.width + x) * args.pitch + c;
+}
+
+// Two chunks of a row.
+template <bool ELEMENTS>
+DEVICE void fetch(const ConvArgs& args, const Row& row, int step, int pair, Words4 (&v)[2]) {
+  for (int i = 0; i < 2; i++) {
+    const int64_t chunk = static_cast<int64_t>(step) * 4 + pair * 2 + i;
+    v[i] = Words4{{0, 0, 0, 0}};
+    if (ELEMENTS) {
+#pragma unroll
+      for (int e = 0; e < 16; e++) {
+        const int64_t at = place_in(args, row, chunk * 16 + e);
+        if (at >= 0) v[i].v[e / 4] |= static_cast<uint32_t>(args.x.get(at)) << (8 * (e % 4));
+      }
+    } else {
+      const int64_t at = place_in(args, row, chunk);
+      if (at >= 0) v[i] = args.x.get16(at);
+    }
+  }
+}
+
+// Extract two chunks where their step is low and store them for ldmatrix.
+template <bool SIGNED, bool ELEMENTS, bool NATIVE>
+DEVICE void keep(const ConvArgs& args, int step, int kind, int row, int pair, int buffer, Words4 (&v)[2]) {
+  if (kind != STEP_BYTES) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int64_t chunk = static_cast<int64_t>(step) * 4 + pair * 2 + i;
+      const int shift = args.places.get((ELEMENTS ? chunk * 16 : chunk) * 4 + 3);  // one for all elements of a chunk
+#pragma unroll
+      for (int w = 0; w < 4; w++) v[i].v[w] = extract_bytes<SIGNED>(v[i].v[w], shift, args.amax);
+    }
+  }
+  const int at = buffer * A_BYTES + row * ROW_BYTES;
+  if (NATIVE && kind == STEP_NIBBLES) {
+    Words4 joined;
+#pragma unroll
+    for (int w = 0; w < 4; w++) joined.v[w] = join_nibbles(v[0].v[w], v[1].v[w]);
+    Shared::put16(at + pair * 16, joined);
+  } else {
+    Shared::put16(at + pair * 32, v[0]);
+    Shared::put16(at + pair * 32 + 16, v[1]);
+  }
+}
+
+DEVICE void copy_weights(const ConvArgs& args, int step, int kind, int column, int buffer) {
+  const int tile_bytes = kind == STEP_NIBBLES ? 256 : 512;  // of eight columns
+  const int64_t from = static_cast<int64_t>(args.steps.get(step * 4 + 2)) * 16 + column / 8 * tile_bytes;
+  for (int i = thread_index() * 16; i < 8 * tile_bytes; i += 128 * 16)
+    copy16_later(B_START + buffer * B_BYTES + i, args.weights, from + i);
+}
+
+// Eight low weights, times 16, in the high halves of two registers of bytes: three instructions for what the compiler's emulation
+// of a 4-bit product takes two hundred.
+DEVICE void unpack_nibbles(uint32_t word, uint32_t (&b)[2]) {
+  b[0] = (word << 4) & 0xf0f0f0f0u;
+  b[1] = word & 0xf0f0f0f0u;
+}
+
+template <bool SIGNED, bool NATIVE>
+DEVICE void multiply_step(int kind, int halves, int buffer, int warp_row, int warp_column, int (&acc)[2][4][4]) {
+  const int lane = thread_index() % 32;
+  const int a_row = buffer * A_BYTES + (warp_row + lane % 16) * ROW_BYTES + lane / 16 * 16;
+  const int b_start = B_START + buffer * B_BYTES;
+  if (NATIVE && kind == STEP_NIBBLES) {
+    uint32_t a[2][4];
+    for (int i = 0; i < 2; i++) load_fragment(a[i], a_row + i * 16 * ROW_BYTES);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const int at = b_start + (warp_column / 8 + j) * 256 + lane * 4;
+      const uint32_t b[2] = {Shared::word(at), Shared::word(at + 128)};
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        if (halves == 2) {
+          multiply_nibbles<SIGNED>(acc[i][j], a[i], b);
+        } else {
+          const uint32_t half[2] = {a[i][0], a[i][1]};
+          multiply_nibbles_half<SIGNED>(acc[i][j], half, b[0]);
+        }
+      }
+    }
+    return;
+  }
+  for (int half = 0; half < halves; half++) {
+    uint32_t a[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; i++) load_fragment(a[i], a_row + i * 16 * ROW_BYTES + half * 32);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      uint32_t b[2];
+      if (kind == STEP_NIBBLES) {
+        unpack_nibbles(Shared::word(b_start + (warp_column / 8 + j) * 256 + half * 128 + lane * 4), b);
+      } else {
+        const int at = b_start + (warp_column / 8 + j) * 512 + half * 256 + lane * 8;
+        b[0] = Shared::word(at);
+        b[1] = Shared::word(at + 4);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; i++) multiply_bytes<SIGNED, true>(acc[i][j], a[i], b);
+    }
+  }
+}
+
+// acc += part << shift, the shift of each column; part starts anew. On unpacked nibbles part is 16 times too large.
+template <bool NATIVE>
+DEVICE void add_shifted(const ConvArgs& args, int kind, int shift_row, int column, int (&acc)[2][4][4], int (&part)[2][4][4]) {
+  const int lane = thread_index() % 32;
+  const int less = !NATIVE && kind == STEP_NIBBLES ? 4 : 0;
+#pragma unroll
+  for (int j = 0; j < 4; j++)
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      const int at = column + j * 8 + lane % 4 * 2 + e;
+      const int shift = args.shifts.get(static_cast<int64_t>(shift_row) * args.padded + at);
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int h = 0; h < 4; h += 2) {
+          int& p = part[i][j][h + e];
+          acc[i][j][h + e] += static_cast<int>(static_cast<uint32_t>(p >> less) << shift);
+          p = 0;
+        }
+    }
+}
+
+template <bool SIGNED, bool ELEMENTS, bool NATIVE>
+DEVICE void convolve(const ConvArgs& args) {
+  const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
+  const int group = block_z(), column = block_y() * 64;
+  const int own_row = thread / 2, pair = thread % 2;
+  const int warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;
+  const Row row = row_of(args, block_x() * 64 + own_row);
+  int acc[2][4][4], part[2][4][4];
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+      for (int h = 0; h < 4; h++) acc[i][j][h] = part[i][j][h] = 0;
+
+  const int first = args.starts.get(group), end = args.starts.get(group + 1);
+  Words4 next[2];
+  int kind = args.steps.get(first * 4);
+  copy_weights(args, first, kind, column, 0);
+  fetch<ELEMENTS>(args, row, first, pair, next);
+  keep<SIGNED, ELEMENTS, NATIVE>(args, first, kind, own_row, pair, 0, next);
+  wait_for_copies();
+  barrier();
+  for (int step = first; step < end; step++) {
+    const int buffer = (step - first) % 2;
+    int next_kind = 0;
+    if (step + 1 < end) {
+      next_kind = args.steps.get((step + 1) * 4);
+      copy_weights(args, step + 1, next_kind, column, 1 - buffer);
+      fetch<ELEMENTS>(args, row, step + 1, pair, next);
+    }
+    const int halves = args.steps.get(step * 4 + 1);
+    if (kind == STEP_BYTES) {
+      multiply_step<SIGNED, NATIVE>(kind, halves, buffer, warp_row, warp_column, acc);
+    } else {
+      multiply_step<SIGNED, NATIVE>(kind, halves, buffer, warp_row, warp_column, part);
+      const int shift_row = args.steps.get(step * 4 + 3);
+      if (shift_row >= 0) add_shifted<NATIVE>(args, kind, shift_row, column + warp_column, acc, part);
+    }
+    if (step + 1 < end) keep<SIGNED, ELEMENTS, NATIVE>(args, step + 1, next_kind, own_row, pair, 1 - buffer, next);
+    wait_for_copies();
+    barrier();
+    kind = next_kind;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+      for (int h = 0; h < 4; h++) {
+        const int r = block_x() * 64 + warp_row + i * 16 + lane / 4 + h / 2 * 8;
+        const int local = column + warp_column + j * 8 + lane % 4 * 2 + h % 2;
+        if (r < args.rows && local < args.outputs) {
+          const int area = args.out_height * args.out_width;
+          finish(args.out, acc[i][j][h], r / area, r % area, group * args.outputs + local);
+        }
+      }
+}
+
+// ---- two activations -------------------------------------------------------------------------------------------------------
+
+struct MatMulArgs {
+  Global<const uint8_t> a;
+  Global<const uint8_t> b;
+  Global<const int32_t> heads;  // per head: offsets of a and b within a sample; of the result
+  Epilogue out;                 // positions are rows, channels columns; `part` is the head
+  int64_t a_sample, b_sample;
+  int32_t rows, columns, depth, n_heads;
+  int32_t a_row, a_depth, b_column, b_depth;  // strides in bytes
+};
+
+DEVICE void gather16(const Global<const uint8_t>& x, int64_t from, int stride, int count, int at) {
+  Words4 w{{0, 0, 0, 0}};
+#pragma unroll
+  for (int e = 0; e < 16; e++)
+    if (e < count) w.v[e / 4] |= static_cast<uint32_t>(x.get(from + static_cast<int64_t>(e) * stride)) << (8 * (e % 4));
+  Shared::put16(at, w);
+}
+
+template <bool A_SIGNED, bool B_SIGNED>
+DEVICE void multiply_matrices(const MatMulArgs& args) {
+  const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
+  const int n = block_z() / args.n_heads, head = block_z() % args.n_heads;
+  const int64_t a_start = n * args.a_sample + args.heads.get(head * 3);
+  const int64_t b_start = n * args.b_sample + args.heads.get(head * 3 + 1);
+  const int warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;
+  int acc[2][4][4];
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+      for (int h = 0; h < 4; h++) acc[i][j][h] = 0;
+  for (int k = 0; k < args.depth; k += 64) {
+    const int row = block_x() * 64 + thread / 2, column = block_y() * 64 + thread / 2;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int from = k + thread % 2 * 32 + i * 16, left = args.depth - from;
+      const int at = thread / 2 * ROW_BYTES + thread % 2 * 32 + i * 16;
+      gather16(args.a, a_start + static_cast<int64_t>(row) * args.a_row + static_cast<int64_t>(from) * args.a_depth,
+               args.a_depth, row < args.rows ? left : 0, at);
+      gather16(args.b, b_start + static_cast<int64_t>(column) * args.b_column + static_cast<int64_t>(from) * args.b_depth,
+               args.b_depth, column < args.columns ? left : 0, A_BYTES + at);
+    }
+    barrier();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      uint32_t a[2][4];
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        load_fragment(a[i], (warp_row + i * 16 + lane % 16) * ROW_BYTES + half * 32 + lane / 16 * 16);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const int at = A_BYTES + (warp_column + j * 8 + lane / 4) * ROW_BYTES + half * 32 + lane % 4 * 4;
+        const uint32_t b[2] = {Shared::word(at), Shared::word(at + 16)};
+#pragma unroll
+        for (int i = 0; i < 2; i++) multiply_bytes<A_SIGNED, B_SIGNED>(acc[i][j], a[i], b);
+      }
+    }
+    barrier();
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+      for (int h = 0; h < 4; h++) {
+        const int r = block_x() * 64 + warp_row + i * 16 + lane / 4 + h / 2 * 8;
+        const int column = block_y() * 64 + warp_column + j * 8 + lane % 4 * 2 + h % 2;
+        if (r < args.rows && column < args.columns)
+          finish_at(args.out, acc[i][j][h], n * args.out.y_sample + args.heads.get(head * 3 + 2) +
+                    r * args.out.y_place + column * args.out.y_channel, 0, 0);
+      }
+}

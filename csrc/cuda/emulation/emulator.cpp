@@ -9,6 +9,9 @@
 #include <ucontext.h>
 
 #include "../kernels.cu"
+#ifdef BITDIAL_MORE_KERNELS  // of the emulator's own tests
+#include BITDIAL_MORE_KERNELS
+#endif
 
 namespace emulation {
 namespace {
@@ -246,6 +249,7 @@ extern "C" const char* bitdial_emulate(const char* name, const int* grid, const 
   count = kernel->threads;
   if (threads.size() < static_cast<size_t>(count)) threads = std::vector<Thread>(count);
   launch++;
+  global_thread_base = 0;
   for (blocks[2] = 0; blocks[2] < grid[2]; blocks[2]++)
     for (blocks[1] = 0; blocks[1] < grid[1]; blocks[1]++)
       for (blocks[0] = 0; blocks[0] < grid[0]; blocks[0]++) {

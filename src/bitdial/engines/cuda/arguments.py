@@ -1,0 +1,118 @@
+"""What the kernels take, as ctypes structures laid out like those of csrc/cuda (the emulator compares their sizes)."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+TYPE_U8, TYPE_S8, TYPE_F32 = 0, 1, 2
+OP_SCALE, OP_LOOKUP, OP_ADD, OP_MUL, OP_COPY, OP_FADD, OP_FSUB, OP_FMUL, OP_FDIV = range(9)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes of device memory: where they begin, and how many may be touched."""
+
+    address: int
+    size: int
+
+    def at(self, offset: int) -> Span:
+        """What begins `offset` bytes later and ends where this does."""
+        return Span(self.address + offset, self.size - offset)
+
+
+class Global(ctypes.Structure):
+    """A tensor of the device; all zero: none."""
+
+    _fields_ = [("data", ctypes.c_uint64), ("bytes", ctypes.c_uint64)]
+
+
+def tensor(span: Span | None) -> Global:
+    return Global(0, 0) if span is None else Global(span.address, span.size)
+
+
+class _Args(ctypes.Structure):
+    """Fields by name: spans for tensors, numbers for the rest; what is not named is zero."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{k: tensor(v) if isinstance(v, Span) else v for k, v in values.items() if v is not None})
+
+
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+_I32, _I64, _F32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+
+class Epilogue(_Args):
+    _fields_ = [
+        *_fields(Global, "y8 yf r8 rf bias multipliers"),
+        *_fields(_I64, "y_sample y_place y_channel r_sample r_place r_channel"),
+        *_fields(_F32, "residual_factor lo hi"),
+        *_fields(_I32, "r_signed one_multiplier accumulators"),
+    ]
+
+
+class ConvArgs(_Args):
+    _fields_ = [
+        *_fields(Global, "x weights steps places starts shifts"),
+        ("out", Epilogue),
+        ("x_sample", _I64),
+        *_fields(_I32, "rows height width pitch out_height out_width stride_y stride_x pad_y pad_x outputs padded amax reserved"),
+    ]
+
+
+class MatMulArgs(_Args):
+    _fields_ = [
+        *_fields(Global, "a b heads"),
+        ("out", Epilogue),
+        *_fields(_I64, "a_sample b_sample"),
+        *_fields(_I32, "rows columns depth n_heads a_row a_depth b_column b_depth"),
+    ]
+
+
+class Operand(_Args):
+    _fields_ = [*_fields(Global, "bytes floats table"), *_fields(_I64, "sample place channel"), *_fields(_I32, "type offset")]
+
+
+class PointwiseArgs(_Args):
+    _fields_ = [
+        ("a", Operand), ("b", Operand),
+        *_fields(Global, "y8 yf lookup"),
+        *_fields(_I64, "y_sample y_place y_channel"),
+        *_fields(_I32, "samples places channels op"),
+        *_fields(_F32, "factor_a factor_b lo hi"),
+    ]  # fmt: skip
+
+
+class WindowArgs(_Args):
+    _fields_ = [
+        *_fields(Global, "x y weights"),
+        ("out", Epilogue),
+        *_fields(_I64, "x_sample x_place y_sample y_place"),
+        *_fields(_I32, "samples height width channels out_height out_width kernel_y kernel_x stride_y stride_x pad_y pad_x"),
+        *_fields(_I32, "dilation_y dilation_x x_signed multiplicity greatest reserved"),
+        *_fields(_F32, "factor lo hi reserved_float"),
+    ]
+
+
+class RowsArgs(_Args):
+    _fields_ = [*_fields(Global, "x y weight bias"), *_fields(_I64, "rows length inner"), *_fields(_F32, "eps mean")]
+
+
+THREADS = {"pointwise_kernel": 256, "pool_kernel": 256, "depthwise_kernel": 256}  # of a block; 128 for all others
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel by name, its grid of blocks, and its arguments."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    arguments: ctypes.Structure
+
+    @property
+    def threads(self) -> int:
+        return THREADS.get(self.kernel, 128)

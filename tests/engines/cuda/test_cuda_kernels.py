@@ -1,0 +1,76 @@
+"""The kernels' own sources under the emulator: every accumulator is the oracle's, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cpu_layers import KINDS, LayerCase, layer_cases, make_case, mixed_product
+from cuda_layers import accumulators, layer_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bitdial.engines.cuda.emulated import EmulatedDevice
+from bitdial.engines.cuda.packing import Packer, pack_bytes, unpack_bytes
+from bitdial.quantization.instructions import Window
+
+EVERY = [0, 1, 2, 3, 4]
+
+
+def check(case: LayerCase, device: EmulatedDevice, indices: list[int]) -> None:
+    for index, found in zip(indices, accumulators(case, device, indices), strict=True):
+        assert np.array_equal(found, mixed_product(case, index)), (case, index)
+
+
+@pytest.mark.parametrize("limits", [(15, 7, False), (7, 7, True), (31, 14, False), (15, 10, False), (31, 7, True)])
+def test_mixed_layers(device: EmulatedDevice, limits: tuple[int, int, bool]) -> None:
+    """4-bit nibbles, low bytes, and nibbles of weights only, beside 8-bit groups."""
+    rng = np.random.default_rng(1)
+    check(make_case(rng, per=48, rows=40, size=(5, 6), group=16, limits=limits, pad=(1, 1), by_output=True), device, EVERY)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"any"}))
+def test_extremes(device: EmulatedDevice, kind: str) -> None:
+    """Whole blocks and more of equal, extreme and zero values; several blocks of rows, columns and steps."""
+    rng = np.random.default_rng(2)
+    for limits, low in (((15, 7, False), None), ((7, 7, True), "ends")):
+        case = make_case(rng, per=70, rows=66, size=(9, 9), kernel=(1, 1), group=32, limits=limits, x_kind=kind, w_kind=kind,
+                         low_kind=low)  # fmt: skip
+        check(case, device, [0, 2, 4])
+
+
+GEOMETRIES = [
+    {"stride": (2, 1), "pad": (2, 0), "dilation": (1, 2)}, {"stride": (3, 2), "pad": (0, 3), "dilation": (2, 1)},
+    {"conv_groups": 3, "per": 5, "rows": 7, "pad": (1, 1)}, {"conv_groups": 2, "per": 32, "rows": 65, "kernel": (1, 1)},
+    {"per": 3, "kernel": (7, 7), "pad": (3, 3), "stride": (2, 2)}, {"per": 3, "kernel": (5, 5), "group": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_geometries(device: EmulatedDevice, geometry: dict[str, Any]) -> None:
+    rng = np.random.default_rng(3)
+    check(make_case(rng, **({"per": 40, "batch": 2, "size": (8, 7), "group": 8} | geometry)), device, [0, 1, 4])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=layer_cases(300_000))
+def test_ragged_layers(device: EmulatedDevice, case: LayerCase) -> None:
+    check(replace(case, dynamic=False), device, [0, 1, 3, 4])
+
+
+def test_packed_steps_are_shared_by_ratios(device: EmulatedDevice) -> None:
+    """Every step lies once in memory, whatever the number of ratios: low weights take half a byte beside the 8-bit ones."""
+    case = make_case(np.random.default_rng(4), per=128, rows=64, kernel=(1, 1), group=64)
+    case.low[:] = [[False, False], [True, False], [True, False], [True, True], [True, True]]
+    packed = Packer(layer_of(case), Window((1, 1), (1, 1), (0, 0), (1, 1)), False, device.native_int4).run()
+    assert len(packed.weights) == 128 * 64 * 3 // 2
+    assert [set(steps[:, 0]) for steps in packed.steps] == [{0}, {0, 1}, {0, 1}, {1}, {1}]
+    assert all(len(steps) == 2 for steps in packed.steps)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_packing_of_bytes_has_an_inverse(seed: int) -> None:
+    weight = np.random.default_rng(seed).integers(-127, 128, (64, 64)).astype(np.int8)
+    assert np.array_equal(unpack_bytes(pack_bytes(weight)), weight)

@@ -92,7 +92,7 @@ def pack_nibbles(weight: npt.NDArray[np.int8]) -> Bytes:
     The chunks 0 and 1 (2 and 3) share bytes, low and high halves, as activations do (`join_nibbles`).
     """
     split = (weight.view(np.uint8) & 15).reshape(-1, 8, 2, 2, 4, 4)  # tile, output, register, half byte, lane of four, byte
-    joined: Bytes = split[:, :, :, 0] | (split[:, :, :, 1] << 4)
+    joined = (split[:, :, :, 0] | (split[:, :, :, 1] << 4)).astype(np.uint8)
     return np.ascontiguousarray(joined.transpose(0, 2, 1, 3, 4)).reshape(-1)
 
 

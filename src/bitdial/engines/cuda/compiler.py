@@ -1,0 +1,155 @@
+"""Compiles a program to launches: a table from instructions to handlers. What has no compiled form makes the engine refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bitdial.engines import memory
+from bitdial.engines.cuda import elementwise
+from bitdial.engines.cuda.arguments import Epilogue, Launch
+from bitdial.engines.cuda.packing import Packer
+from bitdial.engines.cuda.products import Plane, Product, depthwise_weights
+from bitdial.engines.cuda.values import Buffer, Frame, Values
+from bitdial.engines.memory import Unsupported
+from bitdial.errors import EngineError
+from bitdial.graph.operators import MOVEMENT
+from bitdial.quantization.instructions import (
+    Add,
+    Concat,
+    Contract,
+    Dequantize,
+    Float,
+    Instruction,
+    Lookup,
+    MatMul,
+    MaxPool,
+    Move,
+    Mul,
+    Quantize,
+    SumPool,
+)
+from bitdial.quantization.program import Program
+
+
+class Compiler(Values):
+    """One use: `Compiler(program, native_int4).run()`."""
+
+    def __init__(self, program: Program, native_int4: bool, dry: bool = False) -> None:
+        super().__init__(program, native_int4, dry)
+        self.products: dict[str, str] = {}  # layer -> kernel
+
+    def run(self) -> Compiler:
+        """Fill `steps`, `buffers` and `pool`. Raises EngineError that names the first instruction without a compiled form."""
+        for name in self.program.inputs:
+            self._named(name, "input", lambda name=name: self.buffer(name))
+        for step in self.program.instructions:
+            self._named(step.name, step.operation, lambda step=step: HANDLERS[type(step)](self, step))
+        for name in self.program.outputs:
+            if not self._named(name, "output", lambda name=name: self.buffer(name)).is_float:
+                raise EngineError(f"the cuda engine cannot give output '{name}': it is not float32")
+        return self
+
+    @staticmethod
+    def _named(name: str, operation: str, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except Unsupported as reason:
+            raise EngineError(f"the cuda engine has no compiled form of '{name}' ({operation}): {reason}") from None
+
+
+def can_run(program: Program) -> str:
+    """ "" if the engine runs all of a program, else why not."""
+    try:
+        Compiler(program, False, dry=True).run()
+    except EngineError as reason:
+        return str(reason)
+    return ""
+
+
+def _epilogue(
+    c: Compiler, step: Contract | MatMul, y: Buffer, image: bool, residual: str | None, bias: int, multipliers: int
+) -> Callable[[Frame], Epilogue]:
+    """bias: constant of [ratios, outputs], -1: none."""
+    place, channel = y.strides(image)
+    lo, hi = step.limits
+    values: dict[str, Any] = {"y_sample": y.sample, "y_place": place, "y_channel": channel, "lo": lo, "hi": hi}
+    r = None if residual is None else c.buffer(residual)
+    if r is not None:
+        r_place, r_channel = r.strides(image)
+        values |= {"r_sample": r.sample, "r_place": r_place, "r_channel": r_channel, "r_signed": int(r.signed),
+                   "residual_factor": step.layer.residual_factor}  # fmt: skip
+    width = step.layer.bias.shape[1] * 4
+
+    def make(frame: Frame) -> Epilogue:
+        span = frame.span(step.name)
+        own = {"yf" if y.is_float else "y8": span, "multipliers": frame.pool.at(multipliers)}
+        if bias >= 0:
+            own["bias"] = frame.pool.at(bias).at(frame.ratio * width)
+        if r is not None and residual is not None:
+            own["rf" if r.is_float else "r8"] = frame.span(residual)
+        return Epilogue(**values, **own)
+
+    return make
+
+
+def _contract(c: Compiler, step: Contract) -> None:
+    layer = step.layer
+    assert layer.weight is not None
+    source, (top, _, left, _) = c.pads.get(step.inputs[0], (step.inputs[0], (0, 0, 0, 0)))
+    x, y = c.eight(source), c.buffer(step.name)
+    memory.check_contract(step, x, c.program)
+    any_low = bool(layer.n_groups and layer.low.any())
+    if any_low and c.program.extraction == "dynamic":
+        raise Unsupported("its shifts are found at run time (dynamic extraction)")
+    image = step.window is not None
+    if image != x.channels_first:
+        raise Unsupported("its input does not lie in memory as it reads it")
+    window = step.window or memory.UNIT
+    kernel, stride, pad, dilation = window.pairs
+    window = type(window)(kernel, stride, (pad[0] + top, pad[1] + left), dilation)
+    size = memory.sample_shape(c.types[step.name])[1:] if image else [1, x.places]
+    out_size = size[0], size[1]
+    y.strides(image)
+    if c.dry:
+        _epilogue(c, step, y, image, step.residual, -1, -1)
+        return
+    bias, multipliers = c.pool.add(layer.bias), c.pool.add(layer.multiplier)
+    epilogue = _epilogue(c, step, y, image, step.residual, bias, multipliers)
+    reads = (source, *(() if step.residual is None else (step.residual,)))
+    outputs, per = layer.weight.shape[:2]
+    if layer.conv_groups > 1 and per == 1 and not any_low:
+        weights = c.pool.add(depthwise_weights(layer.weight))
+        elementwise.depthwise(
+            c, step.name, source, reads, window, weights, outputs // layer.conv_groups, outputs, epilogue, out_size
+        )
+        c.products[step.name] = "depthwise_kernel"
+        return
+    product = Product(Packer(layer, window, x.signed, c.native_int4).run(), window, c.pool)
+    c.products[step.name] = product.packed.kernel
+    plane = Plane(x.h, x.w, x.pitch, x.sample)
+
+    def launch(frame: Frame) -> Launch:
+        return product.launch(frame.ratio, frame.batch * x.factor, frame.span(source), plane, out_size, epilogue(frame))
+
+    c.add(step.name, reads, launch)
+
+
+def _matmul(c: Compiler, step: MatMul) -> None:
+    raise Unsupported("products of two activations are not compiled")
+
+
+def _float(c: Compiler, step: Float) -> None:
+    if step.node.op in MOVEMENT:
+        elementwise.move(c, step)
+    else:
+        raise Unsupported("it runs in float")
+
+
+HANDLERS: dict[type[Instruction], Callable[[Compiler, Any], None]] = {
+    Quantize: elementwise.quantize, Dequantize: elementwise.dequantize, Contract: _contract, MatMul: _matmul,
+    Lookup: elementwise.lookup, Add: elementwise.add, Mul: elementwise.mul, Concat: elementwise.concat,
+    SumPool: elementwise.sum_pool, MaxPool: elementwise.max_pool, Move: elementwise.move, Float: _float,
+}  # fmt: skip

@@ -1,0 +1,143 @@
+"""The CUDA engine: a program compiled to launches, recorded once per ratio and batch size. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitdial.engines.base import ratio_index
+from bitdial.engines.cuda.compiler import Compiler
+from bitdial.engines.cuda.device import Device, DeviceLostError, DeviceMemoryError
+from bitdial.engines.cuda.plan import Plan
+from bitdial.engines.describe import describe_program
+from bitdial.errors import InputError
+from bitdial.graph.inputs import check_inputs, split_batch
+from bitdial.graph.ir import BatchDim
+from bitdial.quantization.program import Program
+
+Array = npt.NDArray[Any]
+MOST_BATCHES = 8  # sizes with memory of their own; the one that was used longest ago goes first
+
+
+class CudaEngine:
+    """Runs a program whole on a GPU, bit for bit as the reference engine. Safe to use from several threads, one at a time runs.
+
+    gpu           number of the GPU, as the driver counts them
+    check_finite  refuse NaN and infinite inputs
+    device        instead of a GPU: a device made elsewhere, such as the emulated one
+    """
+
+    def __init__(self, program: Program, gpu: int = 0, check_finite: bool = True, device: Device | None = None) -> None:
+        if device is None:
+            device = importlib.import_module("bitdial.engines.cuda.driver").open_device(gpu)
+        assert device is not None
+        self.program, self.device, self.check_finite = program, device, check_finite
+        self.compiled = Compiler(program, device.native_int4).run()
+        self.compiled.pool.upload(device)
+        self._index = 0
+        self._plans: OrderedDict[int, Plan] = OrderedDict()
+        self._lock = threading.Lock()
+        self._lost: DeviceLostError | None = None
+
+    # ---- the dial --------------------------------------------------------------------------------------------------------
+
+    @property
+    def ratios(self) -> list[float]:
+        return list(self.program.ratios)
+
+    @property
+    def ratio(self) -> float:
+        return self.program.ratios[self._index]
+
+    def set_ratio(self, ratio: float) -> float:
+        """Turn the dial: one store; the next `run` takes another recorded graph. Raises RatioError."""
+        self._index = ratio_index(self.program.ratios, ratio)
+        return self.ratio
+
+    # ---- running ---------------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Any, ratio: float | None = None) -> Any:
+        """Outputs for a batch (float32 [N, ...]); NumPy in, NumPy out, torch in, torch out.
+
+        Raises InputError, RatioError, DeviceMemoryError (the batch is too large; the engine stays usable), DeviceLostError.
+        """
+        return self.run_with_ratio(batch, ratio)[0]
+
+    def run_with_ratio(self, batch: Any, ratio: float | None = None) -> tuple[Any, float]:
+        """Outputs, and the ratio they were computed at."""
+        index = self._index if ratio is None else ratio_index(self.program.ratios, ratio)
+        arrays: list[Array] = []
+        kind = None
+        for part in split_batch(self.program, batch):
+            if not isinstance(part, np.ndarray):
+                kind = part.device
+                part = part.detach().cpu().numpy()
+            arrays.append(np.asarray(part, order="C"))
+        n = check_inputs(self.program, arrays)
+        if self.check_finite:
+            bad = sum(int(a.size - np.isfinite(a).sum()) for a in arrays)
+            if bad:
+                raise InputError(f"the batch holds {bad} NaN or infinite values")
+        outputs = [np.empty(self._shape(v, n), np.float32) for v in self.program.outputs]
+        with self._lock:
+            if self._lost is not None:
+                raise DeviceLostError(str(self._lost))
+            try:
+                self._run(arrays, outputs, n, index)
+            except DeviceLostError as lost:
+                self._lost = lost
+                raise
+        results: tuple[Any, ...] = tuple(outputs)
+        if kind is not None:  # the caller has torch, then
+            torch = importlib.import_module("torch")
+            results = tuple(torch.from_numpy(o).to(kind) for o in outputs)
+        return (results[0] if len(results) == 1 else results), self.program.ratios[index]
+
+    def _run(self, arrays: list[Array], outputs: list[Array], n: int, index: int) -> None:
+        plan = self._plan(n)
+        for name, array in zip(self.program.inputs, arrays, strict=True):
+            self.device.upload(plan.span(name), array)
+        plan.run(index)
+        for name, array in zip(self.program.outputs, outputs, strict=True):
+            self.device.download(plan.span(name), array)
+
+    def _plan(self, n: int) -> Plan:
+        """The plan of a batch size; others give way where memory is short."""
+        if n in self._plans:
+            self._plans.move_to_end(n)
+            return self._plans[n]
+        while len(self._plans) >= MOST_BATCHES:
+            self._plans.popitem(last=False)[1].close()
+        while True:
+            try:
+                self._plans[n] = Plan(self.compiled, self.device, n)
+                return self._plans[n]
+            except DeviceMemoryError:
+                if not self._plans:
+                    raise
+                self._plans.popitem(last=False)[1].close()
+
+    def _shape(self, value: str, n: int) -> tuple[int, ...]:
+        dims = self.program.types[value].shape
+        return tuple(d.factor * n if isinstance(d, BatchDim) else int(d) for d in dims)
+
+    # ---- what runs ---------------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: the program, the device, whether 4-bit products are native to it, and each layer's kernel."""
+        device, pool = self.device, self.compiled.pool
+        low = "native 4-bit products" if device.native_int4 else "4-bit weights unpacked to 8-bit products: less memory traffic only"
+        if not any(layer.n_groups and layer.low.any() for layer in self.program.layers.values()):
+            low = "none"
+        return describe_program(self.program) | {
+            "engine": {
+                "name": "cuda", "device": device.name, "architecture": device.architecture, "low_products": low,
+                "constant_bytes": pool.size, "arena_bytes": {str(n): plan.size for n, plan in self._plans.items()},
+                "launches": len(self.compiled.steps), "kernels": dict(self.compiled.products),
+            }
+        }  # fmt: skip

@@ -1,0 +1,86 @@
+"""What one batch size needs on a device: an arena that values share over time, and the recorded launches of each ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitdial.engines.cuda.arguments import Span
+from bitdial.engines.cuda.compiler import Compiler
+from bitdial.engines.cuda.device import ALIGNMENT, Device, DeviceMemoryError, Recorded
+from bitdial.errors import EngineError
+
+
+def place(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> tuple[list[int], int]:
+    """(offset of each buffer, size of the arena): no two that live at the same time share a byte.
+
+    lives: first and last step, both included. The largest are placed first, each as low as it fits.
+    """
+    offsets = [0] * len(sizes)
+    placed: list[int] = []
+    total = 0
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], lives[i])):
+        size = -(-max(sizes[i], 1) // ALIGNMENT) * ALIGNMENT
+        taken = sorted(
+            (offsets[j], offsets[j] + -(-max(sizes[j], 1) // ALIGNMENT) * ALIGNMENT)
+            for j in placed if lives[j][0] <= lives[i][1] and lives[i][0] <= lives[j][1]
+        )  # fmt: skip
+        at = 0
+        for begin, end in taken:
+            if at + size <= begin:
+                break
+            at = max(at, end)
+        offsets[i] = at
+        placed.append(i)
+        total = max(total, at + size)
+    return offsets, total
+
+
+class Plan:
+    """Of one batch size. Raises DeviceMemoryError where the device has no room for it."""
+
+    def __init__(self, compiled: Compiler, device: Device, batch: int) -> None:
+        self.compiled, self.device, self.batch = compiled, device, batch
+        self.pool, self.ratio = compiled.pool, 0
+        self.recorded: dict[int, Recorded] = {}
+        program, root = compiled.program, compiled.root
+        lives: dict[str, tuple[int, int]] = {root(v): (0, 0) for v in program.inputs}
+        for index, step in enumerate(compiled.steps, start=1):
+            for value in (step.value, *step.reads):
+                first, _ = lives.get(root(value), (index, index))
+                lives[root(value)] = first, index
+        for value in program.outputs:
+            first, _ = lives[root(value)]
+            lives[root(value)] = first, len(compiled.steps) + 1
+        names = list(lives)
+        sizes = [self._bytes(name) for name in names]
+        offsets, self.size = place(sizes, [lives[name] for name in names])
+        self.places = {name: (at, size) for name, at, size in zip(names, offsets, sizes, strict=True)}
+        try:
+            self.arena = device.allocate(self.size)
+        except DeviceMemoryError as problem:
+            raise DeviceMemoryError(
+                f"a batch of {batch} needs {self.size / 2**20:.1f} MiB on the device, which has no room for it: "
+                f"use a smaller batch ({problem})"
+            ) from None
+
+    def _bytes(self, name: str) -> int:
+        buffer = self.compiled.buffers[name]
+        size = buffer.sample * buffer.factor * self.batch
+        if size >= 2**40 or buffer.factor * self.batch * buffer.places >= 2**31:
+            raise EngineError(f"a batch of {self.batch} is too large for the cuda engine: use a smaller one")
+        return size * (4 if buffer.is_float else 1)
+
+    def span(self, value: str) -> Span:
+        at, size = self.places[self.compiled.root(value)]
+        return Span(self.arena.address + at, size)
+
+    def run(self, ratio: int) -> None:
+        """Run the launches of a ratio, recorded at first use."""
+        if ratio not in self.recorded:
+            self.ratio = ratio
+            self.recorded[ratio] = self.device.record([step.launch(self) for step in self.compiled.steps])
+        self.recorded[ratio].run()
+
+    def close(self) -> None:
+        self.recorded.clear()
+        self.device.free(self.arena)

@@ -16,7 +16,7 @@
 namespace emulation {
 namespace {
 constexpr size_t STACK = 64 << 10;
-constexpr int SHARED_BYTES = 48 << 10;
+constexpr int MOST_SHARED_BYTES = 48 << 10;  // what every architecture gives without being asked
 
 struct Kernel {
   void (*run)(const void*);
@@ -49,12 +49,12 @@ struct Touch {
 };
 
 std::vector<Thread> threads;
-int count = 0, current = 0, blocks[3];
+int count = 0, current = 0, shared_bytes = 0, blocks[3];
 const void* arguments;
 const Kernel* kernel;
 std::string problem;
-unsigned char shared[SHARED_BYTES];
-Touch shared_touch[SHARED_BYTES];
+unsigned char shared[MOST_SHARED_BYTES];
+Touch shared_touch[MOST_SHARED_BYTES];
 uint32_t interval = 0;
 std::unordered_map<uintptr_t, std::vector<Touch>> pages;  // of 4 KiB of tensors
 uint32_t launch = 0;
@@ -120,7 +120,7 @@ void touch(Touch& t, uint32_t now, int who, bool write, const char* race) {
 
 void run_block() {
   interval++;
-  for (Touch& t : shared_touch) t = Touch{};
+  for (int i = 0; i < shared_bytes; i++) shared_touch[i] = Touch{};
   for (int i = 0; i < count; i++) {
     threads[i].copies.clear();
     threads[i].state = State::ready;
@@ -212,7 +212,7 @@ void touch_global(const void* address, size_t size, bool write) {
 }
 
 unsigned char* touch_shared(int offset, size_t size, bool write) {
-  if (offset < 0 || offset + size > SHARED_BYTES) fail("access beyond shared memory");
+  if (offset < 0 || offset + size > static_cast<size_t>(shared_bytes)) fail("access beyond shared memory");
   if (offset % size) fail("misaligned access to shared memory");
   for (size_t i = 0; i < size; i++) {
     Touch& t = shared_touch[offset + i];
@@ -238,13 +238,15 @@ void add_kernel(const char* name, void (*run)(const void*), size_t args_size, in
 }  // namespace emulation
 
 // "" or what went wrong; the text lives until the next call.
-extern "C" const char* bitdial_emulate(const char* name, const int* grid, const void* args, size_t args_size) {
+extern "C" const char* bitdial_emulate(const char* name, const int* grid, int shared, const void* args, size_t args_size) {
   using namespace emulation;
   problem.clear();
   const auto found = kernels().find(name);
   if (found == kernels().end()) return "no kernel of that name";
   kernel = &found->second;
   if (kernel->args_size != args_size) return "the arguments have another size than the kernel's";
+  if (shared < 0 || shared > MOST_SHARED_BYTES) return "more shared memory than a block gets";
+  shared_bytes = shared;
   arguments = args;
   count = kernel->threads;
   if (threads.size() < static_cast<size_t>(count)) threads = std::vector<Thread>(count);
@@ -270,4 +272,14 @@ extern "C" const char* bitdial_kernels() {
   names.clear();
   for (const auto& entry : emulation::kernels()) names += entry.first + "\n";
   return names.c_str();
+}
+
+// Of a kernel by name; -1 where there is none.
+extern "C" int bitdial_arguments_size(const char* name) {
+  const auto found = emulation::kernels().find(name);
+  return found == emulation::kernels().end() ? -1 : static_cast<int>(found->second.args_size);
+}
+extern "C" int bitdial_threads(const char* name) {
+  const auto found = emulation::kernels().find(name);
+  return found == emulation::kernels().end() ? -1 : found->second.threads;
 }

@@ -26,6 +26,10 @@ class ProbeArgs(arguments._Args):
     _fields_ = [("x", Global), ("y", Global), *arguments._fields(arguments._I32, "shift amax a_signed mistake")]
 
 
+class Probe(Launch):
+    shared_bytes = 2048  # type: ignore[assignment]
+
+
 @pytest.fixture(scope="module")
 def probes() -> EmulatedDevice:
     if find_compiler() is None:
@@ -44,7 +48,7 @@ def test_extraction_of_every_byte(probes: EmulatedDevice, signed: bool) -> None:
     found = np.empty(len(words), np.int8 if signed else np.uint8)
     for shift in range(8):
         for amax in [1, 3, 7, 12, 15, 31, 63, 100, 127] + ([] if signed else [128, 200, 255]):
-            probes.launch(Launch("probe_extract", (1, 1, 1), ProbeArgs(x=x, y=y, shift=shift, amax=amax, a_signed=int(signed))))
+            probes.launch(Probe("probe_extract", (1, 1, 1), ProbeArgs(x=x, y=y, shift=shift, amax=amax, a_signed=int(signed))))
             probes.download(y, found)
             # extract gives int8, which limits above 127 do not fit
             expected = extract(words, shift, amax, signed).view(np.int8 if signed else np.uint8)
@@ -52,20 +56,20 @@ def test_extraction_of_every_byte(probes: EmulatedDevice, signed: bool) -> None:
 
 
 def test_launches_without_mistakes(probes: EmulatedDevice) -> None:
-    probes.launch(Launch("probe_mistake", (2, 1, 1), ProbeArgs(x=probes.allocate(64), y=probes.allocate(64))))
+    probes.launch(Probe("probe_mistake", (2, 1, 1), ProbeArgs(x=probes.allocate(64), y=probes.allocate(64))))
 
 
 @pytest.mark.parametrize("mistake", range(1, len(MISTAKES) + 1))
 def test_mistakes_are_found(probes: EmulatedDevice, mistake: int) -> None:
     args = ProbeArgs(x=probes.allocate(64), y=probes.allocate(64), mistake=mistake)
     with pytest.raises(EngineError, match=MISTAKES[mistake - 1]):
-        probes.launch(Launch("probe_mistake", (1, 1, 1), args))
+        probes.launch(Probe("probe_mistake", (1, 1, 1), args))
 
 
 def test_arguments_have_the_layout_of_the_kernels(probes: EmulatedDevice) -> None:
     """A structure of another size is refused, as is an unknown name; every kernel takes one of the structures here."""
     with pytest.raises(EngineError, match="another size"):
-        probes.launch(Launch("probe_mistake", (1, 1, 1), arguments.ConvArgs()))
+        probes.launch(Probe("probe_mistake", (1, 1, 1), arguments.ConvArgs()))
     with pytest.raises(EngineError, match="no kernel"):
         probes.launch(Launch("nothing", (1, 1, 1), ProbeArgs()))
     takes = {"conv": arguments.ConvArgs, "matmul": arguments.MatMulArgs, "pointwise": arguments.PointwiseArgs,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from cpu_networks import (
     NETWORKS,
+    QUICK,
+    networks,
     outputs_of,
     quantized,
     reference_outputs,
@@ -16,9 +18,19 @@ from cpu_networks import (
     samples,
     with_low_plane,
 )
+from fake_cuda import FakeCuda, Status
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
 
+from bitdial.engines import base
+from bitdial.engines.cuda import driver as cuda_driver
+from bitdial.engines.cuda.device import ALIGNMENT, DeviceLostError, DeviceMemoryError
+from bitdial.engines.cuda.driver import Driver, architecture_for, open_device
 from bitdial.engines.cuda.emulated import EmulatedDevice
-from bitdial.engines.cuda.engine import CudaEngine
+from bitdial.engines.cuda.engine import MOST_BATCHES, CudaEngine
+from bitdial.engines.cuda.plan import Plan, place
+from bitdial.errors import CalibrationError, EngineError, InputError, RatioError
+from bitdial.graph.ir import Graph
 from bitdial.quantization.program import Program
 
 
@@ -41,4 +53,170 @@ def programs() -> dict[str, Program]:
 def test_networks_are_bit_identical_to_the_reference(programs: dict[str, Program], name: str, device: EmulatedDevice) -> None:
     if name not in programs:
         programs[name] = quantized(NETWORKS[name]())
-    check(programs[name], device)
+    engine = check(programs[name], device)
+    said = engine.describe()["engine"]
+    assert said["low_products"].startswith("native" if device.native_int4 else "4-bit weights unpacked")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_stored_low_weights_and_ratios_without_nesting(make_device: Any, programs: dict[str, Program], native: bool) -> None:
+    program = with_low_plane(programs.setdefault("residual", quantized(NETWORKS["residual"]())))
+    rng = np.random.default_rng(5)
+    for layer in program.layers.values():
+        if layer.eligible:
+            layer.low = rng.random(layer.low.shape) < 0.5
+            layer.low[0] = False
+    check(program, make_device(native))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(graph=networks(), granularity=st.sampled_from(["group", "output", "block"]), bits=st.sampled_from([4, 4, 5, 6]))
+def test_random_networks_are_bit_identical(device: EmulatedDevice, graph: Graph, granularity: Any, bits: int) -> None:
+    try:
+        program = quantized(graph, QUICK.updated(weight_granularity=granularity, low_bits=bits, bias_correction=False))
+    except (CalibrationError, IndexError):
+        reject()  # networks that the quantizer cannot do are not this engine's matter
+    check(program, device, 3)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 8), st.integers(0, 8)), max_size=12))
+def test_values_that_live_at_the_same_time_share_no_byte(values: list[tuple[int, int, int]]) -> None:
+    sizes, lives = [v[0] for v in values], [(min(v[1:]), max(v[1:])) for v in values]
+    offsets, total = place(sizes, lives)
+    for i, at in enumerate(offsets):
+        assert at % ALIGNMENT == 0 and at + sizes[i] <= total
+        for j in range(i):
+            apart = at + sizes[i] <= offsets[j] or offsets[j] + sizes[j] <= at
+            assert apart or lives[i][1] < lives[j][0] or lives[j][1] < lives[i][0]
+
+
+def test_a_batch_too_large_is_refused_and_the_engine_lives(make_device: Any, programs: dict[str, Program]) -> None:
+    program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+    x = samples(program.graph, 40)
+    probe = CudaEngine(program, device=make_device(True))
+    expected = probe.run(x[:3])
+    used = probe.compiled.pool.size + Plan(probe.compiled, make_device(True), 3).size
+    engine = CudaEngine(program, device=make_device(True, memory=used + 100))
+    for _ in range(2):
+        assert same_bits(engine.run(x[:3]), expected)
+        with pytest.raises(DeviceMemoryError, match="a batch of 40 needs .* MiB .* smaller batch"):
+            engine.run(x)
+        assert same_bits(engine.run(x[:2]), expected[:2])  # the memory of the batch of 3 gives way
+
+
+# ---- the driver ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake(make_device: Any) -> FakeCuda:
+    return FakeCuda(make_device(True), (8, 6))
+
+
+def driver(fake: FakeCuda, gpu: int = 0) -> Driver:
+    return open_device(gpu, fake, lambda architecture: architecture.encode())
+
+
+def test_the_driver_runs_one_graph_per_ratio_and_batch(fake: FakeCuda, programs: dict[str, Program]) -> None:
+    program = programs.setdefault("residual", quantized(NETWORKS["residual"]()))
+    engine = CudaEngine(program, device=driver(fake))
+    x = samples(program.graph, 2)
+    for _ in range(2):
+        for ratio, expected in zip(program.ratios, reference_outputs(program, x), strict=True):
+            assert engine.set_ratio(ratio) == engine.ratio == ratio
+            assert same_bits(engine.run(x), expected[0])
+    assert fake.graphs == len(program.ratios)
+    fake.calls.clear()
+    engine.run(x)
+    assert [c for c in fake.calls if c not in ("cuCtxSetCurrent", "cuStreamSynchronize")] == [
+        "cuMemcpyHtoDAsync", "cuGraphLaunch", "cuMemcpyDtoHAsync"
+    ]  # fmt: skip
+    for n in range(3, 3 + MOST_BATCHES):  # the batch of 2 goes, and its graphs with it
+        engine.run(np.repeat(x[:1], n, axis=0), 0.0)
+    assert fake.graphs == MOST_BATCHES
+    said = engine.describe()["engine"]
+    assert (said["device"], said["architecture"]) == ("Imaginary GPU", "sm_86")
+
+
+def test_errors_of_the_driver(fake: FakeCuda, programs: dict[str, Program]) -> None:
+    program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+    x = samples(program.graph, 2)
+    fake.failing["cuInit"] = Status.CUDA_ERROR_NO_DEVICE
+    with pytest.raises(EngineError, match="cuInit failed with CUDA_ERROR_NO_DEVICE"):
+        driver(fake)
+    fake.failing.clear()
+    with pytest.raises(EngineError, match="there is no GPU 3: the driver counts 1"):
+        driver(fake, 3)
+    with pytest.raises(EngineError, match=r"Imaginary GPU is of compute capability 7\.5, which has no kernels"):
+        driver(FakeCuda(fake.device, (7, 5)))
+    fake.failing["cuModuleLoadData"] = Status.CUDA_ERROR_INVALID_IMAGE
+    with pytest.raises(EngineError, match="does not take the kernels .* version 580"):
+        driver(fake)
+    fake.failing.clear()
+    engine = CudaEngine(program, device=driver(fake))
+    expected = engine.run(x)
+    fake.failing["cuMemAlloc"] = Status.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(DeviceMemoryError, match="smaller batch"):
+        engine.run(x[:1])
+    fake.failing.clear()
+    fake.failing["cuLaunchKernel"] = Status.CUDA_ERROR_INVALID_IMAGE
+    with pytest.raises(EngineError, match="cuLaunchKernel failed"):
+        engine.run(x[:1])
+    assert fake.captured is None  # the stream is usable again
+    fake.failing.clear()
+    assert same_bits(engine.run(x), expected)
+    fake.failing["cuGraphLaunch"] = Status.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(DeviceLostError, match="is lost .*CUDA_ERROR_ILLEGAL_ADDRESS.*start the process anew"):
+        engine.run(x)
+    fake.failing.clear()
+    with pytest.raises(DeviceLostError, match="start the process anew"):
+        engine.run(x)
+
+
+def test_architectures_and_what_runs_on_them() -> None:
+    found = {c: architecture_for(*divmod(c, 10)) for c in (70, 75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121, 125, 130)}
+    assert [found[c] for c in (70, 75, 130)] == [None] * 3
+    assert (found[88], found[89], found[125]) == ("sm_87", "sm_89", "sm_121")
+    assert all(found[c] == f"sm_{c}" for c in (80, 86, 87, 89, 90, 100, 103, 110, 120, 121))
+
+
+# ---- which engine is taken -------------------------------------------------------------------------------------------------
+
+
+def test_a_machine_without_gpu_never_picks_this_engine(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Program]) -> None:
+    program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+    specs = dict(base.engine_specs())
+    specs["cpu"] = dataclasses.replace(specs["cpu"], missing=lambda: "not compiled")
+    monkeypatch.setattr(base, "engine_specs", lambda: specs)
+    monkeypatch.setattr(cuda_driver, "NODES", ("no such node",))
+    assert base.available_engines()["cuda"]
+    assert base.default_engine(program) == "reference"
+    assert type(base.defining_engine(program)).__name__ == "ReferenceEngine"
+    with pytest.raises(EngineError, match="engine 'cuda' cannot run: "):
+        base.create_engine(program, "cuda")
+    specs["reference"] = dataclasses.replace(specs["reference"], missing=lambda: "no torch")
+    assert base.default_engine(program) == "reference"
+
+
+def test_programs_without_compiled_form_are_refused_by_name(make_device: Any, programs: dict[str, Program]) -> None:
+    program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+    assert base.engine_spec("cuda").can_run(program) == ""
+    dynamic = dataclasses.replace(program, extraction="dynamic")
+    assert "dynamic extraction" in base.engine_spec("cuda").can_run(dynamic)
+    with pytest.raises(EngineError, match=r"no compiled form of 'conv.*' \(conv\): .*dynamic extraction"):
+        CudaEngine(dynamic, device=make_device(True))
+
+
+def test_bad_batches_are_refused(make_device: Any, programs: dict[str, Program]) -> None:
+    program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+    engine = CudaEngine(program, device=make_device(True))
+    x = samples(program.graph, 2)
+    with pytest.raises(InputError, match="shape"):
+        engine.run(x[:, :1])
+    x[0, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="1 NaN or infinite"):
+        engine.run(x)
+    with pytest.raises(RatioError):
+        engine.set_ratio(1.5)

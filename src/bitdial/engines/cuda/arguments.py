@@ -103,6 +103,7 @@ class RowsArgs(_Args):
 
 
 THREADS = {"pointwise_kernel": 256, "pool_kernel": 256, "depthwise_kernel": 256}  # of a block; 128 for all others
+SHARED_BYTES = {"conv": 2 * 64 * 80 + 2 * 4096, "matmul": 2 * 64 * 80}  # of a block, by the first word of a kernel's name
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,7 @@ class Launch:
     @property
     def threads(self) -> int:
         return THREADS.get(self.kernel, 128)
+
+    @property
+    def shared_bytes(self) -> int:
+        return SHARED_BYTES.get(self.kernel.split("_")[0], 0)

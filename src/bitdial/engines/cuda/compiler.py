@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from bitdial.engines import memory
 from bitdial.engines.cuda import elementwise
 from bitdial.engines.cuda.arguments import Epilogue, Launch
@@ -44,18 +42,18 @@ class Compiler(Values):
     def run(self) -> Compiler:
         """Fill `steps`, `buffers` and `pool`. Raises EngineError that names the first instruction without a compiled form."""
         for name in self.program.inputs:
-            self._named(name, "input", lambda name=name: self.buffer(name))
+            self._named(name, "input", self.buffer, name)
         for step in self.program.instructions:
-            self._named(step.name, step.operation, lambda step=step: HANDLERS[type(step)](self, step))
+            self._named(step.name, step.operation, HANDLERS[type(step)], self, step)
         for name in self.program.outputs:
-            if not self._named(name, "output", lambda name=name: self.buffer(name)).is_float:
+            if not self._named(name, "output", self.buffer, name).is_float:
                 raise EngineError(f"the cuda engine cannot give output '{name}': it is not float32")
         return self
 
     @staticmethod
-    def _named(name: str, operation: str, work: Callable[[], Any]) -> Any:
+    def _named(name: str, operation: str, work: Callable[..., Any], *args: Any) -> Any:
         try:
-            return work()
+            return work(*args)
         except Unsupported as reason:
             raise EngineError(f"the cuda engine has no compiled form of '{name}' ({operation}): {reason}") from None
 

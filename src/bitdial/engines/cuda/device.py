@@ -29,6 +29,7 @@ class Recorded(Protocol):
     """Launches in a fixed order, as one unit: a CUDA graph."""
 
     def run(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Device(Protocol):

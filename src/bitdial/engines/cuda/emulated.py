@@ -71,8 +71,12 @@ class EmulatedDevice:
         self._memory: dict[int, npt.NDArray[np.uint8]] = {}
         self._library = ctypes.CDLL(str(library))
         self._library.bitdial_emulate.restype = ctypes.c_char_p
-        self._library.bitdial_emulate.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        self._library.bitdial_emulate.argtypes = [
+            ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t,
+        ]  # fmt: skip
         self._library.bitdial_kernels.restype = ctypes.c_char_p
+        for query in (self._library.bitdial_arguments_size, self._library.bitdial_threads):
+            query.argtypes = [ctypes.c_char_p]
 
     @property
     def kernels(self) -> list[str]:
@@ -101,12 +105,24 @@ class EmulatedDevice:
 
     def launch(self, launch: Launch) -> None:
         """Run a kernel. Raises EngineError for what the emulator finds wrong."""
-        grid = (ctypes.c_int * 3)(*launch.grid)
         args = launch.arguments
-        said = self._library.bitdial_emulate(launch.kernel.encode(), grid, ctypes.byref(args), ctypes.sizeof(args)).decode()
-        self.launches.append(launch.kernel)
+        self.launch_raw(launch.kernel, launch.grid, launch.shared_bytes, ctypes.addressof(args), ctypes.sizeof(args))
+
+    def launch_raw(self, kernel: str, grid: tuple[int, int, int], shared_bytes: int, arguments: int, size: int) -> None:
+        """As the driver takes it; arguments: the address of the structure."""
+        blocks = (ctypes.c_int * 3)(*grid)
+        said = self._library.bitdial_emulate(kernel.encode(), blocks, shared_bytes, arguments, size).decode()
+        self.launches.append(kernel)
         if said:
-            raise EngineError(f"{launch.kernel}: {said}")
+            raise EngineError(f"{kernel}: {said}")
+
+    def arguments_size(self, kernel: str) -> int:
+        """Bytes of a kernel's structure of arguments."""
+        return int(self._library.bitdial_arguments_size(kernel.encode()))
+
+    def threads(self, kernel: str) -> int:
+        """Threads of a kernel's blocks."""
+        return int(self._library.bitdial_threads(kernel.encode()))
 
     def record(self, launches: Sequence[Launch]) -> _Sequence:
         return _Sequence(self, list(launches))
@@ -119,3 +135,6 @@ class _Sequence:
     def run(self) -> None:
         for launch in self.launches:
             self.device.launch(launch)
+
+    def close(self) -> None:
+        self.launches.clear()

@@ -131,7 +131,9 @@ class CudaEngine:
     def describe(self) -> dict[str, Any]:
         """JSON-able: the program, the device, whether 4-bit products are native to it, and each layer's kernel."""
         device, pool = self.device, self.compiled.pool
-        low = "native 4-bit products" if device.native_int4 else "4-bit weights unpacked to 8-bit products: less memory traffic only"
+        low = "native 4-bit products"
+        if not device.native_int4:
+            low = "4-bit weights unpacked to 8-bit products: less memory traffic only"
         if not any(layer.n_groups and layer.low.any() for layer in self.program.layers.values()):
             low = "none"
         return describe_program(self.program) | {

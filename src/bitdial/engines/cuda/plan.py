@@ -82,5 +82,7 @@ class Plan:
         self.recorded[ratio].run()
 
     def close(self) -> None:
+        for recorded in self.recorded.values():
+            recorded.close()
         self.recorded.clear()
         self.device.free(self.arena)

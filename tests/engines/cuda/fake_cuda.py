@@ -1,0 +1,123 @@
+"""A stand-in for cuda.bindings.driver: the calls that the engine makes, on the emulated device, with errors on demand."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from bitdial.engines.cuda.arguments import Span
+from bitdial.engines.cuda.device import DeviceMemoryError
+from bitdial.engines.cuda.emulated import EmulatedDevice
+
+
+class Status(IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_INVALID_IMAGE = 200
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
+
+
+class FakeCuda:
+    """failing: function -> status that it gives from now on. calls: names in order. counts: GPUs."""
+
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
+    )
+
+    def __init__(self, device: EmulatedDevice, capability: tuple[int, int] = (9, 0), count: int = 1) -> None:
+        self.device, self.capability, self.count = device, capability, count
+        self.failing: dict[str, Status] = {}
+        self.calls: list[str] = []
+        self.captured: list[tuple[Any, ...]] | None = None
+        self.graphs = 0
+        self._spans: dict[int, Span] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        work = getattr(type(self), f"do_{name}", None)
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def call(*args: Any) -> tuple[Any, ...]:
+            self.calls.append(name)
+            if name in self.failing:
+                return self.failing[name], None
+            try:
+                result = None if work is None else work(self, *args)
+            except DeviceMemoryError:
+                return Status.CUDA_ERROR_OUT_OF_MEMORY, None
+            return (Status.CUDA_SUCCESS,) if result is None else (Status.CUDA_SUCCESS, result)
+
+        return call
+
+    def do_cuDeviceGetCount(self) -> int:
+        return self.count
+
+    def do_cuDeviceGet(self, number: int) -> int:
+        return number
+
+    def do_cuDeviceGetName(self, length: int, device: int) -> bytes:
+        return b"Imaginary GPU" + bytes(length - 13)
+
+    def do_cuDeviceGetAttribute(self, attribute: int, device: int) -> int:
+        return self.capability[attribute - 75]
+
+    def do_cuDevicePrimaryCtxRetain(self, device: int) -> str:
+        return "context"
+
+    def do_cuStreamCreate(self, flags: int) -> str:
+        return "stream"
+
+    def do_cuModuleLoadData(self, cubin: bytes) -> str:
+        return "module"
+
+    def do_cuModuleGetFunction(self, module: str, name: bytes) -> str:
+        return name.decode()
+
+    def do_cuMemAlloc(self, size: int) -> int:
+        span = self.device.allocate(size)
+        self._spans[span.address] = span
+        return span.address
+
+    def do_cuMemFree(self, address: int) -> None:
+        self.device.free(self._spans.pop(address))
+
+    def do_cuMemcpyHtoDAsync(self, to: int, source: int, size: int, stream: str) -> None:
+        ctypes.memmove(to, source, size)
+
+    def do_cuMemcpyDtoHAsync(self, to: int, source: int, size: int, stream: str) -> None:
+        ctypes.memmove(to, source, size)
+
+    def do_cuStreamBeginCapture(self, stream: str, mode: int) -> None:
+        self.captured = []
+
+    def do_cuStreamEndCapture(self, stream: str) -> list[Any]:
+        assert self.captured is not None
+        captured, self.captured = self.captured, None
+        return captured
+
+    def do_cuGraphInstantiate(self, graph: list[Any], flags: int) -> list[Any]:
+        self.graphs += 1
+        return list(graph)
+
+    def do_cuGraphExecDestroy(self, graph: list[Any]) -> None:
+        self.graphs -= 1
+
+    def do_cuLaunchKernel(self, function: str, x: int, y: int, z: int, tx: int, ty: int, tz: int, shared: int, stream: str,
+                          parameters: int, extra: int) -> None:  # fmt: skip
+        assert self.captured is not None and (ty, tz, extra) == (1, 1, 0)
+        size = self.device.arguments_size(function)
+        address = ctypes.c_void_p.from_address(parameters).value
+        assert address is not None
+        arguments = np.frombuffer(ctypes.string_at(address, size), np.uint8).copy()  # a graph keeps its own
+        self.captured.append((function, (x, y, z), tx, shared, arguments))
+
+    def do_cuGraphLaunch(self, graph: list[Any], stream: str) -> None:
+        for function, grid, threads, shared, arguments in graph:
+            assert threads == self.device.threads(function)
+            self.device.launch_raw(function, grid, shared, arguments.ctypes.data, arguments.size)

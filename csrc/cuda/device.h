@@ -29,6 +29,7 @@ struct Global {
   __device__ __forceinline__ T get(int64_t i) const { return data[i]; }
   __device__ __forceinline__ void put(int64_t i, T value) const { data[i] = value; }
   __device__ __forceinline__ bool there() const { return data != nullptr; }
+  __device__ __forceinline__ bool aligned16(int64_t i) const { return reinterpret_cast<uint64_t>(data + i) % 16 == 0; }
   // Sixteen bytes at once, from an element whose address is a multiple of 16.
   __device__ __forceinline__ Words4 get16(int64_t i) const {
     const uint4 w = *reinterpret_cast<const uint4*>(data + i);
@@ -44,6 +45,7 @@ struct Shared {
   DEVICE void put16(int offset, const Words4& w) {
     *reinterpret_cast<uint4*>(bitdial_shared + offset) = make_uint4(w.v[0], w.v[1], w.v[2], w.v[3]);
   }
+  DEVICE void put_word(int offset, uint32_t value) { *reinterpret_cast<uint32_t*>(bitdial_shared + offset) = value; }
   DEVICE uint32_t word(int offset) { return *reinterpret_cast<const uint32_t*>(bitdial_shared + offset); }
 };
 

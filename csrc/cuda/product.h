@@ -10,6 +10,7 @@
 
 enum StepKind { STEP_BYTES = 0, STEP_NIBBLES = 1, STEP_LOW_BYTES = 2 };
 enum { ROW_BYTES = 80, A_BYTES = 64 * ROW_BYTES, B_BYTES = 4096, B_START = 2 * A_BYTES };  // rows of 80: no bank conflicts
+enum { SUMS = 68 };  // words of a row of sums
 
 struct ConvArgs {
   Global<const uint8_t> x;
@@ -46,8 +47,8 @@ DEVICE Row row_of(const ConvArgs& args, int row) {
 }
 
 DEVICE int64_t place_in(const ConvArgs& args, const Row& row, int64_t place) {
-  const int c = args.places.get(place * 4 + 2);
-  const int y = row.y + args.places.get(place * 4), x = row.x + args.places.get(place * 4 + 1);
+  const Words4 p = args.places.get16(place * 4);
+  const int y = row.y + static_cast<int>(p.v[0]), x = row.x + static_cast<int>(p.v[1]), c = static_cast<int>(p.v[2]);
   if (!row.there || c < 0 || y < 0 || y >= args.height || x < 0 || x >= args.width) return -1;
   return row.sample + (static_cast<int64_t>(y) * args.width + x) * args.pitch + c;
 }
@@ -55,6 +56,7 @@ DEVICE int64_t place_in(const ConvArgs& args, const Row& row, int64_t place) {
 // Two chunks of a row.
 template <bool ELEMENTS>
 DEVICE void fetch(const ConvArgs& args, const Row& row, int step, int pair, Words4 (&v)[2]) {
+#pragma unroll
   for (int i = 0; i < 2; i++) {
     const int64_t chunk = static_cast<int64_t>(step) * 4 + pair * 2 + i;
     v[i] = Words4{{0, 0, 0, 0}};
@@ -98,6 +100,7 @@ DEVICE void keep(const ConvArgs& args, int step, int kind, int row, int pair, in
 DEVICE void copy_weights(const ConvArgs& args, int step, int kind, int column, int buffer) {
   const int tile_bytes = kind == STEP_NIBBLES ? 256 : 512;  // of eight columns
   const int64_t from = static_cast<int64_t>(args.steps.get(step * 4 + 2)) * 16 + column / 8 * tile_bytes;
+#pragma unroll 1
   for (int i = thread_index() * 16; i < 8 * tile_bytes; i += 128 * 16)
     copy16_later(B_START + buffer * B_BYTES + i, args.weights, from + i);
 }
@@ -133,6 +136,7 @@ DEVICE void multiply_step(int kind, int halves, int buffer, int warp_row, int wa
     }
     return;
   }
+#pragma unroll 1
   for (int half = 0; half < halves; half++) {
     uint32_t a[2][4];
 #pragma unroll
@@ -175,9 +179,38 @@ DEVICE void add_shifted(const ConvArgs& args, int kind, int shift_row, int colum
     }
 }
 
+// The sums of a block in shared memory, row by row: whatever order the fragments have, results are then written side by side. All
+// reads of shared memory lie before the last barrier.
+DEVICE void lay_out(const int (&acc)[2][4][4], int warp_row, int warp_column) {
+  const int lane = thread_index() % 32;
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+      for (int h = 0; h < 4; h++) {
+        const int row = warp_row + i * 16 + lane / 4 + h / 2 * 8, column = warp_column + j * 8 + lane % 4 * 2 + h % 2;
+        Shared::put_word((row * SUMS + column) * 4, static_cast<uint32_t>(acc[i][j][h]));
+      }
+  barrier();
+}
+
+struct Element {
+  int row, column, sum;
+};
+
+// Element i of a block, neighbours in memory one after the other.
+DEVICE Element element_of(const Epilogue& out, int i) {
+  Element e;
+  e.row = out.y_channel == 1 ? i / 64 : i % 64;
+  e.column = out.y_channel == 1 ? i % 64 : i / 64;
+  e.sum = static_cast<int>(Shared::word((e.row * SUMS + e.column) * 4));
+  return e;
+}
+
 template <bool SIGNED, bool ELEMENTS, bool NATIVE>
 DEVICE void convolve(const ConvArgs& args) {
-  const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
+  const int thread = thread_index(), warp = thread / 32;
   const int group = block_z(), column = block_y() * 64;
   const int own_row = thread / 2, pair = thread % 2;
   const int warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;
@@ -198,6 +231,7 @@ DEVICE void convolve(const ConvArgs& args) {
   keep<SIGNED, ELEMENTS, NATIVE>(args, first, kind, own_row, pair, 0, next);
   wait_for_copies();
   barrier();
+#pragma unroll 1
   for (int step = first; step < end; step++) {
     const int buffer = (step - first) % 2;
     int next_kind = 0;
@@ -219,19 +253,14 @@ DEVICE void convolve(const ConvArgs& args) {
     barrier();
     kind = next_kind;
   }
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-#pragma unroll
-      for (int h = 0; h < 4; h++) {
-        const int r = block_x() * 64 + warp_row + i * 16 + lane / 4 + h / 2 * 8;
-        const int local = column + warp_column + j * 8 + lane % 4 * 2 + h % 2;
-        if (r < args.rows && local < args.outputs) {
-          const int area = args.out_height * args.out_width;
-          finish(args.out, acc[i][j][h], r / area, r % area, group * args.outputs + local);
-        }
-      }
+  lay_out(acc, warp_row, warp_column);
+  const int area = args.out_height * args.out_width;
+#pragma unroll 2
+  for (int i = thread; i < 64 * 64; i += 128) {
+    const Element e = element_of(args.out, i);
+    const int r = block_x() * 64 + e.row, local = column + e.column;
+    if (r < args.rows && local < args.outputs) finish(args.out, e.sum, r / area, r % area, group * args.outputs + local);
+  }
 }
 
 // ---- two activations -------------------------------------------------------------------------------------------------------
@@ -246,12 +275,20 @@ struct MatMulArgs {
   int32_t a_row, a_depth, b_column, b_depth;  // strides in bytes
 };
 
+// Sixteen bytes along the depth of an operand to shared memory, zeros where it ends.
 DEVICE void gather16(const Global<const uint8_t>& x, int64_t from, int stride, int count, int at) {
-  Words4 w{{0, 0, 0, 0}};
+  if (stride == 1 && count >= 16 && x.aligned16(from)) {
+    Shared::put16(at, x.get16(from));
+    return;
+  }
+#pragma unroll 1
+  for (int w = 0; w < 4; w++) {
+    uint32_t word = 0;
 #pragma unroll
-  for (int e = 0; e < 16; e++)
-    if (e < count) w.v[e / 4] |= static_cast<uint32_t>(x.get(from + static_cast<int64_t>(e) * stride)) << (8 * (e % 4));
-  Shared::put16(at, w);
+    for (int e = 0; e < 4; e++)
+      if (w * 4 + e < count) word |= static_cast<uint32_t>(x.get(from + static_cast<int64_t>(w * 4 + e) * stride)) << (8 * e);
+    Shared::put_word(at + 4 * w, word);
+  }
 }
 
 template <bool A_SIGNED, bool B_SIGNED>
@@ -268,6 +305,7 @@ DEVICE void multiply_matrices(const MatMulArgs& args) {
     for (int j = 0; j < 4; j++)
 #pragma unroll
       for (int h = 0; h < 4; h++) acc[i][j][h] = 0;
+#pragma unroll 1
   for (int k = 0; k < args.depth; k += 64) {
     const int row = block_x() * 64 + thread / 2, column = block_y() * 64 + thread / 2;
 #pragma unroll
@@ -296,16 +334,13 @@ DEVICE void multiply_matrices(const MatMulArgs& args) {
     }
     barrier();
   }
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-#pragma unroll
-      for (int h = 0; h < 4; h++) {
-        const int r = block_x() * 64 + warp_row + i * 16 + lane / 4 + h / 2 * 8;
-        const int column = block_y() * 64 + warp_column + j * 8 + lane % 4 * 2 + h % 2;
-        if (r < args.rows && column < args.columns)
-          finish_at(args.out, acc[i][j][h], n * args.out.y_sample + args.heads.get(head * 3 + 2) +
-                    r * args.out.y_place + column * args.out.y_channel, 0, 0);
-      }
+  lay_out(acc, warp_row, warp_column);
+#pragma unroll 2
+  for (int i = thread; i < 64 * 64; i += 128) {
+    const Element e = element_of(args.out, i);
+    const int r = block_x() * 64 + e.row, column = block_y() * 64 + e.column;
+    if (r < args.rows && column < args.columns)
+      finish_at(args.out, e.sum, n * args.out.y_sample + args.heads.get(head * 3 + 2) +
+                r * args.out.y_place + column * args.out.y_channel, 0, 0);
+  }
 }

@@ -47,6 +47,7 @@ struct Global {
     data[i] = value;
   }
   bool there() const { return data != nullptr; }
+  bool aligned16(int64_t i) const { return reinterpret_cast<uintptr_t>(data + i) % 16 == 0; }
   Words4 get16(int64_t i) const {
     check(i, 16, 16);
     emulation::touch_global(data + i, 16, false);
@@ -63,6 +64,7 @@ struct Global {
 struct Shared {
   static void put(int offset, uint8_t value) { *emulation::touch_shared(offset, 1, true) = value; }
   static void put16(int offset, const Words4& w) { std::memcpy(emulation::touch_shared(offset, 16, true), &w, 16); }
+  static void put_word(int offset, uint32_t value) { std::memcpy(emulation::touch_shared(offset, 4, true), &value, 4); }
   static uint32_t word(int offset) {
     uint32_t w;
     std::memcpy(&w, emulation::touch_shared(offset, 4, false), 4);

@@ -103,7 +103,7 @@ class RowsArgs(_Args):
 
 
 THREADS = {"pointwise_kernel": 256, "pool_kernel": 256, "depthwise_kernel": 256}  # of a block; 128 for all others
-SHARED_BYTES = {"conv": 2 * 64 * 80 + 2 * 4096, "matmul": 2 * 64 * 80}  # of a block, by the first word of a kernel's name
+SHARED_BYTES = {"conv": 2 * 64 * 80 + 2 * 4096, "matmul": 64 * 68 * 4}  # of a block, by the first word of a kernel's name
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,18 @@ def test_contents(wheel: Path) -> None:
     modules = {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src" / "bitdial").rglob("*.py")}
     ours = {n for n in names if ".dist-info" not in n}
     extensions = {n for n in ours if EXTENSION.fullmatch(n)}
-    # what the package reads at run time: the live page and its dashboard, the kernels and the example board of exported C
+    # what the package reads at run time: the live page and its dashboard, the kernels and the example board of exported C, and
+    # the CUDA kernels, which are compiled where they run
     data = {
         str(p.relative_to(ROOT / "src"))
         for folder, endings in (("serving/page", "js json svg html css"), ("export/c", "c ld"))
         for ending in endings.split()
         for p in (ROOT / "src" / "bitdial" / folder).rglob(f"*.{ending}")
     }
+    data |= {f"bitdial/engines/cuda/kernels/{p.name}" for p in (ROOT / "csrc" / "cuda").iterdir() if p.is_file()}
     assert {"bitdial/serving/page/grafana.json", "bitdial/export/c/runtime/conv.c"} <= data
-    # nothing else: no sources of csrc, no build files, no stray extension of a development build
+    assert "bitdial/engines/cuda/kernels/kernels.cu" in data
+    # nothing else: no sources of the CPU engine, no build files, no stray extension of a development build
     assert ours == modules | data | extensions | {"bitdial/py.typed", "bitdial/engines/cpu/_native.pyi"}
     assert "bitdial = bitdial.cli:main" in entry_points
     assert metadata["License-Expression"] == "Apache-2.0"

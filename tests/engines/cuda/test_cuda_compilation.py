@@ -1,0 +1,79 @@
+"""The kernels as machine code: they compile for every architecture without a GPU, and hold the instructions that are claimed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from bitdial.engines.cuda import compilation
+from bitdial.engines.cuda.device import ARCHITECTURES, NATIVE_INT4
+from bitdial.errors import EngineError
+
+FIRST = ("sm_86", "sm_90")  # one with 4-bit products, one without; the others take seconds each
+EVERY = [pytest.param(a, marks=[] if a in FIRST else pytest.mark.slow) for a in ARCHITECTURES]
+KERNELS = {
+    *(f"conv{kind}_{sign}signed" for kind in ("", "_elements") for sign in ("", "un")),
+    *(f"matmul_{a}{b}" for a in "us" for b in "us"),
+    *(f"{name}_kernel" for name in ("pointwise", "pool", "depthwise", "softmax", "layer_norm", "sum")),
+}
+MOST_REGISTERS = 168  # of a thread: three blocks of 128 threads on a multiprocessor
+
+
+def disassembler() -> str | None:
+    """nvdisasm from its package, or from a toolkit."""
+    try:
+        files = metadata.files("nvidia-cuda-nvdisasm") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    return next((str(Path(str(f.locate()))) for f in files if Path(str(f)).name == "nvdisasm"), shutil.which("nvdisasm"))
+
+
+@pytest.mark.parametrize("architecture", EVERY)
+def test_machine_code(architecture: str, tmp_path: Path) -> None:
+    if compilation.missing():
+        pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.missing()}")
+    cubin = compilation.compile_kernels(architecture)
+    assert cubin[:4] == b"\x7fELF"
+    program = disassembler()
+    if program is None:
+        pytest.skip("NO NVDISASM: the instructions are not looked at; pip install nvidia-cuda-nvdisasm")
+    (tmp_path / "kernels.cubin").write_bytes(cubin)
+    text = subprocess.run([program, "-c", str(tmp_path / "kernels.cubin")], capture_output=True, text=True, check=True).stdout
+    cut = re.split(r"\.section\s+\.text\.(\w+),", text)
+    parts = dict(zip(cut[1::2], cut[2::2], strict=True))
+    assert parts.keys() == KERNELS
+    for name, body in parts.items():
+        found = Counter(re.findall(r"\b(IMMA\.\d+\.[SU]\d\.[SU]\d|LDL|STL|LDSM|LDGSTS|CALL)\b", body))
+        registers = 1 + max(int(r) for r in re.findall(r"\bR(\d+)\b", body))
+        assert not found["LDL"] and not found["STL"], f"{name} spills registers"
+        assert registers <= MOST_REGISTERS, (name, registers)
+        if name.startswith("conv"):
+            sign = "U" if name.endswith("unsigned") else "S"
+            narrow = found[f"IMMA.16864.{sign}4.S4"], found[f"IMMA.16832.{sign}4.S4"]
+            assert narrow == (8, 8) if architecture in NATIVE_INT4 else narrow == (0, 0), narrow
+            assert found[f"IMMA.16832.{sign}8.S8"] and found["LDSM"] and found["LDGSTS"], found
+        elif name.startswith("matmul"):
+            assert found["IMMA.16832.{}8.{}8".format(*name[-2:].upper())], found
+        assert not [i for i in found if "4.S4" in i and (architecture not in NATIVE_INT4 or not name.startswith("conv"))]
+
+
+def test_what_does_not_compile_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if compilation.missing():
+        pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.missing()}")
+    (tmp_path / "kernels.cu").write_text("no kernel")
+    monkeypatch.setattr(compilation, "sources", lambda: tmp_path)
+    with pytest.raises(EngineError, match="do not compile for sm_89 .*error"):
+        compilation.compile_kernels.__wrapped__("sm_89")
+
+
+def test_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation.importlib.util, "find_spec", lambda name: None)
+    assert compilation.missing() == "cuda-bindings is not installed: pip install bitdial[cuda]"
+    with pytest.raises(EngineError, match="cannot be compiled: cuda-bindings is not installed"):
+        compilation.compile_kernels.__wrapped__("sm_90")

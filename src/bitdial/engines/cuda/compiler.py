@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from bitdial.engines import memory
-from bitdial.engines.cuda import elementwise
-from bitdial.engines.cuda.arguments import Epilogue, Launch
+from bitdial.engines.cuda import elementwise, transformer
+from bitdial.engines.cuda.arguments import OP_COPY, Epilogue, Launch
 from bitdial.engines.cuda.packing import Packer
 from bitdial.engines.cuda.products import Plane, Product, depthwise_weights
-from bitdial.engines.cuda.values import Buffer, Frame, Values
+from bitdial.engines.cuda.values import Buffer, Frame, Seen, Values
 from bitdial.engines.memory import Unsupported
 from bitdial.errors import EngineError
-from bitdial.graph.operators import MOVEMENT
 from bitdial.quantization.instructions import (
     Add,
     Concat,
@@ -50,6 +49,9 @@ class Compiler(Values):
                 raise EngineError(f"the cuda engine cannot give output '{name}': it is not float32")
         return self
 
+    def copy(self, name: str, source: Seen) -> None:
+        elementwise.pointwise(self, name, OP_COPY, [source])
+
     @staticmethod
     def _named(name: str, operation: str, work: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -68,7 +70,7 @@ def can_run(program: Program) -> str:
 
 
 def _epilogue(
-    c: Compiler, step: Contract | MatMul, y: Buffer, image: bool, residual: str | None, bias: int, multipliers: int
+    c: Compiler, step: Contract, y: Buffer, image: bool, residual: str | None, bias: int, multipliers: int
 ) -> Callable[[Frame], Epilogue]:
     """bias: constant of [ratios, outputs], -1: none."""
     place, channel = y.strides(image)
@@ -108,8 +110,7 @@ def _contract(c: Compiler, step: Contract) -> None:
     window = step.window or memory.UNIT
     kernel, stride, pad, dilation = window.pairs
     window = type(window)(kernel, stride, (pad[0] + top, pad[1] + left), dilation)
-    size = memory.sample_shape(c.types[step.name])[1:] if image else [1, x.places]
-    out_size = size[0], size[1]
+    out_size = (y.shape[2], y.shape[3]) if image else (1, x.places)
     y.strides(image)
     if c.dry:
         _epilogue(c, step, y, image, step.residual, -1, -1)
@@ -135,19 +136,8 @@ def _contract(c: Compiler, step: Contract) -> None:
     c.add(step.name, reads, launch)
 
 
-def _matmul(c: Compiler, step: MatMul) -> None:
-    raise Unsupported("products of two activations are not compiled")
-
-
-def _float(c: Compiler, step: Float) -> None:
-    if step.node.op in MOVEMENT:
-        elementwise.move(c, step)
-    else:
-        raise Unsupported("it runs in float")
-
-
 HANDLERS: dict[type[Instruction], Callable[[Compiler, Any], None]] = {
-    Quantize: elementwise.quantize, Dequantize: elementwise.dequantize, Contract: _contract, MatMul: _matmul,
+    Quantize: elementwise.quantize, Dequantize: elementwise.dequantize, Contract: _contract, MatMul: transformer.matmul,
     Lookup: elementwise.lookup, Add: elementwise.add, Mul: elementwise.mul, Concat: elementwise.concat,
-    SumPool: elementwise.sum_pool, MaxPool: elementwise.max_pool, Move: elementwise.move, Float: _float,
+    SumPool: elementwise.sum_pool, MaxPool: elementwise.max_pool, Move: elementwise.move, Float: transformer.float_operator,
 }  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from bitdial.engines import memory
+from bitdial.engines.cpu.views import check_samples_stay, sizes_of, unit_index
 from bitdial.engines.cuda import arguments
 from bitdial.engines.cuda.arguments import Epilogue, Launch, PointwiseArgs, WindowArgs
 from bitdial.engines.cuda.values import Buffer, Frame, Offsets, Seen, Values, affine, broadcast, grid, seen
@@ -50,39 +51,47 @@ def pointwise(
     factor_a, factor_b = (*factors, 0.0, 0.0)[:2]
 
     def launch(frame: Frame) -> Launch:
-        samples = frame.batch * y.factor
+        samples = frame.batch
         span = frame.span(value).at(start * (4 if y.is_float else 1))
         args = PointwiseArgs(
             a=operands[0].operand(frame), y8=None if y.is_float else span, yf=span if y.is_float else None,
-            lookup=None if lookup is None else frame.pool.at(lookup), y_sample=y.sample, y_place=place, y_channel=channel,
+            lookup=None if lookup is None else frame.pool.at(lookup), y_sample=y.item, y_place=place, y_channel=channel,
             samples=samples, places=places, channels=channels, op=op, factor_a=factor_a, factor_b=factor_b, lo=lo, hi=hi,
         )  # fmt: skip
         if len(operands) > 1:
             args.b = operands[1].operand(frame)
         return Launch("pointwise_kernel", blocks(samples * places * channels), args)
 
-    c.add(name, tuple(o.name for o in operands), launch, value)
+    c.add(name, tuple(v for o in operands for v in o.reads), launch, value)
 
 
 # ---- instructions ----------------------------------------------------------------------------------------------------------
 
 
+def _operand(c: Values, name: str, value: str | float) -> Seen:
+    return broadcast(c, value, c.buffer(name), sizes_of(c.types[name])[1])
+
+
+def _eight(c: Values, name: str, value: str) -> Seen:
+    if value not in c.program.qparams:
+        raise Unsupported(f"it reads '{value}' in float")
+    return _operand(c, name, value)
+
+
 def quantize(c: Values, step: Quantize) -> None:
-    if not c.buffer(step.inputs[0]).is_float:
+    if step.inputs[0] in c.program.qparams:
         raise Unsupported("its input is not float")
-    x = broadcast(c, step.inputs[0], c.buffer(step.name))
+    x = _operand(c, step.name, step.inputs[0])
     pointwise(c, step.name, arguments.OP_SCALE, [x], float(step.lo), float(step.hi), (step.factor,))
 
 
 def dequantize(c: Values, step: Dequantize) -> None:
-    c.eight(step.inputs[0])
-    x = broadcast(c, step.inputs[0], c.buffer(step.name))
+    x = _eight(c, step.name, step.inputs[0])
     pointwise(c, step.name, arguments.OP_SCALE, [x], factors=(step.factor,))
 
 
 def lookup(c: Values, step: Lookup) -> None:
-    c.eight(step.inputs[0])
-    x = broadcast(c, step.inputs[0], c.buffer(step.name))
+    x = _eight(c, step.name, step.inputs[0])
     table = -1 if c.dry else c.pool.add(np.ascontiguousarray(step.table).view(np.uint8))
     pointwise(c, step.name, arguments.OP_LOOKUP, [x], lookup=table)
 
@@ -96,46 +105,61 @@ def mul(c: Values, step: Mul) -> None:
 
 
 def _pair(c: Values, step: Add | Mul, op: int, factors: tuple[float, ...]) -> None:
-    for value in step.inputs:
-        c.eight(value)
-    y = c.buffer(step.name)
-    operands = [broadcast(c, value, y) for value in step.inputs]
+    operands = [_eight(c, step.name, value) for value in step.inputs]
     pointwise(c, step.name, op, operands, float(step.lo), float(step.hi), factors)
 
 
+def combine(
+    c: Values, name: str, op: int, values: Sequence[str | float], lo: float = -INFINITY, hi: float = INFINITY
+) -> None:
+    """A float32 operator of values, constants and numbers."""
+    if not c.buffer(name).is_float or any(isinstance(v, str) and c.types[v].dtype != "float32" for v in values):
+        raise Unsupported("it reads or gives other values than float32")
+    pointwise(c, name, op, [_operand(c, name, v) for v in values], lo, hi, (1.0,))
+
+
 def concat(c: Values, step: Concat) -> None:
-    y = c.buffer(step.name)
-    axis = step.axis % (len(y.shape) + 1) - 1
-    if axis < 0:
+    for value in step.inputs:
+        if value not in c.program.qparams:
+            raise Unsupported(f"it reads '{value}' in float")
+    concatenate(c, step.name, step.inputs, step.axis, step.factors, float(step.lo), float(step.hi))
+
+
+def concatenate(
+    c: Values, name: str, values: Sequence[str], axis: int, factors: Sequence[float] = (), lo: float = -INFINITY,
+    hi: float = INFINITY,
+) -> None:  # fmt: skip
+    """Parts side by side. factors: one per part, exactly 1.0 to copy it; none: copies."""
+    y, place = c.buffer(name), sizes_of(c.types[name])[1]
+    axis %= len(y.shape)
+    if axis == place:
         raise Unsupported("concatenation along the batch")
     offsets, start = y.offsets(), 0
-    for value, factor in zip(step.inputs, step.factors, strict=True):
-        x = c.eight(value)
-        part = np.take(offsets, np.arange(start, start + x.shape[axis]), axis=axis)
-        start += x.shape[axis]
-        source = seen(c, value, grid(x.offsets(), y.channels_first))
+    for value, factor in zip(values, factors or [1.0] * len(values), strict=True):
+        source, own = c.view(value)
+        part = np.take(offsets, np.arange(start, start + own.shape[axis]), axis=axis)
+        start += own.shape[axis]
+        if own.shape != part.shape:
+            raise Unsupported("its operands do not go together")
+        x = seen(c, source, grid(own, y.channels_first))
         op = arguments.OP_COPY if factor == 1.0 else arguments.OP_SCALE
-        limits = (-INFINITY, INFINITY) if factor == 1.0 else (float(step.lo), float(step.hi))
-        pointwise(c, f"{step.name}/{value}", op, [source], *limits, (factor,), value=step.name,
-                  target=grid(part, y.channels_first))  # fmt: skip
+        limits = (-INFINITY, INFINITY) if factor == 1.0 else (lo, hi)
+        pointwise(c, f"{name}/{value}", op, [x], *limits, (factor,), value=name, target=grid(part, y.channels_first))
 
 
 def move(c: Values, step: Move | Float) -> None:
-    """Nothing where the result is the same memory; else a copy."""
+    """A view; nothing runs until something reads it that takes no views."""
     if step.name in c.pads:
         return
-    value = step.inputs[0] if isinstance(step, Move) else step.node.inputs[0]
-    x, y = c.buffer(value), c.buffer(step.name)
-    if x.factor != y.factor:
-        raise Unsupported(f"this {step.operation} moves values between samples")
-    as_move = step if isinstance(step, Move) else Move(step.name, (value,), step.source, step.node)
-    flat, _, out_shape = memory.moved_index(as_move, c.program)
-    start = x.offsets().reshape(-1)
-    source = np.where(flat < 0, -1, start[np.maximum(flat, 0)]).reshape(out_shape)
-    if x.sample == y.sample and x.type == y.type and np.array_equal(source, y.offsets()):
-        c.same[step.name] = value
-        return
-    pointwise(c, step.name, arguments.OP_COPY, [seen(c, value, grid(source, y.channels_first))])
+    value, node = step.operands()[0], step.as_node()
+    check_samples_stay(node, c.types[value], c.types[step.name])
+    source, offsets = c.view(value)
+    index, _ = unit_index(offsets.shape, [node], False)
+    shape = sizes_of(c.types[step.name])[0]
+    if index.size != math.prod(shape):
+        raise Unsupported(f"this {step.operation} gives another shape than recorded")
+    flat = offsets.reshape(-1)
+    c.views[step.name] = source, np.where(index < 0, -1, flat[np.maximum(index, 0)]).reshape(shape)
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------------
@@ -143,7 +167,7 @@ def move(c: Values, step: Move | Float) -> None:
 
 def sum_pool(c: Values, step: SumPool) -> None:
     x = c.eight(step.inputs[0])
-    window = memory.sum_window(step, x, len(x.shape) + 1)
+    window = memory.sum_window(step, x, len(x.shape))
     _pool(c, step, window, {"factor": step.factor, "lo": float(step.lo), "hi": float(step.hi)})
 
 
@@ -153,7 +177,7 @@ def max_pool(c: Values, step: MaxPool) -> None:
 
 def _pool(c: Values, step: SumPool | MaxPool, window: Window, values: dict[str, float]) -> None:
     x, y = c.eight(step.inputs[0]), c.buffer(step.name)
-    if len(x.shape) == 3 and not x.channels_first:
+    if len(x.shape) == 4 and not x.channels_first:
         raise Unsupported("it reads an image that lies row by row")
     mean = window.kernel == (x.h, x.w) and window.padding == (0, 0)
     size = (1, 1) if mean else (y.h, y.w)

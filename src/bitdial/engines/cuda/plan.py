@@ -65,7 +65,7 @@ class Plan:
 
     def _bytes(self, name: str) -> int:
         buffer = self.compiled.buffers[name]
-        size = buffer.sample * buffer.factor * self.batch
+        size = buffer.item * self.batch
         if size >= 2**40 or buffer.factor * self.batch * buffer.places >= 2**31:
             raise EngineError(f"a batch of {self.batch} is too large for the cuda engine: use a smaller one")
         return size * (4 if buffer.is_float else 1)

@@ -1,7 +1,10 @@
 """Where values lie on the device while a program is compiled, and the steps made so far.
 
-8-bit values lie in positions of `pitch` bytes, channels last: images by height and width, all others row by row. Float values lie
-in the network's own order. A step names the values that it reads and writes; addresses are known per batch (`plan`).
+What belongs to one sample of the batch is an item; items follow each other in memory, whichever axis of a value carries the
+batch, and that axis has here the size that it has for a batch of one. 8-bit values lie in positions of `pitch` bytes, channels
+last: images by height and width, all others row by row. Float values lie in the network's own order. A movement operator makes no
+step by itself: its result is a view, the offset of every element, until something reads it that takes no views. A step names the
+values that it reads and writes; addresses are known per batch (`plan`).
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ import numpy.typing as npt
 
 from bitdial.engines import memory
 from bitdial.engines.cpu.layouts import image_values, margins
+from bitdial.engines.cpu.views import sizes_of
 from bitdial.engines.cuda.arguments import TYPE_F32, TYPE_S8, TYPE_U8, Launch, Operand, Span
 from bitdial.engines.cuda.device import Pool
 from bitdial.engines.cuda.packing import pitch
 from bitdial.engines.memory import Unsupported
-from bitdial.graph.ir import BatchDim, TensorType
+from bitdial.graph.ir import TensorType
 from bitdial.quantization.instructions import Instruction
 from bitdial.quantization.program import Program
 
@@ -29,10 +33,10 @@ Offsets = npt.NDArray[np.int64]
 
 @dataclass
 class Buffer(memory.Buffer):
-    """A value on the device: h * w positions of c channels, `pitch` elements apart where it is 8-bit."""
+    """A value on the device: factor * h * w positions of c channels, `pitch` elements apart. shape: for a batch of one."""
 
     pitch: int = 0
-    shape: tuple[int, ...] = ()  # of one sample, in the network's order
+    shape: tuple[int, ...] = ()
 
     @property
     def type(self) -> int:
@@ -44,8 +48,12 @@ class Buffer(memory.Buffer):
 
     @property
     def sample(self) -> int:
-        """Elements from one sample to the next."""
-        return self.count if self.is_float else self.places * self.pitch
+        """Elements from one sample to the next; an item has `factor` of them."""
+        return self.places * self.pitch
+
+    @property
+    def item(self) -> int:
+        return self.sample * self.factor
 
     def strides(self, image: bool) -> tuple[int, int]:
         """(per position, per channel), in elements, as an image or as rows. Raises Unsupported where it does not lie so."""
@@ -54,15 +62,17 @@ class Buffer(memory.Buffer):
                 raise Unsupported("its operands lie in memory in two ways")
             return self.pitch, 1
         if not image:
-            return self.shape[-1] if self.shape else 1, 1
-        return 1, self.shape[1] * self.shape[2]
+            return self.pitch, 1
+        if len(self.shape) != 4:
+            raise Unsupported("it writes an image whose batch is not its first axis")
+        return 1, self.shape[2] * self.shape[3]
 
     def offsets(self) -> Offsets:
-        """Offset within its sample of every element, in the network's order and shape, in elements."""
-        if self.is_float:
-            return np.arange(self.count, dtype=np.int64).reshape(self.shape)
-        at = np.arange(self.places, dtype=np.int64)[:, None] * self.pitch + np.arange(self.c)
-        return at.reshape(self.h, self.w, self.c).transpose(2, 0, 1) if self.channels_first else at.reshape(self.shape)
+        """Offset within its item of every element, in the network's order and shape, in elements."""
+        at = np.arange(self.factor * self.places, dtype=np.int64)[:, None] * self.pitch + np.arange(self.c)
+        if self.channels_first and not self.is_float:
+            return at.reshape(self.factor, self.h, self.w, self.c).transpose(0, 3, 1, 2)
+        return at.reshape(self.shape)
 
 
 class Frame(Protocol):
@@ -93,8 +103,13 @@ class Values:
         self.pool = Pool()
         self.steps: list[Step] = []
         self.buffers: dict[str, Buffer] = {}
+        self.views: dict[str, tuple[str, Offsets]] = {}  # value -> (the value or constant that it is seen in, offsets)
         self.same: dict[str, str] = {}  # value -> the one whose memory it is
-        self.types: dict[str, TensorType] = dict(program.types)
+        self.constants: dict[str, int] = {}  # name -> number in the pool
+        self.types: dict[str, TensorType] = {**program.types, **{
+            name: TensorType(tuple(np.shape(array)), np.asarray(array).dtype.name)
+            for name, array in program.constants.items()
+        }}  # fmt: skip
         self.readers: dict[str, list[Instruction]] = {}
         for step in program.instructions:
             for value in dict.fromkeys(step.operands()):
@@ -103,7 +118,9 @@ class Values:
         self.images = image_values(program, [value for value, _ in self.pads.values()])
 
     def buffer(self, name: str) -> Buffer:
-        """Where a value lies. Raises Unsupported where the engine cannot hold it."""
+        """Where a value lies, made of its view if it was one. Raises Unsupported where the engine cannot hold it."""
+        if name in self.views:
+            self._make(name)
         if name not in self.buffers:
             if name in self.program.constants:
                 raise Unsupported("it reads a constant")
@@ -111,23 +128,61 @@ class Values:
             self.buffers[name] = self.new_buffer(self.types[name], None if q is None else q.signed, name in self.images)
         return self.buffers[name]
 
-    def new_buffer(self, type_: TensorType, signed: bool | None, image: bool) -> Buffer:
+    def new_buffer(self, type_: TensorType, signed: bool | None, image: bool = False) -> Buffer:
         """signed: of 8-bit values; None: float ones."""
-        shape = type_.shape
-        if not shape or not isinstance(shape[0], BatchDim) or any(isinstance(d, BatchDim) for d in shape[1:]):
-            raise Unsupported("its first axis is not the batch")
+        sizes, place = sizes_of(type_)
+        if place is None:
+            raise Unsupported("it does not depend on the batch")
         if signed is None and type_.dtype != "float32":
             raise Unsupported(f"it reads or gives {type_.dtype}")
-        rest = tuple(memory.sample_shape(type_))
-        if 0 in rest:
+        if 0 in sizes:
             raise Unsupported("its result is empty")
-        if len(rest) == 3 and image:
+        factor, rest = (sizes[0], sizes[1:]) if place == 0 else (1, sizes)
+        image = image and place == 0 and len(rest) == 3 and signed is not None
+        h, w, c = 1, math.prod(rest[:-1]), rest[-1] if rest else 1
+        if image:
             c, h, w = rest
-        else:
-            h, w, c = 1, math.prod(rest[:-1]), rest[-1] if rest else 1
-        is_float = signed is None
-        return Buffer(h, w, c, image and len(rest) == 3, bool(signed), is_float, shape[0].factor,
-                      pitch=c if is_float else pitch(c), shape=rest)  # fmt: skip
+        return Buffer(h, w, c, image, bool(signed), signed is None, factor, pitch=c if signed is None else pitch(c),
+                      shape=tuple(sizes))  # fmt: skip
+
+    def _make(self, name: str) -> None:
+        """A value of its view: nothing where it is the same memory, else a copy."""
+        source, offsets = self.views.pop(name)
+        y = self.buffer(name)
+        if source not in self.program.constants:
+            x = self.buffer(source)
+            if x.item == y.item and x.type == y.type and np.array_equal(offsets, y.offsets()):
+                self.same[name] = source
+                return
+        self.copy(name, seen(self, source, grid(offsets, y.channels_first)))
+
+    def copy(self, name: str, source: Seen) -> None:
+        raise NotImplementedError
+
+    def view(self, name: str) -> tuple[str, Offsets]:
+        """(the value or constant that it is seen in, the offset of every element there)."""
+        if name in self.views:
+            return self.views[name]
+        if name in self.program.constants:
+            shape = np.shape(self.program.constants[name])
+            return name, np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+        return name, self.buffer(name).offsets()
+
+    def constant(self, name: str, array: npt.NDArray[Any] | None = None) -> int:
+        """The number of a float32 constant in the pool; array: of one that is not the program's."""
+        values = np.asarray(self.program.constants[name] if array is None else array)
+        if values.dtype != np.float32:
+            raise Unsupported(f"it reads a constant of {values.dtype.name}")
+        if name not in self.constants:
+            self.constants[name] = -1 if self.dry else self.pool.add(values)
+        return self.constants[name]
+
+    def floats(self, name: str) -> Buffer:
+        """A float value in its own order."""
+        buffer = self.buffer(name)
+        if not buffer.is_float:
+            raise Unsupported(f"it reads '{name}' in 8 bits")
+        return buffer
 
     def eight(self, name: str) -> Buffer:
         buffer = self.buffer(name)
@@ -149,9 +204,9 @@ class Values:
 
 
 def grid(offsets: Offsets, image: bool) -> Offsets:
-    """Offsets of a sample, in the network's order, as [positions, channels]."""
+    """Offsets of an item, in the network's order, as [positions, channels]."""
     if image:
-        return offsets.transpose(1, 2, 0).reshape(-1, offsets.shape[0])
+        return offsets.transpose(0, 2, 3, 1).reshape(-1, offsets.shape[1])
     return offsets.reshape(-1, offsets.shape[-1]) if offsets.ndim else offsets.reshape(1, 1)
 
 
@@ -166,42 +221,57 @@ def affine(table: Offsets) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True)
 class Seen:
-    """A value read element by element: by strides, or by a table of offsets among the constants."""
+    """A value or constant read element by element: by strides, or by a table of offsets. item: elements from one item to the
+    next; 0 for constants, which have their number in the pool."""
 
     name: str
-    buffer: Buffer
+    type: int
+    item: int
     offset: int
     place: int
     channel: int
     table: int | None
+    constant: int | None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.constant is not None else (self.name,)
 
     def operand(self, frame: Frame) -> Operand:
-        span = frame.span(self.name)
-        values: dict[str, Any] = {"floats" if self.buffer.is_float else "bytes": span}
+        span = frame.span(self.name) if self.constant is None else frame.pool.at(self.constant)
+        values: dict[str, Any] = {"floats" if self.type == TYPE_F32 else "bytes": span}
         if self.table is not None:
             values["table"] = frame.pool.at(self.table)
-        return Operand(sample=self.buffer.sample, place=self.place, channel=self.channel, type=self.buffer.type,
-                       offset=self.offset, **values)  # fmt: skip
+        return Operand(sample=self.item, place=self.place, channel=self.channel, type=self.type, offset=self.offset, **values)
 
 
 def seen(c: Values, name: str, table: Offsets) -> Seen:
-    """table: [positions, channels] of the result, offsets of elements of the value, -1 for 0."""
-    buffer, plain = c.buffer(name), affine(table)
-    if plain is not None:
-        return Seen(name, buffer, *plain, None)
-    return Seen(name, buffer, 0, 0, 0, -1 if c.dry else c.pool.add(np.ascontiguousarray(table, dtype=np.int32)))
+    """name: of a value in memory, or of a constant. table: [positions, channels] of the result, -1 for 0."""
+    plain = affine(table)
+    number = None
+    if plain is None:
+        number = -1 if c.dry else c.pool.add(np.ascontiguousarray(table, dtype=np.int32))
+    where = (0, 0, 0) if plain is None else plain
+    if name in c.program.constants:
+        return Seen(name, TYPE_F32, 0, *where, number, c.constant(name))
+    buffer = c.buffer(name)
+    return Seen(name, buffer.type, buffer.item, *where, number, None)
 
 
-def broadcast(c: Values, name: str, y: Buffer) -> Seen:
-    """An operand spread over the shape of a result."""
-    x = c.buffer(name)
-    if x.factor != y.factor or len(x.shape) > len(y.shape):
+def broadcast(c: Values, value: str | float, y: Buffer, place: int | None) -> Seen:
+    """An operand, a value, a constant or a number, spread over the shape of a result whose batch is on an axis."""
+    if not isinstance(value, str):
+        number = c.constant(f"number {value!r}", np.array([value], np.float32))
+        return Seen("", TYPE_F32, 0, 0, 0, 0, None, number)
+    source, offsets = c.view(value)
+    sizes, own = sizes_of(c.types[value])
+    missing = len(y.shape) - len(sizes)
+    if missing < 0 or place is None or (own is not None and (own + missing != place or sizes[own] != y.shape[place])):
         raise Unsupported("it broadcasts along the batch")
-    offsets = x.offsets()
-    if offsets.ndim < y.offsets().ndim:
-        raise Unsupported("its operands differ in their axes")
+    if own is None and place >= missing and sizes[place - missing] != 1:
+        raise Unsupported("it reads a constant for a fixed batch")
     try:
         spread = np.broadcast_to(offsets, y.shape)
     except ValueError:
         raise Unsupported("its operands do not broadcast") from None
-    return seen(c, name, grid(spread, y.channels_first))
+    return seen(c, source, grid(spread, y.channels_first))

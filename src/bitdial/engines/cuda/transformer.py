@@ -1,0 +1,211 @@
+"""Products of two activations, softmax, LayerNorm, sums, and the float operators between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bitdial.engines.cpu.compile_attention import strided
+from bitdial.engines.cpu.operands import arguments
+from bitdial.engines.cpu.views import sizes_of
+from bitdial.engines.cuda import arguments as kernels
+from bitdial.engines.cuda.arguments import Epilogue, Launch, MatMulArgs, RowsArgs
+from bitdial.engines.cuda.elementwise import INFINITY, combine, concatenate, move
+from bitdial.engines.cuda.values import Frame, Offsets, Values
+from bitdial.engines.memory import Unsupported
+from bitdial.graph.ir import Node, TensorType
+from bitdial.graph.operators import MOVEMENT, softmax_axis
+from bitdial.quantization.instructions import Float, MatMul
+
+TILE = 64  # rows and columns of a block of a product
+ROWS = 8  # of a block of the kernels of rows
+
+
+# ---- products of two activations -------------------------------------------------------------------------------------------
+
+
+def matmul(c: Values, step: MatMul) -> None:
+    """All heads of all samples in one launch; operands are read where the moves in front of them lead."""
+    y = c.buffer(step.name)
+    if len(y.shape) < 3 or sizes_of(c.types[step.name])[1] != 0:
+        raise Unsupported("a product of two activations without a batch")
+    a_name, a = _operand(c, step.inputs[0], y.shape, False)
+    b_name, b = _operand(c, step.inputs[1], y.shape, not step.transpose_b)
+    a_row, a_depth, a_heads = strided(a)
+    b_column, b_depth, b_heads = strided(b)
+    y_place, y_channel, y_heads = strided(y.offsets().reshape(-1, *y.shape[-2:]))
+    heads = -1 if c.dry else c.pool.add(np.stack([a_heads, b_heads, y_heads], axis=1).astype(np.int32))
+    multiplier = -1 if c.dry else c.pool.add(step.layer.multiplier)
+    lo, hi = step.limits
+    signs = "".join("s" if c.buffer(v).signed else "u" for v in (a_name, b_name))
+    rows, columns = y.shape[-2:]
+    a_item, b_item = c.buffer(a_name).item, c.buffer(b_name).item
+
+    def launch(frame: Frame) -> Launch:
+        span = frame.span(step.name)
+        out = Epilogue(
+            y8=None if y.is_float else span, yf=span if y.is_float else None, multipliers=frame.pool.at(multiplier), lo=lo, hi=hi,
+            y_sample=y.item, y_place=y_place, y_channel=y_channel, one_multiplier=1,
+        )  # fmt: skip
+        args = MatMulArgs(
+            a=frame.span(a_name), b=frame.span(b_name), heads=frame.pool.at(heads), out=out, a_sample=a_item, b_sample=b_item,
+            rows=rows, columns=columns, depth=a.shape[2], n_heads=len(a_heads), a_row=a_row, a_depth=a_depth, b_column=b_column,
+            b_depth=b_depth,
+        )  # fmt: skip
+        return Launch(f"matmul_{signs}", (-(-rows // TILE), -(-columns // TILE), frame.batch * len(a_heads)), args)
+
+    c.add(step.name, (a_name, b_name), launch)
+
+
+def _operand(c: Values, value: str, result: Sequence[int], transposed: bool) -> tuple[str, Offsets]:
+    """(the value in memory, offsets [heads, rows or columns, depth]); transposed: it is [.., depth, columns]."""
+    if value not in c.program.qparams:
+        raise Unsupported(f"it reads '{value}' in float")
+    sizes, place = sizes_of(c.types[value])
+    source, offsets = c.view(value)
+    if place != 0 or len(sizes) != len(result) or source in c.program.constants or sizes[0] != result[0]:
+        raise Unsupported("an operand of a product of two activations has other axes than its result")
+    spread = np.broadcast_to(offsets, (*result[:-2], *sizes[-2:])).reshape(-1, *sizes[-2:])
+    spread = spread.transpose(0, 2, 1) if transposed else spread
+    if spread.min() < 0:
+        raise Unsupported("an operand of a product of two activations is padded")
+    return source, spread
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    c: Values, name: str, value: str, kernel: str, length: int, inner: int, eps: float = 0.0, mean: float = 0.0,
+    affine: Sequence[int] = (),
+) -> None:  # fmt: skip
+    """affine: numbers of LayerNorm's weight and bias among the constants."""
+    per = math.prod(c.floats(value).shape) // length
+
+    def launch(frame: Frame) -> Launch:
+        given = dict(zip(("weight", "bias"), (frame.pool.at(i) for i in affine), strict=False))
+        args = RowsArgs(x=frame.span(value), y=frame.span(name), rows=frame.batch * per, length=length, inner=inner, eps=eps,
+                        mean=mean, **given)  # fmt: skip
+        return Launch(kernel, (-(-frame.batch * per // ROWS), 1, 1), args)
+
+    if not c.buffer(name).is_float:
+        raise Unsupported("its result is not float32")
+    c.add(name, (value,), launch)
+
+
+def softmax(c: Values, step: Float) -> None:
+    value, axis = step.operands()[0], softmax_axis(step.node)
+    sizes, place = sizes_of(c.types[value])
+    if axis is None or axis % len(sizes) == place:
+        raise Unsupported("softmax over samples")
+    axis %= len(sizes)
+    _rows(c, step.name, value, "softmax_kernel", sizes[axis], math.prod(sizes[axis + 1 :]))
+
+
+def layer_norm(c: Values, step: Float) -> None:
+    value, *affine = step.node.inputs
+    normal = [int(d) for d in step.node.attrs["normalized_shape"]]
+    sizes, place = sizes_of(c.types[value])
+    if place is None or place >= len(sizes) - len(normal) or sizes[len(sizes) - len(normal) :] != normal:
+        raise Unsupported("it normalizes over the batch")
+    given = [c.constant(v) for v in affine]
+    _rows(c, step.name, value, "layer_norm_kernel", math.prod(normal), 1, float(step.node.attrs["eps"]), affine=given)
+
+
+def _reduced(c: Values, step: Float, axes: Any, mean: bool) -> None:
+    value = step.node.inputs[0]
+    sizes, place = sizes_of(c.types[value])
+    over = sorted(int(a) % len(sizes) for a in axes) if isinstance(axes, list) and axes else []
+    if not over or place in over:
+        raise Unsupported("it sums over the batch")
+    if c.types[value].dtype != "float32":
+        raise Unsupported("it sums integers")
+    if over != list(range(over[0], over[-1] + 1)):  # bring the axes together, behind all others
+        order = [*(a for a in range(len(sizes)) if a not in over), *over]
+        turned = f"{step.name}:order"
+        c.types[turned] = TensorType(tuple(c.types[value].shape[a] for a in order), "float32")
+        source, offsets = c.view(value)
+        c.views[turned] = source, offsets.transpose(order)
+        value, inner = turned, 1
+    else:
+        inner = math.prod(sizes[over[-1] + 1 :])
+    count = math.prod(sizes[a] for a in over)
+    _rows(c, step.name, value, "sum_kernel", count, inner, mean=float(count) if mean else 0.0)
+
+
+# ---- float operators -------------------------------------------------------------------------------------------------------
+
+
+def _activation(node: Node) -> tuple[float, float]:
+    activation = node.attrs.get("activation")
+    if activation is None:
+        return -INFINITY, INFINITY
+    return (0.0, INFINITY) if activation["kind"] == "relu" else (float(activation["lo"]), float(activation["hi"]))
+
+
+def _limited(c: Values, step: Float, lo: float, hi: float) -> None:
+    combine(c, step.name, kernels.OP_SCALE, [step.node.inputs[0]], lo, hi)
+
+
+def _arithmetic(op: int, turned: bool = False) -> Callable[[Values, Float], None]:
+    """aten add, sub, rsub, mul, div."""
+
+    def handler(c: Values, step: Float) -> None:
+        (a, b, *more), kwargs = arguments(step)
+        if kwargs.get("alpha", more[0] if more else 1) != 1 or kwargs.get("rounding_mode") is not None:
+            raise Unsupported(f"{step.operation} with alpha or a rounding mode")
+        combine(c, step.name, op, [b, a] if turned else [a, b])
+
+    return handler
+
+
+def _concat(c: Values, step: Float) -> None:
+    values, axis = list(step.node.inputs), step.node.attrs.get("axis")
+    if step.operation != "concat":
+        args, kwargs = arguments(step)
+        values, axis = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    if step.node.attrs.get("activation") is not None or axis is None:
+        raise Unsupported("an activation behind a concatenation in float")
+    if not c.buffer(step.name).is_float or any(c.types[v].dtype != "float32" for v in values):
+        raise Unsupported("it concatenates other values than float32")
+    concatenate(c, step.name, values, int(axis))
+
+
+def _aten_sum(mean: bool) -> Callable[[Values, Float], None]:
+    def handler(c: Values, step: Float) -> None:
+        (_, axes, *_), _ = arguments(step)
+        _reduced(c, step, axes if isinstance(axes, list) or axes is None else [axes], mean)
+
+    return handler
+
+
+def float_operator(c: Values, step: Float) -> None:
+    """One `Float` instruction. Raises Unsupported."""
+    if step.node.op in MOVEMENT:
+        move(c, step)
+    elif softmax_axis(step.node) is not None:
+        softmax(c, step)
+    elif step.node.op in OPERATORS:
+        OPERATORS[step.node.op](c, step)
+    else:
+        raise Unsupported(step.reason or f"{step.operation} runs in float")
+
+
+_OPS = {"add": kernels.OP_FADD, "sub": kernels.OP_FSUB, "mul": kernels.OP_FMUL, "div": kernels.OP_FDIV}
+OPERATORS: dict[str, Callable[[Values, Float], None]] = {
+    "layer_norm": layer_norm,
+    "add": lambda c, s: combine(c, s.name, kernels.OP_FADD, s.node.inputs, *_activation(s.node)),
+    "mul": lambda c, s: combine(c, s.name, kernels.OP_FMUL, s.node.inputs, *_activation(s.node)),
+    "concat": _concat, "aten.cat.default": _concat,
+    "mean": lambda c, s: _reduced(c, s, list(s.node.attrs["axes"]), True),
+    "aten.sum.dim_IntList": _aten_sum(False), "aten.mean.dim": _aten_sum(True),
+    "relu": lambda c, s: _limited(c, s, 0.0, INFINITY), "aten.relu.default": lambda c, s: _limited(c, s, 0.0, INFINITY),
+    "relu6": lambda c, s: _limited(c, s, 0.0, 6.0),
+    "clamp": lambda c, s: _limited(c, s, float(s.node.attrs["lo"]), float(s.node.attrs["hi"])),
+    "aten.neg.default": lambda c, s: combine(c, s.name, kernels.OP_FMUL, [s.node.inputs[0], -1.0]),
+    "aten.rsub.Scalar": _arithmetic(kernels.OP_FSUB, True), "aten.rsub.Tensor": _arithmetic(kernels.OP_FSUB, True),
+    **{f"aten.{op}.{kind}": _arithmetic(code) for op, code in _OPS.items() for kind in ("Tensor", "Scalar")},
+}  # fmt: skip

@@ -1,0 +1,29 @@
+"""Small transformers whole on the emulated device: the reference engine's bits at every ratio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cpu_networks import outputs_of, same_bits
+from transformer_networks import transformer
+
+from bitdial.engines.base import engine_spec
+from bitdial.engines.cuda.emulated import EmulatedDevice
+from bitdial.engines.cuda.engine import CudaEngine
+from bitdial.engines.reference.engine import ReferenceEngine
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext", "rotary"])
+def test_transformers_are_bit_identical_to_the_reference(device: EmulatedDevice, name: str) -> None:
+    program, inputs = transformer(name)
+    reference, engine = ReferenceEngine(program), CudaEngine(program, device=device)
+    x = inputs[0][:2]
+    for ratio in program.ratios:
+        for got, want in zip(outputs_of(engine.run(x, ratio)), outputs_of(reference.run(x, ratio)), strict=True):
+            assert same_bits(got, want), ratio
+
+
+def test_token_networks_are_refused_by_name(make_device: Any) -> None:
+    program, _ = transformer("encoder")
+    assert "int64" in engine_spec("cuda").can_run(program)

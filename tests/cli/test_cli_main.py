@@ -9,6 +9,7 @@ import pytest
 
 from bitdial import __version__
 from bitdial.engines.cpu import native
+from bitdial.engines.cuda import driver as cuda_driver
 
 COMMANDS = (
     *("quantize", "finetune", "compile", "evaluate", "inspect", "compare", "report", "benchmark", "latency-table", "serve"),
@@ -98,7 +99,8 @@ def test_doctor(bitdial) -> None:
     import torch
 
     assert content["torch"]["version"] == torch.__version__
-    assert content["engines"] == {"reference": "", "cpu": native.missing()}
+    assert content["engines"] == {"reference": "", "cpu": native.missing(), "cuda": cuda_driver.missing()}
+    assert "not yet run on a GPU" in content["engine_notes"]["cuda"]
     assert content["missing_required"] == []
     assert content["cpu"]["usable_cores"] >= 1 and content["cpu"]["model"]
     assert isinstance(content["torch"]["int8_convolutions"], bool)

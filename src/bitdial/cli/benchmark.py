@@ -125,6 +125,8 @@ def choose_engine(name: str | None, terminal: Terminal) -> str:
         return name
     lacking: list[str] = []
     for spec in engine_specs().values():
+        if spec.by_name:
+            continue
         if not spec.compiled:
             terminal.note(f"note: {'; '.join(lacking)}; the {spec.name} engine is measured: it claims no speed")
             return spec.name

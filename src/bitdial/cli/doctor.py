@@ -29,6 +29,7 @@ OPTIONAL = {
     "ray": ("ray", "bitdial deploy", "pip install 'bitdial[ray]'"),
     "onnx": ("onnx", "bitdial export-onnx, and reading ONNX files", "pip install 'bitdial[onnx]'"),
     "onnxruntime": ("onnxruntime", "checking what export-onnx wrote", "pip install 'bitdial[onnx]'"),
+    "cuda-bindings": ("cuda.bindings", "the engine on NVIDIA GPUs", "pip install 'bitdial[cuda]'"),
     "torchvision": ("torchvision", "models and data named torchvision:NAME", "pip install --no-deps torchvision"),
     "timm": ("timm", "models named timm:NAME", "pip install --no-deps timm"),
 }
@@ -73,6 +74,7 @@ def examine() -> dict[str, Any]:
         },
         "torch": _torch(),
         "engines": _engines(),
+        "engine_notes": _engine_notes(),
         "cpu_engine": _cpu_engine(),
         "missing_required": missing,
     }
@@ -120,6 +122,15 @@ def _engines() -> dict[str, str]:
     except ImportError as error:  # numpy is missing
         return {"reference": f"{error}"}
     return available_engines()
+
+
+def _engine_notes() -> dict[str, str]:
+    """Engine name -> what users should know of it, where there is something to know."""
+    try:
+        from bitdial.engines.base import engine_specs
+    except ImportError:  # numpy is missing
+        return {}
+    return {name: spec.note for name, spec in engine_specs().items() if spec.note}
 
 
 def _cpu_engine() -> dict[str, Any]:
@@ -181,7 +192,8 @@ def _print(terminal: Terminal, found: dict[str, Any]) -> None:
     _print_torch(terminal, found["torch"])
     for name, lack in found["engines"].items():
         problem = found["cpu_engine"].get("problem") if name == "cpu" else ""
-        terminal.say(f"engine {name}: {lack or problem or 'can be used'}")
+        note = found["engine_notes"].get(name, "")
+        terminal.say(f"engine {name}: {lack or problem or 'can be used'}{f' ({note})' if note else ''}")
     _print_cpu_engine(terminal, found["cpu_engine"], found["bitdial"])
     for text in found["missing_required"]:
         terminal.say(f"missing, and required: {text}")

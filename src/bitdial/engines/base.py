@@ -67,6 +67,8 @@ class EngineSpec:
     missing   () -> "" if it can be used on this machine, else what is missing and how to get it
     can_run   (program) -> "" or why it cannot run this one
     create    (program, **options) -> Engine
+    by_name   taken only where it is asked for by name
+    note      what users should know of it, "" for nothing
     """
 
     name: str
@@ -75,6 +77,8 @@ class EngineSpec:
     missing: Callable[[], str]
     can_run: Callable[[Program], str]
     create: Callable[..., Engine]
+    by_name: bool = False
+    note: str = ""
 
     def accepted(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the options that this engine has."""
@@ -103,17 +107,21 @@ def available_engines() -> dict[str, str]:
     return {name: spec.missing() for name, spec in engine_specs().items()}
 
 
+def _able(program: Program) -> list[EngineSpec]:
+    return [s for s in engine_specs().values() if not s.by_name and not s.missing() and not s.can_run(program)]
+
+
 def default_engine(program: Program, options: Sequence[str] = ()) -> str:
     """The engine for a program when none is named: the first that is there, runs the program whole or in part, and has the
-    options given, if any has; compiled ones come first."""
-    able = [s for s in engine_specs().values() if not s.missing() and not s.can_run(program)]
+    options given, if any has; compiled ones come first, and those taken only by name not at all."""
+    able = _able(program)
     fitting = [s for s in able if s.options.issuperset(options)]
     return (fitting or able or [engine_spec("reference")])[0].name
 
 
 def defining_engine(program: Program) -> Engine:
     """An engine to compare others with: the reference engine, or, without torch, a compiled one that gives the same bits."""
-    able = [s for s in engine_specs().values() if not s.missing() and not s.can_run(program)]
+    able = _able(program)
     spec = min(able, key=lambda s: s.compiled, default=engine_spec("reference"))
     return create_engine(program, spec.name)
 

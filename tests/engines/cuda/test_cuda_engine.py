@@ -69,7 +69,7 @@ def test_stored_low_weights_and_ratios_without_nesting(make_device: Any, program
     check(program, make_device(native))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(graph=networks(), granularity=st.sampled_from(["group", "output", "block"]), bits=st.sampled_from([4, 4, 5, 6]))
 def test_random_networks_are_bit_identical(device: EmulatedDevice, graph: Graph, granularity: Any, bits: int) -> None:
     try:
@@ -185,19 +185,46 @@ def test_architectures_and_what_runs_on_them() -> None:
 # ---- which engine is taken -------------------------------------------------------------------------------------------------
 
 
-def test_a_machine_without_gpu_never_picks_this_engine(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Program]) -> None:
+def test_no_machine_picks_this_engine_unasked(monkeypatch: pytest.MonkeyPatch, programs: dict[str, Program]) -> None:
+    """Neither without a GPU nor, as long as it has run on none, with one; whatever else is missing."""
     program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+    monkeypatch.setattr(cuda_driver, "NODES", ("no such node",))
+    assert base.available_engines()["cuda"]
+    with pytest.raises(EngineError, match="engine 'cuda' cannot run: "):
+        base.create_engine(program, "cuda")
     specs = dict(base.engine_specs())
     specs["cpu"] = dataclasses.replace(specs["cpu"], missing=lambda: "not compiled")
     monkeypatch.setattr(base, "engine_specs", lambda: specs)
+    for problem in (specs["cuda"].missing(), ""):
+        specs["cuda"] = dataclasses.replace(specs["cuda"], missing=lambda problem=problem: problem)
+        for options in ([], ["gpu"], ["check_finite"]):
+            assert base.default_engine(program, options) == "reference"
+        assert type(base.defining_engine(program)).__name__ == "ReferenceEngine"
+
+
+@pytest.mark.parametrize("lack", ["cuda-bindings is not installed", ""])
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, lack: str) -> None:
+    monkeypatch.setattr(cuda_driver.compilation, "missing", lambda: lack)
     monkeypatch.setattr(cuda_driver, "NODES", ("no such node",))
-    assert base.available_engines()["cuda"]
-    assert base.default_engine(program) == "reference"
-    assert type(base.defining_engine(program)).__name__ == "ReferenceEngine"
-    with pytest.raises(EngineError, match="engine 'cuda' cannot run: "):
-        base.create_engine(program, "cuda")
-    specs["reference"] = dataclasses.replace(specs["reference"], missing=lambda: "no torch")
-    assert base.default_engine(program) == "reference"
+    assert cuda_driver.missing() == (lack or "no NVIDIA GPU is here")
+    if not lack:
+        monkeypatch.setattr(cuda_driver, "NODES", ("null",))  # a node that every machine has
+        monkeypatch.setattr(cuda_driver.ctypes, "CDLL", refuse)
+        assert "NVIDIA's driver does not load (no such library)" in cuda_driver.missing()
+        monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda name: None)
+        assert cuda_driver.missing() == ""
+
+
+def refuse(name: str) -> None:
+    raise OSError("no such library")
+
+
+def test_time_on_the_device_is_without_transfers(fake: FakeCuda, programs: dict[str, Program]) -> None:
+    program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+    engine = CudaEngine(program, device=driver(fake))
+    fake.calls.clear()
+    assert engine.seconds_per_run(2, 1.0, repeats=3) > 0
+    assert fake.calls.count("cuGraphLaunch") == 4 and "cuMemcpyHtoDAsync" not in fake.calls
 
 
 def test_programs_without_compiled_form_are_refused_by_name(make_device: Any, programs: dict[str, Program]) -> None:

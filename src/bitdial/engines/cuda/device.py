@@ -36,7 +36,7 @@ class Device(Protocol):
     """name: of the product. architecture: "sm_90" and the like. native_int4: whether its tensor cores multiply 4-bit numbers.
 
     All methods raise DeviceMemoryError or DeviceLostError, and other EngineErrors, that name the device. Work is done in order;
-    `download` waits for it.
+    `download` and `wait` wait for it.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Device(Protocol):
     def upload(self, span: Span, data: npt.NDArray[Any]) -> None: ...
     def download(self, span: Span, out: npt.NDArray[Any]) -> None: ...
     def record(self, launches: Sequence[Launch]) -> Recorded: ...
+    def wait(self) -> None: ...
 
 
 def sources() -> Path:

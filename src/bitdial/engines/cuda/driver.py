@@ -130,6 +130,10 @@ class Driver:
         self._call("cuMemcpyDtoHAsync", out.ctypes.data, span.address, out.nbytes, self._stream)
         self._call("cuStreamSynchronize", self._stream)
 
+    def wait(self) -> None:
+        self._enter()
+        self._call("cuStreamSynchronize", self._stream)
+
     # ---- launches ----------------------------------------------------------------------------------------------------------
 
     def record(self, launches: Sequence[Launch]) -> Graph:

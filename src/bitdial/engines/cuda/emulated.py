@@ -124,6 +124,9 @@ class EmulatedDevice:
         """Threads of a kernel's blocks."""
         return int(self._library.bitdial_threads(kernel.encode()))
 
+    def wait(self) -> None:
+        """Everything is done at once."""
+
     def record(self, launches: Sequence[Launch]) -> _Sequence:
         return _Sequence(self, list(launches))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import time
 from collections import OrderedDict
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines.base import ratio_index
+from bitdial.engines.cuda import STATUS
 from bitdial.engines.cuda.compiler import Compiler
 from bitdial.engines.cuda.device import Device, DeviceLostError, DeviceMemoryError
 from bitdial.engines.cuda.plan import Plan
@@ -98,6 +100,19 @@ class CudaEngine:
             results = tuple(torch.from_numpy(o).to(kind) for o in outputs)
         return (results[0] if len(results) == 1 else results), self.program.ratios[index]
 
+    def seconds_per_run(self, batch: int, ratio: float, repeats: int = 20) -> float:
+        """Seconds that a batch of that size takes on the device, without transfers: the mean of runs one behind the other."""
+        index = ratio_index(self.program.ratios, ratio)
+        with self._lock:
+            plan = self._plan(batch)
+            plan.run(index)  # values left from another batch, or none: the time does not depend on them
+            self.device.wait()
+            begin = time.perf_counter()
+            for _ in range(repeats):
+                plan.run(index)
+            self.device.wait()
+            return (time.perf_counter() - begin) / repeats
+
     def _run(self, arrays: list[Array], outputs: list[Array], n: int, index: int) -> None:
         plan = self._plan(n)
         for name, array in zip(self.program.inputs, arrays, strict=True):
@@ -138,7 +153,7 @@ class CudaEngine:
             low = "none"
         return describe_program(self.program) | {
             "engine": {
-                "name": "cuda", "device": device.name, "architecture": device.architecture, "low_products": low,
+                "name": "cuda", "status": STATUS, "device": device.name, "architecture": device.architecture, "low_products": low,
                 "constant_bytes": pool.size, "arena_bytes": {str(n): plan.size for n, plan in self._plans.items()},
                 "launches": len(self.compiled.steps), "kernels": dict(self.compiled.products),
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,28 @@ def test_the_driver_runs_one_graph_per_ratio_and_batch(fake: FakeCuda, programs:
     assert fake.graphs == MOST_BATCHES
     said = engine.describe()["engine"]
     assert (said["device"], said["architecture"]) == ("Imaginary GPU", "sm_86")
+
+
+def test_engines_give_back_what_they_hold(
+    fake: FakeCuda, programs: dict[str, Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+    monkeypatch.setattr(cuda_driver, "open_device", lambda gpu: driver(fake, gpu))
+    before = fake.device.left
+    x = samples(program.graph, 2)
+    for explicit in (False, True):
+        engine = CudaEngine(program, gpu=0)
+        engine.run(x)
+        assert fake.device.left < before and fake.graphs == 1
+        if explicit:
+            engine.close()
+            engine.close()
+            with pytest.raises(DeviceLostError, match="the engine is closed"):
+                engine.run(x)
+        del engine
+        gc.collect()
+        assert fake.device.left == before and fake.graphs == 0
+        assert fake.calls[-3:] == ["cuModuleUnload", "cuStreamDestroy", "cuDevicePrimaryCtxRelease"]
 
 
 def test_errors_of_the_driver(fake: FakeCuda, programs: dict[str, Program]) -> None:

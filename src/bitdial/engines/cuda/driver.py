@@ -65,7 +65,7 @@ class Driver:
         count = self._call("cuDeviceGetCount")
         if gpu >= count:
             raise EngineError(f"there is no GPU {gpu}: the driver counts {count}")
-        device = self._call("cuDeviceGet", gpu)
+        device = self._device = self._call("cuDeviceGet", gpu)
         self.name = self._call("cuDeviceGetName", 128, device).split(b"\0")[0].decode(errors="replace")
         attributes = cuda.CUdevice_attribute
         major, minor = (
@@ -134,6 +134,13 @@ class Driver:
         self._enter()
         self._call("cuStreamSynchronize", self._stream)
 
+    def close(self) -> None:
+        self._enter()
+        self._call("cuStreamSynchronize", self._stream)
+        self._call("cuModuleUnload", self._module)
+        self._call("cuStreamDestroy", self._stream)
+        self._call("cuDevicePrimaryCtxRelease", self._device)
+
     # ---- launches ----------------------------------------------------------------------------------------------------------
 
     def record(self, launches: Sequence[Launch]) -> Graph:
@@ -142,24 +149,40 @@ class Driver:
             if max(launch.grid[1:]) > MOST_BLOCKS or launch.grid[0] >= 2**31:
                 raise EngineError(f"{launch.kernel}: a grid of {launch.grid} blocks is too large: use a smaller batch")
         self._enter()
+        for launch in launches:  # loading a function is not allowed while a stream records
+            self._function(launch.kernel)
         mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", self._stream, mode)
+        problem: EngineError | None = None
         try:
             for launch in launches:
                 self._launch(launch)
-        finally:
+        except EngineError as error:
+            problem = error
+        try:
             graph = self._call("cuStreamEndCapture", self._stream)
+        except EngineError as error:  # as a rule because of the first one
+            raise problem or error from None
+        if problem is not None:
+            self._call("cuGraphDestroy", graph)
+            raise problem
         try:
             return Graph(self, self._call("cuGraphInstantiate", graph, 0))
         finally:
             self._call("cuGraphDestroy", graph)
 
+    def _function(self, kernel: str) -> Any:
+        if kernel not in self._functions:
+            function = self._call("cuModuleGetFunction", self._module, kernel.encode())
+            if hasattr(self._cuda, "cuFuncLoad"):  # else at its first launch
+                self._call("cuFuncLoad", function)
+            self._functions[kernel] = function
+        return self._functions[kernel]
+
     def _launch(self, launch: Launch) -> None:
-        if launch.kernel not in self._functions:
-            self._functions[launch.kernel] = self._call("cuModuleGetFunction", self._module, launch.kernel.encode())
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(launch.arguments))
         self._call(
-            "cuLaunchKernel", self._functions[launch.kernel], *launch.grid, launch.threads, 1, 1, launch.shared_bytes,
+            "cuLaunchKernel", self._function(launch.kernel), *launch.grid, launch.threads, 1, 1, launch.shared_bytes,
             self._stream, ctypes.addressof(parameters), 0,
         )  # fmt: skip
 

@@ -127,6 +127,9 @@ class EmulatedDevice:
     def wait(self) -> None:
         """Everything is done at once."""
 
+    def close(self) -> None:
+        """Its memory lives as long as it does."""
+
     def record(self, launches: Sequence[Launch]) -> _Sequence:
         return _Sequence(self, list(launches))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -14,16 +15,29 @@ import numpy.typing as npt
 from bitdial.engines.base import ratio_index
 from bitdial.engines.cuda import STATUS
 from bitdial.engines.cuda.compiler import Compiler
-from bitdial.engines.cuda.device import Device, DeviceLostError, DeviceMemoryError
+from bitdial.engines.cuda.device import Device, DeviceLostError, DeviceMemoryError, Pool
 from bitdial.engines.cuda.plan import Plan
 from bitdial.engines.describe import describe_program
-from bitdial.errors import InputError
+from bitdial.errors import EngineError, InputError
 from bitdial.graph.inputs import check_inputs, split_batch
 from bitdial.graph.ir import BatchDim
 from bitdial.quantization.program import Program
 
 Array = npt.NDArray[Any]
 MOST_BATCHES = 8  # sizes with memory of their own; the one that was used longest ago goes first
+
+
+def release(device: Device, pool: Pool, plans: OrderedDict[int, Plan], whole: bool) -> None:
+    """Free an engine's memory; whole: and the device's handles. A device that does not answer any more has freed it all."""
+    try:
+        while plans:
+            plans.popitem()[1].close()
+        if pool.span is not None:
+            device.free(pool.span)
+        if whole:
+            device.close()
+    except EngineError:
+        return
 
 
 class CudaEngine:
@@ -35,6 +49,7 @@ class CudaEngine:
     """
 
     def __init__(self, program: Program, gpu: int = 0, check_finite: bool = True, device: Device | None = None) -> None:
+        own = device is None
         if device is None:
             device = importlib.import_module("bitdial.engines.cuda.driver").open_device(gpu)
         assert device is not None
@@ -45,6 +60,13 @@ class CudaEngine:
         self._plans: OrderedDict[int, Plan] = OrderedDict()
         self._lock = threading.Lock()
         self._lost: DeviceLostError | None = None
+        self._finalizer = weakref.finalize(self, release, device, self.compiled.pool, self._plans, own)
+
+    def close(self) -> None:
+        """Give back what the engine holds on the device, as happens anyway when nothing refers to it any more."""
+        with self._lock:
+            self._finalizer()
+            self._lost = self._lost or DeviceLostError("the engine is closed")
 
     # ---- the dial --------------------------------------------------------------------------------------------------------
 

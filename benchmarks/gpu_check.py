@@ -3,6 +3,8 @@
     python benchmarks/gpu_check.py --prepare          # anywhere: artifacts and expected outputs, minutes to an hour
     python benchmarks/gpu_check.py                    # on a GPU: under 6 minutes; `--seconds` bounds it
 
+    python benchmarks/gpu_check.py --emulated         # anywhere: equality alone, the kernels' sources under the emulator
+
 Without a GPU it says so and ends with status 0. Times are of the whole call from NumPy to NumPy, and of the device alone (runs
 one behind the other, without transfers); switch: the median of a call whose ratio differs from the one before, less that of
 equal ones.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,7 +26,8 @@ import numpy.typing as npt
 
 from bitdial.artifact import load_program
 from bitdial.engines.base import create_engine, default_engine
-from bitdial.engines.cuda import driver
+from bitdial.engines.cuda import compilation, driver
+from bitdial.engines.cuda.emulated import EmulatedDevice, build
 from bitdial.engines.cuda.engine import CudaEngine
 from bitdial.quantization.program import Program
 from common import RESULTS, ROOT, Progress, note, print_table, run_command
@@ -39,14 +43,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", default="1,16", help="batch sizes (default: %(default)s)")
     parser.add_argument("--gpu", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=300.0, help="no network is begun after these (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1, help="compared under the emulator (default: %(default)s)")
     parser.add_argument("--prepare", action="store_true", help="make artifacts and expected outputs; needs no GPU")
+    parser.add_argument("--architectures", default="sm_80,sm_86,sm_90", help="to compile kernels for when preparing")
+    parser.add_argument("--emulated", action="store_true", help="compare on the host, with and without 4-bit products")
     parser.add_argument("--cache", type=Path, default=ROOT / "benchmarks" / ".cache", help="folder of what is prepared")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file (default: %(default)s)")
     options = parser.parse_args(arguments)
     networks = options.networks.split(",")
+    os.environ.setdefault("BITDIAL_CACHE_DIR", str(options.cache))  # machine code made here serves where NVRTC is missing
     if options.prepare:
+        for architecture in () if compilation.compiler_missing() else options.architectures.split(","):
+            compilation.compile_kernels(architecture)
         for network in networks:
             prepare(network, options.cache)
+        return
+    if options.emulated:
+        emulated(networks, options.cache, options.results, options.samples)
         return
     missing = driver.missing()
     if missing:
@@ -59,9 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if time.monotonic() - begin > options.seconds or not all(f.exists() for f in files):
             note(f"{network}: left out: {'not prepared (--prepare)' if not all(f.exists() for f in files) else 'out of time'}")
             continue
-        program = load_program(files[0])
-        with np.load(files[1]) as stored:
-            x, expected = stored["x"], [stored[f"ratio{i}"] for i in range(len(program.ratios))]
+        program, x, expected = load(files)
         engine = CudaEngine(program, gpu=options.gpu)
         device = {k: v for k, v in engine.describe()["engine"].items() if k in ("device", "architecture", "low_products")}
         differing = unequal(engine, x, expected)
@@ -79,20 +90,70 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
+def emulated(networks: Sequence[str], cache: Path, results: Path, samples: int) -> None:
+    """Compare prepared networks on both emulated devices; every access is checked for bounds and races. No times."""
+    rows, found = list[list[str]](), dict[str, Any]()
+    for network in networks:
+        files = prepared(network, cache)
+        if not all(f.exists() for f in files):
+            note(f"{network}: left out: not prepared (--prepare)")
+            continue
+        program, x, expected = load(files)
+        for native in (True, False):
+            device = EmulatedDevice(build(ROOT / "build" / "emulation", native), native, memory=64 << 30)
+            engine = CudaEngine(program, device=device)
+            differing = unequal(engine, x[:samples], [want[:samples] for want in expected])
+            kind = "native 4-bit products" if native else "unpacked"
+            row = {"differing": differing, "ratios": program.ratios, "launches": len(device.launches), "samples": samples}
+            found[f"{network}, {kind}"] = row
+            rows.append([network, kind, "equal" if not differing else f"DIFFERS at {differing}", str(len(program.ratios)),
+                         str(len(device.launches))])  # fmt: skip
+            note(": ".join(rows[-1][:3]))
+    columns = ["network", "device", "outputs", "ratios", "launches"]
+    print_table("CUDA engine, emulated", columns, rows, "kernels compiled for the host; no GPU was used")
+    if found:
+        content = {"benchmark": "gpu_check", "device": "emulated on the host", "networks": found}
+        (results / "gpu_check.emulated.json").write_text(json.dumps(content, indent=1) + "\n")
+    if any(v["differing"] for v in found.values()):
+        raise SystemExit(1)
+
+
+def load(files: tuple[Path, Path]) -> tuple[Program, Array, list[Array]]:
+    """(program, samples, expected outputs per ratio)."""
+    program = load_program(files[0])
+    with np.load(files[1]) as stored:
+        return program, stored["x"], [stored[f"ratio{i}"] for i in range(len(program.ratios))]
+
+
 def prepared(network: str, cache: Path) -> tuple[Path, Path]:
     """(artifact, expected outputs)."""
     return cache / f"gpu_check.{network}.bitdial", cache / f"gpu_check.{network}.npz"
 
 
 def prepare(network: str, cache: Path) -> None:
-    """Make both, the outputs by the CPU engine, or the reference engine where it is missing: they give the same bits."""
+    """Make both, where they are not there: for target "cuda", the outputs by the CPU engine, or the reference engine where that
+    is missing: they give the same bits."""
+    import bitdial
     from common import data_folder
-    from peers.models import ModelFiles
-    from peers.networks import input_batch
+    from peers.networks import (
+        CALIBRATION_IMAGES,
+        NETWORKS,
+        SEED,
+        float_network,
+        input_batch,
+        quantize_config,
+        random_images,
+    )
 
     progress = Progress(network)
     artifact, outputs = prepared(network, cache)
-    artifact.write_bytes(ModelFiles(cache, data_folder(), progress).artifact(network).read_bytes())
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / ".gitignore").write_text("*\n", encoding="ascii")  # nothing of a cache belongs to the project
+    if not artifact.exists():
+        images = random_images(CALIBRATION_IMAGES, NETWORKS[network].size, SEED + 1)
+        config = quantize_config().updated(target="cuda")
+        data = data_folder() if NETWORKS[network].weights else None
+        bitdial.quantize(float_network(network, data), images, config, progress=progress).save(artifact)
     program = load_program(artifact)
     np.savez(outputs, x=(x := input_batch(network, CHECKED)), **exact_outputs(program, x))  # type: ignore[arg-type]
     progress.done("prepared")

@@ -1,4 +1,4 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Writing a file so that it is there whole or not at all, and the folder of what can be made again."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def remedy(error: Exception) -> str:
     """What to do about an error of writing a file or making a folder."""
     code = error.errno if isinstance(error, OSError) else None
     return _REMEDIES.get(code or 0, "choose a folder that exists and that you may write to")
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: BITDIAL_CACHE_DIR, else $XDG_CACHE_HOME/bitdial, else ~/.cache/bitdial."""
+    own = os.environ.get("BITDIAL_CACHE_DIR")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "bitdial"
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, what: str = "") -> None:

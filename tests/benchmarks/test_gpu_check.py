@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(driver, "missing", lambda: "no NVIDIA GPU is here")
     gpu_check.main(["--results", str(tmp_path)])
     assert "SKIPPED: THE CUDA ENGINE WAS NOT RUN: no NVIDIA GPU is here" in capsys.readouterr().err

@@ -144,8 +144,9 @@ def _cpu_engine() -> dict[str, Any]:
     cache            folder where kernel choices are remembered
     """
     try:
-        from bitdial.engines.cpu import native, tuning
+        from bitdial.engines.cpu import native
         from bitdial.errors import EngineError
+        from bitdial.files import cache_folder
     except ImportError as error:  # numpy is missing
         return {"missing": str(error)}
     found: dict[str, Any] = {
@@ -155,7 +156,7 @@ def _cpu_engine() -> dict[str, Any]:
         "chosen": None,
         "forced_by": os.environ.get(native.ISA_VARIABLE) or None,
         "problem": "",
-        "cache": str(tuning.cache_folder()),
+        "cache": str(cache_folder()),
     }
     if found["missing"]:
         return found

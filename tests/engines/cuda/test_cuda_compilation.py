@@ -36,9 +36,9 @@ def disassembler() -> str | None:
 
 @pytest.mark.parametrize("architecture", EVERY)
 def test_machine_code(architecture: str, tmp_path: Path) -> None:
-    if compilation.missing():
-        pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.missing()}")
-    cubin = compilation.compile_kernels(architecture)
+    if compilation.compiler_missing():
+        pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.compiler_missing()}")
+    cubin = compilation.compile_now(architecture)
     assert cubin[:4] == b"\x7fELF"
     program = disassembler()
     if program is None:
@@ -64,16 +64,34 @@ def test_machine_code(architecture: str, tmp_path: Path) -> None:
 
 
 def test_what_does_not_compile_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if compilation.missing():
-        pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.missing()}")
+    if compilation.compiler_missing():
+        pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.compiler_missing()}")
     (tmp_path / "kernels.cu").write_text("no kernel")
     monkeypatch.setattr(compilation, "sources", lambda: tmp_path)
     with pytest.raises(EngineError, match="do not compile for sm_89 .*error"):
-        compilation.compile_kernels.__wrapped__("sm_89")
+        compilation.compile_now("sm_89")
+
+
+def test_machine_code_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Compiled once per state of the sources; with it the compiler is not needed."""
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", str(tmp_path))
+    compiled: list[str] = []
+    monkeypatch.setattr(compilation, "compile_now", lambda architecture: compiled.append(architecture) or b"code")
+    monkeypatch.setattr(compilation, "compiler_missing", lambda: "no compiler")
+    compile_kernels = compilation.compile_kernels.__wrapped__
+    assert compilation.missing() == "no compiler"
+    assert compile_kernels("sm_90") == compile_kernels("sm_90") == b"code" and compiled == ["sm_90"]
+    assert compilation.missing() == "" and compile_kernels("sm_86") == b"code"
+    shutil.copytree(compilation.sources(), tmp_path / "changed")
+    (tmp_path / "changed" / "extract.h").write_text("// changed")
+    monkeypatch.setattr(compilation, "sources", lambda: tmp_path / "changed")
+    assert compilation.missing() == "no compiler"
+    monkeypatch.setenv("BITDIAL_CACHE_DIR", "/proc/no such folder")
+    assert compile_kernels("sm_90") == b"code" and len(compiled) == 3
 
 
 def test_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation.importlib.util, "find_spec", lambda name: None)
-    assert compilation.missing() == "cuda-bindings is not installed: pip install bitdial[cuda]"
+    assert compilation.compiler_missing() == "cuda-bindings is not installed: pip install bitdial[cuda]"
     with pytest.raises(EngineError, match="cannot be compiled: cuda-bindings is not installed"):
-        compilation.compile_kernels.__wrapped__("sm_90")
+        compilation.compile_now("sm_90")

@@ -228,6 +228,7 @@ def test_no_machine_picks_this_engine_unasked(monkeypatch: pytest.MonkeyPatch, p
 @pytest.mark.parametrize("lack", ["cuda-bindings is not installed", ""])
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, lack: str) -> None:
     monkeypatch.setattr(cuda_driver.compilation, "missing", lambda: lack)
+    monkeypatch.setattr(cuda_driver, "bindings_missing", lambda: "")
     monkeypatch.setattr(cuda_driver, "NODES", ("no such node",))
     assert cuda_driver.missing() == (lack or "no NVIDIA GPU is here")
     if not lack:

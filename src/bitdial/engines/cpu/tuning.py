@@ -19,7 +19,7 @@ import numpy as np
 from bitdial.engines.cpu import native as extension
 from bitdial.engines.cpu.loaded import Loaded
 from bitdial.errors import OutputError
-from bitdial.files import write_atomically
+from bitdial.files import cache_folder, write_atomically
 
 FORMAT = 1
 BUDGET = 6.0  # seconds that timing may take, roughly; at least two runs of every candidate are made
@@ -122,14 +122,6 @@ def time_kernels(engine: Loaded, budget: float = BUDGET) -> Choices:
 
 
 # ---- cache -----------------------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where choices are remembered."""
-    own = os.environ.get("BITDIAL_CACHE_DIR")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "bitdial"
 
 
 def _build(module: Any) -> list[int]:

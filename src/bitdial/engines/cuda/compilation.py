@@ -1,19 +1,42 @@
-"""The kernels compiled to machine code by NVRTC. Needs no GPU, no driver and no toolkit: only NVIDIA's compiler from PyPI."""
+"""The kernels compiled to machine code by NVRTC. Needs no GPU, no driver and no toolkit: only NVIDIA's compiler from PyPI.
+
+What was compiled is kept in the cache folder (see `bitdial.files.cache_folder`), and used as long as the sources are the same.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
-from bitdial.engines.cuda.device import NATIVE_INT4, sources
-from bitdial.errors import EngineError
+from bitdial.engines.cuda.device import ARCHITECTURES, NATIVE_INT4, sources
+from bitdial.errors import EngineError, OutputError
+from bitdial.files import cache_folder, write_atomically
 
 INSTALL = "pip install bitdial[cuda]"
 
 
+def kept(architecture: str) -> Path:
+    """Where the machine code of the present sources is kept."""
+    digest = hashlib.sha256(json.dumps(options(architecture)).encode())
+    for path in [sources() / "kernels.cu", *sorted(sources().glob("*.h"))]:
+        digest.update(path.read_bytes() + b"\0")
+    return cache_folder() / "cuda" / f"{architecture}-{digest.hexdigest()[:32]}.cubin"
+
+
 def missing() -> str:
+    """ "" if kernels can be compiled, or are kept, else what is missing and how to get it."""
+    if any(kept(architecture).exists() for architecture in ARCHITECTURES):
+        return ""
+    return compiler_missing()
+
+
+def compiler_missing() -> str:
     """ "" if kernels can be compiled, else what is missing and how to get it."""
     try:
         if importlib.util.find_spec("cuda.bindings.nvrtc") is None:
@@ -34,8 +57,20 @@ def options(architecture: str) -> list[str]:
 
 @functools.cache
 def compile_kernels(architecture: str) -> bytes:
-    """Machine code (a cubin) of all kernels for an architecture. Raises EngineError."""
-    problem = missing()
+    """Machine code (a cubin) of all kernels for an architecture: what is kept, else compiled now. Raises EngineError."""
+    path = kept(architecture)
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    code = compile_now(architecture)
+    with contextlib.suppress(OSError, OutputError):  # a folder that cannot be written costs the time, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, code)
+    return code
+
+
+def compile_now(architecture: str) -> bytes:
+    """As `compile_kernels`, without what is kept."""
+    problem = compiler_missing()
     if problem:
         raise EngineError(f"the CUDA kernels cannot be compiled: {problem}")
     nvrtc: Any = importlib.import_module("cuda.bindings.nvrtc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def missing() -> str:
 
     The driver is not started: processes made by fork could not use it any more.
     """
-    problem = compilation.missing()
+    problem = compilation.missing() or bindings_missing()
     if problem:
         return problem
     if not any(list(Path("/dev").glob(node)) for node in NODES):
@@ -38,6 +39,15 @@ def missing() -> str:
     except OSError as error:
         return f"NVIDIA's driver does not load ({error}): install it, version 580 or newer"
     return ""
+
+
+def bindings_missing() -> str:
+    """ "" if the interface to the driver is installed."""
+    try:
+        found = importlib.util.find_spec("cuda.bindings.driver")
+    except ModuleNotFoundError:
+        found = None
+    return "" if found is not None else f"cuda-bindings is not installed: {compilation.INSTALL}"
 
 
 def architecture_for(major: int, minor: int) -> str | None:

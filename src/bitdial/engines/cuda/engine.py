@@ -54,8 +54,13 @@ class CudaEngine:
             device = importlib.import_module("bitdial.engines.cuda.driver").open_device(gpu)
         assert device is not None
         self.program, self.device, self.check_finite = program, device, check_finite
-        self.compiled = Compiler(program, device.native_int4).run()
-        self.compiled.pool.upload(device)
+        try:
+            self.compiled = Compiler(program, device.native_int4).run()
+            self.compiled.pool.upload(device)
+        except EngineError:
+            if own:
+                device.close()
+            raise
         self._index = 0
         self._plans: OrderedDict[int, Plan] = OrderedDict()
         self._lock = threading.Lock()

@@ -237,7 +237,7 @@ def _share(info: ModelInfo, times: dict[Cell, float], sizes: Sequence[int], inde
 def cache_path(info: ModelInfo, max_batch: int) -> Path:
     """File of a model's table: everything that its times depend on is in the name's digest."""
     # Here and not above: it brings the compiled engine's module, which a server with known times does not need otherwise.
-    from bitdial.engines.cpu.tuning import cache_folder
+    from bitdial.files import cache_folder
 
     stated = [FORMAT, __version__, _build(), np.__version__, platform.python_version(), usable_cores()]
     model = [info.digest, list(info.ratios), max_batch, info.engine]

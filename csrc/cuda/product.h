@@ -28,6 +28,17 @@ struct ConvArgs {
   int32_t amax, reserved;
 };
 
+// One kind of step alone, for counting the instructions of its loop (benchmarks/gpu_model.py).
+#ifdef BITDIAL_ONLY_KIND
+DEVICE int kind_of(const ConvArgs&, int) { return BITDIAL_ONLY_KIND; }
+DEVICE int halves_of(const ConvArgs&, int) { return 2; }
+DEVICE int shift_row_of(const ConvArgs&, int) { return BITDIAL_ONLY_BORDERS ? 0 : -1; }
+#else
+DEVICE int kind_of(const ConvArgs& args, int step) { return args.steps.get(step * 4); }
+DEVICE int halves_of(const ConvArgs& args, int step) { return args.steps.get(step * 4 + 1); }
+DEVICE int shift_row_of(const ConvArgs& args, int step) { return args.steps.get(step * 4 + 3); }
+#endif
+
 // The byte position in the input of a chunk for a row, or -1 outside of it.
 struct Row {
   int64_t sample;
@@ -225,7 +236,7 @@ DEVICE void convolve(const ConvArgs& args) {
 
   const int first = args.starts.get(group), end = args.starts.get(group + 1);
   Words4 next[2];
-  int kind = args.steps.get(first * 4);
+  int kind = kind_of(args, first);
   copy_weights(args, first, kind, column, 0);
   fetch<ELEMENTS>(args, row, first, pair, next);
   keep<SIGNED, ELEMENTS, NATIVE>(args, first, kind, own_row, pair, 0, next);
@@ -234,18 +245,18 @@ DEVICE void convolve(const ConvArgs& args) {
 #pragma unroll 1
   for (int step = first; step < end; step++) {
     const int buffer = (step - first) % 2;
-    int next_kind = 0;
+    int next_kind = kind;
     if (step + 1 < end) {
-      next_kind = args.steps.get((step + 1) * 4);
+      next_kind = kind_of(args, step + 1);
       copy_weights(args, step + 1, next_kind, column, 1 - buffer);
       fetch<ELEMENTS>(args, row, step + 1, pair, next);
     }
-    const int halves = args.steps.get(step * 4 + 1);
+    const int halves = halves_of(args, step);
     if (kind == STEP_BYTES) {
       multiply_step<SIGNED, NATIVE>(kind, halves, buffer, warp_row, warp_column, acc);
     } else {
       multiply_step<SIGNED, NATIVE>(kind, halves, buffer, warp_row, warp_column, part);
-      const int shift_row = args.steps.get(step * 4 + 3);
+      const int shift_row = shift_row_of(args, step);
       if (shift_row >= 0) add_shifted<NATIVE>(args, kind, shift_row, column + warp_column, acc, part);
     }
     if (step + 1 < end) keep<SIGNED, ELEMENTS, NATIVE>(args, step + 1, next_kind, own_row, pair, 1 - buffer, next);

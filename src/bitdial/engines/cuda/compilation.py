@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ def compile_kernels(architecture: str) -> bytes:
     return code
 
 
-def compile_now(architecture: str) -> bytes:
-    """As `compile_kernels`, without what is kept."""
+def compile_now(architecture: str, more: Sequence[str] = ()) -> bytes:
+    """As `compile_kernels`, without what is kept. more: options of the compiler, such as definitions."""
     problem = compiler_missing()
     if problem:
         raise EngineError(f"the CUDA kernels cannot be compiled: {problem}")
@@ -81,7 +82,7 @@ def compile_now(architecture: str) -> bytes:
     status, program = nvrtc.nvrtcCreateProgram((folder / "kernels.cu").read_bytes(), b"kernels.cu", len(texts), texts, names)
     _check(nvrtc, status)
     try:
-        flags = [o.encode() for o in options(architecture)]
+        flags = [o.encode() for o in (*options(architecture), *more)]
         status = nvrtc.nvrtcCompileProgram(program, len(flags), flags)[0]
         if int(status):
             log = bytearray(nvrtc.nvrtcGetProgramLogSize(program)[1])

@@ -69,6 +69,26 @@ DEVICE int rounded(float a) { return __float2int_rn(a); }
 DEVICE int bits_of(float a) { return __float_as_int(a); }
 DEVICE float from_bits(int a) { return __int_as_float(a); }
 
+// prmt picks four bytes of eight, those of a and then those of b: hexadecimal digit i of `which` names byte i of the result.
+DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t which) { return __byte_perm(a, b, which); }
+
+// Two float16 numbers in a word, a * b + c rounded once, to nearest even.
+DEVICE uint32_t fused_halves(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+DEVICE uint32_t smaller_halves(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+DEVICE uint32_t larger_halves(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
 // The value of another lane of the warp: sums along a row add lane i + width to lane i.
 DEVICE float from_lane(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 

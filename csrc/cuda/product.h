@@ -16,7 +16,7 @@ struct ConvArgs {
   Global<const uint8_t> x;
   Global<const uint8_t> weights;
   Global<const int32_t> steps;   // per step: kind, halves, first 16 bytes of its weights, row of shifts behind it or -1
-  Global<const int32_t> places;  // per chunk (or element): dy, dx, channel or -1, shift
+  Global<const int32_t> places;  // per chunk (or element): dy, dx, channel or -1, how to extract (see extraction)
   Global<const int32_t> starts;  // per convolution group, its first step; and the end
   Global<const uint8_t> shifts;  // [rows, padded outputs]
   Epilogue out;
@@ -25,7 +25,7 @@ struct ConvArgs {
   int32_t out_height, out_width;
   int32_t stride_y, stride_x, pad_y, pad_x;
   int32_t outputs, padded;                     // of one convolution group
-  int32_t amax, reserved;
+  uint32_t least, most;                        // limits of low activations, as in Extraction
 };
 
 // One kind of step alone, for counting the instructions of its loop (benchmarks/gpu_model.py).
@@ -91,9 +91,10 @@ DEVICE void keep(const ConvArgs& args, int step, int kind, int row, int pair, in
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int64_t chunk = static_cast<int64_t>(step) * 4 + pair * 2 + i;
-      const int shift = args.places.get((ELEMENTS ? chunk * 16 : chunk) * 4 + 3);  // one for all elements of a chunk
+      const int32_t code = args.places.get((ELEMENTS ? chunk * 16 : chunk) * 4 + 3);  // one for all elements of a chunk
+      const Extraction how = extraction(static_cast<uint32_t>(code), args.least, args.most);
 #pragma unroll
-      for (int w = 0; w < 4; w++) v[i].v[w] = extract_bytes<SIGNED>(v[i].v[w], shift, args.amax);
+      for (int w = 0; w < 4; w++) v[i].v[w] = extract_bytes<SIGNED>(v[i].v[w], how);
     }
   }
   const int at = buffer * A_BYTES + row * ROW_BYTES;

@@ -99,6 +99,42 @@ DEVICE float from_bits(int a) {
   return value;
 }
 
+DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t which) {
+  const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; i++) result |= static_cast<uint32_t>(both >> (8 * (which >> (4 * i) & 7)) & 0xff) << (8 * i);
+  return result;
+}
+
+// float16, of the numbers that kernels here meet: zero and normal ones.
+inline double half_value(uint32_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  if (exponent == 31 || (exponent == 0 && mantissa)) emulation::fail("a float16 number that is not normal");
+  const double value = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : 0.0;
+  return bits & 0x8000 ? -value : value;
+}
+inline uint32_t half_bits(double value) {
+  if (value == 0) return std::signbit(value) ? 0x8000 : 0;
+  int exponent;
+  double mantissa = std::nearbyint(std::ldexp(std::frexp(std::fabs(value), &exponent), 11));  // half to even
+  if (mantissa == 2048) mantissa = 1024, exponent++;
+  if (exponent < -13 || exponent > 16) emulation::fail("a float16 result that is not normal");
+  return (value < 0 ? 0x8000u : 0u) | static_cast<uint32_t>(exponent + 14) << 10 | (static_cast<uint32_t>(mantissa) & 1023);
+}
+template <class F>
+uint32_t of_halves(F f) {
+  return half_bits(f(0)) | half_bits(f(16)) << 16;
+}
+DEVICE uint32_t fused_halves(uint32_t a, uint32_t b, uint32_t c) {  // exact in double: 11 + 11 bits, and 11 more near them
+  return of_halves([=](int i) { return half_value(a >> i & 0xffff) * half_value(b >> i & 0xffff) + half_value(c >> i & 0xffff); });
+}
+DEVICE uint32_t smaller_halves(uint32_t a, uint32_t b) {
+  return of_halves([=](int i) { return std::fmin(half_value(a >> i & 0xffff), half_value(b >> i & 0xffff)); });
+}
+DEVICE uint32_t larger_halves(uint32_t a, uint32_t b) {
+  return of_halves([=](int i) { return std::fmax(half_value(a >> i & 0xffff), half_value(b >> i & 0xffff)); });
+}
+
 DEVICE float from_lane(float value, int lane) {
   struct Lane {
     float value;

@@ -2,7 +2,8 @@
 struct ProbeArgs {
   Global<const uint8_t> x;
   Global<uint8_t> y;
-  int32_t shift, amax, a_signed, mistake;
+  uint32_t code, least, most;
+  int32_t a_signed, mistake, reserved;
 };
 
 // Four bytes a thread.
@@ -10,7 +11,8 @@ KERNEL(probe_extract, ProbeArgs, 64) {
   for (int64_t i = thread_index(); i * 4 < static_cast<int64_t>(args.x.bytes); i += 64) {
     uint32_t v = 0;
     for (int e = 0; e < 4; e++) v |= static_cast<uint32_t>(args.x.get(i * 4 + e)) << (8 * e);
-    v = args.a_signed ? extract_bytes<true>(v, args.shift, args.amax) : extract_bytes<false>(v, args.shift, args.amax);
+    const Extraction how = extraction(args.code, args.least, args.most);
+    v = args.a_signed ? extract_bytes<true>(v, how) : extract_bytes<false>(v, how);
     for (int e = 0; e < 4; e++) args.y.put(i * 4 + e, static_cast<uint8_t>(v >> (8 * e)));
   }
 }

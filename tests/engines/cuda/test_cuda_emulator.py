@@ -11,6 +11,7 @@ from cuda_layers import placed
 from bitdial.engines.cuda import arguments
 from bitdial.engines.cuda.arguments import Global, Launch, Span
 from bitdial.engines.cuda.emulated import EmulatedDevice, build, find_compiler
+from bitdial.engines.cuda.packing import extraction_code, limit_codes
 from bitdial.errors import EngineError
 from bitdial.quantization.effective_bits import extract
 
@@ -23,7 +24,7 @@ MISTAKES = [
 
 
 class ProbeArgs(arguments._Args):
-    _fields_ = [("x", Global), ("y", Global), *arguments._fields(arguments._I32, "shift amax a_signed mistake")]
+    _fields_ = [("x", Global), ("y", Global), *arguments._fields(arguments._I32, "code least most a_signed mistake reserved")]
 
 
 class Probe(Launch):
@@ -48,7 +49,9 @@ def test_extraction_of_every_byte(probes: EmulatedDevice, signed: bool) -> None:
     found = np.empty(len(words), np.int8 if signed else np.uint8)
     for shift in range(8):
         for amax in [1, 3, 7, 12, 15, 31, 63, 100, 127] + ([] if signed else [128, 200, 255]):
-            probes.launch(Probe("probe_extract", (1, 1, 1), ProbeArgs(x=x, y=y, shift=shift, amax=amax, a_signed=int(signed))))
+            least, most = limit_codes(amax, signed)
+            args = ProbeArgs(x=x, y=y, code=extraction_code(shift, signed), least=least, most=most, a_signed=int(signed))
+            probes.launch(Probe("probe_extract", (1, 1, 1), args))
             probes.download(y, found)
             # extract gives int8, which limits above 127 do not fit
             expected = extract(words, shift, amax, signed).view(np.int8 if signed else np.uint8)

@@ -60,7 +60,8 @@ class ConvArgs(_Args):
         *_fields(Global, "x weights steps places starts shifts"),
         ("out", Epilogue),
         ("x_sample", _I64),
-        *_fields(_I32, "rows height width pitch out_height out_width stride_y stride_x pad_y pad_x outputs padded amax reserved"),
+        *_fields(_I32, "rows height width pitch out_height out_width stride_y stride_x pad_y pad_x outputs padded"),
+        *_fields(ctypes.c_uint32, "least most"),
     ]
 
 

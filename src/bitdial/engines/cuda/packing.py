@@ -32,10 +32,11 @@ class PackedLayer:
 
     weights   bytes of every step, high and low
     steps     per ratio, int32 [steps, 4]: kind, halves used, first 16 bytes of the weights, row of `shifts` behind it or -1
-    places    per ratio, int32 [steps, 4 chunks or 64 elements, 4]: dy, dx, channel (-1: none), activation shift
+    places    per ratio, int32 [steps, 4 chunks or 64 elements, 4]: dy, dx, channel (-1: none), `extraction_code`
     starts    per ratio, int32 [convolution groups + 1]: first step of each
     shifts    uint8 [rows, padded]: per output of a convolution group
     elements  places are of single elements
+    limits    `limit_codes` of low activations
     outputs, padded   of one convolution group, and rounded up to whole blocks
     """
 
@@ -48,7 +49,7 @@ class PackedLayer:
     outputs: int
     padded: int
     signed: bool
-    amax: int
+    limits: tuple[int, int]
 
     @property
     def kernel(self) -> str:
@@ -69,6 +70,23 @@ class _Run:
 def pitch(channels: int) -> int:
     """Bytes from one position's channels to the next one's."""
     return -(-channels // PITCH) * PITCH
+
+
+def _halves(value: float) -> int:
+    """The bits of a float16 number."""
+    return int(np.float16(value).view(np.uint16))
+
+
+def extraction_code(shift: int, signed: bool) -> int:
+    """int32: scale and offset with which the kernels extract (csrc/cuda/extract.h), as float16 in its lower and upper half."""
+    base, origin = (1536, 1152) if signed else (1024, 1024)
+    return int(np.uint32(_halves(2.0**-shift) | _halves(base - origin * 2.0**-shift) << 16).astype(np.int32))
+
+
+def limit_codes(amax: int, signed: bool) -> tuple[int, int]:
+    """uint32 least and greatest low activation, each plus its base, as two float16 numbers."""
+    base, least = (1536, -amax) if signed else (1024, 0)
+    return _halves(base + least) * 0x10001, _halves(base + amax) * 0x10001
 
 
 def low_kind(layer: QuantizedLayer, signed: bool, native: bool) -> int:
@@ -129,7 +147,8 @@ class Packer:
         lists = [self._at_ratio(runs, keys, r) for r in range(len(layer.bias))]
         return PackedLayer(
             np.concatenate(self.blobs), [v[0] for v in lists], [v[1] for v in lists], [v[2] for v in lists], shifts,
-            self.elements, self.outputs, self.padded, self.signed, layer.amax,
+            self.elements, self.outputs, self.padded, self.signed,
+            limit_codes(layer.amax, self.signed),
         )  # fmt: skip
 
     # ---- which channels go together -----------------------------------------------------------------------------------------
@@ -200,7 +219,8 @@ class Packer:
                 channel = np.tile(inside, (self.taps, 1))
                 place = np.tile(blocks * CHUNK, self.taps)[:, None]
             at = tap[:, : place.shape[1]]
-            places.append(np.stack([dy[at], dx[at], place, np.full_like(place, shift)], axis=-1))
+            places.append(np.stack([dy[at], dx[at], place, np.full_like(place, extraction_code(int(shift), self.signed))],
+                                   axis=-1))  # fmt: skip
             taps.append(tap)
             locals_.append(channel)
         return np.concatenate(taps), np.concatenate(locals_), np.concatenate(places).astype(np.int32)

@@ -53,7 +53,7 @@ class Product:
             starts=at(self.starts[ratio]), shifts=at(self.shifts), out=out, x_sample=x_plane.sample, rows=rows,
             height=x_plane.height, width=x_plane.width, pitch=x_plane.pitch, out_height=out_size[0], out_width=out_size[1],
             stride_y=stride[0], stride_x=stride[1], pad_y=pad[0], pad_x=pad[1], outputs=packed.outputs, padded=packed.padded,
-            amax=packed.amax,
+            least=packed.limits[0], most=packed.limits[1],
         )  # fmt: skip
         return Launch(packed.kernel, (-(-rows // ROWS), packed.padded // COLUMNS, groups), args)
 

@@ -17,13 +17,25 @@ struct Epilogue {
   int32_t r_signed, one_multiplier, accumulators;  // accumulators: store the sums themselves, for tests
 };
 
-DEVICE void finish_at(const Epilogue& out, int acc, int64_t y_at, int64_t r_at, int channel) {
+// What a channel brings to each of its sums.
+struct Scale {
+  int bias;
+  float multiplier;
+};
+
+DEVICE Scale scale_of(const Epilogue& out, int channel) {
+  Scale s = {0, 1.0f};
+  if (out.bias.there()) s.bias = out.bias.get(channel);
+  if (out.multipliers.there()) s.multiplier = out.multipliers.get(out.one_multiplier ? 0 : channel);
+  return s;
+}
+
+DEVICE void finish_at(const Epilogue& out, int acc, const Scale& scale, int64_t y_at, int64_t r_at) {
   if (out.accumulators) {
     out.yf.put(y_at, from_bits(acc));
     return;
   }
-  if (out.bias.there()) acc += out.bias.get(channel);
-  float t = times(to_float(acc), out.multipliers.get(out.one_multiplier ? 0 : channel));
+  float t = times(to_float(acc + scale.bias), scale.multiplier);
   if (out.r8.there()) {
     const uint8_t r = out.r8.get(r_at);
     t = plus(t, times(to_float(out.r_signed ? static_cast<int8_t>(r) : r), out.residual_factor));
@@ -36,7 +48,7 @@ DEVICE void finish_at(const Epilogue& out, int acc, int64_t y_at, int64_t r_at, 
   else out.y8.put(y_at, static_cast<uint8_t>(rounded(t)));
 }
 
-DEVICE void finish(const Epilogue& out, int acc, int sample, int place, int channel) {
-  finish_at(out, acc, sample * out.y_sample + place * out.y_place + channel * out.y_channel,
-            sample * out.r_sample + place * out.r_place + channel * out.r_channel, channel);
+DEVICE void finish(const Epilogue& out, int acc, const Scale& scale, int sample, int place, int channel) {
+  finish_at(out, acc, scale, sample * out.y_sample + place * out.y_place + channel * out.y_channel,
+            sample * out.r_sample + place * out.r_place + channel * out.r_channel);
 }

@@ -102,7 +102,7 @@ DEVICE void over_window(const WindowArgs& args) {
       most = v > most ? v : most;
     }
   if (DEPTHWISE) {
-    finish(args.out, sum, n, place, channel);
+    finish(args.out, sum, scale_of(args.out, channel), n, place, channel);
     return;
   }
   const float t = smaller(larger(times(to_float(sum), args.factor), args.lo), args.hi);

@@ -207,18 +207,24 @@ DEVICE void lay_out(const int (&acc)[2][4][4], int warp_row, int warp_column) {
   barrier();
 }
 
-struct Element {
-  int row, column, sum;
+// A walk over a block's results by 128 threads, two rows (or columns) of it at a time: neighbours in memory at the same time.
+struct Walk {
+  int row, column;
+  bool along_rows;
 };
 
-// Element i of a block, neighbours in memory one after the other.
-DEVICE Element element_of(const Epilogue& out, int i) {
-  Element e;
-  e.row = out.y_channel == 1 ? i / 64 : i % 64;
-  e.column = out.y_channel == 1 ? i % 64 : i / 64;
-  e.sum = static_cast<int>(Shared::word((e.row * SUMS + e.column) * 4));
-  return e;
+DEVICE Walk walk(const Epilogue& out) {
+  const int fast = thread_index() % 64, slow = thread_index() / 64;
+  const bool along_rows = out.y_channel == 1;
+  return {along_rows ? slow : fast, along_rows ? fast : slow, along_rows};
 }
+
+DEVICE void advance(Walk& w) {
+  if (w.along_rows) w.row += 2;
+  else w.column += 2;
+}
+
+DEVICE int sum_at(const Walk& w) { return static_cast<int>(Shared::word((w.row * SUMS + w.column) * 4)); }
 
 template <bool SIGNED, bool ELEMENTS, bool NATIVE>
 DEVICE void convolve(const ConvArgs& args) {
@@ -267,11 +273,19 @@ DEVICE void convolve(const ConvArgs& args) {
   }
   lay_out(acc, warp_row, warp_column);
   const int area = args.out_height * args.out_width;
+  Walk w = walk(args.out);
+  const int start = block_x() * 64 + w.row;
+  int sample = start / area, place = start % area;
+  Scale scale = {0, 1.0f};
 #pragma unroll 2
-  for (int i = thread; i < 64 * 64; i += 128) {
-    const Element e = element_of(args.out, i);
-    const int r = block_x() * 64 + e.row, local = column + e.column;
-    if (r < args.rows && local < args.outputs) finish(args.out, e.sum, r / area, r % area, group * args.outputs + local);
+  for (int i = 0; i < 32; i++, advance(w)) {
+    const int local = column + w.column, channel = group * args.outputs + local;
+    if (block_x() * 64 + w.row < args.rows && local < args.outputs) {
+      if (i == 0 || !w.along_rows) scale = scale_of(args.out, channel);
+      finish(args.out, sum_at(w), scale, sample, place, channel);
+    }
+    if (w.along_rows)
+      for (place += 2; place >= area; place -= area) sample++;
   }
 }
 
@@ -347,12 +361,13 @@ DEVICE void multiply_matrices(const MatMulArgs& args) {
     barrier();
   }
   lay_out(acc, warp_row, warp_column);
+  Walk w = walk(args.out);
+  const Scale scale = scale_of(args.out, 0);
+  const int64_t start = n * args.out.y_sample + args.heads.get(head * 3 + 2);
 #pragma unroll 2
-  for (int i = thread; i < 64 * 64; i += 128) {
-    const Element e = element_of(args.out, i);
-    const int r = block_x() * 64 + e.row, column = block_y() * 64 + e.column;
+  for (int i = 0; i < 32; i++, advance(w)) {
+    const int r = block_x() * 64 + w.row, column = block_y() * 64 + w.column;
     if (r < args.rows && column < args.columns)
-      finish_at(args.out, e.sum, n * args.out.y_sample + args.heads.get(head * 3 + 2) +
-                r * args.out.y_place + column * args.out.y_channel, 0, 0);
+      finish_at(args.out, sum_at(w), scale, start + r * args.out.y_place + column * args.out.y_channel, 0);
   }
 }

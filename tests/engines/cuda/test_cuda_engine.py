@@ -77,6 +77,8 @@ def test_random_networks_are_bit_identical(device: EmulatedDevice, graph: Graph,
         program = quantized(graph, QUICK.updated(weight_granularity=granularity, low_bits=bits, bias_correction=False))
     except (CalibrationError, IndexError):
         reject()  # networks that the quantizer cannot do are not this engine's matter
+    if base.engine_spec("cuda").can_run(program):
+        reject()  # where all stays in float, there are operators that it refuses
     check(program, device, 3)
 
 

@@ -1,0 +1,213 @@
+"""A MODEL, not a measurement: what low channels should buy in the CUDA engine, per card, from counted instructions.
+
+    python benchmarks/gpu_model.py     # networks of `gpu_check.py --prepare`; needs NVRTC and nvdisasm, no GPU
+
+A layer's time is the largest of three: the tensor cores' (products at the card's rate), the CUDA cores' (warp instructions of the
+loop, counted in the machine code of kernels that hold one kind of step alone, one a cycle and scheduler), and memory's (weights
+and activations once). A multiprocessor that holds few blocks waits for loads (LATENCY cycles a step). Launches cost LAUNCH each;
+layers other than convolutions and linear ones count by their bytes. No cache, clock or power is in it: read the ratios, not the
+times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitdial.artifact import load_program
+from bitdial.engines.cuda import compilation
+from bitdial.engines.cuda.arguments import Span
+from bitdial.engines.cuda.compiler import Compiler
+from bitdial.engines.cuda.device import NATIVE_INT4
+from common import RESULTS, ROOT, note, print_table, run_command
+from gpu_check import prepared
+
+LATENCY = 600.0  # cycles from a step's loads to its products, for a block that is alone
+LAUNCH = 2e-6  # seconds between kernels of a graph
+BLOCK_MACS = 64 * 64 * 64
+THREADS, SHARED = 128, 18432 + 1024  # of a block
+
+
+@dataclass(frozen=True)
+class Card:
+    """sms: multiprocessors. ghz: boost clock. int8: multiply-accumulates a cycle and multiprocessor with mma.sync. shared: bytes
+    per multiprocessor. From NVIDIA's white papers; mma.sync on sm_90 at half of what wgmma does."""
+
+    name: str
+    architecture: str
+    sms: int
+    ghz: float
+    int8: int
+    gb_per_s: float
+    shared: int
+
+
+CARDS = (
+    Card("A6000", "sm_86", 84, 1.80, 1024, 768, 100 << 10), Card("A100", "sm_80", 108, 1.41, 2048, 1555, 164 << 10),
+    Card("RTX 4090", "sm_89", 128, 2.52, 1024, 1008, 100 << 10), Card("H200", "sm_90", 132, 1.83, 2048, 4800, 228 << 10),
+)  # fmt: skip
+PAPER = "the paper's own kernels, measured on an A6000, batch 16: 12.24 / 10.17 / 8.67 ms at 0 / 50 / 100 %"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Warp instructions of a step, of a run's border beside it, of what comes behind the loop; registers of a thread."""
+
+    step: dict[int, float]
+    border: float
+    end: float
+    registers: int
+
+
+@cache
+def loops(architecture: str) -> Loop:
+    """Counted in the machine code of conv_unsigned."""
+    step, border, end = {}, 0.0, 0.0
+    for kind in (0, 1):
+        with_border = _count(architecture, kind, 1)
+        if kind == 0:
+            step[0] = with_border["loop"]
+        else:
+            step[1] = _count(architecture, 1, 0)["loop"] + with_border["products"]
+            border = with_border["loop"] - step[1]
+        end = with_border["end"]
+    registers = 1 + max(int(r) for r in re.findall(r"\bR(\d+)\b", _conv_code(architecture, ())))  # of the kernel as it is
+    return Loop({**step, 2: step[1]}, max(border, 0.0), end, registers)
+
+
+def _conv_code(architecture: str, more: Sequence[str]) -> str:
+    """Machine code of conv_unsigned, as text."""
+    code = compilation.compile_now(architecture, more)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "k.cubin").write_bytes(code)
+        text = subprocess.run([disassembler(), "-c", f"{folder}/k.cubin"], capture_output=True, text=True, check=True).stdout
+    cut = re.split(r"\.section\s+\.text\.(\w+),", text)
+    return dict(zip(cut[1::2], cut[2::2], strict=True))["conv_unsigned"]
+
+
+def _count(architecture: str, kind: int, borders: int) -> dict[str, float]:
+    body = _conv_code(architecture, [f"-DBITDIAL_ONLY_KIND={kind}", f"-DBITDIAL_ONLY_BORDERS={borders}"])
+    labels: dict[str, int] = {}
+    code_lines: list[str] = []
+    for line in body.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label.group(1)] = len(code_lines)
+        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code_lines.append(found.group(1))
+    ranges = []
+    for i, line in enumerate(code_lines):
+        jump = re.search(r"BRA.*?\((\.L_x_\d+)\)", line)
+        if jump and labels.get(jump.group(1), i) < i:
+            ranges.append((labels[jump.group(1)], i + 1))
+
+    def has(at: tuple[int, int], word: str) -> bool:
+        return any(word in line for line in code_lines[at[0] : at[1]])
+
+    main = max((r for r in ranges if has(r, "LDGSTS")), key=lambda r: r[1] - r[0])
+    inner = [r for r in ranges if main[0] <= r[0] and r[1] <= main[1] and r != main]
+    twice = [r for r in inner if has(r, "IMMA") or (has(r, "LDGSTS") and kind == 0)]  # two halves; 512 bytes a tile
+    tail = max((r for r in ranges if r[0] >= main[1]), key=lambda r: r[1] - r[0])
+    products = sum(any(w in line for w in ("IMMA", "LDSM", "LDS")) for line in code_lines[main[0] : main[1]])
+    return {
+        "loop": main[1] - main[0] + sum(r[1] - r[0] for r in twice), "products": products,
+        "end": (tail[1] - tail[0]) * 16,
+    }  # fmt: skip
+
+
+def disassembler() -> str:
+    from importlib import metadata
+
+    files = metadata.files("nvidia-cuda-nvdisasm") or []
+    return next(str(Path(str(f.locate()))) for f in files if Path(str(f)).name == "nvdisasm")
+
+
+class Frame:
+    """Stands for a plan: spans that say only how large values are."""
+
+    def __init__(self, compiled: Compiler, batch: int, ratio: int) -> None:
+        self.compiled, self.batch, self.ratio, self.pool = compiled, batch, ratio, compiled.pool
+
+    def span(self, value: str) -> Span:
+        buffer = self.compiled.buffers[self.compiled.root(value)]
+        return Span(4096, buffer.item * self.batch * (4 if buffer.is_float else 1))
+
+
+def seconds(compiled: Compiler, card: Card, batch: int, ratio: int) -> float:
+    """Predicted seconds of a network: the sum over its launches."""
+    frame, total = Frame(compiled, batch, ratio), 0.0
+    for step in compiled.steps:
+        launch = step.launch(frame)  # type: ignore[arg-type]
+        size = sum(frame.span(v).size for v in (step.value, *dict.fromkeys(step.reads)))
+        compute = 0.0
+        if launch.kernel.startswith("conv"):
+            table = compiled.pool.arrays[_table(compiled, launch.arguments.steps.data)]
+            compute = _layer(table, loops(card.architecture), card, int(np.prod(launch.grid)), launch.grid[2])
+            padded = launch.arguments.padded
+            size += sum(padded * (32 if kind == 1 else 64) for kind in table[:, 0])
+        total += max(compute, size / card.gb_per_s / 1e9) + LAUNCH
+    return total
+
+
+def _table(compiled: Compiler, address: int) -> int:
+    return compiled.pool.offsets.index(address - 4096)
+
+
+def _layer(steps: Any, loop: Loop, card: Card, blocks: int, groups: int) -> float:
+    resident = min(65536 // (-(-loop.registers // 8) * 8 * THREADS), card.shared // SHARED, 16)
+    per_sm = -(-blocks // card.sms)
+    cycles = loop.end
+    for kind, halves, _, row in steps:
+        rate = card.int8 * (2 if kind == 1 and card.architecture in NATIVE_INT4 else 1)
+        tensor = BLOCK_MACS / rate * halves / 2
+        issue = loop.step[int(kind)] + (loop.border if row >= 0 and kind else 0.0)
+        cycles += max(tensor, issue, LATENCY / min(resident, per_sm)) / groups
+    return per_sm * cycles / card.ghz / 1e9
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="resnet50,vit_b")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--cache", type=Path, default=ROOT / "benchmarks" / ".cache")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    if compilation.compiler_missing():
+        note(f"SKIPPED: NO MODEL WITHOUT NVRTC: {compilation.compiler_missing()}")
+        return
+    rows, found = list[list[str]](), list[dict[str, Any]]()
+    for network in options.networks.split(","):
+        artifact, _ = prepared(network, options.cache)
+        if not artifact.exists():
+            note(f"{network}: left out: not prepared (gpu_check.py --prepare)")
+            continue
+        program = load_program(artifact)
+        indices = [0, len(program.ratios) // 2, len(program.ratios) - 1]
+        for card in CARDS:
+            compiled = Compiler(program, card.architecture in NATIVE_INT4).run()
+            compiled.pool.span = Span(4096, compiled.pool.size)
+            times = [1e3 * seconds(compiled, card, options.batch, i) for i in indices]
+            loop = loops(card.architecture)
+            found.append({"network": network, "card": card.name, "batch": options.batch, "modelled_ms": times,
+                          "ratios": [program.ratios[i] for i in indices], "warp_instructions": loop.step, "border": loop.border,
+                          "registers": loop.registers})  # fmt: skip
+            counted = f"{loop.step[0]:.0f} / {loop.step[1]:.0f} + {loop.border:.0f}"
+            figures = [*(f"{t:.2f}" for t in times), f"{times[0] / times[2]:.2f}"]
+            rows.append([network, f"{card.name} ({card.architecture})", *figures, counted, str(loop.registers)])
+    columns = ["network", "card", "0 %: ms", "50 %: ms", "100 %: ms", "gain", "instructions: 8-bit / low + border", "registers"]
+    print_table(f"MODELLED, NOT MEASURED: CUDA engine, batch {options.batch}", columns, rows, PAPER)
+    content = {"benchmark": "gpu_model", "model": "predicted from instruction counts; nothing was measured", "rows": found}
+    (options.results / "gpu_model.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

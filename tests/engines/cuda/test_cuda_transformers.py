@@ -14,7 +14,7 @@ from bitdial.engines.cuda.engine import CudaEngine
 from bitdial.engines.reference.engine import ReferenceEngine
 
 
-@pytest.mark.parametrize("name", ["vit", "swin", "convnext", "rotary"])
+@pytest.mark.parametrize("name", ["vit", pytest.param("swin", marks=pytest.mark.slow), "convnext", "rotary"])
 def test_transformers_are_bit_identical_to_the_reference(device: EmulatedDevice, name: str) -> None:
     program, inputs = transformer(name)
     reference, engine = ReferenceEngine(program), CudaEngine(program, device=device)

@@ -113,9 +113,12 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def engine_calls(
-    engine: Engine, name: str, batch: Sequence[npt.NDArray[Any]], ratio: float, threads: int
+    engine: Engine, name: str, batch: Sequence[npt.NDArray[Any]], ratio: float, threads: int, samples: int = 1
 ) -> Callable[[int], list[float]]:
-    """`calls` of a timing case: run the batch at the ratio."""
+    """`calls` of a timing case: run the batch at the ratio. An engine that models its time is asked for it, not run."""
+    if engine_spec(name).modelled:
+        modelled: Callable[[int, float], float] = engine.modelled_seconds  # type: ignore[attr-defined]
+        return lambda n: [modelled(samples, ratio)] * n
     argument: Any = batch[0] if len(batch) == 1 else list(batch)
     inner = timed(lambda: engine.run(argument, ratio))
     if "threads" in engine_spec(name).options:
@@ -167,7 +170,7 @@ def measure_latency(
         engines.append((batch, count, engine_isa(one) or (isa or ""), one))
         inputs = random_inputs(program, batch, seed)
         for index in indices:
-            calls = engine_calls(one, engine, inputs, table[index], count)
+            calls = engine_calls(one, engine, inputs, table[index], count, batch)
             name = f"{number}/{index}"
             executed[name] = executed_low_share(one, lambda calls=calls: calls(1))  # type: ignore[misc]
             cases.append(Case(name, calls))

@@ -69,6 +69,7 @@ class EngineSpec:
     create    (program, **options) -> Engine
     by_name   taken only where it is asked for by name
     note      what users should know of it, "" for nothing
+    modelled  its times are those of a model of a machine that is not here
     """
 
     name: str
@@ -79,6 +80,7 @@ class EngineSpec:
     create: Callable[..., Engine]
     by_name: bool = False
     note: str = ""
+    modelled: bool = False
 
     def accepted(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the options that this engine has."""
@@ -87,11 +89,11 @@ class EngineSpec:
 
 @functools.cache
 def engine_specs() -> dict[str, EngineSpec]:
-    """Every engine by name, compiled ones first: each folder beside this file that exports a SPEC."""
+    """Every engine by name, compiled ones first, modelled ones last: each folder beside this file that exports a SPEC."""
     folders = pkgutil.iter_modules([str(Path(__file__).parent)])
     modules = [importlib.import_module(f"bitdial.engines.{folder.name}") for folder in folders if folder.ispkg]
     specs: list[EngineSpec] = [module.SPEC for module in modules]
-    return {spec.name: spec for spec in sorted(specs, key=lambda s: (not s.compiled, s.name))}
+    return {spec.name: spec for spec in sorted(specs, key=lambda s: (s.modelled, not s.compiled, s.name))}
 
 
 def engine_spec(name: str) -> EngineSpec:
@@ -108,6 +110,7 @@ def available_engines() -> dict[str, str]:
 
 
 def _able(program: Program) -> list[EngineSpec]:
+    """Engines that need not be asked for, are there and run the program, compiled ones first."""
     return [s for s in engine_specs().values() if not s.by_name and not s.missing() and not s.can_run(program)]
 
 

@@ -410,7 +410,7 @@ def test_export_c_folder(programs: dict[str, Program], tmp_path: Path) -> None:
 def test_export_c_failure_leaves_nothing(
     programs: dict[str, Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bitdial.export.c import export as module
+    from bitdial.export import folder as module
 
     exported = export_c(programs["plain"])
     real, calls = module.write_atomically, 0

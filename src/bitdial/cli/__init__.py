@@ -23,6 +23,7 @@ from bitdial.cli import (
     doctor,
     evaluate,
     export_c,
+    export_npu,
     export_onnx,
     finetune,
     inspect,
@@ -84,6 +85,7 @@ _COMMANDS: dict[Callable[..., Any], tuple[str, ...]] = {
         "bitdial inspect resnet20.bitdial --verify --json",
         "bitdial inspect resnet20.bitdial --engine cpu --batch 8",
         "bitdial inspect resnet20.bitdial --engine cpu --isa avx2 --kernels fixed",
+        "bitdial inspect resnet20.bitdial --engine npu",
     ),
     compare.compare: (
         "bitdial compare evolutionary.bitdial greedy.bitdial",
@@ -133,6 +135,10 @@ _COMMANDS: dict[Callable[..., Any], tuple[str, ...]] = {
     export_onnx.export_onnx: (
         "bitdial export-onnx resnet20.bitdial --ratio 50 -o resnet20-half.onnx",
         "bitdial export-onnx resnet20.bitdial --ratio 1 --low int8 --opset 19 -o resnet20-low.onnx",
+    ),
+    export_npu.export_npu: (
+        "bitdial export-npu resnet20.bitdial -o resnet20-npu --pad-groups",
+        "bitdial export-npu net.bitdial -o net-npu --rows 16 --columns 16",
     ),
     doctor.doctor: (
         "bitdial doctor",

@@ -47,9 +47,10 @@ def export_c(
         from bitdial.artifact import load_program
         from bitdial.engines.base import ratio_index
         from bitdial.errors import ConfigError
-        from bitdial.export.c import check_folder, write_folder
         from bitdial.export.c import export_c as export
+        from bitdial.export.c import write_folder
         from bitdial.export.c.names import check_name
+        from bitdial.export.folder import check_folder
 
         check_name(name)
         if ratio is not None and ratios != "all":

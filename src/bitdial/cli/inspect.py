@@ -1,4 +1,4 @@
-"""`bitdial inspect`: what is in a .bitdial file, and what the CPU engine makes of it. Needs no torch."""
+"""`bitdial inspect`: what is in a .bitdial file, and what an engine makes of it. Needs no torch, but for --engine npu."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def inspect(
     engine: Annotated[
         str | None,
         option(
-            "--engine", "cpu",
+            "--engine", "cpu|npu",
             "Load the model into this engine too and show its layers there: kernel by ratio, milliseconds, GMAC/s and "
-            "share of the measured peak, what hinders a faster kernel, bytes of weights.", options.ENGINE_PANEL,
+            "share of the measured peak, what hinders a faster kernel, bytes of weights; npu: modelled cycles, use of the "
+            "array, traffic, energy.", options.ENGINE_PANEL,
         ),
     ] = None,
     isa: options.Isa = None,
@@ -46,17 +47,21 @@ def inspect(
         ),
     ] = None,
     memory: options.Memory = None,
+    pad_groups: Annotated[
+        bool, option("--pad-groups", "", "npu: allow groups that leave lanes of the array empty.", options.ENGINE_PANEL)
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:  # fmt: skip
     """Show what a .bitdial file holds: sizes, settings, layers, what runs in float and why, the stored curve.
 
-    With --engine cpu also how it runs on this machine: which kernel computes each layer at each ratio, and how fast.
+    With --engine cpu also how it runs on this machine: which kernel computes each layer at each ratio, and how fast;
+    with --engine npu what a model of the NPU says.
     """
     terminal = Terminal(json, quiet)
     with terminal.running():
-        asked = EngineOptions(engine, isa, threads, batch, kernels, memory)
+        asked = EngineOptions(engine, isa, threads, batch, kernels, memory, pad_groups)
         asked.check()
         from bitdial.artifact import inspect_file, load_program, verify_file
 

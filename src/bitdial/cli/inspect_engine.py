@@ -1,4 +1,5 @@
-"""The part of `bitdial inspect` that shows a model in the CPU engine: kernels, speed, bytes, and what hinders faster ones."""
+"""The part of `bitdial inspect` that shows a model in an engine: in the CPU engine kernels, speed, bytes, and what hinders faster
+ones; on the NPU modelled cycles, use of the array, traffic and energy."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from bitdial.errors import ConfigError
 if TYPE_CHECKING:
     from bitdial.quantization.program import Program
 
-ENGINE = "cpu"
+ENGINE, NPU = "cpu", "npu"
 REPEATS = 15
 MOST_NAMES = 6  # layers named per reason; the JSON has all
 
@@ -29,18 +30,25 @@ class EngineOptions:
     batch: int | None
     kernels: str | None
     memory: str | None
+    pad_groups: bool = False
 
     def check(self) -> None:
         """Raise ConfigError for another engine, or for options of an engine that was not asked for."""
         given = {"--isa": self.isa, "--threads": self.threads, "--batch": self.batch, "--kernels": self.kernels,
                  "--memory": self.memory}  # fmt: skip
         named = [option for option, value in given.items() if value is not None]
-        if self.name is None and named:
-            raise ConfigError(f"{', '.join(named)}: belongs to an engine; add --engine {ENGINE}")
-        if self.name is not None and self.name != ENGINE:
+        if self.name is None and (named or self.pad_groups):
+            asked = [*named, *["--pad-groups"] * self.pad_groups]
+            raise ConfigError(f"{', '.join(asked)}: belongs to an engine; add --engine {ENGINE if named else NPU}")
+        if self.name not in (None, ENGINE, NPU):
             raise ConfigError(
-                f"--engine: inspect shows the '{ENGINE}' engine only, which chooses kernels; not '{self.name}'"
+                f"--engine: inspect shows the '{ENGINE}' engine, which chooses kernels, and the '{NPU}' engine, which models an "
+                f"array; not '{self.name}'"
             )
+        if self.name == NPU and named:
+            raise ConfigError(f"{', '.join(named)}: belongs to the '{ENGINE}' engine")
+        if self.name == ENGINE and self.pad_groups:
+            raise ConfigError(f"--pad-groups: belongs to the '{NPU}' engine")
 
     def for_engine(self) -> dict[str, Any]:
         """Options of `create_engine`."""
@@ -54,9 +62,13 @@ def examine_engine(program: Program, options: EngineOptions) -> dict[str, Any]:
 
     "description": the engine's own; "peak": measured, "gmacs_per_s" and "bandwidth_gb_per_s"; "layers": kernel,
     milliseconds, GMAC/s and share of the peak per layer and ratio, empty where a part of the program runs elsewhere.
+    On the NPU "description" alone, with cycles, utilisation, traffic and energy per layer and ratio.
     Raises EngineError.
     """
     from bitdial.engines.base import create_engine
+
+    if options.name == NPU:
+        return {"description": create_engine(program, NPU, pad_groups=options.pad_groups).describe()}
     from bitdial.engines.cpu import native
     from bitdial.engines.cpu.engine import CpuEngine
 
@@ -74,6 +86,9 @@ def examine_engine(program: Program, options: EngineOptions) -> dict[str, Any]:
 def print_engine(terminal: Terminal, found: Mapping[str, Any]) -> None:
     """Machine and choice, a table of layers, why faster kernels are not used, bytes, what runs elsewhere."""
     described = found["description"]
+    if described["engine"]["name"] == NPU:
+        _print_npu(terminal, described)
+        return
     engine, peak = described["engine"], found["peak"]
     threads = engine["threads"]
     terminal.say()
@@ -90,6 +105,36 @@ def print_engine(terminal: Terminal, found: Mapping[str, Any]) -> None:
     _print_unsupported(terminal, described["layers"])
     _print_bytes(terminal, engine)
     _print_elsewhere(terminal, engine, described)
+
+
+def _print_npu(terminal: Terminal, described: Row) -> None:
+    engine, ratios = described["engine"], described["ratios"]
+    rows, columns = engine["array"]
+    terminal.say()
+    terminal.say(
+        f"engine npu: {rows} x {columns} array at {engine['megahertz']:g} MHz, {engine['dram_bytes_per_cycle']:g} bytes a "
+        f"cycle of memory, buffers of {size_name(engine['buffer_bytes'])}; time is modelled, not measured"
+    )
+    ends = [0] if len(ratios) == 1 else [0, len(ratios) - 1]
+    heads = ["layer", "weight"]
+    for i in ends:
+        heads += [f"{ratio_name(ratios[i])}: cycles", "array used"]
+    shown = []
+    for layer in described["layers"]:
+        cells = [layer["source"] or layer["name"], "x".join(map(str, layer["weight_shape"] or [])) or "-"]
+        for i in ends:
+            cost = layer["npu"][i] if "npu" in layer else None
+            cells += ["-", "-"] if cost is None else [f"{cost['cycles']:,}", f"{100 * cost['utilisation']:.0f} %"]
+        shown.append(cells)
+    terminal.table(heads, shown, "one sample; cycles with memory", left=2)
+    totals = [
+        [ratio_name(r), f"{t['cycles']:,}", f"{1e-3 * t['cycles'] / engine['megahertz']:.4f}", f"{100 * t['utilisation']:.0f} %",
+         size_name(t["dram_bytes"]), f"{1e-6 * t['picojoules']:.1f}"]
+        for r, t in zip(ratios, engine["totals"], strict=True)
+    ]  # fmt: skip
+    terminal.table(["ratio", "cycles", "ms", "array used", "from and to memory", "uJ"], totals, "all layers on the array")
+    if engine["host"]:
+        terminal.table(["on the host", "why"], [list(item) for item in engine["host"].items()], left=2)
 
 
 CHOICES = {

@@ -4,6 +4,6 @@
 come from an engine).
 """
 
-from bitdial.export.c.export import CExport, check_folder, export_c, write_folder
+from bitdial.export.c.export import CExport, export_c, write_folder
 
-__all__ = ["CExport", "check_folder", "export_c", "write_folder"]
+__all__ = ["CExport", "export_c", "write_folder"]

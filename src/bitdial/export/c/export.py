@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from bitdial.engines.base import defining_engine
-from bitdial.errors import ExportError, OutputError
+from bitdial.errors import ExportError
 from bitdial.export.c.emit import write_sources
 from bitdial.export.c.lowering import lower_program
 from bitdial.export.c.names import check_name
 from bitdial.export.c.planning import plan_memory
 from bitdial.export.c.selftest import Floats, sample_inputs, write_test
-from bitdial.files import remedy, write_atomically
+from bitdial.export.folder import write_files
 from bitdial.quantization.program import Program
 
 
@@ -98,53 +95,6 @@ def _expected(program: Program, ratios: Sequence[int], inputs: Sequence[Floats])
     return result
 
 
-def check_folder(folder: Path, force: bool) -> None:
-    """Raise OutputError if files cannot go to `folder`, or (unless `force`) if it holds any."""
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise OutputError(f"-o {folder} is a file; give the name of a folder")
-    if folder.is_dir():
-        if any(folder.iterdir()) and not force:
-            raise OutputError(f"{folder} holds files already; give another folder, or --force to write into it")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise OutputError(f"cannot write to {folder}; choose another folder")
-        return
-    parent = folder.absolute().parent
-    if not parent.is_dir():
-        raise OutputError(f"-o {folder}: folder {parent} does not exist; create it first")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write to {parent}; choose another folder")
-
-
 def write_folder(export: CExport, folder: Path, force: bool = False) -> list[Path]:
-    """Write the files: a new folder appears whole or not at all; in one that is there, each file is replaced in one step.
-    Raises OutputError."""
-    check_folder(folder, force)
-    if not folder.exists():
-        try:
-            temporary = Path(
-                tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", suffix=".part", dir=folder.absolute().parent)
-            )
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error}; {remedy(error)}") from error
-        try:
-            temporary.chmod(0o777 & ~_mask())
-            for file, text in export.files.items():
-                write_atomically(temporary / file, text.encode("ascii"))
-            os.rename(temporary, folder)
-        except OSError as error:
-            if isinstance(error, OutputError):
-                raise
-            raise OutputError(f"cannot write {folder}: {error}; {remedy(error)}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    else:
-        for file, text in export.files.items():
-            write_atomically(folder / file, text.encode("ascii"))
-    return [folder / file for file in export.files]
-
-
-def _mask() -> int:
-    """The process's mask of permissions, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+    """Write the files, all or none (see `write_files`). Raises OutputError."""
+    return write_files({file: text.encode("ascii") for file, text in export.files.items()}, folder, force)

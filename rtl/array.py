@@ -38,9 +38,14 @@ class Array(Elaboratable):
         self.rows, self.columns = rows, columns
         self.depths = activations, weights, shifts, sums
         self.sum_bits = 17 + (rows - 1).bit_length()
-        self.feed, self.load = Signal(FEED), Signal(LOAD)
-        self.host_bank, self.host_address, self.host_data = Signal(12), Signal(16), Signal(32)
-        self.host_activation, self.host_weight, self.host_shift = Signal(), Signal(), Signal()
+        self.feed = Signal(FEED)
+        self.load = Signal(LOAD)
+        self.host_bank = Signal(12)
+        self.host_address = Signal(16)
+        self.host_data = Signal(32)
+        self.host_activation = Signal()
+        self.host_weight = Signal()
+        self.host_shift = Signal()
         self.host_sum = Signal(signed(32))
         self.activation_banks: list[Bank] = []
         self.weight_banks: list[Bank] = []
@@ -132,7 +137,8 @@ class Array(Elaboratable):
             self.shift_banks.append(shifts)
             self._host(m, shifts, self.host_shift, c)
             m.d.comb += [shifts.read.addr.eq(shifts.at(wave.shifts)), shifts.read.en.eq(1)]
-            at_foot, summed = Signal(FEED, name=f"at_foot_{c}"), Signal(FEED, name=f"summed_{c}")
+            at_foot = Signal(FEED, name=f"at_foot_{c}")
+            summed = Signal(FEED, name=f"summed_{c}")
             m.submodules[f"foot_{c}"] = foot = Foot(self.sum_bits)
             shifted = Signal(signed(32), name=f"shifted_{c}")
             m.d.comb += [

@@ -11,7 +11,9 @@ class Extract(Elaboratable):
     """clamp(round(x / 2^shift)), halves to even, to 0..15 or, with `sign`, -7..7. Combinational."""
 
     def __init__(self) -> None:
-        self.x, self.shift, self.sign = Signal(8), Signal(3), Signal()
+        self.x = Signal(8)
+        self.shift = Signal(3)
+        self.sign = Signal()
         self.low = Signal(4)
 
     def ports(self) -> list[Signal]:
@@ -19,7 +21,8 @@ class Extract(Elaboratable):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        wide, shifted = Signal(signed(9)), Signal(signed(10))
+        wide = Signal(signed(9))
+        shifted = Signal(signed(10))
         half = Signal(8)
         # x + (half - 1) + the lowest bit that stays, then the bits below are dropped: halves go to even
         stays = Signal()
@@ -43,7 +46,9 @@ class Foot(Elaboratable):
     """Shift at a column's foot: shifted = low ? p << shift : p, in 32 bits. Combinational."""
 
     def __init__(self, sum_bits: int) -> None:
-        self.p, self.shift, self.low = Signal(signed(sum_bits)), Signal(4), Signal()
+        self.p = Signal(signed(sum_bits))
+        self.shift = Signal(4)
+        self.low = Signal()
         self.shifted = Signal(signed(32))
 
     def ports(self) -> list[Signal]:

@@ -12,8 +12,10 @@ class DualProduct(Elaboratable):
     """
 
     def __init__(self) -> None:
-        self.a, self.w = Signal(8), Signal(8)
-        self.low, self.sign = Signal(), Signal()
+        self.a = Signal(8)
+        self.w = Signal(8)
+        self.low = Signal()
+        self.sign = Signal()
         self.product = Signal(signed(17))
 
     def ports(self) -> list[Signal]:
@@ -25,7 +27,9 @@ class DualProduct(Elaboratable):
         a_lo = Cat(self.a[0:4], self.a[3] & self.sign & self.low).as_signed()
         w_hi = Cat(self.w[4:8], self.w[7]).as_signed()
         w_lo = Cat(self.w[0:4], self.w[3] & self.low).as_signed()
-        hh, ll, cross = Signal(signed(9)), Signal(signed(10)), Signal(signed(11))
+        hh = Signal(signed(9))
+        ll = Signal(signed(10))
+        cross = Signal(signed(11))
         m.d.comb += [
             hh.eq(a_hi * w_hi),
             ll.eq(a_lo * w_lo),
@@ -40,12 +44,18 @@ class Element(Elaboratable):
     enable; the byte waits in a second register until `swap` makes it the one in use. p_*: partial sums, downwards."""
 
     def __init__(self, sum_bits: int) -> None:
-        self.a_i, self.a_o = Signal(8), Signal(8)
-        self.low_i, self.low_o = Signal(), Signal()
-        self.sign_i, self.sign_o = Signal(), Signal()
-        self.swap_i, self.swap_o = Signal(), Signal()
-        self.w_i, self.load = Signal(8), Signal()
-        self.p_i, self.p_o = Signal(signed(sum_bits)), Signal(signed(sum_bits))
+        self.a_i = Signal(8)
+        self.a_o = Signal(8)
+        self.low_i = Signal()
+        self.low_o = Signal()
+        self.sign_i = Signal()
+        self.sign_o = Signal()
+        self.swap_i = Signal()
+        self.swap_o = Signal()
+        self.w_i = Signal(8)
+        self.load = Signal()
+        self.p_i = Signal(signed(sum_bits))
+        self.p_o = Signal(signed(sum_bits))
 
     def ports(self) -> list[Signal]:
         return [
@@ -55,7 +65,8 @@ class Element(Elaboratable):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        waiting, weight = Signal(8), Signal(8)
+        waiting = Signal(8)
+        weight = Signal(8)
         m.submodules.multiply = multiply = DualProduct()
         with m.If(self.load):
             m.d.sync += waiting.eq(self.w_i)

@@ -30,10 +30,15 @@ class Npu(Elaboratable):
         self.rows, self.columns, self.words = rows, columns, words
         self.array = Array(rows, columns, activations, weights, shifts, sums)
         self.sequencer = Sequencer(rows, self.array.latency())
-        self.address, self.write, self.write_data = Signal(3), Signal(), Signal(32)
-        self.read, self.read_data = Signal(), Signal(32)
+        self.address = Signal(3)
+        self.write = Signal()
+        self.write_data = Signal(32)
+        self.read = Signal()
+        self.read_data = Signal(32)
         self.program = Store(shape=unsigned(32), depth=words, init=[])
-        self.status, self.cycles, self.length = Signal(8), Signal(32), Signal(16)
+        self.status = Signal(8)
+        self.cycles = Signal(32)
+        self.length = Signal(16)
 
     def ports(self) -> list[Signal]:
         return [self.address, self.write, self.write_data, self.read, self.read_data]
@@ -44,11 +49,13 @@ class Npu(Elaboratable):
         m.submodules.sequencer = sequencer = self.sequencer
         m.submodules.program = self.program
         fetch, store = self.program.read_port(), self.program.write_port()
-        select, place = Signal(16), Signal(16)
+        select = Signal(16)
+        place = Signal(16)
         done = Signal()
         faults = {fault: Signal(name=fault.name.lower()) for fault in Fault}
         busy = sequencer.busy
-        write, refused = Signal(), Signal()
+        write = Signal()
+        refused = Signal()
         m.d.comb += [
             write.eq(self.write & (~busy | (self.address == Register.STATUS))),
             refused.eq(self.write & busy & (self.address != Register.STATUS)),

@@ -24,11 +24,17 @@ class Sequencer(Elaboratable):
 
     def __init__(self, rows: int, drain: int) -> None:
         self.rows, self.drain = rows, drain
-        self.start, self.length = Signal(), Signal(16)
-        self.counter, self.word = Signal(16), Signal(32)
-        self.busy, self.finished = Signal(), Signal()
-        self.truncated, self.illegal, self.empty = Signal(), Signal(), Signal()
-        self.feed, self.load = Signal(FEED), Signal(LOAD)
+        self.start = Signal()
+        self.length = Signal(16)
+        self.counter = Signal(16)
+        self.word = Signal(32)
+        self.busy = Signal()
+        self.finished = Signal()
+        self.truncated = Signal()
+        self.illegal = Signal()
+        self.empty = Signal()
+        self.feed = Signal(FEED)
+        self.load = Signal(LOAD)
         self.settings = {
             s: Signal(signed(16) if s in (Setting.X_FIRST, Setting.Y_FIRST) else unsigned(16), name=s.name.lower())
             for s in Setting
@@ -43,8 +49,11 @@ class Sequencer(Elaboratable):
         m.submodules.table = table = Memory(shape=unsigned(32), depth=MAX_CHUNKS, init=[])
         entry_port, entry_write = table.read_port(domain="comb"), table.write_port()
         m.d.comb += [entry_write.addr.eq(s[Setting.COUNT]), entry_write.data.eq(self.word)]
-        job_start, pending, offered = Signal(), Signal(), Signal(PASS)
-        taken, loading = Signal(), Signal()
+        job_start = Signal()
+        pending = Signal()
+        offered = Signal(PASS)
+        taken = Signal()
+        loading = Signal()
         feeding = Signal()
         self._loader(m, entry_port, job_start, loading, pending, offered, taken)
         self._feeder(m, pending, offered, taken, feeding)
@@ -114,11 +123,16 @@ class Sequencer(Elaboratable):
     ) -> None:
         s = self.settings
         tile, chunk, ky, kx = (Signal(16, name=f"at_{n}") for n in ("tile", "chunk", "ky", "kx"))
-        half, row = Signal(), Signal(range(max(2, self.rows)))
-        base, address = Signal(16), Signal(16)  # weights: of this tap's first tile, and the next row's
-        tap, line = Signal(16), Signal(16)  # activation address of pixel 0 at this tap, and at this row's first tap
-        x, y = Signal(signed(16)), Signal(signed(16))
-        sums, shifts = Signal(16), Signal(16)
+        half = Signal()
+        row = Signal(range(max(2, self.rows)))
+        base = Signal(16)
+        address = Signal(16)
+        tap = Signal(16)
+        line = Signal(16)
+        x = Signal(signed(16))
+        y = Signal(signed(16))
+        sums = Signal(16)
+        shifts = Signal(16)
         entry = Signal(32)
         m.d.comb += [entry_port.addr.eq(chunk), entry.eq(entry_port.data)]
         has_low, two, second = entry[24], entry[25], entry[26]
@@ -178,10 +192,15 @@ class Sequencer(Elaboratable):
     def _feeder(self, m: Module, pending: Signal, offered: View, taken: Signal, feeding: Signal) -> None:
         s = self.settings
         current = Signal(PASS)
-        ox, oy, sum_address = Signal(16), Signal(16), Signal(16)
-        address, line = Signal(16), Signal(16)
-        x, y = Signal(signed(16)), Signal(signed(16))
-        first, last = Signal(), Signal()
+        ox = Signal(16)
+        oy = Signal(16)
+        sum_address = Signal(16)
+        address = Signal(16)
+        line = Signal(16)
+        x = Signal(signed(16))
+        y = Signal(signed(16))
+        first = Signal()
+        last = Signal()
         row_ends = ox + 1 == s[Setting.OUT_WIDTH]
         m.d.comb += [
             last.eq(row_ends & (oy + 1 == s[Setting.OUT_HEIGHT])),

@@ -99,7 +99,7 @@ def test_doctor(bitdial) -> None:
     import torch
 
     assert content["torch"]["version"] == torch.__version__
-    assert content["engines"] == {"reference": "", "cpu": native.missing(), "cuda": cuda_driver.missing()}
+    assert content["engines"] == {"reference": "", "cpu": native.missing(), "cuda": cuda_driver.missing(), "npu": ""}
     assert "not yet run on a GPU" in content["engine_notes"]["cuda"]
     assert content["missing_required"] == []
     assert content["cpu"]["usable_cores"] >= 1 and content["cpu"]["model"]

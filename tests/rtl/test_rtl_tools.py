@@ -1,0 +1,75 @@
+"""The Verilog in Verilator, and proofs by Yosys. Skipped, loudly, where the tools are missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from npu_cases import random_case, run_case
+
+pytest.importorskip("amaranth", reason="NO AMARANTH: pip install bitdial[npu]; the NPU's hardware is not tested")
+from rtl.tools import verilator, yosys
+from rtl.verilate import Verilated, build
+
+from bitdial.engines.npu.cycles import job_cycles
+from bitdial.engines.npu.plan import Design, Geometry
+from bitdial.quantization.instructions import Window
+from rtl import formal
+
+needs_yosys = pytest.mark.skipif(not yosys(), reason="NO YOSYS: pip install bitdial[npu]; nothing is proved")
+needs_verilator = pytest.mark.skipif(
+    not (verilator() and yosys()), reason="NO VERILATOR (with perl, make, c++) or no Yosys: pip install bitdial[npu]"
+)
+
+
+@needs_yosys
+@pytest.mark.parametrize("part", ["foot", "extract"])
+def test_proved_for_all_inputs(part: str) -> None:
+    assert formal.prove(part)
+
+
+@needs_yosys
+def test_a_wrong_specification_is_not_proved() -> None:
+    assert not formal.prove("foot", formal.FOOT.replace("low ?", "!low ?"))
+    assert not formal.prove("extract", formal.EXTRACT.replace("&& floor[0]", ""))
+
+
+@needs_yosys
+@pytest.mark.slow
+def test_the_product_is_proved_for_all_inputs() -> None:
+    """Some 74 s: two different 8x8 multipliers are compared."""
+    assert formal.prove("product")
+
+
+def test_registers_are_printed_from_the_source() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rtl", "registers"], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parent.parent.parent,
+    )  # fmt: skip
+    docs = (Path(__file__).parent.parent.parent / "docs" / "npu.md").read_text()
+    assert done.stdout.strip() in docs, "docs/npu.md: put the output of python -m rtl registers into it"
+
+
+@needs_verilator
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [8, 16])
+def test_layers_in_verilator(size: int, tmp_path: Path) -> None:
+    """Over the register bus; sums and cycles, as in Amaranth's simulator."""
+    design = Design(size, size, words=256, activations=1024, weights=4096, shifts=64, sums=1024)
+    shapes = [
+        Geometry(37, 11, (5, 4), Window((3, 1), (1, 1), (1, 0), (1, 1))),
+        Geometry(40, 35, (7, 6), Window((3, 3), (2, 1), (1, 2), (1, 2))),
+        Geometry.linear(70, 20, 3),
+    ]
+    with Verilated(build(design, tmp_path, verilator()), design) as unit:
+        for seed, geometry in enumerate(shapes):
+            for signed in (False, True):
+                case = random_case(np.random.default_rng(seed), geometry, signed, 2 * size)
+                plan = case.plan(design)
+                for ratio in range(3):
+                    sums, cycles = run_case(unit, case, plan, design, ratio)
+                    np.testing.assert_array_equal(sums, case.expected(ratio))
+                    assert cycles == [job_cycles(plan, job, design, plan.low[ratio], True) for job in plan.jobs]

@@ -1,6 +1,6 @@
 """Networks on the NPU's cycle model, from the shapes of their layers alone (224 x 224 pictures, one at a time).
 
-Every layer but the first, the last and the depthwise ones may run low; at ratio r the share r of the groups of each is low. Groups
+Every layer but the first, the last and the depthwise ones may run low; at ratio r the share r of each one's groups is low. Groups
 smaller than twice the rows leave lanes empty (padding allowed), so that their columns show what that costs. Products of two
 activations are the host's and not counted. SCALE-Sim's cycles for 8-bit layers are its weight-stationary convention, folds *
 (2 rows + columns + pixels - 2) - 1 a layer: no load is hidden, and no word is fetched.

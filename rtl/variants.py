@@ -1,0 +1,92 @@
+"""Other elements to compare areas with: plain 8-bit, a shifter in every element, and the fast inner product."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Elaboratable, Module, Mux, Signal, signed
+
+from rtl.element import DualProduct
+
+
+class PlainElement(Elaboratable):
+    """One 8x8 multiply of a signed or unsigned activation; no low mode."""
+
+    def __init__(self, sum_bits: int, low: bool = False, shift: bool = False) -> None:
+        """low: the dual product. shift: the sum of a low pass is shifted here, not at the column's foot (sums are wider then)."""
+        self.low, self.shifting = low, shift
+        self.sum_bits = 32 if shift else sum_bits
+        names = {"a": 8, "sign": 1, "swap": 1, **({"low": 1} if low else {}), **({"shift": 4} if shift else {})}
+        self.into = {name: Signal(bits, name=f"{name}_i") for name, bits in names.items()}
+        self.out = {name: Signal(bits, name=f"{name}_o") for name, bits in names.items()}
+        self.w_i = Signal(8)
+        self.load = Signal()
+        self.p_i = Signal(signed(self.sum_bits))
+        self.p_o = Signal(signed(self.sum_bits))
+
+    def ports(self) -> list[Signal]:
+        return [*self.into.values(), *self.out.values(), self.w_i, self.load, self.p_i, self.p_o]
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        waiting = Signal(8)
+        weight = Signal(8)
+        with m.If(self.load):
+            m.d.sync += waiting.eq(self.w_i)
+        with m.If(self.into["swap"]):
+            m.d.sync += weight.eq(waiting)
+        m.d.sync += [self.out[name].eq(signal) for name, signal in self.into.items()]
+        product = Signal(signed(17))
+        a = self.into["a"]
+        if self.low:
+            m.submodules.multiply = multiply = DualProduct()
+            m.d.comb += [
+                multiply.a.eq(a), multiply.w.eq(weight), multiply.low.eq(self.into["low"]),
+                multiply.sign.eq(self.into["sign"]), product.eq(multiply.product),
+            ]  # fmt: skip
+        else:
+            wide = Signal(signed(9))
+            m.d.comb += [wide.eq(Mux(self.into["sign"], a.as_signed(), a)), product.eq(wide * weight.as_signed())]
+        if self.shifting:
+            m.d.sync += self.p_o.eq(self.p_i + Mux(self.into["low"], product << self.into["shift"], product))
+        else:
+            m.d.sync += self.p_o.eq(self.p_i + product)
+        return m
+
+
+class FastElement(Elaboratable):
+    """Two 8x8 products a cycle with one multiplier: (a1 + w2)(a2 + w1), after Winograd 1968 and Pogue and Nicolici. The sums
+    a1 a2 and w1 w2 that it adds are taken off at the array's edges, which is not counted here."""
+
+    def __init__(self, sum_bits: int) -> None:
+        self.a_i = Signal(16)
+        self.a_o = Signal(16)
+        self.sign_i = Signal()
+        self.sign_o = Signal()
+        self.swap_i = Signal()
+        self.swap_o = Signal()
+        self.w_i = Signal(16)
+        self.load = Signal()
+        self.p_i = Signal(signed(sum_bits + 2))
+        self.p_o = Signal(signed(sum_bits + 2))
+
+    def ports(self) -> list[Signal]:
+        return [self.a_i, self.a_o, self.sign_i, self.sign_o, self.swap_i, self.swap_o, self.w_i, self.load, self.p_i, self.p_o]
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        waiting = Signal(16)
+        weight = Signal(16)
+        with m.If(self.load):
+            m.d.sync += waiting.eq(self.w_i)
+        with m.If(self.swap_i):
+            m.d.sync += weight.eq(waiting)
+        factors = []
+        for half in range(2):
+            a = self.a_i.word_select(half, 8)
+            factor = Signal(signed(10), name=f"factor_{half}")
+            m.d.comb += factor.eq(Mux(self.sign_i, a.as_signed(), a) + weight.word_select(1 - half, 8).as_signed())
+            factors.append(factor)
+        m.d.sync += [
+            self.a_o.eq(self.a_i), self.sign_o.eq(self.sign_i), self.swap_o.eq(self.swap_i),
+            self.p_o.eq(self.p_i + factors[0] * factors[1]),
+        ]  # fmt: skip
+        return m

@@ -21,15 +21,15 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-from amaranth.back import verilog
-from amaranth.hdl import Elaboratable, Module, Signal
+from amaranth.back import verilog  # noqa: E402
+from amaranth.hdl import Elaboratable, Module, Signal  # noqa: E402
+from rtl.edges import Extract, Foot  # noqa: E402
+from rtl.tools import tool, yosys  # noqa: E402
+from rtl.variants import FastElement, PlainElement  # noqa: E402
 
-from bitdial.errors import DataError
-from bitdial.files import write_atomically
-from common import print_table, run_command
-from rtl.edges import Extract, Foot
-from rtl.tools import tool, yosys
-from rtl.variants import FastElement, PlainElement
+from bitdial.errors import DataError  # noqa: E402
+from bitdial.files import write_atomically  # noqa: E402
+from common import print_table, run_command  # noqa: E402
 
 SUM_BITS = 22  # of 32 rows
 FLIP_FLOP = 24  # transistors, as in common static CMOS cells

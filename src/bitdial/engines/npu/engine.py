@@ -89,6 +89,7 @@ class NpuEngine:
         design = self.machine.design
         result["engine"] = {
             "name": "npu",
+            "isa": f"{design.rows} x {design.columns} array, modelled time",  # what stands beside every figure
             "array": [design.rows, design.columns],
             "arithmetic": "exact integers of the reference engine; time is modelled, not measured",
             "megahertz": self.machine.megahertz,

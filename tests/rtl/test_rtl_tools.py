@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,43 @@ def test_layers_in_verilator(size: int, tmp_path: Path) -> None:
                     sums, cycles = run_case(unit, case, plan, design, ratio)
                     np.testing.assert_array_equal(sums, case.expected(ratio))
                     assert cycles == [job_cycles(plan, job, design, plan.low[ratio], True) for job in plan.jobs]
+
+
+@needs_verilator
+@pytest.mark.slow
+def test_resnet20_as_a_whole_in_verilator(tmp_path: Path) -> None:
+    """All layers at three ratios (random weights): the reference engine's accumulators, the model's
+    cycles."""
+    import torch
+    from test_rtl_artifact import simulate_layer
+
+    from bitdial.engines.base import create_engine
+    from bitdial.engines.npu.cycles import layer_cycles
+    from bitdial.engines.npu.engine import NpuEngine, accumulators
+    from bitdial.engines.npu.lowering import lower
+    from bitdial.graph.capture import capture
+    from bitdial.pipeline import prepare, quantize_prepared
+    from bitdial.quantization.config import QuantizeConfig
+    from bitdial.zoo.registry import build_model
+
+    torch.manual_seed(1)
+    images = torch.randn(16, 3, 32, 32)
+    config = QuantizeConfig(
+        target="paper", selector="random", calibration_images=16, search_images=8, batch_size=8, group_size=32
+    )
+    program = quantize_prepared(prepare(capture(build_model("zoo:resnet20").eval(), (images,)), [images], config), config)
+    engine = create_engine(program, "npu", rows=16, columns=16)
+    assert isinstance(engine, NpuEngine)
+    design = dataclasses.replace(engine.machine.design, words=256, weights=8192)
+    engine.machine, engine.lowered = dataclasses.replace(engine.machine, design=design), lower(program, design)
+    layers = 0
+    with Verilated(build(design, tmp_path, verilator()), design) as unit:
+        for index in (0, len(program.ratios) // 2, len(program.ratios) - 1):
+            for name, (x, expected) in accumulators(engine, images[:1].numpy(), program.ratios[index]).items():
+                plan = engine.lowered.plans[name]
+                sums, cycles = simulate_layer(unit, engine, name, x[0], index)
+                want = expected[0] if expected.ndim == 4 else expected[0][:, None, None]
+                np.testing.assert_array_equal(sums, want, err_msg=name)
+                assert cycles == layer_cycles(plan, design, plan.low[index])
+                layers += 1
+    assert layers >= 3 * 20

@@ -37,6 +37,7 @@ PARTS: dict[str, tuple[Any, float, float]] = {  # what, 8-bit and 4-bit products
     "plain 8-bit": (lambda: PlainElement(SUM_BITS), 1, 1),
     "dual": (lambda: PlainElement(SUM_BITS, low=True), 1, 2),
     "dual, shifter in it": (lambda: PlainElement(SUM_BITS, low=True, shift=True), 1, 2),
+    "dual, and 2 bits": (lambda: PlainElement(SUM_BITS, low=True, two=True), 1, 2),
     "fast inner product": (lambda: FastElement(SUM_BITS), 2, 2),
     "column's shifter": (lambda: Foot(SUM_BITS), 0, 0),
     "extract": (Extract, 0, 0),

@@ -79,6 +79,7 @@ def test_sources_that_do_not_compile(tmp_path: Path, run: Run) -> None:
         ROOT / "src" / "bitdial", tree / "src" / "bitdial", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
     shutil.copytree(ROOT / "scripts", tree / "scripts")
+    shutil.copytree(ROOT / "csrc" / "cuda", tree / "csrc" / "cuda")  # data of the package
     for name in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, tree / name)
     (tree / "csrc" / "cpu" / "bindings").mkdir(parents=True)

@@ -56,10 +56,10 @@ def test_contents(sdist: Path) -> None:
         "test",
     }
     assert needed <= names
-    for folder in ("csrc", "examples", "scripts", "src", "tests"):
+    for folder in ("csrc", "examples", "rtl", "scripts", "src", "tests"):
         assert {n for n in names if n.startswith(f"{folder}/")} == files_under(folder)
     assert "csrc/cpu/bindings/module.cpp" in names
-    assert {n.partition("/")[0] for n in names} == needed | {"csrc", "examples", "scripts", "src", "tests", "PKG-INFO"}
+    assert {n.partition("/")[0] for n in names} == needed | {"csrc", "examples", "rtl", "scripts", "src", "tests", "PKG-INFO"}
 
 
 # Finds every file that the real compiler would, and translates none of the extension's: what CMake tries first is compiled.

@@ -11,6 +11,7 @@ pytest.importorskip("amaranth", reason="NO AMARANTH: pip install bitdial[npu]; t
 from amaranth.sim import Simulator
 from rtl.edges import Extract, Foot
 from rtl.element import DualProduct
+from rtl.variants import QuadProduct
 
 
 def evaluate(part: Any, inputs: list[Any], output: Any, rows: Any) -> list[int]:
@@ -64,3 +65,19 @@ def test_foot_shifts_low_sums_only() -> None:
     part = Foot(20)
     rows = [(p, s, low) for p in (0, 1, -1, 7 * 7 * 8, -15 * 7 * 8, 5000) for s in range(15) for low in (0, 1)]
     assert evaluate(part, [part.p, part.shift, part.low], part.shifted, rows) == [p << s if low else p for p, s, low in rows]
+
+
+def test_product_with_two_bits() -> None:
+    """Four 2x2 beside the modes of the dual product."""
+    fields = (0, 85, 170, 255)
+    pairs = np.random.default_rng(1).integers(0, 256, (300, 2)).tolist() + [(a, w) for a in fields for w in fields]
+    rows = [(a, w, low, two, sign) for a, w in pairs for low, two in ((0, 0), (1, 0), (0, 1)) for sign in (0, 1)]
+    part = QuadProduct()
+
+    def value(a: int, w: int, low: int, two: int, sign: int) -> int:
+        bits = 2 if two else 4 if low else 8
+        parts = ((a >> s & (1 << bits) - 1, signed(w >> s & (1 << bits) - 1, bits)) for s in range(0, 8, bits))
+        return sum((signed(x, bits) if sign else x) * y for x, y in parts)
+
+    inputs = [part.a, part.w, part.low, part.two, part.sign]
+    assert evaluate(part, inputs, part.product, rows) == [value(*row) for row in rows]

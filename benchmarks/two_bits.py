@@ -1,0 +1,106 @@
+"""Would 2 bits pay on the NPU? Accuracy of trained networks, cycles and area, beside 4 bits.
+
+    python benchmarks/two_bits.py
+    python benchmarks/two_bits.py --networks resnet20,vit --images 2000
+
+Accuracy: the trained networks of the data folder, quantized as by default (no training), top-1 on CIFAR-10's test images, low
+products of 4-bit activations and weights, of 4-bit activations and 2-bit weights, and of 2 and 2 bits; groups of 64 for two
+values a lane, of 128 for four. Cycles: the model of benchmarks/npu_networks.py at 100 % low, where a chunk of 2 bits holds twice
+the channels of one of 4 bits (2-bit weights with 4-bit activations take the lanes of 4 bits, and save weight memory alone).
+Area: benchmarks/npu_area.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import bitdial
+from bitdial.engines.npu.costs import Machine, layer_cost, total
+from common import RESULTS, Progress, machine_caption, print_table, run_command
+from machine import describe_machine
+from npu_networks import DESIGN, NETWORKS, Layers, plans
+from real_networks_data import NETWORKS as TRAINED
+from results import ResultFile
+
+WIDTHS = {"4 x 4": (4, 4, 64), "4 x 2": (4, 2, 64), "2 x 2": (2, 2, 128)}  # activations, weights, group
+RATIOS = (0.0, 0.5, 1.0)
+
+
+def accuracies(name: str, images: int | None, widths: tuple[int, int, int], progress: Progress) -> dict[str, Any]:
+    """Top-1 by ratio of a trained network, quantized with low products of such widths."""
+    network, (activations, weights, group) = TRAINED[name], widths
+    config = bitdial.QuantizeConfig(
+        target="npu", ratios=RATIOS, low_bits=activations, low_bits_weights=weights, group_size=group, keep_answers=0.0,
+        calibration_images=network.calibration,
+    )  # fmt: skip
+    model = bitdial.quantize(
+        network.load(), [torch.from_numpy(x) for x in network.samples(network.calibration)], config, progress=progress
+    )
+    (inputs,), score = network.tests(images)
+    found = {}
+    for ratio in RATIOS:
+        parts = [model.engine.run(np.ascontiguousarray(inputs[i : i + 100]), ratio) for i in range(0, len(inputs), 100)]
+        outputs = np.concatenate(parts)
+        found[str(ratio)] = float(np.mean(outputs.argmax(-1) == score.labels))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        float_model = network.load()
+        answers = torch.cat([float_model(torch.from_numpy(inputs[i : i + 100])).argmax(-1) for i in range(0, len(inputs), 100)])
+    found["float"] = float(np.mean(answers.numpy() == score.labels))  # type: ignore[attr-defined]
+    return {"accuracy": found, "images": len(inputs)}
+
+
+def halved(layers: Layers) -> Layers:
+    """Layers whose low chunks hold twice the channels, as layers of half as many; first, last and depthwise ones stay."""
+    last = len(layers) - 1
+    kept = [i in (0, last) or g.conv_groups > 1 for i, (_, g) in enumerate(layers)]
+    return [(n, g if k else replace(g, channels=-(-g.channels // 2))) for k, (n, g) in zip(kept, layers, strict=True)]
+
+
+def cycles(name: str) -> dict[str, int]:
+    layers, machine = NETWORKS[name](), Machine(DESIGN)
+
+    def at(shapes: Layers, index: int) -> int:
+        return total([layer_cost(plan, machine, index) for plan in plans(shapes, 64)]).cycles
+
+    return {"8": at(layers, 0), "4": at(layers, 4), "2": at(halved(layers), 4)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="resnet20,resnet56,vgg,vit", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=None, help="test images (default: all 10,000)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    machine = describe_machine()
+    results = ResultFile(options.results / f"two_bits.{machine['kind']}.json", "two_bits", machine)
+    rows = []
+    for name in options.networks.split(","):
+        if missing := TRAINED[name].missing():
+            raise SystemExit(f"error: {missing}")
+        for width, own in WIDTHS.items():
+            progress = Progress(f"{name} {width}")
+            found = accuracies(name, options.images, own, progress)
+            results.put(f"{name}/{width}", {"network": name, "widths": own, "images": options.images}, found)
+            share = found["accuracy"]
+            progress.done("measured")
+            lost = [f"{100 * (share[str(r)] - share['float']):+.2f}" for r in RATIOS]
+            rows.append([name, width, str(own[2]), f"{100 * share['float']:.2f}", *lost])
+    columns = ["network", "activations x weights", "group", "float, %", *(f"{r:.0%}, points" for r in RATIOS)]
+    print_table("Low products of 4 and 2 bits, no training", columns, rows, machine_caption(machine))
+    table = []
+    for name in NETWORKS:
+        own_cycles = cycles(name)
+        results.put(f"cycles/{name}", {"network": name}, {"cycles": own_cycles})
+        table.append([name, *(f"{100 * own_cycles[b] / own_cycles['8']:.0f} %" for b in ("4", "2"))])
+    print_table("Cycles at 100 % low over 8 bits, 32 x 32", ["network", "4 bits", "2 bits"], table, "model, layer shapes only")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -11,7 +11,6 @@ run the same batches, interleaved, and must give the same bits. Shares are media
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,11 +30,6 @@ from real_networks_data import MINILM
 from results import ResultFile
 
 RATIOS = (0.0, 0.5, 1.0)
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,11 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         several = save_program(quantized.program, Path(folder) / "several.bitdial")
         one = save_program(replace(quantized.program, lengths={}), Path(folder) / "one.bitdial")
         program = load_program(Path(folder) / "several.bitdial")
-    before = resident()
-    engines = {"full": create_engine(replace(program, lengths={}), "cpu", threads=options.threads)}
-    between = resident()
-    engines["lengths"] = create_engine(program, "cpu", threads=options.threads)
-    memory = {"full": between - before, "lengths": resident() - between}
+    engines = {
+        "full": create_engine(replace(program, lengths={}), "cpu", threads=options.threads),
+        "lengths": create_engine(program, "cpu", threads=options.threads),
+    }
     ids, mask = MINILM.tests(None)[0]
     filled = mask.sum(axis=1)
     rows = []
@@ -86,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{batch}/{high}/{options.threads}",
                 {"batch": batch, "length": high, "lengths": lengths, "threads": options.threads, "repeats": options.repeats},
                 {"share_of_full": share, "cases": {name: s.summary() for name, s in samples.items()},
-                 "file_bytes": {"lengths": several.total, "full": one.total}, "memory_bytes": memory},
+                 "file_bytes": {"lengths": several.total, "full": one.total}},
             )  # fmt: skip
             share_here = f"{(filled <= high).mean() - (filled <= low).mean():.0%}"
             milliseconds = [f"{1e3 * samples[f'{kind} {r}'].median:.2f}" for r in RATIOS for kind in engines]
@@ -95,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = ["batch", "tokens up to", "of sentences"]
     columns += [f"{r:.0%}, {kind}, ms" for r in RATIOS for kind in ("48", "lengths")] + [f"{r:.0%}, share" for r in RATIOS]
     print_table("MiniLM-L6, shorter sentences over 48 tokens", columns, rows, machine_caption(machine))
-    print(f"file {several.total / 2**20:.1f} MiB with lengths {options.lengths}, {one.total / 2**20:.1f} without; memory of the "
-          f"engine +{memory['lengths'] / 2**20:.0f} MiB, +{memory['full'] / 2**20:.0f} without")  # fmt: skip
+    print(f"file {several.total / 2**20:.1f} MiB with lengths {options.lengths}, {one.total / 2**20:.1f} without")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from bitdial.engines.npu.plan import Design
+from bitdial.errors import BitdialError
+from bitdial.files import write_atomically
 
 
 def main() -> None:
@@ -26,7 +28,11 @@ def main() -> None:
         return
     from rtl.verilog import verilog_text
 
-    given.output.write_text(verilog_text(Design(**{f.name: getattr(given, f.name) for f in fields(Design)})))
+    try:
+        text = verilog_text(Design(**{f.name: getattr(given, f.name) for f in fields(Design)}))
+        write_atomically(given.output, text.encode())
+    except BitdialError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 from amaranth.back import verilog
 
 from bitdial.engines.npu.plan import Design
+from bitdial.errors import DataError
 from rtl.npu import Npu
 from rtl.tools import yosys
 
@@ -20,7 +21,13 @@ def unit(design: Design) -> Npu:
 
 
 def verilog_text(design: Design) -> str:
-    """Module `npu` with ports clk, rst and the register bus. Sizes are fixed in it; generate another for another size."""
-    os.environ.setdefault("YOSYS", yosys())  # where Amaranth looks for it
+    """Module `npu` with ports clk, rst and the register bus. Sizes are fixed in it; generate another for another size.
+
+    Raises DataError without Yosys.
+    """
+    found = yosys()
+    if not found:
+        raise DataError("no Yosys here, which writes the Verilog: pip install bitdial[npu]")
+    os.environ.setdefault("YOSYS", found)  # where Amaranth looks for it
     npu = unit(design)
     return str(verilog.convert(npu, name="npu", ports=npu.ports()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,14 @@ def test_registers_are_printed_from_the_source() -> None:
     )  # fmt: skip
     docs = (Path(__file__).parent.parent.parent / "docs" / "npu.md").read_text()
     assert done.stdout.strip() in docs, "docs/npu.md: put the output of python -m rtl registers into it"
+
+
+def test_without_yosys_there_is_no_verilog(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("rtl.verilog.yosys", lambda: "")
+    monkeypatch.setattr(sys, "argv", ["rtl", "verilog", "-o", str(tmp_path / "npu.v"), "--rows", "4", "--columns", "4"])
+    with pytest.raises(SystemExit, match=r"error: no Yosys here.*pip install bitdial\[npu\]"):
+        runpy.run_module("rtl", run_name="__main__")
+    assert not (tmp_path / "npu.v").exists()
 
 
 @needs_verilator

@@ -67,8 +67,7 @@ PY
 }
 
 pip_install() {
-    # Without --no-compile pip compiles every file of torch and the others to bytecode, most of which nobody imports.
-    .venv/bin/python -m pip install --disable-pip-version-check --no-compile --quiet -c constraints.txt "$@"
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt "$@"
 }
 
 # Imports the extension, which must be the installed one: a copy left in src by hand would hide that nothing was compiled.

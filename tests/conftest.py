@@ -20,8 +20,9 @@ from bitdial.zoo.registry import torchvision_compat
 
 sys.path.insert(0, str(Path(__file__).parent))  # for hand_built
 torch.set_num_threads(1)
-# The same examples every time, so that a run says something about the change at hand; ./test --slow looks for new ones.
-hypothesis.settings.register_profile("bitdial", deadline=None, print_blob=True, derandomize=True)
+# The same examples every time, so that a run says something about the change at hand; ./test --slow looks for new ones, and for
+# more of them where a test does not say how many.
+hypothesis.settings.register_profile("bitdial", deadline=None, print_blob=True, derandomize=True, max_examples=30)
 hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("explore" if os.environ.get("BITDIAL_EXPLORE") == "1" else "bitdial")
 if importlib.util.find_spec("torchvision") is not None:

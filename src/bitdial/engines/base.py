@@ -57,6 +57,31 @@ def ratio_index(ratios: Sequence[float], ratio: float) -> int:
     return index
 
 
+class Dial:
+    """The dial of an engine that keeps no other state: the index of a ratio of its program, read once per run."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._index = 0
+
+    @property
+    def ratios(self) -> list[float]:
+        return list(self.program.ratios)
+
+    @property
+    def ratio(self) -> float:
+        return self.program.ratios[self._index]
+
+    def set_ratio(self, ratio: float) -> float:
+        """Turn the dial: one store. Returns the table's ratio that is now in force. Raises RatioError."""
+        self._index = ratio_index(self.program.ratios, ratio)
+        return self.program.ratios[self._index]
+
+    def index(self, ratio: float | None) -> int:
+        """Index of a ratio asked for; of the dial's own for None. Raises RatioError."""
+        return self._index if ratio is None else ratio_index(self.program.ratios, ratio)
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """What the folder of an engine exports as SPEC; importing it must not import what the engine needs.

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from bitdial.engines.base import Engine, ratio_index
+from bitdial.engines.base import Dial, Engine
 from bitdial.errors import InputError
 from bitdial.graph.inputs import split_batch
 from bitdial.quantization.lengths import at_length, sequence_axes, sequence_length
 from bitdial.quantization.program import Program
 
 
-class LengthsEngine:
+class LengthsEngine(Dial):
     """An engine per length of a program, one dial for all of them.
 
     program: has `lengths`. create: makes the engine for one length. Zeros are padded, at the end: the index of padding
@@ -25,29 +25,15 @@ class LengthsEngine:
     """
 
     def __init__(self, program: Program, create: Callable[[Program], Engine]) -> None:
-        self.program = program
+        super().__init__(program)
         self.full = sequence_length(program)
         self.axes = sequence_axes(program)
         self.engines = {length: create(at_length(program, length)) for length in sorted([*program.lengths, self.full])}
-        self._index = ratio_index(program.ratios, self.engines[self.full].ratio)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "engines" not in vars(self):
             raise AttributeError(name)
         return getattr(self.engines[self.full], name)
-
-    @property
-    def ratios(self) -> list[float]:
-        return list(self.program.ratios)
-
-    @property
-    def ratio(self) -> float:
-        return self.program.ratios[self._index]
-
-    def set_ratio(self, ratio: float) -> float:
-        """Turn the dial of all lengths: one store. Returns the ratio now in force. Raises RatioError."""
-        self._index = ratio_index(self.program.ratios, ratio)
-        return self.program.ratios[self._index]
 
     def run(self, batch: Any, ratio: float | None = None) -> Any:
         """Outputs for a batch of any length up to the longest. Raises InputError, RatioError."""
@@ -55,7 +41,7 @@ class LengthsEngine:
 
     def run_with_ratio(self, batch: Any, ratio: float | None = None) -> tuple[Any, float]:
         """Outputs, and the ratio they were computed at."""
-        index = self._index if ratio is None else ratio_index(self.program.ratios, ratio)
+        index = self.index(ratio)
         used = self.program.ratios[index]
         parts = split_batch(self.program, batch)
         given = self._length(parts)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.engines.base import ratio_index
+from bitdial.engines.base import Dial
 from bitdial.engines.cuda import STATUS
 from bitdial.engines.cuda.compiler import Compiler
 from bitdial.engines.cuda.device import Device, DeviceLostError, DeviceMemoryError, Pool
@@ -40,7 +40,7 @@ def release(device: Device, pool: Pool, plans: OrderedDict[int, Plan], whole: bo
         return
 
 
-class CudaEngine:
+class CudaEngine(Dial):
     """Runs a program whole on a GPU, bit for bit as the reference engine. Safe to use from several threads, one at a time runs.
 
     gpu           number of the GPU, as the driver counts them
@@ -53,7 +53,8 @@ class CudaEngine:
         if device is None:
             device = importlib.import_module("bitdial.engines.cuda.driver").open_device(gpu)
         assert device is not None
-        self.program, self.device, self.check_finite = program, device, check_finite
+        super().__init__(program)
+        self.device, self.check_finite = device, check_finite
         try:
             self.compiled = Compiler(program, device.native_int4).run()
             self.compiled.pool.upload(device)
@@ -61,7 +62,6 @@ class CudaEngine:
             if own:
                 device.close()
             raise
-        self._index = 0
         self._plans: OrderedDict[int, Plan] = OrderedDict()
         self._lock = threading.Lock()
         self._lost: DeviceLostError | None = None
@@ -72,21 +72,6 @@ class CudaEngine:
         with self._lock:
             self._finalizer()
             self._lost = self._lost or DeviceLostError("the engine is closed")
-
-    # ---- the dial --------------------------------------------------------------------------------------------------------
-
-    @property
-    def ratios(self) -> list[float]:
-        return list(self.program.ratios)
-
-    @property
-    def ratio(self) -> float:
-        return self.program.ratios[self._index]
-
-    def set_ratio(self, ratio: float) -> float:
-        """Turn the dial: one store; the next `run` takes another recorded graph. Raises RatioError."""
-        self._index = ratio_index(self.program.ratios, ratio)
-        return self.ratio
 
     # ---- running ---------------------------------------------------------------------------------------------------------
 
@@ -99,7 +84,7 @@ class CudaEngine:
 
     def run_with_ratio(self, batch: Any, ratio: float | None = None) -> tuple[Any, float]:
         """Outputs, and the ratio they were computed at."""
-        index = self._index if ratio is None else ratio_index(self.program.ratios, ratio)
+        index = self.index(ratio)
         arrays: list[Array] = []
         kind = None
         for part in split_batch(self.program, batch):
@@ -129,7 +114,7 @@ class CudaEngine:
 
     def seconds_per_run(self, batch: int, ratio: float, repeats: int = 20) -> float:
         """Seconds that a batch of that size takes on the device, without transfers: the mean of runs one behind the other."""
-        index = ratio_index(self.program.ratios, ratio)
+        index = self.index(ratio)
         with self._lock:
             plan = self._plan(batch)
             plan.run(index)  # values left from another batch, or none: the time does not depend on them

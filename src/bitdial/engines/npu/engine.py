@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.engines.base import ratio_index
+from bitdial.engines.base import Dial
 from bitdial.engines.npu.costs import Cost, Energy, Machine, layer_cost, switch_cycles, total
 from bitdial.engines.npu.lowering import lower, needed
 from bitdial.engines.npu.plan import Design
@@ -16,7 +16,7 @@ from bitdial.errors import EngineError
 from bitdial.quantization.program import Program
 
 
-class NpuEngine:
+class NpuEngine(Dial):
     """Accumulators are those of the array bit for bit (the reference engine's); `run` takes the reference engine's wall clock,
     `modelled_seconds` the array's.
 
@@ -39,34 +39,20 @@ class NpuEngine:
         for name, value in (("megahertz", megahertz), ("dram_bytes_per_cycle", dram_bytes_per_cycle)):
             if not (math.isfinite(value) and value > 0):
                 raise EngineError(f"npu: {name} is {value}; give a number above 0")
-        self.program = program
+        super().__init__(program)
         self.machine = Machine(Design(rows, columns), megahertz, dram_bytes_per_cycle)
         self.lowered = lower(program, self.machine.design, pad_groups)
         needed(program, self.lowered)
         self._reference = ReferenceEngine(program, check_finite=check_finite)
-        self._index = 0
-
-    @property
-    def ratios(self) -> list[float]:
-        return list(self.program.ratios)
-
-    @property
-    def ratio(self) -> float:
-        return self.program.ratios[self._index]
-
-    def set_ratio(self, ratio: float) -> float:
-        """Turn the dial: one word a layer. Raises RatioError."""
-        self._index = ratio_index(self.program.ratios, ratio)
-        return self.program.ratios[self._index]
 
     def run(self, batch: Any, ratio: float | None = None) -> Any:
         """As the reference engine's `run`."""
-        index = self._index if ratio is None else ratio_index(self.program.ratios, ratio)
+        index = self.index(ratio)
         return self._reference.run(batch, self.program.ratios[index])
 
     def costs(self, ratio: float | None = None, samples: int = 1) -> dict[str, Cost]:
         """Per layer on the array, for so many samples. Raises RatioError."""
-        index = self._index if ratio is None else ratio_index(self.program.ratios, ratio)
+        index = self.index(ratio)
         return {name: layer_cost(plan, self.machine, index, samples) for name, plan in self.lowered.plans.items()}
 
     def modelled_seconds(self, samples: int, ratio: float | None = None) -> float:
@@ -112,7 +98,7 @@ def accumulators(engine: NpuEngine, inputs: npt.NDArray[Any], ratio: float) -> d
 
     reference = engine._reference
     executor = reference.executor
-    settings: dict[str, Setting] = reference.settings(ratio_index(engine.program.ratios, ratio))
+    settings: dict[str, Setting] = reference.settings(engine.index(ratio))
     values: dict[str, torch.Tensor] = {}
     tensors, _ = reference.inputs(inputs)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bitdial.engines.base import ratio_index
+from bitdial.engines.base import Dial
 from bitdial.engines.reference.executor import Executor, Setting
 from bitdial.errors import EngineError, InputError
 from bitdial.graph.inputs import split_batch
@@ -18,7 +18,7 @@ from bitdial.quantization.program import Program
 CACHE_BYTES = 512 << 20  # read-back weights kept per ratio, in float32, as long as all of them fit
 
 
-class ReferenceEngine:
+class ReferenceEngine(Dial):
     """Integer-exact; the definition of every other engine's results.
 
     device: any torch device. check_finite: look for NaN and infinity in every batch (one pass over the input).
@@ -31,25 +31,12 @@ class ReferenceEngine:
             torch.empty(0, device=self.device, dtype=torch.float64)  # exact sums need float64 off the CPU
         except (RuntimeError, AssertionError, TypeError) as error:
             raise EngineError(f"torch device '{device}' is not available here: {error}") from None
-        self.program, self.check_finite = program, check_finite
+        super().__init__(program)
+        self.check_finite = check_finite
         self.executor = Executor(program, self.device)
-        self._index = 0
         self._cache: dict[int, dict[str, Setting]] = {}
         weights = sum(layer.weight.size for layer in program.layers.values() if layer.weight is not None)
         self._keep = 4 * weights * len(program.ratios) <= CACHE_BYTES
-
-    @property
-    def ratios(self) -> list[float]:
-        return list(self.program.ratios)
-
-    @property
-    def ratio(self) -> float:
-        return self.program.ratios[self._index]
-
-    def set_ratio(self, ratio: float) -> float:
-        """Turn the dial: one store. Returns the table's ratio that is now in force. Raises RatioError."""
-        self._index = ratio_index(self.program.ratios, ratio)
-        return self.program.ratios[self._index]
 
     def settings(self, index: int) -> dict[str, Setting]:
         """Layer settings at a ratio index; kept after first use where memory allows."""
@@ -62,7 +49,7 @@ class ReferenceEngine:
 
     def run(self, batch: Any, ratio: float | None = None) -> Any:
         """Outputs for a batch (float32 [N, ...]); NumPy in, NumPy out, torch in, torch out. Raises InputError, RatioError."""
-        index = self._index if ratio is None else ratio_index(self.program.ratios, ratio)
+        index = self.index(ratio)
         inputs, was_numpy = self.inputs(batch)
         # autocast would round accumulators to 16 bits
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):

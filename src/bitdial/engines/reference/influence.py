@@ -19,6 +19,12 @@ from bitdial.graph.interpreter import constant_tensors, run_graph
 from bitdial.graph.ir import Graph
 
 
+def differentiable_constants(graph: Graph) -> dict[str, Tensor]:
+    """The constants of a network of indices, from which gradients can start: what they look up, all but weights and biases."""
+    weights = {node.weight for node in graph.nodes} | {node.bias for node in graph.nodes}
+    return {k: v.requires_grad_(v.is_floating_point() and k not in weights) for k, v in constant_tensors(graph).items()}
+
+
 def counting_rows(graph: Graph, layers: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> dict[str, float]:
     """Layer -> share of the rows of its outputs that any output of the network depends on; layers that are absent: all.
 
@@ -27,10 +33,7 @@ def counting_rows(graph: Graph, layers: Sequence[str], batches: Sequence[Sequenc
     """
     if any(x.is_floating_point() for x in batches[0]):
         return {}
-    weights = {node.weight for node in graph.nodes} | {node.bias for node in graph.nodes}
-    constants = {
-        k: v.requires_grad_(v.is_floating_point() and k not in weights) for k, v in constant_tensors(graph).items()
-    }
+    constants = differentiable_constants(graph)
     linear = {n for n in layers if graph.node(n).op == "linear"}
     generator = torch.Generator().manual_seed(0)
     total: dict[str, int] = {}

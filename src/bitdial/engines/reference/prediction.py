@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from bitdial.engines.reference.arithmetic import extract, to_eight_bit
+from bitdial.engines.reference.influence import differentiable_constants
 from bitdial.engines.reference.labels import Labels
 from bitdial.engines.reference.search import SearchStatistics
 from bitdial.graph.interpreter import constant_tensors, run_graph
@@ -106,10 +107,8 @@ def predict(
     generator = torch.Generator().manual_seed(seed)
     errors = {n: _LayerError(graph.node(n), program, mean_shifts.get(n)) for n in layers}
     starts = range(0, samples, size)
-    constants = constant_tensors(graph)
-    if not any(x.is_floating_point() for x in inputs):  # indices: the gradient has to start at what they look up
-        weights = {node.weight for node in graph.nodes} | {node.bias for node in graph.nodes}
-        constants = {k: v.requires_grad_(v.is_floating_point() and k not in weights) for k, v in constants.items()}
+    indices = not any(x.is_floating_point() for x in inputs)  # the gradient has to start at what they look up
+    constants = differentiable_constants(graph) if indices else constant_tensors(graph)
     parts = []
     follow: _Follow | None = None
     for number, start in enumerate(starts):

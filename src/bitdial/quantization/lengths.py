@@ -14,7 +14,7 @@ import numpy as np
 
 from bitdial.errors import CaptureError, GraphError
 from bitdial.graph.ir import Array, BatchDim
-from bitdial.quantization.instructions import Contract, MatMul
+from bitdial.quantization.instructions import Contract, Instruction, MatMul
 from bitdial.quantization.layer import QuantizedLayer
 from bitdial.quantization.program import Program, Shorter
 
@@ -47,11 +47,7 @@ def shorten(program: Program, other: Program, length: int) -> Shorter:
                 f"at length {length} the weights of layer '{name}' are others: they depend on the length of the inputs, so that "
                 "one model cannot serve both"
             )
-    steps = [
-        replace(s, layer=_short_layer(program.layers[s.name], s)) if isinstance(s, (Contract, MatMul)) else s
-        for s in other.instructions
-    ]
-    return Shorter(steps, other.types, _differing(program.constants, other.constants))
+    return Shorter(_with_tables(program, other.instructions), other.types, _differing(program.constants, other.constants))
 
 
 def check_same(own: Sequence[tuple[Any, ...]], theirs: Sequence[tuple[Any, ...]], length: int) -> None:
@@ -76,11 +72,7 @@ def at_length(program: Program, length: int) -> Program:
         known = sorted([*program.lengths, sequence_length(program)])
         raise GraphError(f"the program has no length {length}, but {known}")
     short = program.lengths[length]
-    steps = [
-        replace(s, layer=_short_layer(program.layers[s.name], s)) if isinstance(s, (Contract, MatMul)) else s
-        for s in short.instructions
-    ]
-    constants = {**program.constants, **short.constants}
+    steps, constants = _with_tables(program, short.instructions), {**program.constants, **short.constants}
     return replace(program, instructions=steps, types=short.types, constants=constants, lengths={})
 
 
@@ -97,6 +89,12 @@ def sequence_axes(program: Program) -> dict[str, int]:
             if axes:
                 found[name] = axes[0]
     return found
+
+
+def _with_tables(program: Program, instructions: Sequence[Instruction]) -> list[Instruction]:
+    """Instructions of a shorter length with the tables of the program's layers."""
+    layers = program.layers
+    return [replace(s, layer=_short_layer(layers[s.name], s)) if isinstance(s, (Contract, MatMul)) else s for s in instructions]
 
 
 def _short_layer(layer: QuantizedLayer, step: Contract | MatMul) -> QuantizedLayer:

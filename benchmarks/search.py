@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from accuracy_table import seed_mean
 from bitdial.engines.reference.prediction import predict
 from bitdial.engines.reference.search import CandidateEvaluator
+from bitdial.errors import DataError
 from bitdial.pipeline import (
     Chosen,
     LowTables,
@@ -47,6 +49,7 @@ from common import (
 )
 from machine import reset_peak_memory, resident_memory
 from measure import TestBench
+from real_networks_data import NETWORKS as REAL_NETWORKS
 from results import ResultFile
 from scores import spearman
 
@@ -55,6 +58,8 @@ NESTING_RATIOS = (0.3, 0.4, 0.5)
 SEEDS = (0, 1, 2)
 RANDOM_DRAWS = 10
 UNSEEN = 2048  # images that no choice has seen, for the ranking (a few may be calibration images too: both are drawn at random)
+REAL_UNSEEN = 256  # photographs or sentences of the test part, where the network is none of CIFAR-10's
+FEW = 64  # samples
 CHOSEN = ("evolutionary", "evolutionary, predicted", "greedy", "greedy, predicted")
 
 
@@ -126,7 +131,8 @@ def measure_ranking(
     evaluator, n = _evaluator(prepared, program, tables, chosen.layers, config)
     prediction = predict(prepared.graph, program, chosen.layers, evaluator.inputs, tables.mean_shifts, seed=config.seed)
     evaluator.cache_limit = 0
-    found = {"predicted": prediction(masks), "exact": evaluator(masks, n)}
+    found = {f"predicted from {count}": prediction(masks, count) for count in (n, FEW)}
+    found[f"exact on {n}"] = evaluator(masks, n)
     progress("unseen", 0.0)
     truth = CandidateEvaluator(program, chosen.layers, unseen, tables.mean_shifts, cache_limit=0)(masks)
     rows = np.arange(len(masks)).reshape(-1, len(config.ratios) - 1)
@@ -194,16 +200,28 @@ class SearchRun:
     def __init__(self, network: str, options: Options) -> None:
         self.network, self.options = network, options
         self.file: ResultFile = open_results(options, "search", "search")
-        self.weights = file_digest(weights_file(network))
+        self.weights = file_digest(weights_file(network)) if network in NETWORKS else REAL_NETWORKS[network].digest()
         self._prepared: dict[int, Prepared] = {}
         self._bench: TestBench | None = None
 
     def prepared(self, seed: int, config: QuantizeConfig, progress: Progress) -> Prepared:
         if seed not in self._prepared:
-            self._prepared[seed] = prepare(
-                trained_network(self.network), [calibration_images(seed)], config, progress=progress
-            )
+            model, samples = self.model(seed)
+            self._prepared[seed] = prepare(model, samples, config, progress=progress)
         return self._prepared[seed]
+
+    def model(self, seed: int) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+        """The float network and its calibration samples."""
+        if self.network in NETWORKS:
+            return trained_network(self.network), [calibration_images(seed)]
+        network = REAL_NETWORKS[self.network]
+        return network.load(), [torch.from_numpy(x) for x in network.samples(network.calibration)]
+
+    def unseen(self) -> list[torch.Tensor]:
+        """Samples for the ranking that nothing is fitted to."""
+        if self.network in NETWORKS:
+            return [calibration_images(1, UNSEEN)]
+        return [torch.from_numpy(x[:REAL_UNSEEN]) for x in REAL_NETWORKS[self.network].tests(REAL_UNSEEN)[0]]
 
     def settings(self, config: QuantizeConfig, seed: int, images: int | None) -> dict[str, Any]:
         return {
@@ -211,7 +229,7 @@ class SearchRun:
             "weights": self.weights,
             "config": config.model_dump(mode="json"),
             "calibration_seed": seed,
-            "calibration_images": CALIBRATION_IMAGES,
+            "calibration_images": CALIBRATION_IMAGES if self.network in NETWORKS else REAL_NETWORKS[self.network].calibration,
             "images": images,
         }
 
@@ -236,8 +254,8 @@ class SearchRun:
         progress = Progress(f"{self.network} ranking")
         row, now = self.file.measure(
             f"{self.network}.ranking",
-            {**self.settings(config, 0, 0), "unseen": UNSEEN},
-            lambda: measure_ranking(self.prepared(0, config, progress), config, [calibration_images(1, UNSEEN)], progress),
+            {**self.settings(config, 0, 0), "unseen": UNSEEN if self.network in NETWORKS else REAL_UNSEEN},
+            lambda: measure_ranking(self.prepared(0, config, progress), config, self.unseen(), progress),
             changed=self.options.changed,
         )
         if now:
@@ -306,7 +324,7 @@ def fitness_rows(row: dict[str, Any]) -> list[list[str]]:
 def ranking_rows(row: dict[str, Any]) -> list[list[str]]:
     """Rank correlations by where distances come from, and the distances of what was chosen."""
     lines = [
-        [f"rank correlation, {name} on {CALIBRATION_IMAGES} images", *(f"{v:.2f}" for v in values)]
+        [f"rank correlation, {name} samples", *(f"{v:.2f}" for v in values)]
         for name, values in row["rank_correlation"].items()
     ]
     for name, values in row["unseen_distance"].items():
@@ -339,15 +357,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("search", __doc__, ("resnet20",), None)
     parser.add_argument("--part", choices=("all", "search", "nesting", "ranking"), default="all")
-    options = read_options(parser, arguments, NETWORKS)
+    options = read_options(parser, arguments, tuple(dict.fromkeys((*NETWORKS, *REAL_NETWORKS))))
     data_folder()
     for network in options.networks:
+        if network not in NETWORKS and (options.extra.part != "ranking" or REAL_NETWORKS[network].missing()):
+            raise DataError(f"{network}: {REAL_NETWORKS[network].missing() or 'only --part ranking measures it'}")
         run = SearchRun(network, options)
         caption = machine_caption(run.file.machine)
         if options.extra.part in ("all", "ranking"):
             row = run.ranking()
             print_table(
-                f"Ranking of {row['sets']} sets on {network}, by exact distance on {row['unseen_samples']:,} other images",
+                f"Ranking of {row['sets']} sets on {network}, by exact distance on {row['unseen_samples']:,} other samples",
                 ["", "all", *(f"{100 * t:.0f} %" for t in row["targets"])],
                 ranking_rows(row),
                 machine_caption(row["machine"]),

@@ -16,7 +16,7 @@ from bitdial.engines.reference.bias_table import EightBitValues
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.engines.reference.influence import counting_rows
 from bitdial.engines.reference.plane_fit import SampledRows
-from bitdial.engines.reference.prediction import TEMPERATURE, TOP, Prediction, predict
+from bitdial.engines.reference.prediction import TEMPERATURE, TOP, Prediction, _LayerError, predict
 from bitdial.engines.reference.search import CandidateEvaluator
 from bitdial.graph.capture import capture
 from bitdial.graph.passes import optimize
@@ -141,6 +141,25 @@ def test_prediction_is_exact_to_first_order(helpers: Any, corrected: bool) -> No
     np.testing.assert_allclose(predicted[1:], measured[1:], rtol=0.45)
     assert np.corrcoef(predicted, measured)[0, 1] > 0.97
     np.testing.assert_allclose(prediction(masks[2:3], 10), prediction(masks, 10)[2:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "outputs"), [(6, 3), (2, 9)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_errors_along_a_gradient(size: int, outputs: int, kernel: int) -> None:
+    """However the products are ordered (by which is fewer, positions or outputs), they are those with the input's gradient."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, size, size, generator=generator, requires_grad=True)
+    weight = torch.randn(outputs, 5, kernel, kernel, generator=generator)
+    y = F.conv2d(x, weight, None, 1, kernel // 2)
+    gradient = torch.randn(y.shape, generator=generator)
+    error = torch.randn(x.shape, generator=generator)
+    (own,) = torch.autograd.grad(y, x, gradient)
+    attrs = {"stride": [1, 1], "padding": [kernel // 2] * 2, "dilation": [1, 1], "groups": 1}
+    layer: Any = SimpleNamespace(
+        node=SimpleNamespace(attrs=attrs), layer=SimpleNamespace(kind="conv"), axis=1, step=torch.ones(5)
+    )
+    found = _LayerError._along(layer, gradient, weight, error, 2)
+    torch.testing.assert_close(found, (own * error).sum(dim=(2, 3)), rtol=1e-4, atol=1e-4)
 
 
 def test_prediction_of_a_network_that_reads_indices(helpers: Any) -> None:

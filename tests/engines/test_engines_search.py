@@ -207,7 +207,8 @@ def test_token_ids_survive_the_cache() -> None:
     assert (evaluator(masks) == first).all() and evaluator.statistics.cache_hits > 0
 
 
-def test_eight_bit_convolutions_are_used_only_where_they_are_exact() -> None:
+@pytest.mark.parametrize("signed", [False, True])
+def test_eight_bit_convolutions_are_used_only_where_they_are_exact(signed: bool) -> None:
     assert int8_convolutions() in (True, False)
     if int8_convolutions():
         from bitdial.engines.reference.fast_conv import _int8_conv
@@ -215,10 +216,11 @@ def test_eight_bit_convolutions_are_used_only_where_they_are_exact() -> None:
 
         generator = torch.Generator().manual_seed(1)
         window = Window((3, 3), (2, 1), (0, 1), (1, 1))
-        x = torch.randint(0, 256, (3, 20, 9, 7), generator=generator).float()
+        x = torch.randint(0, 256, (3, 20, 9, 7), generator=generator).float() - (128.0 if signed else 0.0)
         w = torch.randint(-127, 128, (8, 20, 3, 3), generator=generator).float()
         exact = torch.nn.functional.conv2d(x.double(), w.double(), None, [2, 1], [0, 1])
-        assert torch.equal(_int8_conv(x, w, window).double(), exact)
+        for operand in (x, x.to(torch.int8 if signed else torch.uint8)):
+            assert torch.equal(_int8_conv(operand, w, window, signed).double(), exact)
 
 
 def test_progress_and_passes(conv_net: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,26 @@ def test_text_form_is_stable(name: str, case_maker: Callable[[str], Any]) -> Non
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize(("pads", "value", "folds"), [
+    ((1, 1, 2, 2), 0.0, True), ((1, 2, 2, 2), 0.0, False), ((1, 1, 2, 2), 0.5, False), ((1, 1, 1, 1, 1, 1), 0.0, False),
+])  # fmt: skip
+def test_padding_before_a_convolution_becomes_its_own(pads: tuple[int, ...], value: float, folds: bool) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3 + (2 if len(pads) == 6 else 0), 4, 3, stride=2, padding=(0, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(self.conv(nn.functional.pad(x, pads, value=value)))
+
+    model, x = Padded().eval(), torch.randn(2, 3, 9, 8)
+    graph = optimize(capture(model, (x,)))
+    assert [n.op for n in graph.nodes] == (["conv"] if folds else ["pad", "conv"])
+    torch.testing.assert_close(run_graph(graph, [x])[0], model(x))
+    if folds:
+        assert graph.nodes[0].attrs["padding"] == [2, 2]
+
+
 def test_model_is_left_as_it_was() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.ReLU(inplace=True))

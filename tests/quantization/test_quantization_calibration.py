@@ -16,7 +16,7 @@ from bitdial.graph.capture import capture
 from bitdial.graph.interpreter import run_graph
 from bitdial.graph.passes import optimize
 from bitdial.quantization.build import eligibility, statistics_plan
-from bitdial.quantization.calibration import BINS, TensorStatistics, choose_range
+from bitdial.quantization.calibration import BINS, TensorStatistics, choose_range, rows_of, spread
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.domains import eight_bit_values, integer_layers, non_negative_values
 from bitdial.quantization.equalize import equalize, find_sites
@@ -36,6 +36,36 @@ def test_streaming_is_the_same_as_all_at_once(seed: int, parts: int) -> None:
     assert streamed.channel_max is not None and (streamed.channel_max == np.abs(data).max(axis=(0, 2))).all()
     assert streamed.histogram.shape == (BINS,) and streamed.histogram.sum() == data.size
     assert streamed.limit >= streamed.largest and np.log2(streamed.limit) % 1 == 0
+
+
+@settings(max_examples=40)
+@given(rows=st.integers(1, 4000), columns=st.integers(1, 40), count=st.integers(1, 5000))
+def test_a_spread_of_rows_is_in_step_with_nothing(rows: int, columns: int, count: int) -> None:
+    """As many values as asked for, give or take; of images, all columns of pixels turn up where that many rows are taken."""
+    x = torch.arange(rows)[:, None].expand(rows, columns)
+    found = spread(x, count)
+    assert found.shape[1] == columns and 1 <= len(found) <= rows
+    assert len(found) == rows or found.numel() <= 2 * count + columns
+    for width in (w for w in range(2, 12) if rows % w == 0 and len(found) >= w):
+        assert len({int(i) % width for i in found[:width, 0]}) == width
+
+
+@pytest.mark.parametrize("axis", [1, -1, 2, None])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_statistics_do_not_depend_on_the_memory_format(axis: int | None, channels_last: bool) -> None:
+    x = torch.randn(3, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+    made = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    plain, other = TensorStatistics(axis), TensorStatistics(axis)
+    plain.update(x, "x")
+    other.update(made, "x")
+    assert (plain.histogram == other.histogram).all() and plain.smallest == float(x.min())
+    assert plain.largest == other.largest == float(x.abs().max())
+    if axis is not None:
+        expected = x.abs().movedim(axis, 0).flatten(1).amax(dim=1).numpy()
+        assert plain.channel_max is not None and other.channel_max is not None
+        assert (plain.channel_max == expected).all() and (other.channel_max == expected).all()
+    elif channels_last:
+        assert rows_of(made, None).data_ptr() == made.data_ptr()  # not copied
 
 
 def test_memory_does_not_grow_with_the_data() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitdial.engines.reference.executor import Executor
+from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.labels import are_class_scores
 from bitdial.quantization.answers import KEY, OUTPUTS, TOP_ANSWERS, KeptAnswers
 from bitdial.quantization.program import Program
@@ -56,7 +56,7 @@ class AnswerComparison:
         return {KEY: KeptAnswers.judged(ratios, kept, self._by, self.samples, wanted).as_json()}
 
     def _run(self, index: int) -> list[Tensor]:
-        executor = Executor(self.program)
+        executor = FastExecutor(self.program)
         settings = executor.settings(index)
         with torch.no_grad():
             return [executor.run(list(batch), settings)[0] for batch in self.batches]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bitdial.engines.reference.arithmetic import channels_last
 from bitdial.engines.reference.influence import counting_rows
 from bitdial.errors import CalibrationError
 from bitdial.graph.capture import capture
@@ -58,7 +59,7 @@ class Prepared:
         """Calibration samples in batches of at most `size`, fewer where values are large."""
         n = self.samples if limit is None else min(limit, self.samples)
         size = samples_per_step(self.graph.types, size)
-        return [[x[a : min(a + size, n)] for x in self.inputs] for a in range(0, n, size)]
+        return [[channels_last(x[a : min(a + size, n)]) for x in self.inputs] for a in range(0, n, size)]
 
     def counting_rows(self, size: int) -> dict[str, float]:
         """Layer -> share of the rows of the calibration samples that count; found at the first call, `size` samples at a time."""

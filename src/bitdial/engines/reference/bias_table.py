@@ -10,13 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bitdial.engines.reference.arithmetic import product
-from bitdial.engines.reference.executor import Executor, Setting
+from bitdial.engines.reference.arithmetic import product, sample_sum
+from bitdial.engines.reference.executor import Setting, move_values
 from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.plane_fit import PlaneFit
-from bitdial.engines.reference.statistics import EXACT_ROWS
 from bitdial.graph.running import Schedule
-from bitdial.quantization.instructions import Contract
+from bitdial.quantization.instructions import Contract, Move
 from bitdial.quantization.program import Program
 from bitdial.quantization.weights import INT32_LIMIT, bound_accumulators
 
@@ -31,6 +30,10 @@ class EightBitValues(dict[str, Tensor]):
     def __setitem__(self, name: str, value: Tensor) -> None:
         kind = self._types.get(name)
         super().__setitem__(name, value if kind is None else value.to(kind))
+
+    def stored(self, name: str, constants: Mapping[str, Tensor]) -> Tensor:
+        """A value or constant as it is kept."""
+        return super().__getitem__(name) if name in self else constants[name]
 
     def __getitem__(self, name: str) -> Tensor:
         value = super().__getitem__(name)
@@ -68,7 +71,7 @@ def _report(progress: Callable[[float], None], done: int, of: int, share: float)
 
 
 def _correct_one(
-    executor: Executor,
+    executor: FastExecutor,
     program: Program,
     batches: Sequence[Sequence[Tensor]],
     float_means: Mapping[str, npt.NDArray[np.float64]],
@@ -85,16 +88,25 @@ def _correct_one(
         step = steps[0]
         if progress is not None:
             progress(number / len(executor.schedule.steps))
+        inputs = None
         if isinstance(step, Contract):
-            _correct_layer(executor, step, values, sizes, float_means.get(step.name), index, settings, fit)
-        for own, n in zip(values, sizes, strict=True):
-            own[step.name] = executor.step(step, own, settings, n)
+            inputs = _correct_layer(executor, step, values, sizes, float_means.get(step.name), index, settings, fit)
+        for i, (own, n) in enumerate(zip(values, sizes, strict=True)):
+            if inputs is not None:
+                assert isinstance(step, Contract)
+                setting = settings[step.name]
+                own[step.name] = executor.epilogue(step, executor.products(step, inputs[i], setting), own, setting)
+                inputs[i] = inputs[i][:0]  # no longer needed
+            elif isinstance(step, Move):  # its operand's bytes as they are
+                own[step.name] = move_values(executor, step, [own.stored(step.operands()[0], executor.constants)], n)
+            else:
+                own[step.name] = executor.step(step, own, settings, n)
     first = program.outputs[0]
     return [own[first] if first in own else executor.constants[first] for own in values]
 
 
 def _correct_layer(
-    executor: Executor,
+    executor: FastExecutor,
     step: Contract,
     values: Sequence[dict[str, Tensor]],
     sizes: Sequence[int],
@@ -102,22 +114,25 @@ def _correct_layer(
     index: int,
     settings: dict[str, Setting],
     fit: PlaneFit | None,
-) -> None:
-    """Solve the layer's new low groups, restore its means, in the program and in its setting."""
+) -> list[Tensor] | None:
+    """Solve the layer's new low groups, restore its means, in the program and in its setting. Returns the layer's inputs of every
+    batch as it multiplies them, in bytes; None where there was nothing to do."""
     layer, source = step.layer, step.inputs[0]
     unit = layer.weight_scale.astype(np.float64) * executor.program.qparams[source].scale
 
     sampled = None if fit is None else fit.wanted(index, layer)
     if sampled is None and wanted is None:
-        return
+        return None
+    kind = torch.int8 if executor.program.qparams[source].signed else torch.uint8
+    inputs = []
     rows, total, count = [], torch.zeros(1, dtype=torch.float64), 0
     for number, (own, n) in enumerate(zip(values, sizes, strict=True)):
         x = executor.extracted(step, own[source], settings[step.name], n)
         if sampled is not None:
             rows.append(sampled(x, number))
         flat = x if step.window is not None else x.reshape(-1, x.shape[-1])
-        for part in torch.split(flat, EXACT_ROWS):
-            total, count = total + part.sum(dim=0), count + len(part)
+        total, count = total + sample_sum(flat), count + len(flat)
+        inputs.append(x.to(kind))
     if fit is not None and rows:
         fit.solve(index, layer, torch.cat(rows))
         bound_accumulators(layer, executor.program.qparams[source])
@@ -125,7 +140,7 @@ def _correct_layer(
             torch.from_numpy(layer.low[index]), settings[step.name].bias
         )
     if wanted is None:
-        return
+        return inputs
     setting = settings[step.name]  # the mean of a layer's outputs is its output for the mean of its inputs
     mean = product(total[None] / count, setting.weight.double(), step.window)[0]
     mean = mean.flatten(1).mean(dim=1) if step.window is not None else mean
@@ -134,6 +149,7 @@ def _correct_layer(
     layer.bias[index] = np.clip(bias, -room, room).astype(np.int32)
     setting.bias = torch.from_numpy(layer.bias[index].astype(np.float64))
     executor.layers[step.name]._finish(setting)
+    return inputs
 
 
 def live_bytes_per_sample(program: Program) -> int:

@@ -197,7 +197,11 @@ class Executor:
             other = other.transpose(-1, -2) if step.transpose_b else other
             return arithmetic.accumulate_matmul(x, other, step.layer.accumulator_bound)
         assert setting is not None
-        return arithmetic.accumulate(self.extracted(step, x, setting, batch), setting.weight, setting.bound, step.window)
+        return self.products(step, self.extracted(step, x, setting, batch), setting)
+
+    def products(self, step: Contract, x: Tensor, setting: Setting) -> Tensor:
+        """Exact accumulators of a layer from what `extracted` gives."""
+        return arithmetic.accumulate(x, setting.weight, setting.bound, step.window)
 
     def epilogue(
         self, step: Contract | MatMul, acc: Tensor, values: Mapping[str, Tensor], setting: Setting | None

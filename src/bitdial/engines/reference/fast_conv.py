@@ -6,7 +6,6 @@ probe, plain float32 convolutions take over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -14,16 +13,18 @@ from torch import Tensor
 
 from bitdial.engines.reference import arithmetic
 from bitdial.engines.reference.executor import Executor, Setting
-from bitdial.quantization.instructions import Contract, MatMul, Window
+from bitdial.quantization.instructions import Contract, Window
 
 
-def _int8_conv(x: Tensor, weight: Tensor, window: Window) -> Tensor:
-    """float32 accumulators of an unsigned 8-bit input with int8 weights."""
-    rows = weight.shape[0]
+def _int8_conv(x: Tensor, weight: Tensor, window: Window, signed: bool) -> Tensor:
+    """float32 accumulators of an 8-bit input with int8 weights. x: float32 or bytes."""
+    rows, zero = weight.shape[0], 128 if signed else 0
+    if signed:  # as unsigned around 128, a byte whose sign bit is the other
+        x = x.to(torch.int8).view(torch.uint8) ^ 128
     arguments = (window.stride, window.padding, window.dilation, 1)
-    packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), torch.ones(rows), 1.0, 0, *arguments, list(x.shape))
+    packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), torch.ones(rows), 1.0, zero, *arguments, list(x.shape))
     result: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        x.to(torch.uint8), 1.0, 0, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.int64), None, *arguments,
+        x.to(torch.uint8), 1.0, zero, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.int64), None, *arguments,
         1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
     return result
@@ -38,28 +39,27 @@ def int8_convolutions() -> bool:
     x[0] = 255.0
     weight = torch.randint(-127, 128, (32, 64, 3, 3), generator=generator).float()
     weight[0] = 127.0
-    try:
-        got = _int8_conv(x, weight, window)
-    except (RuntimeError, AttributeError, TypeError):
-        return False
-    return bool(torch.equal(got, torch.nn.functional.conv2d(x.double(), weight.double(), padding=1).float()))
+    for operand, signed in ((x, False), (x - 128.0, True)):
+        try:
+            got = _int8_conv(operand, weight, window, signed)
+        except (RuntimeError, AttributeError, TypeError):
+            return False
+        if not torch.equal(got, torch.nn.functional.conv2d(operand.double(), weight.double(), padding=1).float()):
+            return False
+    return True
 
 
 class FastExecutor(Executor):
-    """As Executor, with faster and possibly inexact accumulators."""
+    """As Executor, with faster and possibly inexact accumulators; inputs of layers may be bytes."""
 
     exact = False
 
-    def accumulators(
-        self, step: Contract | MatMul, values: Mapping[str, Tensor], setting: Setting | None, batch: int
-    ) -> Tensor:
-        if isinstance(step, MatMul) or setting is None:
-            return super().accumulators(step, values, setting, batch)
-        x = self.extracted(step, self._value(step.inputs[0], values), setting, batch)
-        unsigned, w = not self.program.qparams[step.inputs[0]].signed, step.window
+    def products(self, step: Contract, x: Tensor, setting: Setting) -> Tensor:
+        w = step.window
         eligible = w is not None and len(w.kernel) == 2 and step.layer.conv_groups == 1
-        if w is not None and unsigned and eligible and int8_convolutions():
-            return _int8_conv(x, setting.weight, w)
+        if w is not None and eligible and int8_convolutions():
+            return _int8_conv(x, setting.weight, w, self.program.qparams[step.inputs[0]].signed)
+        x = x.float()
         if w is None and arithmetic.int8_products():
             return arithmetic.int8_product(x, setting.weight).float()
         return arithmetic.accumulate(x, setting.weight, 0, w)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitdial.engines.reference.executor import Executor
 from bitdial.graph.ir import Node
+from bitdial.quantization.calibration import rows_of
 from bitdial.quantization.program import QuantizedLayer
 
 Patches = npt.NDArray[np.int16]
@@ -69,16 +69,17 @@ def windows(x: Tensor, node: Node, kernel: Sequence[int], pick: Callable[[int], 
     """[rows, C, taps]: the chosen ones of all windows of a convolution's input [n, C, *space]; the others are never made
     (`unfold` makes all). pick: places of the chosen ones, given how many windows there are."""
     stride, padding, dilation = (node.attrs[name] for name in ("stride", "padding", "dilation"))
-    if any(padding):
-        x = F.pad(x, [p for own in reversed(padding) for p in (own, own)])
     space = x.shape[2:]
-    sizes = [(s - d * (k - 1) - 1) // t + 1 for s, d, k, t in zip(space, dilation, kernel, stride, strict=True)]
+    axes = list(zip(space, kernel, stride, padding, dilation, strict=True))
+    sizes = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in axes]
     inner = math.prod(sizes)
     chosen = pick(len(x) * inner)
     sample, place = chosen // inner, chosen % inner
-    flat = torch.zeros(1, 1, dtype=torch.int64)  # [rows, taps]: index into the space of one sample
-    for size, length, k, t, d in zip(sizes, space, kernel, stride, dilation, strict=True):
+    pixel, outside = sample[:, None], torch.zeros(1, 1, dtype=torch.bool)  # [rows, taps]: place in samples and space
+    for size, (length, k, t, p, d) in zip(sizes, axes, strict=True):
         inner //= size
-        own = (place // inner % size * t)[:, None] + d * torch.arange(k)
-        flat = (flat[:, :, None] * length + own[:, None, :]).flatten(1)
-    return x.flatten(2)[sample[:, None], :, flat].transpose(1, 2)
+        own = (place // inner % size * t - p)[:, None] + d * torch.arange(k)
+        outside = (outside[:, :, None] | ((own < 0) | (own >= length))[:, None, :]).flatten(1)
+        pixel = (pixel[:, :, None] * length + own.clamp(0, length - 1)[:, None, :]).flatten(1)
+    found = rows_of(x, 1)[pixel].transpose(1, 2)
+    return found.masked_fill_(outside[:, None], 0) if any(padding) else found

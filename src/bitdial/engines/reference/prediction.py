@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
-from bitdial.engines.reference.arithmetic import extract, to_eight_bit
+from bitdial.engines.reference.arithmetic import channels_last, extract, to_eight_bit
 from bitdial.engines.reference.influence import differentiable_constants
 from bitdial.engines.reference.labels import Labels
 from bitdial.engines.reference.search import SearchStatistics
@@ -112,7 +112,7 @@ def predict(
     parts = []
     follow: _Follow | None = None
     for number, start in enumerate(starts):
-        batch = [x[start : start + size] for x in inputs]
+        batch = [channels_last(x[start : start + size]) for x in inputs]
         if follow is None:  # what the outputs are is decided once
             with torch.no_grad():
                 follow = _Follow.of(run_graph(graph, batch, constants=constants)[0], generator)
@@ -220,22 +220,29 @@ class _LayerError:
         step = self.step.reshape(shape)
         limit = torch.tensor(float(self.layer.amax))
         low = extract(integers, 1.0 / step, -limit if q.signed else torch.zeros(()), limit, step)
-        moved = self._to_inputs(gradient, self.weight, x).mul_(low - integers)
-        moved += self._to_inputs(gradient, self.change, x).mul_(low)
-        per_channel = moved.movedim(self.axis, -1).reshape(samples, -1, self.step.numel()).sum(dim=1)
+        per_channel = self._along(gradient, self.weight, low - integers, samples)
+        per_channel += self._along(gradient, self.change, low, samples)
         result = torch.zeros(samples, self.layer.n_groups).index_add_(1, self.groups, per_channel)
         if self.restored is not None:
             total = gradient.movedim(self.axis, -1).reshape(samples, -1, gradient.shape[self.axis]).sum(dim=1)
             result += total @ self.restored.T
         return result
 
-    def _to_inputs(self, gradient: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-        """The gradient of the layer's input under a weight."""
-        if self.layer.kind == "linear":
-            return gradient @ weight
-        a = self.node.attrs
-        back: Callable[..., Tensor] = _CONV_INPUT[weight.dim() - 2]
-        return back(x.shape, weight, gradient, a["stride"], a["padding"], a["dilation"], a["groups"])
+    def _along(self, gradient: Tensor, weight: Tensor, error: Tensor, samples: int) -> Tensor:
+        """float32 [samples, C]: products of an error of the layer's input with the gradient that the input has under a weight."""
+        a, channels = self.node.attrs, self.step.numel()
+        d = error.movedim(self.axis, -1).reshape(samples, -1, channels)
+        plain = self.layer.kind == "linear" or (
+            weight[0, 0].numel() == 1 and a["groups"] == 1 and set(a["stride"]) == {1} and set(a["padding"]) == {0}
+        )
+        if not plain:
+            back: Callable[..., Tensor] = _CONV_INPUT[weight.dim() - 2]
+            g = back(error.shape, weight, gradient, a["stride"], a["padding"], a["dilation"], a["groups"])
+            return g.movedim(self.axis, -1).reshape(samples, -1, channels).mul_(d).sum(dim=1)
+        g, matrix = gradient.movedim(self.axis, -1).reshape(samples, d.shape[1], -1), weight.flatten(1)
+        if d.shape[1] > len(matrix):  # the same products in the order that makes the smaller result
+            return (g.transpose(1, 2) @ d).mul_(matrix).sum(dim=1)
+        return (g @ matrix).mul_(d).sum(dim=1)
 
 
 def _before_activation(node: Node, y: Tensor, gradient: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitdial.engines.reference.arithmetic import sample_sum
 from bitdial.engines.reference.executor import Executor
 from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph, Node
+from bitdial.quantization.calibration import COUNTED, rows_of, spread
 from bitdial.quantization.effective_bits import read_back
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import read_back_weights
 
-EXACT_ROWS = (1 << 24) // 256  # 8-bit values whose sum float32 holds exactly
-COUNTED = 1 << 21  # values of a batch that go into a histogram
 Batches = Sequence[Sequence[Tensor]]
 
 
@@ -60,15 +60,13 @@ class _Collector:
         axis %= x.dim()
         channels = x.shape[axis]
         offset = 128 if self.program.qparams[name].signed else 0
-        flat = x.movedim(axis, 0).reshape(channels, -1)
-        largest = flat.abs().amax(dim=1).cpu().numpy().astype(np.int64)
+        rows = rows_of(x, axis)
+        largest = torch.maximum(rows.amax(dim=0), -rows.amin(dim=0)).cpu().numpy().astype(np.int64)
         self.largest[name] = np.maximum(self.largest.get(name, 0), largest)
-        flat = flat[:, :: max(1, flat.numel() // COUNTED)].to(torch.int32) + offset
-        index = flat + 256 * torch.arange(channels, dtype=torch.int32, device=x.device)[:, None]
+        first = offset + 256 * torch.arange(channels, dtype=torch.int32, device=x.device)
+        index = spread(rows, COUNTED).to(torch.int32) + first
         counts = torch.bincount(index.reshape(-1), minlength=256 * channels).reshape(channels, 256).cpu().numpy()
-        rows = x if axis == 1 and x.dim() > 2 else x.reshape(-1, channels)
-        # sums of integers in float32: exact for as many, and faster than in float64
-        total = sum((part.sum(dim=0).double() for part in torch.split(rows, EXACT_ROWS)), torch.zeros(1, dtype=torch.float64))
+        total = sample_sum(x if axis == 1 and x.dim() > 2 else rows)
         if name in self.histograms:
             self.histograms[name] += counts
             self.sums[name] += total
@@ -172,7 +170,7 @@ def float_output_means(graph: Graph, layers: Sequence[str], batches: Batches) ->
     def observe(name: str, x: Tensor) -> None:
         if name not in wanted:
             return
-        total = x.double().sum(dim=0) if wanted[name] == "conv" else x.double().reshape(-1, x.shape[-1]).sum(dim=0)
+        total = sample_sum(x) if wanted[name] == "conv" else x.double().reshape(-1, x.shape[-1]).sum(dim=0)
         sums[name] = sums[name] + total if name in sums else total
         counts[name] = counts.get(name, 0) + (x.shape[0] if wanted[name] == "conv" else x.numel() // x.shape[-1])
 

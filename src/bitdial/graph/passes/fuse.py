@@ -1,7 +1,8 @@
 """Fuse conv/linear + residual add + activation, and activations into add, matmul and concat.
 
 Quantize/dequantize pairs then exist only at the borders of fused operations. Several fusions of one graph are legal: either
-side of an add may take it where both are conv or linear layers, or none. `add_options` lists them, `fuse` takes a choice.
+side of an add may take it where both are conv or linear layers, or none. `add_options` lists them, `fuse` takes a choice. A
+`pad` by zeros, as wide on either side, is the padding of the convolution that reads it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,25 @@ def fuse(graph: Graph, choice: Choice | None = None, origins: dict[str, str] | N
     """
     graph = graph.copy()
     names = {} if origins is None else origins
+    _fuse_pads(graph)
     for node in [n for n in graph.nodes if n.op == "add"]:
         _fuse_add(graph, node, None if choice is None else choice.get(node.name), names)
     for node in [n for n in graph.nodes if n.op in ("relu", "relu6", "clamp")]:
         _fuse_activation(graph, node, names)
     drop_unused(graph)
     return graph
+
+
+def _fuse_pads(graph: Graph) -> None:
+    pads = {n.name: n for n in graph.nodes if n.op == "pad" and float(n.attrs.get("value", 0.0)) == 0.0}
+    for node in graph.nodes:
+        pad = pads.get(node.inputs[0]) if node.op == "conv" else None
+        if pad is None:
+            continue
+        outer, space = pad.attrs["pads"][:2], pad.attrs["pads"][2:]
+        if not any(map(any, outer)) and all(before == after >= 0 for before, after in space):
+            node.inputs[0] = pad.inputs[0]
+            node.attrs["padding"] = [own + more for own, (more, _) in zip(node.attrs["padding"], space, strict=True)]
 
 
 def add_options(graph: Graph) -> dict[str, tuple[str, ...]]:

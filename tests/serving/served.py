@@ -72,7 +72,7 @@ class FakeWorker:
         self.alive = True
         return self._info
 
-    async def run(self, requests: Sequence[Sequence[np.ndarray[Any, Any]]], index: int) -> Result:
+    async def run(self, requests: Sequence[Sequence[np.ndarray[Any, Any]]], index: int, pace: float = 0.0) -> Result:
         if not self.alive:
             raise WorkerCrash("the worker has been stopped")
         begin = time.monotonic()

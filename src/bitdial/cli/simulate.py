@@ -188,14 +188,17 @@ def read_table(path: Path, max_batch: int, terminal: Terminal, engine: Given | N
 
 
 async def _measure(path: Path, max_batch: int, terminal: Terminal, engine: Given) -> ServiceTable:
+    from bitdial.engines.base import engine_spec
     from bitdial.serving.server.config import make_options
     from bitdial.serving.worker.base import WorkerOptions
     from bitdial.serving.worker.calibration import measure_table
     from bitdial.serving.worker.process import ProcessWorker
+    from bitdial.serving.worker.thread import ThreadWorker
 
     made = make_options(**engine)
     options = WorkerOptions(engine=made.engine, engine_options=made.given_engine_options(), max_batch=max_batch)
-    worker = ProcessWorker(path, options)
+    modelled = made.engine is not None and engine_spec(made.engine).modelled
+    worker = (ThreadWorker if modelled else ProcessWorker)(path, options)  # what is not timed needs no process of its own
     try:
         await worker.start()
         with terminal.progress() as progress:

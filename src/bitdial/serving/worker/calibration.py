@@ -33,7 +33,7 @@ FORMAT = 1
 SECONDS = 4.0
 MOST = 15  # runs of one cell
 TRUSTED = 1.2  # factor by which remembered times may be off
-SPARE = 2.0  # times what arithmetic takes that modelled time leaves it: the machine may be busy
+SPARE = 4.0  # times what arithmetic takes that modelled time leaves it: server and load generator want the machine, too
 Progress = Callable[[float, str], None]
 Cell = tuple[int, int]  # ratio index, samples
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from bitdial.errors import BitdialError, ConfigError, InputError
+from bitdial.processor import usable_cores
 from bitdial.serving.control import Batch, Request, Scheduler, ServiceTable, Settings, make_policy
 from bitdial.serving.errors import (
     BadRequest,
@@ -245,7 +246,8 @@ class ServedModel:
                 )
             return
         given = self.clock
-        self._dilation = k = asked or await measure_dilation(self._pool.workers[0], self.settings.max_batch)
+        crowd = max(1.0, self._pool.size / usable_cores())
+        self._dilation = k = asked or crowd * await measure_dilation(self._pool.workers[0], self.settings.max_batch)
         self.clock = lambda: given() / k
 
     async def _first_table(self, info: ModelInfo, progress: Progress | None) -> ServiceTable:

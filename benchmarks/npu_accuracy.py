@@ -21,7 +21,7 @@ import torch
 import bitdial
 from bitdial.engines.base import create_engine
 from bitdial.report.drawing import SMALL, Chart, check_plot_path, write_plot
-from bitdial.report.style import INK, LINES, MUTED
+from bitdial.report.style import INK, LINES
 from common import RESULTS, ROOT, Progress, machine_caption, percent, print_table, run_command
 from machine import describe_machine
 from real_networks_data import NETWORKS
@@ -75,22 +75,17 @@ def chart(rows: dict[str, dict[str, Any]]) -> Chart:
         for panel, (network, found) in zip(panels, by_network.items(), strict=True):
             top = 100 * found[0][1]["float"]
             panel.axhline(top, color=INK, linestyle="--", linewidth=1)
-            lowest, least = top, 100.0
+            lowest = top
             for (size, row), colour in zip(found, LINES, strict=False):
                 x = [100 * r["cycles"] / row["ratios"][0]["cycles"] for r in row["ratios"]]
                 y = [100 * r["accuracy"] for r in row["ratios"]]
-                panel.plot(x, y, color=colour, marker="o", linewidth=2, zorder=3, label=f"{size} x {size}, groups of {2 * size}")
-                for at in (0, len(x) - 1):
-                    if at or size == found[0][0]:
-                        text = f"{100 * row['ratios'][at]['ratio']:.0f} %"
-                        panel.annotate(
-                            text, (x[at], y[at]), (0, -12), textcoords="offset points", ha="center", fontsize=SMALL, color=MUTED
-                        )
-                lowest, least = min(lowest, *y), min(least, *x)
-            panel.annotate(
-                "float32", (least, top), (0, 4), textcoords="offset points", ha="left", fontsize=SMALL, color=INK
-            )
-            panel.set(ylim=(min(lowest - 0.5, top - 2), top + 0.5), xlim=(102, least - 4), title=NAMES[network])
+                panel.plot(x, y, color=colour, marker="o", linewidth=2, zorder=3, label=array(size))
+                lowest = min(lowest, *y)
+            panel.annotate("float32", (46, top), (0, 4), textcoords="offset points", ha="right", fontsize=SMALL, color=INK)
+            bottom = min(lowest - 0.4, top - 1.8)
+            panel.set(ylim=(bottom, top + 0.4), xlim=(104, 46), xticks=range(50, 101, 10))
+            panel.set_yticks(np.arange(np.ceil(2 * bottom), 2 * top + 0.8) / 2)
+            panel.set_title(NAMES[network] if len(found) > 1 else f"{NAMES[network]}, {array(found[0][0])}")
             panel.set_xlabel("cycles, % of those at 8 bits", fontsize=SMALL)
             if len(found) > 1:
                 panel.legend(fontsize=SMALL, loc="lower left", frameon=False)
@@ -100,7 +95,13 @@ def chart(rows: dict[str, dict[str, Any]]) -> Chart:
         f"{name}: " + ", ".join(f"{100 * r['accuracy']:.2f} % at {r['cycles']:,} cycles" for r in row["ratios"])
         for name, row in rows.items()
     )
-    return Chart("Accuracy against cycles on the NPU", told, draw, (3.1 * len(by_network), 3.1))
+    remark = "Points: 0, 25, 50, 75 and 100 % of the eligible multiplies at 4 bits, from left to right; dashed: float32"
+    return Chart("Accuracy against cycles on the NPU", told, draw, (3.1 * len(by_network), 3.2), remark)
+
+
+def array(size: int) -> str:
+    """In words."""
+    return f"{size} x {size}, groups of {2 * size}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

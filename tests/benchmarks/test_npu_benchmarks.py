@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from bitdial.engines.npu.plan import Design, Geometry
 from bitdial.quantization.instructions import Window
 
-MODULES = ("npu_networks", "npu_scalesim", "npu_reorders")
+MODULES = ("npu_networks", "npu_scalesim", "npu_reorders", "npu_accuracy")
 SMALL = Design(8, 8)
 SHAPES = [
     (Geometry.linear(32, 256, 64), Design()),  # 1,263 cycles, as published with SCALE-Sim
@@ -70,3 +72,21 @@ def test_layout_leaves_no_reorder_on_a_resnet(bench: dict[str, ModuleType]) -> N
         pytest.skip(why)
     found = reorders.left_by_layout("resnet18", 64)
     assert found["count"] == 0 and found["permuted"] > 5
+
+
+def test_the_picture_is_drawn_from_stored_rows(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    accuracy = bench["npu_accuracy"]
+
+    def row(cycles: int) -> dict[str, Any]:
+        points = [
+            {"ratio": r, "accuracy": 0.9 - 0.01 * r, "cycles": round(cycles * (1 - r / 2)), "utilisation": 0.5, "picojoules": 1e6}
+            for r in (0.0, 1.0)
+        ]
+        return {"float": 0.9, "ratios": points}
+
+    file = accuracy.ResultFile(tmp_path / f"npu_accuracy.{accuracy.describe_machine()['kind']}.json", "npu_accuracy", {})
+    for name, cycles in (("resnet20/32x32", 1000), ("resnet20/8x8", 9000), ("vit/32x32", 500)):
+        file.put(name, {}, row(cycles))
+    accuracy.main(["--networks", "", "--results", str(tmp_path), "--plot", str(tmp_path / "a.svg")])
+    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+    assert "vit/32x32: 90.00 % at 500 cycles, 89.00 % at 250 cycles" in accuracy.chart(file.rows).told

@@ -33,7 +33,8 @@ FORMAT = 1
 SECONDS = 4.0
 MOST = 15  # runs of one cell
 TRUSTED = 1.2  # factor by which remembered times may be off
-SPARE = 4.0  # times what arithmetic takes that modelled time leaves it: server and load generator want the machine, too
+SPARE = 4.0  # times what a request costs here that modelled time leaves it: the machine may be busy
+HANDLING = 0.001  # seconds that server and load generator together take for a request, roughly
 Progress = Callable[[float, str], None]
 Cell = tuple[int, int]  # ratio index, samples
 
@@ -87,9 +88,9 @@ def modelled_table(info: ModelInfo, max_batch: int) -> ServiceTable:
 
 
 async def measure_dilation(worker: Worker, max_batch: int) -> float:
-    """Seconds of the wall clock that one modelled second should take for an idle worker to keep up, at least 1, with two digits:
-    `SPARE` times what batches of one sample and the largest take at both ends of the dial, over what the model says.
-    Raises as `Worker.run`."""
+    """Seconds of the wall clock that one modelled second should take for what this machine does in it to hardly count: at least
+    1, with two digits. `SPARE` times what requests of one sample and the largest batch take here at both ends of the dial, with
+    `HANDLING`, over what the model says. Raises as `Worker.run`."""
     info, worst = worker.info, 0.0
     for samples in {1, max_batch}:
         request = random_request(info, samples)
@@ -99,12 +100,12 @@ async def measure_dilation(worker: Worker, max_batch: int) -> float:
                 begin = clock()
                 await worker.run([request], index)
                 times.append(clock() - begin)
-            worst = max(worst, min(times) / (samples * info.modelled[index]))
+            worst = max(worst, (HANDLING + statistics.median(times)) / (samples * info.modelled[index]))
     wanted = SPARE * worst
     if wanted <= 1.0:
         return 1.0
     unit = 10.0 ** (math.floor(math.log10(wanted)) - 1)
-    return float(f"{math.ceil(wanted / unit) * unit:.2g}")
+    return float(f"{math.ceil(wanted / unit - 1e-9) * unit:.2g}")
 
 
 async def _still_true(worker: Worker, table: ServiceTable) -> bool:

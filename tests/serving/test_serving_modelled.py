@@ -19,6 +19,7 @@ from served import RATIOS, http, infer_bytes, serving, status, write_model  # no
 
 from bitdial.artifact import to_bytes  # noqa: E402
 from bitdial.engines.base import create_engine  # noqa: E402
+from bitdial.engines.cpu import native  # noqa: E402
 from bitdial.errors import ConfigError  # noqa: E402
 from bitdial.loadtest import LoadPlan, Schedule, parse_url, run_load  # noqa: E402
 from bitdial.loadtest.generator import LoadRun  # noqa: E402
@@ -98,8 +99,10 @@ def test_a_batch_is_held_and_told_in_modelled_seconds(monkeypatch: pytest.Monkey
     assert Worker._result([], 1, 0.25, [""], 0.0, 0.0).compute == 0.25
 
 
-def test_a_worker_tells_the_cycle_models_seconds() -> None:
+def test_a_worker_tells_the_cycle_models_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     program = nets.quantized(nets.residual_net())
+    if not native.missing():
+        monkeypatch.setitem(sys.modules, "torch", None)  # the compiled engine computes, and needs none
     model = LoadedModel(to_bytes(program), "net", engine="npu", options={**ARRAY, "threads": 1}, max_batch=2)
     engine: Any = create_engine(program, "npu", **ARRAY)
     assert model.info.modelled == tuple(engine.modelled_seconds(1, r) for r in program.ratios)
@@ -107,6 +110,7 @@ def test_a_worker_tells_the_cycle_models_seconds() -> None:
     assert again.modelled == model.info.modelled and again.engine["name"] == "npu"
     x = nets.samples(program.graph, 2)
     outputs, _, _ = model.run([x], [2], 1)
+    monkeypatch.undo()
     np.testing.assert_array_equal(outputs[0], nets.reference_outputs(program, x)[1][0])
     assert LoadedModel(to_bytes(program), "net", engine="reference").info.modelled == ()
 

@@ -1,4 +1,4 @@
-"""`bitdial inspect`: what is in a .bitdial file, and what an engine makes of it. Needs no torch, but for --engine npu."""
+"""`bitdial inspect`: what is in a .bitdial file, and what an engine makes of it. Needs no torch."""
 
 from __future__ import annotations
 

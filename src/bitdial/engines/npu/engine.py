@@ -46,7 +46,7 @@ class NpuEngine(Dial):
         self.machine = Machine(Design(rows, columns), megahertz, dram_bytes_per_cycle, Energy.of(energy or {}))
         self.lowered = lower(program, self.machine.design, pad_groups)
         needed(program, self.lowered)
-        self.arithmetic = default_engine(program)
+        self.arithmetic, self.threads = default_engine(program), threads
         # Nothing is timed here: kernels by rule, so that loading is quick.
         wanted = {"threads": threads, "kernels": "fixed", "check_finite": check_finite}
         self._engine = create_engine(program, self.arithmetic, **engine_spec(self.arithmetic).accepted(wanted))
@@ -88,6 +88,7 @@ class NpuEngine(Dial):
             "megahertz": self.machine.megahertz,
             "dram_bytes_per_cycle": self.machine.dram_bytes_per_cycle,
             "buffer_bytes": design.buffer_bytes,
+            "threads": self.threads,  # of the arithmetic
             "energy_pj": dict(vars(self.machine.energy)),
             "totals": [total(costs.values()).as_json() for costs in by_ratio],
             "reorders": dict(self.lowered.reorders),

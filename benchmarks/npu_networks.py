@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,7 @@ def examine(name: str, ask: bool) -> dict[str, Any]:
         result["scale_sim_8bit"] = sum(row["scale_sim"] for row in rows)
         equal = [row["scale_sim"] == row["own_tiles_in_its_schedule"] for row in rows if not row["packs_taps"]]
         result["scale_sim_equal"] = [sum(equal), len(equal), len(rows)]
-    result["scale_sim_layers"] = rows
+    result["scale_sim_layers"] = {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
     result["reorders"] = reorders(name, layers, result["groups"]["64"])
     result["switch_cycles"] = switch_cycles(len(layers))
     return result
@@ -245,7 +246,9 @@ def main() -> None:
     }  # fmt: skip
     if ask:
         settings["scale_sim"] = npu_scalesim.version()
-    write_atomically(given.output, (json.dumps({"settings": settings, "networks": found}, indent=1) + "\n").encode())
+    text = json.dumps({"settings": settings, "networks": found}, indent=1)
+    text = re.sub(r"\[[^][{}]*\]", lambda row: " ".join(row[0].split()), text)  # a row, a line
+    write_atomically(given.output, (text + "\n").encode())
     for name, row in found.items():
         lines = []
         for group, by_ratio in row["groups"].items():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ httpx = pytest.importorskip("httpx", reason="THE SERVER IS NOT TESTED: httpx is 
 from served import RATIOS, http, infer_bytes, serving, status, write_model  # noqa: E402
 
 from bitdial.artifact import to_bytes  # noqa: E402
+from bitdial.cli.serve import announce  # noqa: E402
+from bitdial.cli.terminal import Terminal  # noqa: E402
 from bitdial.engines.base import create_engine  # noqa: E402
 from bitdial.engines.cpu import native  # noqa: E402
 from bitdial.errors import ConfigError  # noqa: E402
@@ -26,10 +29,12 @@ from bitdial.loadtest.generator import LoadRun  # noqa: E402
 from bitdial.serving.server.config import make_options  # noqa: E402
 from bitdial.serving.worker import calibration  # noqa: E402
 from bitdial.serving.worker import model as worker_model  # noqa: E402
-from bitdial.serving.worker.base import Result, Worker  # noqa: E402
+from bitdial.serving.worker.base import Result, Worker, WorkerOptions  # noqa: E402
 from bitdial.serving.worker.calibration import measure_dilation, measure_table  # noqa: E402
 from bitdial.serving.worker.info import ModelInfo, TensorInfo  # noqa: E402
 from bitdial.serving.worker.model import LoadedModel  # noqa: E402
+from bitdial.serving.worker.process import ProcessWorker  # noqa: E402
+from bitdial.serving.worker.thread import ThreadWorker  # noqa: E402
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "engines" / "cpu")]
 import cpu_networks as nets  # noqa: E402
@@ -115,7 +120,33 @@ def test_a_worker_tells_the_cycle_models_seconds(monkeypatch: pytest.MonkeyPatch
     assert LoadedModel(to_bytes(program), "net", engine="reference").info.modelled == ()
 
 
-def test_a_server_keeps_the_models_time_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [ThreadWorker, ProcessWorker])
+def test_workers_hold_real_batches(tmp_path: Path, kind: type[Worker]) -> None:
+    """Modelled seconds come back unless the arithmetic took longer, which is told; without a pace, the arithmetic's own."""
+    program = nets.quantized(nets.residual_net())
+    path = tmp_path / "net.bitdial"
+    path.write_bytes(to_bytes(program))
+    x = nets.samples(program.graph, 3)
+
+    async def play() -> None:
+        worker = kind(path, WorkerOptions(engine="npu", engine_options={**ARRAY, "megahertz": 20.0}, max_batch=4))
+        try:
+            made = await worker.start()
+            begin = time.monotonic()
+            result = await worker.run([[x[:1]], [x[1:]]], 1, pace=8.0)
+            assert time.monotonic() - begin >= 8.0 * 3 * made.modelled[1]
+            assert result.overrun or result.compute == pytest.approx(3 * made.modelled[1])
+            np.testing.assert_array_equal(
+                np.concatenate([result.outputs[0][0], result.outputs[1][0]]), nets.reference_outputs(program, x)[1][0]
+            )
+            assert not (await worker.run([[x]], 0)).overrun
+        finally:
+            await worker.stop()
+
+    asyncio.run(play())
+
+
+def test_a_server_keeps_the_models_time_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten seconds of the wall clock are one; clocks, bounds, answers, metadata and metrics say so."""
     path = write_model(tmp_path / "m", modelled=MODELLED)
     with serving({"m": path}, {}, slo_ms=20_000, dilation=10.0) as running:
@@ -132,6 +163,12 @@ def test_a_server_keeps_the_models_time_and_says_so(tmp_path: Path) -> None:
         assert 'bitdial_time_dilation{model="m"} 10.0' in text and 'bitdial_overruns_total{model="m"} 0.0' in text
         state = httpx.get(f"{base}/live/state").json()["models"][0]
         assert state["engine"]["dilation"] == 10.0
+        capsys.readouterr()
+        announce(Terminal(), running.server)
+        said = capsys.readouterr().out
+        assert "the dial buys 2.00x by the model" in said and "one second of the engine's takes 10 s here" in said
+        announce(Terminal(as_json=True), running.server)
+        assert json.loads(capsys.readouterr().out)["models"][0]["dilation"] == 10.0
         # A new version has times of its own, though its ratios are the same; the pace stays.
         write_model(path, modelled=[0.008, 0.006, 0.004], overrun=True)
         assert httpx.post(f"{base}/v2/repository/models/m/load").json()["changed"]

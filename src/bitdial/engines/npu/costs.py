@@ -25,8 +25,8 @@ class Energy:
 
     multiply8    8-bit integer multiply: 0.2, as given there
     multiply4    4 bits: a quarter of it, as multipliers grow with the square of their width (there 32 bits cost 15.5 times 8)
-    add          32-bit integer add: 0.1, as given; one for every multiply and one for a column's sum, though partial sums are
-                 narrower
+    add          32-bit integer add: 0.1, as given; one for every multiply, though partial sums are narrower, and none for the
+                 sums at the columns' feet
     buffer_byte  an eighth of a 64-bit access of a 32 KB memory: 20 / 8 (8 KB: 10 / 8). The banks here are smaller, but narrow
     dram_byte    an eighth of a 64-bit access of 1.3 to 2.6 nJ, the lower end: 1300 / 8
     """

@@ -2,10 +2,16 @@
 
 Every layer but the first, the last and the depthwise ones may run low; at ratio r the share r of each one's groups is low. Groups
 smaller than twice the rows leave lanes empty (padding allowed), so that their columns show what that costs. Products of two
-activations are the host's and not counted. SCALE-Sim's cycles for 8-bit layers are its weight-stationary convention, folds *
-(2 rows + columns + pixels - 2) - 1 a layer: no load is hidden, and no word is fetched.
+activations are the host's and not counted.
 
-    python benchmarks/npu_networks.py [--output benchmarks/results/npu_networks.json] [networks ...]
+Reorders: those that the layout pass leaves on the networks as torchvision and timm build them (skipped, with a word, where these
+are not installed), and what it would cost to reorder the input of every layer that may run low instead: each a copy through
+memory, as `bitdial.engines.npu.costs` has it.
+
+--scalesim: SCALE-Sim itself (pip install scalesim) beside the cycle model for every 8-bit layer without groups; without it only
+its convention is counted (`npu_scalesim` says what that is).
+
+    python benchmarks/npu_networks.py [--scalesim] [--output benchmarks/results/npu_networks.json] [networks ...]
 """
 
 from __future__ import annotations
@@ -13,17 +19,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitdial.engines.npu.costs import Energy, Machine, layer_cost, switch_cycles, total
+import npu_reorders
+import npu_scalesim
+from bitdial.engines.npu.costs import Energy, Machine, layer_cost, reorder_cost, switch_cycles, total
 from bitdial.engines.npu.plan import Design, Geometry, LayerPlan, dense_chunks, plan_layer
 from bitdial.files import write_atomically
 from bitdial.quantization.instructions import Window
-from common import print_table
+from common import note, print_table
 
 DESIGN = Design(activations=4096, weights=1 << 15, shifts=256, sums=4096)
 RATIOS = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -111,10 +120,10 @@ def vit(width: int, extra: int = 1) -> Layers:
     return net.layers
 
 
-def swin_tiny() -> Layers:
+def swin(depths: tuple[int, ...]) -> Layers:
     net = Shapes()
     net.conv(3, 96, 4, 4, padding=0)
-    for stage, depth in enumerate((2, 2, 6, 2)):
+    for stage, depth in enumerate(depths):
         width, tokens = 96 << stage, 3136 >> 2 * stage
         if stage:
             net.linear(2 * width, width, tokens)  # patches of 2 x 2 merged
@@ -131,7 +140,8 @@ NETWORKS: dict[str, Callable[[], Layers]] = {
     "vit_small": lambda: vit(384),
     "vit_base": lambda: vit(768),
     "deit_small_distilled": lambda: vit(384, 2),
-    "swin_tiny": swin_tiny,
+    "swin_tiny": lambda: swin((2, 2, 6, 2)),
+    "swin_small": lambda: swin((2, 2, 18, 2)),
 }
 
 
@@ -152,23 +162,49 @@ def plans(layers: Layers, group: int) -> list[LayerPlan]:
     return result
 
 
-def scale_sim_cycles(layers: Layers) -> int:
-    """Of all layers without convolution groups, at 8 bits."""
-    cycles = 0
-    for _, g in layers:
-        if g.conv_groups == 1:
-            folds = math.ceil(g.taps * g.channels / DESIGN.rows) * math.ceil(g.outputs / DESIGN.columns)
-            cycles += folds * (2 * DESIGN.rows + DESIGN.columns + math.prod(g.out_size) - 2) - 1
-    return cycles
+def scale_sim_rows(layers: Layers, group: int, ask: bool) -> list[dict[str, Any]]:
+    """Per layer without groups, at 8 bits: cycles of the array here (words and draining of its jobs included), of its own tiles
+    under SCALE-Sim's schedule, of SCALE-Sim's convention and, if asked, of the package."""
+    rows = []
+    for (name, g), plan in zip(layers, plans(layers, group), strict=True):
+        if g.conv_groups > 1:
+            continue
+        row: dict[str, Any] = {
+            "layer": name, "rows": math.prod(g.out_size), "channels": g.channels, "taps": g.taps, "outputs": g.outputs,
+            "array_cycles": layer_cost(plan, Machine(DESIGN), 0).array_cycles,
+            "own_tiles_in_its_schedule": npu_scalesim.plan_cycles(plan, DESIGN),
+            "convention": npu_scalesim.convention_cycles(g, DESIGN),
+            "packs_taps": npu_scalesim.packs_taps(g, DESIGN),
+        }  # fmt: skip
+        if ask:
+            row["scale_sim"] = npu_scalesim.package_cycles(g, DESIGN)
+        rows.append(row)
+    return rows
 
 
-def examine(name: str) -> dict[str, Any]:
+def reorders(name: str, layers: Layers, by_ratio: list[dict[str, Any]]) -> dict[str, Any]:
+    """Those that layout leaves; and the share of all cycles, by ratio, if the input of every layer that may run low were
+    reordered instead."""
+    sizes = [g.channels * math.prod(g.size) for i, (_, g) in enumerate(layers) if 0 < i < len(layers) - 1 and g.conv_groups == 1]
+    every = total(reorder_cost(size, Machine(DESIGN)) for size in sizes).cycles
+    found: dict[str, Any] = {"of_every_layer": {
+        "count": len(sizes), "bytes": sum(sizes), "cycles": every, "share": [every / (every + row["cycles"]) for row in by_ratio],
+    }}  # fmt: skip
+    if why := npu_reorders.missing(name):
+        note(why)
+        return {"skipped": why, **found}
+    left = npu_reorders.left_by_layout(name, 64)
+    own = reorder_cost(left["bytes"], Machine(DESIGN)).cycles
+    return {"left": left | {"cycles": own, "share": [own / (own + row["cycles"]) for row in by_ratio]}, **found}
+
+
+def examine(name: str, ask: bool) -> dict[str, Any]:
     layers = NETWORKS[name]()
     machine = Machine(DESIGN)
     result: dict[str, Any] = {"layers": len(layers), "ratios": RATIOS, "groups": {}}
     for group in (16, 32, 64):
         made = plans(layers, group)
-        rows = []
+        by_ratio = []
         for r in range(len(RATIOS)):
             costs = [layer_cost(plan, machine, r) for plan in made]
             row = total(costs).as_json()
@@ -176,11 +212,17 @@ def examine(name: str) -> dict[str, Any]:
             if grouped:
                 own = total(grouped)
                 row["grouped_cycles"], row["grouped_utilisation"] = own.cycles, own.utilisation
-            rows.append(row)
-        result["groups"][str(group)] = rows
-    dense = [plan for plan in plans(layers, 64) if plan.geometry.conv_groups == 1]
-    result["dense_array_cycles_8bit"] = sum(layer_cost(p, machine, 0).array_cycles for p in dense)
-    result["scale_sim_convention_8bit"] = scale_sim_cycles(layers)
+            by_ratio.append(row)
+        result["groups"][str(group)] = by_ratio
+    rows = scale_sim_rows(layers, 64, ask)
+    result["dense_array_cycles_8bit"] = sum(row["array_cycles"] for row in rows)
+    result["scale_sim_convention_8bit"] = sum(row["convention"] for row in rows)
+    if ask:
+        result["scale_sim_8bit"] = sum(row["scale_sim"] for row in rows)
+        equal = [row["scale_sim"] == row["own_tiles_in_its_schedule"] for row in rows if not row["packs_taps"]]
+        result["scale_sim_equal"] = [sum(equal), len(equal), len(rows)]
+    result["scale_sim_layers"] = {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
+    result["reorders"] = reorders(name, layers, result["groups"]["64"])
     result["switch_cycles"] = switch_cycles(len(layers))
     return result
 
@@ -189,10 +231,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], default=[])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "npu_networks.json")
+    parser.add_argument("--scalesim", action="store_true", help="ask SCALE-Sim itself for every 8-bit layer")
     given = parser.parse_args()
-    found = {name: examine(name) for name in given.networks or NETWORKS}
-    settings = {"design": vars(DESIGN), "megahertz": 1000.0, "dram_bytes_per_cycle": 32.0, "energy_pj": vars(Energy())}
-    write_atomically(given.output, (json.dumps({"settings": settings, "networks": found}, indent=1) + "\n").encode())
+    why = npu_scalesim.missing() if given.scalesim else ""
+    if why:
+        note(why)
+    ask = given.scalesim and not why
+    found = {}
+    for name in given.networks or NETWORKS:
+        note(name)
+        found[name] = examine(name, ask)
+    settings: dict[str, Any] = {
+        "design": vars(DESIGN), "megahertz": 1000.0, "dram_bytes_per_cycle": 32.0, "energy_pj": vars(Energy()),
+    }  # fmt: skip
+    if ask:
+        settings["scale_sim"] = npu_scalesim.version()
+    text = json.dumps({"settings": settings, "networks": found}, indent=1)
+    text = re.sub(r"\[[^][{}]*\]", lambda row: " ".join(row[0].split()), text)  # a row, a line
+    write_atomically(given.output, (text + "\n").encode())
     for name, row in found.items():
         lines = []
         for group, by_ratio in row["groups"].items():
@@ -209,8 +265,31 @@ def main() -> None:
         print_table(
             f"{name} on 32 x 32", ["group", "ratio", "cycles", "of 0 %", "array used", "MB", "mJ"], lines,
             f"8-bit array cycles without grouped layers {row['dense_array_cycles_8bit']:,}, SCALE-Sim's convention "
-            f"{row['scale_sim_convention_8bit']:,}; a switch {row['switch_cycles']} cycles{starved}",
+            f"{row['scale_sim_convention_8bit']:,}{scale_sim_text(row)}; a switch {row['switch_cycles']} cycles{starved}\n"
+            f"{reorder_text(row['reorders'])}",
         )  # fmt: skip
+
+
+def scale_sim_text(row: dict[str, Any]) -> str:
+    if "scale_sim_8bit" not in row:
+        return ""
+    equal, shared, layers = row["scale_sim_equal"]
+    return (
+        f", SCALE-Sim itself {row['scale_sim_8bit']:,} (equal to this model's tiles under its schedule in {equal} of the "
+        f"{shared} layers of {layers} that both fold alike)"
+    )
+
+
+def reorder_text(row: dict[str, Any]) -> str:
+    every = row["of_every_layer"]
+    text = (
+        f"reordering the input of all {every['count']} layers that may run low would take {100 * every['share'][0]:.1f} % of the "
+        f"time at 0 % and {100 * every['share'][-1]:.1f} % at 100 %"
+    )
+    if "skipped" in row:
+        return f"{text}; {row['skipped']}"
+    left = row["left"]
+    return f"reorders that layout leaves: {left['count']}, {100 * left['share'][-1]:.1f} % of the time at 100 %; {text}"
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ LIMIT = 120.0  # seconds after which something hangs: generous, other programs m
 
 
 class FakeWorker:
-    """Answers with the mean of every image and the ratio index. Its "model file" is JSON: ratios, accuracy, and the seconds of a
-    batch at every ratio; anything else is corrupt. `crash` in the file: batches that run before it dies. fault: called when it
-    starts, to raise what it is to fail with."""
+    """Answers with the mean of every image and the ratio index. Its "model file" is JSON: ratios, accuracy, seconds of a batch
+    at every ratio, `modelled` those that a model says; anything else is corrupt. `crash` in the file: batches that run before it
+    dies. fault: called when it starts, to raise what it is to fail with."""
 
     def __init__(self, file: ModelFile, options: WorkerOptions, fault: Callable[[], None] | None = None) -> None:
         self.file, self.options, self.fault = file, options, fault
@@ -44,6 +44,7 @@ class FakeWorker:
         self._info: ModelInfo | None = None
         self.content: dict[str, Any] = {}
         self.batches: list[tuple[list[int], int]] = []
+        self.paces: list[float] = []
         self.free = asyncio.Event()
         self.free.set()
 
@@ -68,11 +69,12 @@ class FakeWorker:
             self.options.name or "fake", (TensorInfo("x", "float32", (-1, *shape)),),
             (TensorInfo("mean", "float32", (-1,)), TensorInfo("index", "float32", (-1, 2))),
             ratios, accuracy, {"name": "fake", "threads": 1}, [], str(hash(text)),
+            modelled=tuple(self.content.get("modelled", ())),
         )  # fmt: skip
         self.alive = True
         return self._info
 
-    async def run(self, requests: Sequence[Sequence[np.ndarray[Any, Any]]], index: int) -> Result:
+    async def run(self, requests: Sequence[Sequence[np.ndarray[Any, Any]]], index: int, pace: float = 0.0) -> Result:
         if not self.alive:
             raise WorkerCrash("the worker has been stopped")
         begin = time.monotonic()
@@ -94,6 +96,9 @@ class FakeWorker:
             checked.append("" if good else "input 'x' holds NaN or infinity")
             mean = x.reshape(len(x), -1).mean(1).astype(np.float32)
             outputs.append([mean, np.full((len(x), 2), index, np.float32)] if good else [])
+        if pace:
+            self.paces.append(pace)
+            return Result(outputs, index, self.info.modelled[index], checked, bool(self.content.get("overrun")))
         return Result(outputs, index, time.monotonic() - begin, checked)
 
     def die(self, tell: bool = True) -> None:

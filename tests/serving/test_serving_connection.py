@@ -422,7 +422,7 @@ def test_clients_that_leave_the_queue_are_cancelled_whatever_they_sent(
     class Held(FakeWorker):
         """Its batches take until they are let go."""
 
-        async def run(self, requests: Any, index: int) -> Any:
+        async def run(self, requests: Any, index: int, pace: float = 0.0) -> Any:
             self.free = asyncio.Event()
             self.begun.set()
             await self.free.wait()

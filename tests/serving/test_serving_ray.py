@@ -70,6 +70,7 @@ def test_the_replicas_own_queue_is_the_one_that_refuses() -> None:
         ({"route_prefix": "/cats/"}, "route_prefix"),
         ({"record": "x.jsonl"}, "record"),
         ({"models": []}, "models"),
+        ({"models": [{"name": "m", "path": "a", "engine": "npu"}]}, "no time that replicas could be scaled by"),
         ({"models": [{"name": "m", "path": "a", "workers": 2}]}, "worker"),
         ({"models": [{"name": "a", "path": "a"}, {"name": "b", "path": "b"}]}, "one model"),
         ({"tls_cert": "a.pem"}, "tls"),

@@ -293,7 +293,7 @@ class PacedWorker:
 
     async def stop(self) -> None: ...
 
-    async def run(self, requests: Sequence[Sequence[Any]], index: int) -> Result:
+    async def run(self, requests: Sequence[Sequence[Any]], index: int, pace: float = 0.0) -> Result:
         samples = len(requests[0][0])
         self.ran.append((index, samples))
         self.clock[0] += self.cost(index, samples)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from bitdial.cli import files, machine, options, reading
+from bitdial.cli.configs import command
 from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, percent, plain, ratio_name
 from bitdial.errors import ConfigError, EngineError
@@ -25,7 +26,9 @@ MOST_THREADS = 1024
 MOST_IMAGES = 1 << 16
 
 
+@command
 def benchmark(
+    *,
     model: options.Model,
     engine: Annotated[
         str | None,
@@ -42,6 +45,7 @@ def benchmark(
     isa: Annotated[
         str | None, option("--isa", "all|LIST", "Instruction sets to force on the cpu engine. Default: its own choice.")
     ] = None,
+    npu: options.Npu,
     repeats: Annotated[int, option("--repeats", "N", "Rounds; each runs every setting once.", min=1)] = 15,
     budget: Annotated[
         float | None, option("--budget", "SECONDS", "Begin no new round after so long (three are run anyway).")
@@ -83,13 +87,13 @@ def benchmark(
 
         plan = Plan(repeats=repeats, seed=seed, budget=budget)
         name = choose_engine(engine, terminal)
-        isas = choose_isas(isa, name)
+        isas, more = choose_isas(isa, name), options.npu_options(npu, name)
         program = load_program(model)
         _note_what_differs(terminal, program, thread_counts, wanted)
         with terminal.progress() as progress:
             rows = measure_latency(
                 program, name, batches=batches, threads=thread_counts, ratios=wanted, isas=isas, plan=plan, seed=seed,
-                progress=progress,
+                progress=progress, options=more,
             )  # fmt: skip
         here = describe_machine()
         content: dict[str, Any] = {

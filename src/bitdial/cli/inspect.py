@@ -1,17 +1,20 @@
-"""`bitdial inspect`: what is in a .bitdial file, and what an engine makes of it. Needs no torch, but for --engine npu."""
+"""`bitdial inspect`: what is in a .bitdial file, and what an engine makes of it. Needs no torch."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 from bitdial.cli import options
+from bitdial.cli.configs import command
 from bitdial.cli.inspect_engine import EngineOptions, examine_engine, print_engine
 from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, count_name, ratio_name, size_name
 from bitdial.errors import ArtifactError
 
 
+@command
 def inspect(
+    *,
     model: options.Model,
     layers: Annotated[bool, option("--layers", "", "A table of all layers: precision, groups, shifts.")] = False,
     graph: Annotated[bool, option("--graph", "", "The network's graph as text.")] = False,
@@ -47,9 +50,7 @@ def inspect(
         ),
     ] = None,
     memory: options.Memory = None,
-    pad_groups: Annotated[
-        bool, option("--pad-groups", "", "npu: allow groups that leave lanes of the array empty.", options.ENGINE_PANEL)
-    ] = False,
+    npu: options.Npu,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -61,7 +62,7 @@ def inspect(
     """
     terminal = Terminal(json, quiet)
     with terminal.running():
-        asked = EngineOptions(engine, isa, threads, batch, kernels, memory, pad_groups)
+        asked = EngineOptions(engine, isa, threads, batch, kernels, memory, npu)
         asked.check()
         from bitdial.artifact import inspect_file, load_program, verify_file
 

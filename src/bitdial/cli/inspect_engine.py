@@ -4,9 +4,11 @@ ones; on the NPU modelled cycles, use of the array, traffic and energy."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bitdial.cli.configs import Given
+from bitdial.cli.options import npu_options
 from bitdial.cli.terminal import Terminal, ratio_name, size_name
 from bitdial.errors import ConfigError
 
@@ -30,15 +32,15 @@ class EngineOptions:
     batch: int | None
     kernels: str | None
     memory: str | None
-    pad_groups: bool = False
+    npu: Given = field(default_factory=Given)
 
     def check(self) -> None:
         """Raise ConfigError for another engine, or for options of an engine that was not asked for."""
         given = {"--isa": self.isa, "--threads": self.threads, "--batch": self.batch, "--kernels": self.kernels,
                  "--memory": self.memory}  # fmt: skip
         named = [option for option, value in given.items() if value is not None]
-        if self.name is None and (named or self.pad_groups):
-            asked = [*named, *["--pad-groups"] * self.pad_groups]
+        if self.name is None and (named or self.npu):
+            asked = [*named, *self.npu.flags]
             raise ConfigError(f"{', '.join(asked)}: belongs to an engine; add --engine {ENGINE if named else NPU}")
         if self.name not in (None, ENGINE, NPU):
             raise ConfigError(
@@ -47,11 +49,13 @@ class EngineOptions:
             )
         if self.name == NPU and named:
             raise ConfigError(f"{', '.join(named)}: belongs to the '{ENGINE}' engine")
-        if self.name == ENGINE and self.pad_groups:
-            raise ConfigError(f"--pad-groups: belongs to the '{NPU}' engine")
+        if self.name == ENGINE and self.npu:
+            raise ConfigError(f"{', '.join(self.npu.flags)}: belongs to the '{NPU}' engine")
 
     def for_engine(self) -> dict[str, Any]:
-        """Options of `create_engine`."""
+        """Options of `create_engine`. Raises ConfigError."""
+        if self.name == NPU:
+            return npu_options(self.npu, NPU)
         given = {"isa": self.isa, "threads": self.threads, "batch_hint": self.batch, "kernels": self.kernels,
                  "memory": self.memory}  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}
@@ -68,7 +72,7 @@ def examine_engine(program: Program, options: EngineOptions) -> dict[str, Any]:
     from bitdial.engines.base import create_engine
 
     if options.name == NPU:
-        return {"description": create_engine(program, NPU, pad_groups=options.pad_groups).describe()}
+        return {"description": create_engine(program, NPU, **options.for_engine()).describe()}
     from bitdial.engines.cpu import native
     from bitdial.engines.cpu.engine import CpuEngine
 
@@ -129,10 +133,13 @@ def _print_npu(terminal: Terminal, described: Row) -> None:
     terminal.table(heads, shown, "one sample; cycles with memory", left=2)
     totals = [
         [ratio_name(r), f"{t['cycles']:,}", f"{1e-3 * t['cycles'] / engine['megahertz']:.4f}", f"{100 * t['utilisation']:.0f} %",
-         size_name(t["dram_bytes"]), f"{1e-6 * t['picojoules']:.1f}"]
-        for r, t in zip(ratios, engine["totals"], strict=True)
+         size_name(t["dram_bytes"]), f"{1e-6 * t['picojoules']:.1f}", f"{100 * own / t['cycles']:.1f} %"]
+        for r, t, own in zip(ratios, engine["totals"], engine["reorder_cycles"], strict=True)
     ]  # fmt: skip
-    terminal.table(["ratio", "cycles", "ms", "array used", "from and to memory", "uJ"], totals, "all layers on the array")
+    terminal.table(
+        ["ratio", "cycles", "ms", "array used", "from and to memory", "uJ", "reorders"], totals,
+        f"all layers on the array, and {len(engine['reorders'])} reorders of channels that the layout left",
+    )
     if engine["host"]:
         terminal.table(["on the host", "why"], [list(item) for item in engine["host"].items()], left=2)
 

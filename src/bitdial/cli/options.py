@@ -54,6 +54,7 @@ Memory = Annotated[
     str | None,
     option("--memory", "fast|small", "Of the cpu engine; small: one copy of the weights. Default: fast.", ENGINE_PANEL),
 ]
+Npu = Annotated[Given, options_of("bitdial.engines.npu.options:NpuOptions")]
 ModelOutput = Annotated[Path, option("--output -o", "OUT.bitdial", "The file to write.")]
 Report = Annotated[Path | None, option("--report", "FILE.html", "Also write the report.", OUTPUT_PANEL)]
 Force = Annotated[bool, option("--force -f", "", "Replace files that exist already.", OUTPUT_PANEL)]
@@ -62,3 +63,12 @@ Json = Annotated[
 ]
 Quiet = Annotated[bool, option("--quiet -q", "", "No progress bars and no notes.", OUTPUT_PANEL)]
 Debug = Annotated[bool, option("--debug", "", "Show where an error arose (traceback).", OUTPUT_PANEL)]
+
+
+def npu_options(given: Given, engine: str | None) -> dict[str, Any]:
+    """Options of `create_engine` from those of `Npu`. Raises ConfigError, also for another engine."""
+    if not given:
+        return {}
+    from bitdial.engines.npu.options import NpuOptions
+
+    return NpuOptions.of(**given).engine_options(engine)

@@ -123,5 +123,5 @@ READERS = {
     "bytes": Reader(lambda text, option: parse_amount(text, _UNITS, option, "300k, 1.5MB or 80%")),
     "seconds": Reader(lambda text, option: parse_amount(text, _TIMES, option, "5ms or 80%")),
     "numbers": Reader(parse_numbers),
-    "size": Reader(parse_size),
+    "size": Reader(parse_size, lambda size: f"{size[0]}x{size[1]}"),
 }

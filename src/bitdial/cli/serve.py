@@ -171,6 +171,7 @@ def announce(terminal: Terminal, server: Server) -> None:
                 "slo_ms": 1000 * model.settings.slo,
                 "full_batch": batch,
                 "gain": gain(table, top, batch),
+                "dilation": model.dilation,
                 "table": table.as_json(),
                 "engine": model.info.engine,
             }
@@ -189,7 +190,12 @@ def announce(terminal: Terminal, server: Server) -> None:
             f"{name}: {model.path}",
         )  # fmt: skip
         terminal.say(_engine_line(model))
-        terminal.say(_gain_line(gain(table, top, batch), len(allowed)))
+        terminal.say(_gain_line(gain(table, top, batch), len(allowed), model.dilation is not None))
+        if model.dilation is not None:
+            terminal.say(
+                f"time is modelled: one second of the engine's takes {model.dilation:g} s here; the bound and all figures are in "
+                "its seconds, and bitdial loadtest sends by it"
+            )
         if model.bound_by == "model file":
             terminal.say(safe(model.ceiling_words()))
         if remark := rise_remark(table.accuracy):
@@ -218,10 +224,10 @@ def _engine_line(model: Any) -> str:
     return safe(", ".join(facts))
 
 
-def _gain_line(factor: float, ratios: int) -> str:
+def _gain_line(factor: float, ratios: int, modelled: bool = False) -> str:
     if ratios == 1:
         return "the dial has one setting here: it cannot help"
-    line = f"the dial buys {factor:.2f}x on this machine"
+    line = f"the dial buys {factor:.2f}x {'by the model' if modelled else 'on this machine'}"
     if factor < WORTHWHILE:
         line += f": below {WORTHWHILE:g}x, it cannot help this network here; more workers or a smaller network can"
     return line

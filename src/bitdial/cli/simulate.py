@@ -58,6 +58,14 @@ def simulate(
             options.BATCHING_PANEL, min=1,
         ),
     ] = None,
+    engine: Annotated[
+        Given,
+        options_of(
+            "bitdial.serving.server.config:ModelOptions",
+            only=("engine", "npu_array", "npu_mhz", "npu_bandwidth", "pad_groups"),
+            told={"engine": "Of a model: what runs it; npu: times of the NPU's cycle model. Default: cpu where it can."},
+        ),
+    ],
     replicas: Annotated[str, option("--replicas", "N|auto", "Servers; auto: as few as will do.", "Fleet")] = "1",
     wanted: Annotated[Given, options_of("bitdial.simulation.capacity:Sizing")],
     servers: Annotated[Given, options_of("bitdial.simulation.fleet:Fleet")],
@@ -108,7 +116,7 @@ def simulate(
         from bitdial.serving.server.config import make_options
         from bitdial.simulation import Fleet, Load, Noise, Sizing
 
-        times = read_table(table, max_batch or max(samples, 1 if samples > 1 else 32), terminal)
+        times = read_table(table, max_batch or max(samples, 1 if samples > 1 else 32), terminal, engine)
         settings = make_options(
             **dial, max_batch=max_batch or (samples if samples > 1 else times.batches[-1])
         ).settings()
@@ -161,13 +169,16 @@ def simulate(
         terminal.emit(content)
 
 
-def read_table(path: Path, max_batch: int, terminal: Terminal) -> ServiceTable:
+def read_table(path: Path, max_batch: int, terminal: Terminal, engine: Given | None = None) -> ServiceTable:
     """Service times of a JSON file, or of a model measured on this machine (as `bitdial serve` does; remembered for the next
-    time). Raises ConfigError for what is neither, DataError if it cannot be read, BitdialError if the model cannot be run."""
+    time), or modelled. engine: settings of `ModelOptions` for a model.
+    Raises ConfigError for what is neither, DataError if it cannot be read, BitdialError if the model cannot be run."""
     from bitdial.serving.control import ServiceTable
 
     if path.suffix.lower() == ".bitdial":
-        return asyncio.run(_measure(path, max_batch, terminal))
+        return asyncio.run(_measure(path, max_batch, terminal, engine or Given()))
+    if engine:
+        raise ConfigError(f"{', '.join(engine.flags)}: {path} holds service times already; give a MODEL.bitdial")
     try:
         if path.stat().st_size > MOST_TABLE_BYTES:
             raise DataError(f"{path} is too large for a table of service times")
@@ -176,12 +187,18 @@ def read_table(path: Path, max_batch: int, terminal: Terminal) -> ServiceTable:
         raise DataError(f"cannot read the service times {path}: {error.strerror or error}") from error
 
 
-async def _measure(path: Path, max_batch: int, terminal: Terminal) -> ServiceTable:
+async def _measure(path: Path, max_batch: int, terminal: Terminal, engine: Given) -> ServiceTable:
+    from bitdial.engines.base import engine_spec
+    from bitdial.serving.server.config import make_options
     from bitdial.serving.worker.base import WorkerOptions
     from bitdial.serving.worker.calibration import measure_table
     from bitdial.serving.worker.process import ProcessWorker
+    from bitdial.serving.worker.thread import ThreadWorker
 
-    worker = ProcessWorker(path, WorkerOptions(max_batch=max_batch))
+    made = make_options(**engine)
+    options = WorkerOptions(engine=made.engine, engine_options=made.given_engine_options(), max_batch=max_batch)
+    modelled = made.engine is not None and engine_spec(made.engine).modelled
+    worker = (ThreadWorker if modelled else ProcessWorker)(path, options)  # what is not timed needs no process of its own
     try:
         await worker.start()
         with terminal.progress() as progress:

@@ -129,9 +129,9 @@ def engine_spec(name: str) -> EngineSpec:
     return specs[name]
 
 
-def available_engines() -> dict[str, str]:
-    """Engine name -> "" if it can be used here, else what is missing."""
-    return {name: spec.missing() for name, spec in engine_specs().items()}
+def available_engines(modelled: bool = True) -> dict[str, str]:
+    """Engine name -> "" if it can be used here, else what is missing. modelled: those whose time is a model's, too."""
+    return {name: spec.missing() for name, spec in engine_specs().items() if modelled or not spec.modelled}
 
 
 def _able(program: Program) -> list[EngineSpec]:

@@ -161,7 +161,8 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 class LoadRun:
-    """The state of one test."""
+    """The state of one test. All its times are the model's seconds, which are the wall clock's unless the model's are modelled
+    (`RemoteModel.dilation`)."""
 
     def __init__(
         self,
@@ -175,6 +176,7 @@ class LoadRun:
         self.target, self.model, self.plan, self.payload = target, model, plan, payload
         self.observer, self.every = observer, every
         self.slo = plan.slo if plan.slo is not None else None if model.slo_ms is None else model.slo_ms / 1e3
+        self.pace = model.dilation
         self.due: list[float] = plan.schedule.times.tolist()
         n = len(self.due)
         # Plain lists: setting an item costs a third of what it does in a NumPy array.
@@ -206,7 +208,7 @@ class LoadRun:
                 await self.pool.prepare(self.plan.connections)
                 cpu = time.process_time()
                 self.begin = time.monotonic() + 0.02
-                self.timer.set(self.begin + self.due[0])
+                self.timer.set(self._at(self.due[0]))
                 helpers = [loop.create_task(self._sweep()), loop.create_task(self._observe())]
                 await self.finished
                 cpu = time.process_time() - cpu
@@ -221,7 +223,7 @@ class LoadRun:
     def stop(self) -> None:
         """Send nothing more; end when what is under way has been answered, or STOP_SECONDS from now."""
         if self.stopped is None and not self.finished.done():
-            self.stopped = time.monotonic() - self.begin
+            self.stopped = self._now()
             self.timer.cancel()
             self._end_if_done()
             asyncio.get_running_loop().call_later(STOP_SECONDS, self._finish)
@@ -229,7 +231,7 @@ class LoadRun:
     # What the pool tells.
 
     def sent(self, slot: int, now: float) -> None:
-        self.sent_at[slot] = now - self.begin
+        self.sent_at[slot] = self._since(now)
 
     def answered(self, slot: int, now: float, status: int, header_length: int, body: bytes) -> None:
         kind = Status.FAILED
@@ -254,23 +256,34 @@ class LoadRun:
 
     # The rest is the run's own.
 
+    def _since(self, now: float) -> float:
+        """A reading of the wall clock in seconds of the test."""
+        return (now - self.begin) / self.pace
+
+    def _now(self) -> float:
+        return self._since(time.monotonic())
+
+    def _at(self, seconds: float) -> float:
+        """The reverse of `_since`."""
+        return self.begin + seconds * self.pace
+
     def _fire(self) -> None:
         """Send what is due."""
-        due, requests, begin = self.due, self.payload.requests, self.begin
+        due, requests = self.due, self.payload.requests
         if self.stopped is not None:
             return
         for _ in range(BURST):
             slot = self.next
             if slot == len(due):
                 return
-            now = time.monotonic()
-            if begin + due[slot] > now:
+            now = self._now()
+            if due[slot] > now:
                 break
             self.next = slot + 1
-            self.begun_at[slot] = now - begin
+            self.begun_at[slot] = now
             self.pool.send(slot, requests[slot % len(requests)])
         if self.next < len(due):
-            self.timer.set(begin + due[self.next])  # at once, after a turn of the loop, if that has passed
+            self.timer.set(self._at(due[self.next]))  # at once, after a turn of the loop, if that has passed
 
     def _read_parameters(self, slot: int, parameters: Any) -> None:
         if not isinstance(parameters, dict):
@@ -287,7 +300,7 @@ class LoadRun:
     def _ended(self, slot: int, now: float, status: Status) -> None:
         if self.status[slot] >= 0:
             return
-        done = now - self.begin
+        done = self._since(now)
         self.status[slot], self.done_at[slot] = status, done
         self.ended += 1
         self.counts[_NAMES[status]] += 1
@@ -306,8 +319,8 @@ class LoadRun:
     async def _sweep(self) -> None:
         """Give up requests whose time is over; all have the same limit, so the oldest come first."""
         while True:
-            await asyncio.sleep(min(_SWEEP, self.plan.timeout / 4))
-            now = time.monotonic() - self.begin
+            await asyncio.sleep(min(_SWEEP, self.pace * self.plan.timeout / 4))
+            now = self._now()
             while self.oldest < self.next and (
                 self.status[self.oldest] >= 0 or self.due[self.oldest] + self.plan.timeout <= now
             ):
@@ -316,13 +329,13 @@ class LoadRun:
                 if self.status[slot] < 0:
                     self.pool.give_up(slot)
                     self._count_error(f"no answer within {self.plan.timeout:g} s")
-                    self._ended(slot, now + self.begin, Status.TIMEOUT)
+                    self._ended(slot, self._at(now), Status.TIMEOUT)
 
     async def _observe(self) -> None:
         while True:
             await asyncio.sleep(self.every)
             for _ in range(20):
-                due = self.begin + self.due[self.next] if self.next < len(self.due) else math.inf
+                due = self._at(self.due[self.next]) if self.next < len(self.due) else math.inf
                 if due - time.monotonic() > _QUIET:
                     break
                 await asyncio.sleep(0.001)
@@ -332,7 +345,7 @@ class LoadRun:
 
     def snapshot(self) -> Snapshot:
         """How the test stands."""
-        now = time.monotonic() - self.begin
+        now = self._now()
         recent = self.recent
         while recent and recent[0][0] < now - 1.0:
             recent.popleft()
@@ -398,6 +411,7 @@ class LoadRun:
                 "samples": plan.samples,
                 "timeout_s": plan.timeout,
                 "max_ratio": plan.max_ratio,
+                "dilation": self.pace,
                 "slo_sent": plan.slo is not None and plan.send_slo,
                 "seed": plan.seed,
                 "warmup": plan.warmup,

@@ -30,7 +30,8 @@ class InputInfo:
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """A model on the server. ratios and accuracy (0..1 or None each): of the dial, empty where the server has none."""
+    """A model on the server. ratios and accuracy (0..1 or None each): of the dial, empty where the server has none. dilation:
+    seconds of the wall clock in one of the model's, where its time is modelled; else 1."""
 
     name: str
     inputs: tuple[InputInfo, ...]
@@ -39,6 +40,7 @@ class RemoteModel:
     slo_ms: float | None = None
     platform: str = ""
     digest: str = ""
+    dilation: float = 1.0
 
 
 async def find_model(target: Target, name: str | None, seconds: float = 10.0) -> RemoteModel:
@@ -64,7 +66,7 @@ async def find_model(target: Target, name: str | None, seconds: float = 10.0) ->
     more: dict[str, Any] = found if isinstance(found, dict) else {}
     ratios = tuple(v for v in map(_share, _list(more.get("ratios"))) if v is not None)
     accuracy = tuple(map(_share, _list(more.get("accuracy"))))
-    slo = more.get("slo_ms")
+    slo, slowed = more.get("slo_ms"), more.get("dilation")
     return RemoteModel(
         name,
         inputs,
@@ -73,6 +75,7 @@ async def find_model(target: Target, name: str | None, seconds: float = 10.0) ->
         float(slo) if isinstance(slo, (int, float)) and math.isfinite(slo) and slo > 0 else None,
         str(document.get("platform", ""))[:100],
         str(more.get("digest", ""))[:100],
+        float(slowed) if isinstance(slowed, (int, float)) and 1e-3 <= slowed <= 1e6 else 1.0,
     )
 
 

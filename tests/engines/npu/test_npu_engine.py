@@ -13,11 +13,11 @@ import pytest
 from bitdial.benchmarking.latency import measure_latency
 from bitdial.benchmarking.timing import Plan
 from bitdial.engines.base import create_engine, default_engine, defining_engine, engine_specs
-from bitdial.engines.npu.costs import Machine, layer_cost
+from bitdial.engines.npu.costs import Energy, Machine, layer_cost, reorder_cost, total
 from bitdial.engines.npu.cycles import run_cycles
 from bitdial.engines.npu.lowering import lower
 from bitdial.engines.npu.plan import Design, Geometry, dense_chunks, plan_layer
-from bitdial.errors import EngineError
+from bitdial.errors import ConfigError, EngineError
 from bitdial.quantization.instructions import Window
 from bitdial.quantization.program import Program
 
@@ -116,3 +116,38 @@ def test_depthwise_starves_the_array() -> None:
     plan = plan_layer("dw", Geometry(64, 64, (14, 14), Window((3, 3), (1, 1), (1, 1), (1, 1)), 64), [], Design(), 1)
     cost = layer_cost(plan, Machine(), 0)
     assert cost.macs == 64 * 196 * 9 and 0.02 < cost.utilisation < 1 / 32
+
+
+def test_reorders_that_layout_left_are_copies_through_memory() -> None:
+    """A value whose first order someone else reads: every byte read and written once, at every ratio, beside the layers."""
+    b = nets.Network(3, 8, 8)
+    y = b.conv(b.conv("x", 16), 32)
+    program = nets.quantized(b.done(b.head(b.conv(y, 16)), y))
+    engine: Any = create_engine(program, "npu", rows=4, columns=4, dram_bytes_per_cycle=16.0)
+    (name, size), = engine.lowered.reorders.items()
+    assert program.instruction(name).operation == "gather" and size in (32 * 64, 4 * 32 * 64)  # 8-bit values, or floats
+    for ratio in program.ratios:
+        costs = engine.costs(ratio, samples=3)
+        assert costs[name] == reorder_cost(size, engine.machine, 3) and costs[name].cycles == 3 * 2 * size // 16
+        assert costs[name].macs == costs[name].array_cycles == 0 and costs[name].dram_bytes == 6 * size
+        layers = total(cost for own, cost in costs.items() if own != name)
+        assert engine.modelled_seconds(3, ratio) == pytest.approx((layers.cycles + costs[name].cycles) / 1e9)
+    described = engine.describe()
+    assert described["engine"]["reorders"] == {name: size} and described["reorders"] == [name]
+    assert described["engine"]["reorder_cycles"] == [2 * size // 16] * len(program.ratios)
+    assert create_engine(nets.quantized(nets.residual_net()), "npu", rows=4, columns=4).lowered.reorders == {}
+
+
+def test_energies_are_the_published_ones_and_can_be_replaced(program: Program) -> None:
+    """Horowitz, ISSCC 2014, 45 nm: 0.2 pJ an 8-bit multiply, 0.1 a 32-bit add, 20 for 64 bits of 32 KB, 1.3 nJ for 64 bits of
+    DRAM. A multiplier of half the width costs a quarter."""
+    energy = Energy()
+    assert (energy.multiply8, energy.multiply4, energy.add) == (0.2, 0.2 / 4, 0.1)
+    assert (energy.buffer_byte, energy.dram_byte) == (20 / 8, 1300 / 8)
+    engine: Any = create_engine(program, "npu", rows=4, columns=4, energy={"dram_byte": 0.0, "buffer_byte": 0.0})
+    cost = total(engine.costs(1.0).values())
+    assert cost.picojoules == pytest.approx(0.2 * (cost.macs - cost.low_macs) + 0.05 * cost.low_macs + 0.1 * cost.macs)
+    assert engine.describe()["engine"]["energy_pj"]["dram_byte"] == 0.0
+    for wrong, told in (({"dram": 1.0}, "'dram' is no entry"), ({"add": -1.0}, "add is -1.0"), ({"add": "x"}, "add is 'x'")):
+        with pytest.raises(ConfigError, match=told):
+            create_engine(program, "npu", rows=4, columns=4, energy=wrong)

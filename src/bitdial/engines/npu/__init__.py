@@ -1,18 +1,18 @@
-"""The NPU as an engine: results of the reference arithmetic, time of the cycle model. The hardware is in rtl/, and not
+"""The NPU as an engine: results of the arithmetic at hand, time of the cycle model. The hardware is in rtl/, and not
 needed."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
-from bitdial.engines.base import Engine, EngineSpec
+from bitdial.engines.base import Engine, EngineSpec, available_engines
 from bitdial.quantization.program import Program
 
 
 def _missing() -> str:
-    return "" if importlib.util.find_spec("torch") else "torch is not installed: pip install bitdial[quantize]"
+    others = {name: lacking for name, lacking in available_engines(modelled=False).items() if name in ("cpu", "reference")}
+    return "" if "" in others.values() else f"no engine for its arithmetic can run: {'; '.join(others.values())}"
 
 
 def _create(program: Program, **options: Any) -> Engine:
@@ -23,7 +23,9 @@ def _create(program: Program, **options: Any) -> Engine:
 SPEC = EngineSpec(
     name="npu",
     compiled=False,
-    options=frozenset({"rows", "columns", "pad_groups", "megahertz", "dram_bytes_per_cycle", "check_finite"}),
+    options=frozenset({
+        "rows", "columns", "pad_groups", "megahertz", "dram_bytes_per_cycle", "energy", "threads", "check_finite",
+    }),
     missing=_missing,
     can_run=lambda program: "",
     create=_create,

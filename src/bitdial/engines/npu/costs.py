@@ -2,28 +2,51 @@
 
 Array cycles are the hardware's (see `cycles`). Memory is a model: each job loads the tiles it uses, its shifts and its input
 rows once and stores 8-bit outputs once, at `dram_bytes_per_cycle`, beside the array's work of the job (buffers are taken to be
-filled ahead), so that a layer takes the larger of both.
+filled ahead), so that a layer takes the larger of both. A reorder of channels that the layout left is a copy through memory:
+every byte is read and written once, and nothing else runs meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from bitdial.engines.npu.cycles import job_cycles
 from bitdial.engines.npu.plan import Design, LayerPlan
+from bitdial.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Energy:
-    """pJ. Multiplies, adds and memory after Horowitz (ISSCC 2014, 45 nm); a 4-bit multiply is taken as a quarter of an
-    8-bit one."""
+    """pJ of one of each, after M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, figure 1.1.9
+    (45 nm, 0.9 V). Clock tree, registers, extraction and shifters are not in it.
+
+    multiply8    8-bit integer multiply: 0.2, as given there
+    multiply4    4 bits: a quarter of it, as multipliers grow with the square of their width (there 32 bits cost 15.5 times 8)
+    add          32-bit integer add: 0.1, as given; one for every multiply, though partial sums are narrower, and none for the
+                 sums at the columns' feet
+    buffer_byte  an eighth of a 64-bit access of a 32 KB memory: 20 / 8 (8 KB: 10 / 8). The banks here are smaller, but narrow
+    dram_byte    an eighth of a 64-bit access of 1.3 to 2.6 nJ, the lower end: 1300 / 8
+    """
 
     multiply8: float = 0.2
     multiply4: float = 0.05
-    add: float = 0.1  # 32 bits; of every multiply, and of a column's sum
-    buffer_byte: float = 2.5  # 20 pJ for 64 bits of 32 KiB
-    dram_byte: float = 160.0  # 1.3 nJ for 64 bits
+    add: float = 0.1
+    buffer_byte: float = 2.5
+    dram_byte: float = 162.5
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str = "npu: energy") -> Energy:
+        """The defaults with some entries replaced. Raises ConfigError that names the entry."""
+        names = [f.name for f in fields(cls)]
+        for name, value in given.items():
+            if name not in names:
+                raise ConfigError(f"{where}: '{name:.40}' is no entry of the table; it has {', '.join(names)}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{where}: {name} is {value!r:.40}; give pJ, 0 or more")
+        return cls(**{name: float(value) for name, value in given.items()})
 
 
 @dataclass(frozen=True)
@@ -91,10 +114,16 @@ def layer_cost(plan: LayerPlan, machine: Machine, ratio: int, samples: int = 1) 
     )  # fmt: skip
 
 
+def reorder_cost(size: int, machine: Machine, samples: int = 1) -> Cost:
+    """Of a reorder of so many bytes a sample."""
+    moved = 2 * size * samples
+    return Cost(0, math.ceil(moved / machine.dram_bytes_per_cycle), 0, 0, moved, 0, machine.energy.dram_byte * moved, 0.0, 0.0)
+
+
 def total(costs: Iterable[Cost]) -> Cost:
-    """Sum over layers."""
-    rows = [tuple(getattr(c, name) for name in Cost.__dataclass_fields__) for c in costs]
-    return Cost(*(sum(column) for column in zip(*rows, strict=True)))
+    """Sum over layers; zeros for none."""
+    rows = list(costs)
+    return Cost(*(sum(getattr(c, f.name) for c in rows) for f in fields(Cost)))
 
 
 def switch_cycles(layers: int) -> int:

@@ -1,15 +1,16 @@
-"""The engine on the cycle model: results by the reference arithmetic, time by the model of the array."""
+"""The engine on the cycle model: results of an engine that runs here, time by the model of the array."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.engines.base import Dial
-from bitdial.engines.npu.costs import Cost, Energy, Machine, layer_cost, switch_cycles, total
+from bitdial.engines.base import Dial, create_engine, default_engine, engine_spec
+from bitdial.engines.npu.costs import Cost, Energy, Machine, layer_cost, reorder_cost, switch_cycles, total
 from bitdial.engines.npu.lowering import lower, needed
 from bitdial.engines.npu.plan import Design
 from bitdial.errors import EngineError
@@ -17,11 +18,13 @@ from bitdial.quantization.program import Program
 
 
 class NpuEngine(Dial):
-    """Accumulators are those of the array bit for bit (the reference engine's); `run` takes the reference engine's wall clock,
-    `modelled_seconds` the array's.
+    """Accumulators are those of the array bit for bit, computed by the engine that is the default here (all give the reference
+    engine's); `run` takes its wall clock, `modelled_seconds` is the array's time.
 
     rows, columns: of the array. pad_groups: allow groups that leave lanes empty. megahertz, dram_bytes_per_cycle: of the model.
-    Raises EngineError for groups that do not fit the array, layers too large for the buffers, or impossible figures.
+    energy: pJ by name in place of `Energy`'s. threads, check_finite: of the arithmetic.
+    Raises EngineError for groups that do not fit the array, layers too large for the buffers, or impossible figures, and
+    ConfigError for impossible energies.
     """
 
     def __init__(
@@ -32,31 +35,34 @@ class NpuEngine(Dial):
         pad_groups: bool = False,
         megahertz: float = 1000.0,
         dram_bytes_per_cycle: float = 32.0,
+        energy: Mapping[str, float] | None = None,
+        threads: int = 1,
         check_finite: bool = True,
     ) -> None:
-        from bitdial.engines.reference.engine import ReferenceEngine
-
         for name, value in (("megahertz", megahertz), ("dram_bytes_per_cycle", dram_bytes_per_cycle)):
             if not (math.isfinite(value) and value > 0):
                 raise EngineError(f"npu: {name} is {value}; give a number above 0")
         super().__init__(program)
-        self.machine = Machine(Design(rows, columns), megahertz, dram_bytes_per_cycle)
+        self.machine = Machine(Design(rows, columns), megahertz, dram_bytes_per_cycle, Energy.of(energy or {}))
         self.lowered = lower(program, self.machine.design, pad_groups)
         needed(program, self.lowered)
-        self._reference = ReferenceEngine(program, check_finite=check_finite)
+        self.arithmetic, self.threads = default_engine(program), threads
+        # Nothing is timed here: kernels by rule, so that loading is quick.
+        wanted = {"threads": threads, "kernels": "fixed", "check_finite": check_finite}
+        self._engine = create_engine(program, self.arithmetic, **engine_spec(self.arithmetic).accepted(wanted))
 
     def run(self, batch: Any, ratio: float | None = None) -> Any:
-        """As the reference engine's `run`."""
-        index = self.index(ratio)
-        return self._reference.run(batch, self.program.ratios[index])
+        """As the `run` of every engine."""
+        return self._engine.run(batch, self.program.ratios[self.index(ratio)])
 
     def costs(self, ratio: float | None = None, samples: int = 1) -> dict[str, Cost]:
-        """Per layer on the array, for so many samples. Raises RatioError."""
+        """Per layer on the array, and per reorder, for so many samples. Raises RatioError."""
         index = self.index(ratio)
-        return {name: layer_cost(plan, self.machine, index, samples) for name, plan in self.lowered.plans.items()}
+        layers = {name: layer_cost(plan, self.machine, index, samples) for name, plan in self.lowered.plans.items()}
+        return layers | {name: reorder_cost(size, self.machine, samples) for name, size in self.lowered.reorders.items()}
 
     def modelled_seconds(self, samples: int, ratio: float | None = None) -> float:
-        """Of the array and its memory, for a batch; what the host computes is not in it."""
+        """Of the array and its memory, for so many samples one after the other; what the host computes is not in it."""
         return total(self.costs(ratio, samples).values()).cycles / (1e6 * self.machine.megahertz)
 
     def describe(self) -> dict[str, Any]:
@@ -73,16 +79,20 @@ class NpuEngine(Dial):
             else:
                 layer["host"] = self.lowered.host[name]
         design = self.machine.design
+        reorders = [total(own[name] for name in self.lowered.reorders).cycles for own in by_ratio]
         result["engine"] = {
             "name": "npu",
             "isa": f"{design.rows} x {design.columns} array, modelled time",  # what stands beside every figure
             "array": [design.rows, design.columns],
-            "arithmetic": "exact integers of the reference engine; time is modelled, not measured",
+            "arithmetic": f"exact integers, by the {self.arithmetic} engine; time is modelled, not measured",
             "megahertz": self.machine.megahertz,
             "dram_bytes_per_cycle": self.machine.dram_bytes_per_cycle,
             "buffer_bytes": design.buffer_bytes,
-            "energy_pj": dict(vars(Energy())),
+            "threads": self.threads,  # of the arithmetic
+            "energy_pj": dict(vars(self.machine.energy)),
             "totals": [total(costs.values()).as_json() for costs in by_ratio],
+            "reorders": dict(self.lowered.reorders),
+            "reorder_cycles": reorders,
             "switch_cycles": switch_cycles(len(self.lowered.plans)),
             "host": dict(self.lowered.host),
         }
@@ -93,10 +103,11 @@ def accumulators(engine: NpuEngine, inputs: npt.NDArray[Any], ratio: float) -> d
     """Layer -> (its 8-bit input, its accumulators before the bias), integers as NumPy arrays: what the array reads and gives."""
     import torch
 
+    from bitdial.engines.reference.engine import ReferenceEngine
     from bitdial.engines.reference.executor import Setting
     from bitdial.quantization.instructions import Contract
 
-    reference = engine._reference
+    reference = ReferenceEngine(engine.program)
     executor = reference.executor
     settings: dict[str, Setting] = reference.settings(engine.index(ratio))
     values: dict[str, torch.Tensor] = {}

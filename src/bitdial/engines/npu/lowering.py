@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from bitdial.engines.npu.plan import Design, Geometry, LayerPlan, dense_chunks, plan_layer
 from bitdial.errors import EngineError
@@ -17,10 +20,12 @@ LOW_WEIGHT = 7
 
 @dataclass(frozen=True)
 class Lowered:
-    """plans: by layer name, one sample each. host: layers that the host computes -> why. all in the program's order."""
+    """plans: by layer name, one sample each. host: layers that the host computes -> why. reorders: of channels, which the layout
+    left -> bytes of a sample. all in the program's order."""
 
     plans: Mapping[str, LayerPlan]
     host: Mapping[str, str]
+    reorders: Mapping[str, int]
 
 
 def lower(program: Program, design: Design, pad_groups: bool = False) -> Lowered:
@@ -31,7 +36,10 @@ def lower(program: Program, design: Design, pad_groups: bool = False) -> Lowered
     """
     plans: dict[str, LayerPlan] = {}
     host: dict[str, str] = {}
+    reorders: dict[str, int] = {}
     for step in program.instructions:
+        if step.operation == "gather":
+            reorders[step.name] = _sample_bytes(program, step.name)
         if isinstance(step, MatMul):
             host[step.name] = "a product of two activations: the array keeps weights"
         if not isinstance(step, Contract):
@@ -41,7 +49,7 @@ def lower(program: Program, design: Design, pad_groups: bool = False) -> Lowered
             host[step.name] = reason
         else:
             plans[step.name] = _plan(program, step, design, pad_groups)
-    return Lowered(plans, host)
+    return Lowered(plans, host, reorders)
 
 
 def outside(program: Program, step: Contract) -> str:
@@ -72,6 +80,14 @@ def _sample_shape(program: Program, step: Contract) -> tuple[int, ...] | None:
     if step.window is not None:
         return tuple(int(d) for d in rest) if first.factor == 1 else None  # type: ignore[arg-type]
     return (first.factor, *(int(d) for d in rest))  # type: ignore[arg-type]
+
+
+def _sample_bytes(program: Program, value: str) -> int:
+    """Of a value, for one sample; sizes that are open count as 1."""
+    kind = program.types[value]
+    sizes = [d.factor if isinstance(d, BatchDim) else d for d in kind.shape]
+    width = 1 if value in program.qparams else np.dtype(kind.dtype).itemsize
+    return width * math.prod(int(d) for d in sizes if isinstance(d, int))
 
 
 def _plan(program: Program, step: Contract, design: Design, pad_groups: bool) -> LayerPlan:

@@ -119,6 +119,11 @@ def _gauges(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
         "oldest_wait_seconds", "How long the oldest waiting request has waited.", [m.oldest_wait for m in models]
     )
     yield gauge("workers", "Workers that run.", [m.workers for m in models])
+    yield gauge(
+        "time_dilation",
+        "Seconds of the wall clock in one second of this model's figures: 1, unless its engine's time is modelled.",
+        [m.dilation for m in models],
+    )
 
 
 def _counters(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
@@ -170,6 +175,11 @@ def _counters(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
         [m.counts(m.failures) for m in models],
     )
     yield counter("worker_restarts", "Workers started anew after a crash or a hang.", [m.restarts for m in models])
+    yield counter(
+        "overruns",
+        "Batches whose arithmetic took longer than the modelled time; raise --dilation if there are many.",
+        [m.overruns for m in models],
+    )
     yield counters("reloads", "Reloads of the model file, by result.", "result", [m.counts(m.reloads) for m in models])
 
 

@@ -92,6 +92,8 @@ class ModelMetrics:
         self.batches_by_ratio: dict[str, Tally] = {}
         self.reloads = {"ok": Tally(), "failed": Tally()}
         self.restarts = 0
+        self.overruns = 0  # batches whose arithmetic took longer than modelled time allows
+        self.dilation = 1.0  # seconds of the wall clock in one of `clock`
         self.arrived_requests = self.arrived_samples = 0
         self.switches = self.queue_depth = self.queue_samples = self.workers = self.index = 0
         self.oldest_wait = 0.0

@@ -306,7 +306,8 @@ function show() {
   setText($('layers-lead'), `Share of each layer’s multiply-accumulates (MACs) at low precision while the dial is at ${ratioName(model.ratios?.[at])}.`);
   if (view.now === null) return;
   const end = Math.floor(view.now), first = view.rows.length ? view.rows[0].t : end;
-  const start = Number.isFinite(uptime()) ? Math.min(first, Math.ceil(end - uptime())) : first;
+  const up = uptime() / (model.engine?.dilation || 1); // rows are in the model's seconds, which may be modelled ones
+  const start = Number.isFinite(up) ? Math.min(first, Math.ceil(end - up)) : first;
   showTiles(start, end);
   for (const chart of CHARTS) chart.draw(view.rows, start, end, view.span);
 }

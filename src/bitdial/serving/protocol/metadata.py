@@ -27,10 +27,12 @@ def tensor_metadata(tensors: Sequence[TensorInfo]) -> list[dict[str, Any]]:
     return [{"name": t.name, "datatype": datatype_of(t.dtype), "shape": list(t.shape)} for t in tensors]
 
 
-def model_metadata(name: str, info: ModelInfo, slo: float, top: float | None = None, bound_by: str = "") -> dict[str, Any]:
+def model_metadata(
+    name: str, info: ModelInfo, slo: float, top: float | None = None, bound_by: str = "", dilation: float | None = None
+) -> dict[str, Any]:
     """GET /v2/models/{m}. `parameters` holds what this server adds: the ratios, their accuracies as measured (0..1), the latency
     bound (given in seconds), the highest ratio that the dial takes (top; None: the last), and what bounds it
-    (`Settings.bound_by`)."""
+    (`Settings.bound_by`); where times are modelled, the seconds of the wall clock in one of them (dilation)."""
     return {
         "name": name,
         "versions": [VERSION],
@@ -44,6 +46,7 @@ def model_metadata(name: str, info: ModelInfo, slo: float, top: float | None = N
             "max_ratio_from": bound_by,
             "slo_ms": 1000.0 * slo,
             "digest": info.digest,
+            **({} if dilation is None else {"dilation": dilation}),
         },
     }
 

@@ -72,11 +72,13 @@ def infer_response_steps(
     return b"".join([header, *tail]), len(header)
 
 
-def answer_parameters(ratio: float, queue: float, compute: float, batch: int) -> str:
-    """JSON text of an answer's parameters: the ratio executed, seconds waited and computed (as ms), samples of the batch."""
+def answer_parameters(ratio: float, queue: float, compute: float, batch: int, dilation: float | None = None) -> str:
+    """JSON text of an answer's parameters: the ratio executed, seconds waited and computed (as ms), samples of the batch; where
+    they are modelled seconds, how many of the wall clock one takes."""
+    slowed = "" if dilation is None else f',"dilation":{dilation!r}'
     return (
-        f'{{"ratio":{ratio!r},"queue_ms":{1000 * max(queue, 0.0):.3f},"compute_ms":{1000 * max(compute, 0.0):.3f},'
-        f'"batch":{batch}}}'
+        f'{{"ratio":{ratio!r},"queue_ms":{1000 * max(queue, 0.0):.6g},"compute_ms":{1000 * max(compute, 0.0):.6g},'
+        f'"batch":{batch}{slowed}}}'
     )
 
 

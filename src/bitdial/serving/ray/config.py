@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from bitdial.engines.base import engine_spec
 from bitdial.errors import ConfigError
 from bitdial.serving.control.settings import Positive
 from bitdial.serving.ray.scaling import ScalingSettings, WorkPolicy, policy_arguments
@@ -80,6 +81,8 @@ class DeployConfig(ServerConfig):
             )
         if self.models[0].workers != 1:
             raise ValueError("a replica has one worker: use more replicas instead of workers")
+        if self.models[0].engine is not None and engine_spec(self.models[0].engine).modelled:
+            raise ValueError("what an engine models is no time that replicas could be scaled by: serve it with bitdial serve")
         if self.record is not None:
             raise ValueError("decisions cannot be recorded on a cluster (record)")
         self.scaling()

@@ -117,9 +117,8 @@ async def start_model(
 ) -> ServedModel:
     """The model, ready. Raises BitdialError, also if the file is not the one with that sha256."""
     given = config.model
-    engine = {"threads": config.threads, "isa": given.isa, "memory": given.memory}
     options = WorkerOptions(
-        engine=given.engine, engine_options={key: value for key, value in engine.items() if value is not None}
+        engine=given.engine, engine_options={"threads": config.threads, **given.given_engine_options()}
     )
     model = ServedModel(
         given.name, given.path if file is None else file.path, given.settings(), given.policy,

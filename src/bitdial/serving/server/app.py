@@ -122,7 +122,7 @@ class Application:
             )  # fmt: skip
             content, header_length = await self._turns.run(infer_response_steps(
                 model.name, model.output_names, answer.outputs, request.outputs, request.id,
-                answer_parameters(answer.ratio, answer.queue, answer.compute, answer.batch),
+                answer_parameters(answer.ratio, answer.queue, answer.compute, answer.batch, model.dilation),
             ))  # fmt: skip
         except asyncio.CancelledError:
             if gone:

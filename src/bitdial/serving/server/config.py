@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from bitdial.engines.npu.options import NpuOptions
 from bitdial.errors import ConfigError
 from bitdial.serving.control import ServiceTable
 from bitdial.serving.control.policies import make_policy
@@ -28,7 +29,7 @@ _ENGINE, _WEB = "Engine", "Network and security"
 _SAID: dict[str, Any] = dict(Settings.model_fields)  # what has no time in it is the same there
 
 
-class ModelOptions(Strict):
+class ModelOptions(NpuOptions):
     """How a model is served; times in milliseconds, as people write them."""
 
     slo_ms: Positive = setting(100.0, "An answer should be ready so soon.", "MS", DIAL)
@@ -62,6 +63,11 @@ class ModelOptions(Strict):
     memory: str | None = setting(
         None, "Of the cpu engine; small: one copy of the weights. Default: fast.", "fast|small", _ENGINE
     )
+    dilation: Positive | None = setting(
+        None,
+        "Of the npu engine: seconds of the wall clock in one of its modelled seconds. Default: as few as the arithmetic needs.",
+        "X", _ENGINE,
+    )  # fmt: skip
 
     @field_validator("policy")
     @classmethod
@@ -78,6 +84,11 @@ class ModelOptions(Strict):
                 return ServiceTable.from_json(stream.read(1 << 24), str(self.table))
         except OSError as error:
             raise ConfigError(f"--table {self.table} cannot be read: {error.strerror}") from None
+
+    def given_engine_options(self) -> dict[str, Any]:
+        """Options of the engine, `threads` left out. Raises ConfigError for those of another engine."""
+        given = {"isa": self.isa, "memory": self.memory, **self.engine_options(self.engine)}
+        return {name: value for name, value in given.items() if value is not None}
 
     def settings(self) -> Settings:
         """For the scheduler, in seconds."""
@@ -313,7 +324,7 @@ def make_config(
 
 
 def _anchored(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
-    keys = {"path", "table", "save_table", "tls_cert", "tls_key", "record"}
+    keys = {"path", "table", "save_table", "tls_cert", "tls_key", "record", "npu_energy"}
     return {k: str(folder / v) if k in keys and isinstance(v, str) else v for k, v in entry.items()}
 
 

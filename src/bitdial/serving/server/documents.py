@@ -145,6 +145,10 @@ INFER_RESPONSE: dict[str, Any] = {
                 "queue_ms": {"type": "number", "description": "Milliseconds it waited."},
                 "compute_ms": {"type": "number", "description": "Milliseconds its batch took in the engine."},
                 "batch": {"type": "integer", "description": "Samples of that batch."},
+                "dilation": {
+                    "type": "number",
+                    "description": "Only where the engine's time is modelled: seconds of the wall clock in one of its seconds.",
+                },
             },
         },
         "outputs": {

@@ -6,7 +6,7 @@ import asyncio
 from typing import NamedTuple
 
 from bitdial.serving.control import Scheduler, ServiceTable, Settings
-from bitdial.serving.worker.calibration import cache_path, measure_table, read_cache
+from bitdial.serving.worker.calibration import cache_path, measure_table, modelled_table, read_cache
 from bitdial.serving.worker.pool import Candidate, WorkerPool
 
 MEASURING = 2.0  # seconds spent on a new version's service times while the one before serves
@@ -44,8 +44,10 @@ async def prepare_version(
 
 async def _table(candidate: Candidate, settings: Settings, table: ServiceTable, remembered: bool) -> ServiceTable:
     """Service times: known ones, else those in use where the ratios are the same (serving corrects them), else measured, though
-    the machine is busy. What was measured so is not remembered for other starts."""
+    the machine is busy. What was measured so is not remembered for other starts. Modelled times are the new version's own."""
     info, known = candidate.info, None
+    if info.modelled:
+        return modelled_table(info, settings.max_batch)
     if remembered:
         known = await asyncio.to_thread(lambda: read_cache(cache_path(info, settings.max_batch), info))
     found = known or table

@@ -50,7 +50,8 @@ def model_state(model: ServedModel) -> ModelState:
         info = model.info
         state["ratios"], state["accuracy"] = list(info.ratios), list(info.accuracy)
         state["inputs"], state["outputs"] = [asdict(t) for t in info.inputs], [asdict(t) for t in info.outputs]
-        state["engine"], state["digest"] = info.engine, info.digest
+        state["engine"] = info.engine if model.dilation is None else {**info.engine, "dilation": model.dilation}
+        state["digest"] = info.digest
         state["layers"] = [
             {
                 "name": row.get("source") or row["name"],

@@ -15,6 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from bitdial.errors import BitdialError, ConfigError, InputError
+from bitdial.processor import usable_cores
 from bitdial.serving.control import Batch, Request, Scheduler, ServiceTable, Settings, make_policy
 from bitdial.serving.errors import (
     BadRequest,
@@ -31,7 +32,7 @@ from bitdial.serving.server.exchange import carry_over, prepare_version
 from bitdial.serving.server.recording import Recording
 from bitdial.serving.supervision import Supervisor
 from bitdial.serving.worker.base import WorkerOptions
-from bitdial.serving.worker.calibration import measure_table
+from bitdial.serving.worker.calibration import measure_dilation, measure_table
 from bitdial.serving.worker.errors import SignatureError, WorkerCrash
 from bitdial.serving.worker.info import ModelInfo
 from bitdial.serving.worker.pool import Lease, MakeWorker, WorkerPool
@@ -85,6 +86,11 @@ class ServedModel:
     record          file that decisions are recorded to, or None
     make            what makes a worker
     clock           seconds, monotonic
+    dilation        seconds of `clock` that one second of an engine whose time is modelled takes; None: as few as its arithmetic
+                    needs (`measure_dilation`), found once, at the start
+
+    Where the engine's time is modelled, all that has a time (bounds, waits, decisions, figures) is in the engine's seconds: from
+    the start on `clock` is the one given, slowed down by `dilation`, and each batch takes what the model says.
 
     state: "starting", "ready", "draining" or "failed"; reason: why it failed. supervisor: of what runs beside its requests.
     """
@@ -103,6 +109,7 @@ class ServedModel:
         record: Path | None = None,
         make: MakeWorker = ProcessWorker,
         clock: Callable[[], float] = time.monotonic,
+        dilation: float | None = None,
     ) -> None:
         make_policy(policy)  # an unknown one is told of now
         self.name, self.path, self.settings, self.policy, self.clock = name, str(path), settings, policy, clock
@@ -111,6 +118,7 @@ class ServedModel:
         self.output_names: list[str] = []
         self.supervisor = Supervisor(f"model '{name}'")
         self._given_table, self._registry, self._record = table, registry, record
+        self._asked_dilation, self._dilation = dilation, 0.0
         self._pool = WorkerPool(
             path,
             (options or WorkerOptions()).updated(max_batch=settings.max_batch, name=name),
@@ -145,6 +153,11 @@ class ServedModel:
     def ready(self) -> bool:
         """Whether it takes requests and has a worker to run them."""
         return self.state == "ready" and self._pool.alive > 0
+
+    @property
+    def dilation(self) -> float | None:
+        """Seconds of the wall clock in one of the model's; None where its time is the wall clock's."""
+        return self._dilation or None
 
     @property
     def closing(self) -> bool:
@@ -210,6 +223,7 @@ class ServedModel:
         """Load the model, learn what its batches cost, take requests. Raises BitdialError; then nothing is left running."""
         try:
             info = await self._pool.start()
+            await self._dilate(info)
             table = await self._first_table(info, progress)
             self._install(info, table)
             if self._record is not None:
@@ -220,6 +234,21 @@ class ServedModel:
             raise
         self.supervisor.every(TICK, "looking after workers and requests", self._tick)
         self.state = "ready"
+
+    async def _dilate(self, info: ModelInfo) -> None:
+        """Slow the clock down for an engine whose time is modelled. Raises ConfigError if a dilation was asked of another."""
+        asked = self._asked_dilation
+        if not info.modelled:
+            if asked is not None:
+                raise ConfigError(
+                    f"--dilation slows modelled time down, and the time of engine '{info.engine.get('name')}' is measured: leave "
+                    "it out"
+                )
+            return
+        given = self.clock
+        crowd = max(1.0, self._pool.size / usable_cores())
+        self._dilation = k = asked or crowd * await measure_dilation(self._pool.workers[0], self.settings.max_batch)
+        self.clock = lambda: given() / k
 
     async def _first_table(self, info: ModelInfo, progress: Progress | None) -> ServiceTable:
         given = self._given_table
@@ -239,6 +268,7 @@ class ServedModel:
                 self._registry, self.name, info.ratios, table.expected, self.settings.slo, self.clock
             )
             self.metrics.on_read = self._gauges
+            self.metrics.dilation = self._dilation or 1.0
         else:
             self.metrics.use_model(info.ratios, table.expected)
         self._reader = RequestReader(info.inputs, info.outputs, self.settings.max_batch)
@@ -285,7 +315,7 @@ class ServedModel:
         if refusal is not None:
             metrics.shed(now, refusal.reason)
             what = "the queue is full" if refusal.reason == "queue full" else "it could not be answered in time"
-            raise Overloaded(f"model '{self.name}' is overloaded: {what}; try again later", refusal.retry_after)
+            raise Overloaded(f"model '{self.name}' is overloaded: {what}; try again later", self._wall(refusal.retry_after))
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[request.id] = _Pending(request, inputs, max_ratio, future)
         self._wake()
@@ -384,12 +414,16 @@ class ServedModel:
         if due is None:
             return
         if self._timer is not None:
-            if now < self._timer_at <= due + 0.001:
+            if self._wall(now) < self._timer_at <= self._wall(due) + 0.001:
                 return  # it goes off in time
             self._timer.cancel()
-        delay = max(0.001, due - now)
-        self._timer_at = now + delay
+        delay = max(0.001, self._wall(due - now))
+        self._timer_at = self._wall(now) + delay
         self._timer = asyncio.get_running_loop().call_later(delay, self._timed)
+
+    def _wall(self, seconds: float) -> float:
+        """Seconds of the model as seconds of the wall clock."""
+        return seconds * (self._dilation or 1.0)
 
     def _timed(self) -> None:
         self._timer = None
@@ -424,7 +458,9 @@ class ServedModel:
             scheduler.failed(self.clock(), batch)
             self._wake()
             return
-        result = await lease.run([p.inputs for p in alive], batch.index)
+        result = await lease.run([p.inputs for p in alive], batch.index, self._dilation)
+        if result.overrun and self.metrics is not None:
+            self.metrics.overruns += 1
         now, ratio = self.clock(), lease.worker.info.ratios[batch.index]
         scheduler.completed(now, batch, now - batch.begun)
         self._pump()  # the worker has its next batch before anyone is answered

@@ -129,7 +129,7 @@ def _add_models(api: FastAPI, models: Mapping[str, ServedModel]) -> None:
 
     def metadata(model: ServedModel) -> dict[str, Any]:
         """Inputs, outputs and ratios of a model."""
-        return model_metadata(model.name, model.info, model.settings.slo, model.top_ratio, model.bound_by)
+        return model_metadata(model.name, model.info, model.settings.slo, model.top_ratio, model.bound_by, model.dilation)
 
     def ready(model: ServedModel) -> dict[str, Any]:
         """Whether a model is ready."""

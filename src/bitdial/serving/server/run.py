@@ -101,6 +101,7 @@ def make_models(config: ServerConfig, registry: Any = None, make: MakeWorker = P
             registry=registry,
             record=config.record_file(model.name),
             make=make,
+            dilation=model.dilation,
         )
         for model in config.models
     }
@@ -108,10 +109,10 @@ def make_models(config: ServerConfig, registry: Any = None, make: MakeWorker = P
 
 def engine_options(model: ModelConfig, workers: int) -> dict[str, Any]:
     """Options of a model's engine; workers: of all models, who share the cores."""
-    options: dict[str, Any] = {"isa": model.isa, "memory": model.memory}
+    options = model.given_engine_options()
     if model.engine is None or "threads" in engine_spec(model.engine).options:
         options["threads"] = model.threads or max(1, usable_cores() // workers)
-    return {key: value for key, value in options.items() if value is not None}
+    return options
 
 
 def bind(config: ServerConfig) -> socket.socket:

@@ -64,14 +64,16 @@ class Result:
 
     outputs   [request][output], memory of their own; an empty list for a request whose input was bad
     index     ratio index that the batch ran at
-    compute   seconds inside the engine
+    compute   seconds inside the engine; with a pace, modelled ones
     checked   per request "" or why its input was bad (NaN, infinity); the other requests were computed all the same
+    overrun   with a pace: the arithmetic took longer than the modelled time allows, and `compute` is what it took
     """
 
     outputs: list[list[Array]]
     index: int
     compute: float
     checked: list[str]
+    overrun: bool = False
 
 
 class Worker(ABC):
@@ -123,8 +125,11 @@ class Worker(ABC):
             return self._info
 
     @abstractmethod
-    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
+    async def run(self, requests: Sequence[Sequence[Array]], index: int, pace: float = 0.0) -> Result:
         """Compute requests, each one array per input, together at ratio index `index`.
+
+        pace: where the engine's time is modelled, seconds of the wall clock that one of its seconds is to take; 0: as quick as it
+        can be.
 
         Raises InputError for wrong numbers, dtypes or shapes or too many samples (nothing is computed then), EngineError if
         the engine failed on all requests or has another batch, WorkerCrash if the worker is lost. A call that is cancelled does
@@ -155,6 +160,19 @@ class Worker(ABC):
         if self.busy:
             raise EngineError("the worker has a batch already: it computes one at a time")
         return samples
+
+    def _hold(self, samples: Sequence[int], index: int, pace: float) -> float:
+        """Seconds that a batch is to take at this pace; 0: as quick as it can be."""
+        return pace * self.info.modelled[index] * sum(samples) if pace and self.info.modelled else 0.0
+
+    @staticmethod
+    def _result(
+        outputs: list[list[Array]], index: int, seconds: float, checked: list[str], hold: float, pace: float
+    ) -> Result:
+        """seconds: inside the engine. hold: as `_hold` said."""
+        if not hold:
+            return Result(outputs, index, seconds, checked)
+        return Result(outputs, index, max(seconds, hold) / pace, checked, seconds > hold)
 
     def _lose(self, crash: WorkerCrash) -> None:
         self._crash = crash

@@ -1,4 +1,5 @@
-"""What a batch costs on a worker, by ratio and size: measured through `Worker.run`, so that it is what serving will see.
+"""What a batch costs on a worker, by ratio and size: measured through `Worker.run`, so that it is what serving will see. Where
+an engine's time is modelled, what the model says.
 
 Results are remembered per model file and machine, beside the engine's own choices (`bitdial.engines.cpu.tuning`): a restarted
 server knows its table at once.
@@ -10,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -31,6 +33,8 @@ FORMAT = 1
 SECONDS = 4.0
 MOST = 15  # runs of one cell
 TRUSTED = 1.2  # factor by which remembered times may be off
+SPARE = 4.0  # times what a request costs here that modelled time leaves it: the machine may be busy
+HANDLING = 0.001  # seconds that server and load generator together take for a request, roughly
 Progress = Callable[[float, str], None]
 Cell = tuple[int, int]  # ratio index, samples
 
@@ -51,13 +55,16 @@ async def measure_table(
     lie between them as they do at the nearest size at which they were measured.
 
     progress: called with a share in 0..1 and a text. remember: read and write the cache (a few batches check that what it says
-    still holds: it may be of a time when the machine was busy). Raises as `Worker.run`.
+    still holds: it may be of a time when the machine was busy). Raises as `Worker.run`. Modelled times are not measured.
     """
     if isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1:
         raise ConfigError(f"max_batch must be a positive whole number, got {max_batch!r}")
     if not seconds > 0:
         raise ConfigError(f"the time for measuring must be positive, got {seconds!r}")
     tell = progress or (lambda share, text: None)
+    if worker.info.modelled:
+        tell(1.0, "service times modelled")
+        return modelled_table(worker.info, max_batch)
     path = cache_path(worker.info, max_batch) if remember else None
     if path is not None:
         table = read_cache(path, worker.info)
@@ -72,6 +79,33 @@ async def measure_table(
             write_atomically(path, json.dumps(table.as_json(), indent=1).encode())
     tell(1.0, "service times measured")
     return table
+
+
+def modelled_table(info: ModelInfo, max_batch: int) -> ServiceTable:
+    """The service table of a model whose time is modelled."""
+    times = {(i, n): n * s for i, s in enumerate(info.modelled) for n in batch_sizes(max_batch)}
+    return make_table(info, times)
+
+
+async def measure_dilation(worker: Worker, max_batch: int) -> float:
+    """Seconds of the wall clock that one modelled second should take for what this machine does in it to hardly count: at least
+    1, with two digits. `SPARE` times what requests of one sample and the largest batch take here at both ends of the dial, with
+    `HANDLING`, over what the model says. Raises as `Worker.run`."""
+    info, worst = worker.info, 0.0
+    for samples in {1, max_batch}:
+        request = random_request(info, samples)
+        for index in {0, len(info.ratios) - 1}:
+            times = []
+            for _ in range(3):
+                begin = clock()
+                await worker.run([request], index)
+                times.append(clock() - begin)
+            worst = max(worst, (HANDLING + statistics.median(times)) / (samples * info.modelled[index]))
+    wanted = SPARE * worst
+    if wanted <= 1.0:
+        return 1.0
+    unit = 10.0 ** (math.floor(math.log10(wanted)) - 1)
+    return float(f"{math.ceil(wanted / unit - 1e-9) * unit:.2g}")
 
 
 async def _still_true(worker: Worker, table: ServiceTable) -> bool:
@@ -214,7 +248,7 @@ def make_table(info: ModelInfo, times: dict[Cell, float]) -> ServiceTable:
         "model": info.name,
         "digest": info.digest,
         "engine": dict(info.engine),
-        "measured_cells": len(times),
+        "measured_cells": 0 if info.modelled else len(times),
         "interpolated_cells": len(sizes) * (last + 1) - sum(n in sizes for _, n in times),
     }
     return info.judge(ServiceTable(info.ratios, tuple(sizes), tuple(rows), info.accuracy, about))

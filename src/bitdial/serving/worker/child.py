@@ -1,9 +1,9 @@
 """A worker's process: `python -m bitdial.serving.worker.child SOCKET MEMORY FILE PARENT` (descriptors, and the parent's id).
 
 Messages (see `frames`): first {"path", "loading": as `LoadedModel` takes it} comes, and {"info": ModelInfo} goes, or
-{"error": [class, message]} and the process ends. Then, for every {"samples": [per request], "index"}, with the inputs in shared
-memory, {"compute": seconds, "checked": [per request] if any is bad} goes, with the outputs of the good requests in shared memory,
-or {"error": ...}. The process ends when the socket closes.
+{"error": [class, message]} and the process ends. Then, for every {"samples": [per request], "index", "hold": seconds that it
+takes at least, if any}, with the inputs in shared memory, {"compute": seconds, "checked": [per request] if any is bad} goes,
+with the outputs of the good requests in shared memory, or {"error": ...}. The process ends when the socket closes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def _serve(frames: BlockingFrames, model: LoadedModel, memory: BatchMemory, faul
         fault.at_batch()
         try:
             samples: list[int] = message["samples"]
-            outputs, compute, checked = model.run(memory.inputs(sum(samples)), samples, message["index"])
+            outputs, compute, checked = model.run_held(
+                memory.inputs(sum(samples)), samples, message["index"], message.get("hold", 0.0)
+            )
             answer: Message = {"compute": compute}
             if any(checked):
                 answer["checked"] = checked

@@ -76,6 +76,8 @@ class ModelInfo:
                eligible, reason (why not), low (share of its multiply-accumulates that run low, per ratio)
     digest     sha256 of the file, hexadecimal
     kept       what quantizing found out about the answers that each ratio keeps, if it did
+    modelled   per ratio the seconds of one sample, where a model of a machine that is not here says them (a batch takes as many
+               times that); empty where time is this machine's
     """
 
     name: str
@@ -89,6 +91,7 @@ class ModelInfo:
     agreement: tuple[float | None, ...] = ()
     samples: int | None = None
     kept: KeptAnswers | None = None
+    modelled: tuple[float, ...] = ()
 
     def judge(self, table: ServiceTable) -> ServiceTable:
         """A service table of this model's ratios with what the file says about their worth: the one place where a curve becomes
@@ -119,6 +122,7 @@ class ModelInfo:
             tuple(data["agreement"]),
             data["samples"],
             None if data["kept"] is None else KeptAnswers.from_json(data["kept"]),
+            tuple(data["modelled"]),
         )
 
     def signature_difference(self, other: ModelInfo) -> str:

@@ -71,6 +71,7 @@ class LoadedModel:
             column(program.curve, program.ratios, "agreement"),
             sample_count(program.curve),
             kept_answers(program),
+            _modelled(self.engine, chosen),
         )
 
     def _warm_up(
@@ -155,6 +156,17 @@ class LoadedModel:
                 checked[i] = text
             return outputs, seconds, checked
         return outputs, seconds + time.perf_counter() - begin, checked
+
+    def run_held(
+        self, inputs: Sequence[Array], samples: Sequence[int], index: int, hold: float
+    ) -> tuple[list[Array], float, list[str]]:
+        """As `run`, but not done before `hold` seconds have passed."""
+        begin = time.perf_counter()
+        result = self.run(inputs, samples, index)
+        rest = hold - (time.perf_counter() - begin)
+        if rest > 0:
+            time.sleep(rest)
+        return result
 
     def _not_finite(self, inputs: Sequence[Array], samples: Sequence[int]) -> list[str]:
         """Per request "" or which input holds a NaN or infinity."""
@@ -269,6 +281,11 @@ def _engine_info(engine: Engine, name: str) -> dict[str, Any]:
         "version": __version__,
         **({} if hint is None else {"batch_hint": hint}),
     }
+
+
+def _modelled(engine: Any, name: str) -> tuple[float, ...]:
+    """As in `ModelInfo`."""
+    return tuple(engine.modelled_seconds(1, ratio) for ratio in engine.ratios) if engine_spec(name).modelled else ()
 
 
 def _layer_table(program: Program) -> list[dict[str, Any]]:

@@ -41,10 +41,10 @@ class Lease:
         self.worker = worker
         self._give_back: Callable[[], None] | None = give_back
 
-    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
+    async def run(self, requests: Sequence[Sequence[Array]], index: int, pace: float = 0.0) -> Result:
         """As `Worker.run`; at its end the worker is free for another lease."""
         try:
-            return await self.worker.run(requests, index)
+            return await self.worker.run(requests, index, pace)
         finally:
             self.release()
 

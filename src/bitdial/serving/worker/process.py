@@ -35,6 +35,7 @@ class ProcessWorker(Worker):
         self._memory: BatchMemory | None = None
         self._reply: asyncio.Future[Message] | None = None
         self._sent = 0.0  # when the batch was
+        self._held = 0.0  # how long it is to be held
         self._timer: asyncio.TimerHandle | None = None
         self._overdue = False
 
@@ -103,8 +104,9 @@ class ProcessWorker(Worker):
 
     # ---- batches ---------------------------------------------------------------------------------------------------------
 
-    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
+    async def run(self, requests: Sequence[Sequence[Array]], index: int, pace: float = 0.0) -> Result:
         samples = self._check(requests, index)
+        self._held = hold = self._hold(samples, index, pace)
         assert self._memory is not None and self._frames is not None
         fill(self.info, self._memory.inputs(sum(samples)), requests)
         loop = asyncio.get_running_loop()
@@ -112,8 +114,8 @@ class ProcessWorker(Worker):
         self._reply = reply = loop.create_future()
         self._sent = loop.time()
         if self._timer is None:
-            self._timer = loop.call_at(self._sent + self.options.patience, self._watch)
-        self._frames.send({"samples": samples, "index": index})
+            self._timer = loop.call_at(self._sent + hold + self.options.patience, self._watch)
+        self._frames.send({"samples": samples, "index": index, **({"hold": hold} if hold else {})})
         try:
             message = await reply
             if "error" in message:
@@ -125,7 +127,7 @@ class ProcessWorker(Worker):
         finally:
             if reply.done() and not reply.cancelled():
                 self._freed(False)
-        return Result(split(self.info, outputs, samples, checked), index, message["compute"], checked)
+        return self._result(split(self.info, outputs, samples, checked), index, message["compute"], checked, hold, pace)
 
     def _freed(self, abandoned: bool) -> None:
         self._overdue = False
@@ -151,7 +153,7 @@ class ProcessWorker(Worker):
         if not (self.busy and self._reply is not None and self.alive):
             return
         loop = asyncio.get_running_loop()
-        due = self._sent + self.options.patience
+        due = self._sent + self._held + self.options.patience
         if self._overdue and loop.time() >= due:
             self._crash = WorkerCrash(f"the worker did not answer for {self.options.patience:g} s and was killed")
             self._kill()

@@ -60,17 +60,18 @@ class ThreadWorker(Worker):
     async def _abandon(self) -> None:
         self._jobs.put(None)
 
-    async def run(self, requests: Sequence[Sequence[Array]], index: int) -> Result:
+    async def run(self, requests: Sequence[Sequence[Array]], index: int, pace: float = 0.0) -> Result:
         samples, model = self._check(requests, index), self._model
+        hold = self._hold(samples, index, pace)
         assert model is not None
 
         def compute() -> tuple[list[list[Array]], float, list[str]]:
             inputs = join(model.info, requests)
-            outputs, seconds, checked = model.run(inputs, samples, index)
+            outputs, seconds, checked = model.run_held(inputs, samples, index, hold)
             return split(model.info, [o.copy() for o in outputs], samples, checked), seconds, checked
 
-        outputs, seconds, checked = await self._submit(compute, self.options.patience, "the worker did not answer for")
-        return Result(outputs, index, seconds, checked)
+        outputs, seconds, checked = await self._submit(compute, hold + self.options.patience, "the worker did not answer for")
+        return self._result(outputs, index, seconds, checked, hold, pace)
 
     async def _submit(self, job: Callable[[], Any], patience: float, late: str) -> Any:
         """Have the thread do it. Raises WorkerCrash if that takes too long."""

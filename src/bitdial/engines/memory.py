@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bitdial.graph.ir import BatchDim, TensorType, Values
-from bitdial.quantization.instructions import Contract, Move, SumPool, Window
+from bitdial.quantization.instructions import Contract, Float, Move, SumPool, Window
 
 COPY_AXES = 5  # loops of a copy step, the samples' not counted
 Offsets = npt.NDArray[np.int64]
@@ -148,3 +149,22 @@ def _strides(offsets: Offsets) -> list[int] | None:
             return None
         strides.append(step)
     return strides
+
+
+def arguments(step: Float) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments of an aten operator: names of values, and numbers. Raises Unsupported for others' kinds of template."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        if isinstance(value, dict):
+            if "value" in value:
+                return step.node.inputs[value["value"]]
+            if "dtype" in value:
+                return str(value["dtype"])
+            if "float" in value:
+                return float(value["float"])
+            raise Unsupported("its arguments depend on the batch")
+        return value
+
+    return [plain(v) for v in step.node.attrs["args"]], {k: plain(v) for k, v in step.node.attrs["kwargs"].items()}

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines.cpu.compile_rounding import table_of
-from bitdial.engines.cpu.operands import Operand, arguments, spread
+from bitdial.engines.cpu.operands import Operand, spread
 from bitdial.engines.cpu.values import Buffer, Values, own
-from bitdial.engines.cpu.views import Axis, View, check_samples_stay, dense, element_offsets, sizes_of, unit_index
-from bitdial.engines.memory import Unsupported
+from bitdial.engines.memory import Unsupported, arguments
+from bitdial.engines.views import Axis, View, check_samples_stay, dense, element_offsets, sizes_of, strided, unit_index
 from bitdial.graph.operators import softmax_axis
 from bitdial.quantization.instructions import Dequantize, Float, Instruction, MatMul, Move, Quantize
 from bitdial.quantization.program import Program
@@ -43,17 +43,6 @@ class Place:
     @property
     def native(self) -> tuple[Any, ...]:
         return (self.tensor, self.outer, self.inner, own(self.heads, np.int64), self.table, self.zero)
-
-
-def strided(offsets: Index) -> tuple[int, int, Index]:
-    """(outer stride, inner stride, offset per head) of offsets [heads, outer, inner]. Raises Unsupported if they have none."""
-    heads = offsets[:, 0, 0]
-    outer = int(offsets[0, 1, 0] - offsets[0, 0, 0]) if offsets.shape[1] > 1 else 0
-    inner = int(offsets[0, 0, 1] - offsets[0, 0, 0]) if offsets.shape[2] > 1 else 0
-    _, rows, columns = np.ogrid[:1, : offsets.shape[1], : offsets.shape[2]]
-    if not np.array_equal(offsets, heads[:, None, None] + rows * outer + columns * inner):
-        raise Unsupported("an operand of a product of two activations has no fixed strides")
-    return outer, inner, heads
 
 
 def _along(axis: Axis, size: int) -> Index:

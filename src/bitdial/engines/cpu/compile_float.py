@@ -13,7 +13,6 @@ from bitdial.engines.cpu.compile_rounding import layer_norm
 from bitdial.engines.cpu.operands import (
     INFINITY,
     MOST_AXES,
-    arguments,
     as_type,
     combine,
     common_type,
@@ -24,8 +23,8 @@ from bitdial.engines.cpu.operands import (
     whole_step,
 )  # fmt: skip
 from bitdial.engines.cpu.values import Values, is_move
-from bitdial.engines.cpu.views import Axis, View, common_axes, size_of, sizes_of
-from bitdial.engines.memory import Unsupported
+from bitdial.engines.memory import Unsupported, arguments
+from bitdial.engines.views import Axis, View, common_axes, size_of, sizes_of
 from bitdial.graph.ir import Node, TensorType
 from bitdial.quantization.instructions import Float
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines.cpu.values import Buffer, Lazy, Values, is_move, own
-from bitdial.engines.cpu.views import dense, sizes_of
 from bitdial.engines.memory import Unsupported
+from bitdial.engines.views import dense, sizes_of
 from bitdial.graph.ir import TensorType
 from bitdial.quantization.instructions import Float, Instruction, Quantize
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from bitdial.engines.cpu.values import Buffer, Values
-from bitdial.engines.cpu.views import View, common_axes, dense, size_of, sizes_of
 from bitdial.engines.memory import Unsupported
+from bitdial.engines.views import View, common_axes, dense, size_of, sizes_of
 from bitdial.graph.ir import TensorType
-from bitdial.quantization.instructions import Float
 
 MOST_AXES = 7  # of an element-wise step, the samples' not counted
 INFINITY = math.inf
@@ -145,22 +144,3 @@ def common_type(c: Values, values: Sequence[Any]) -> str:
         if dtype in found:
             return "int64" if dtype == "int32" else dtype
     raise Unsupported(f"it reads {found[0]}")
-
-
-def arguments(step: Float) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments of an aten operator: names of values, and numbers. Raises Unsupported for others' kinds of template."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        if isinstance(value, dict):
-            if "value" in value:
-                return step.node.inputs[value["value"]]
-            if "dtype" in value:
-                return str(value["dtype"])
-            if "float" in value:
-                return float(value["float"])
-            raise Unsupported("its arguments depend on the batch")
-        return value
-
-    return [plain(v) for v in step.node.attrs["args"]], {k: plain(v) for k, v in step.node.attrs["kwargs"].items()}

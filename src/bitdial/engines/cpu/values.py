@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines import memory
-from bitdial.engines.cpu.layouts import image_values, margins, planes, turned
-from bitdial.engines.cpu.views import (
+from bitdial.engines.layouts import image_values, margins, planes, turned
+from bitdial.engines.memory import COPY_AXES, Unsupported
+from bitdial.engines.views import (
     View,
     check_samples_stay,
     common_axes,
@@ -28,7 +29,6 @@ from bitdial.engines.cpu.views import (
     sizes_of,
     unit_index,
 )  # fmt: skip
-from bitdial.engines.memory import COPY_AXES, Unsupported
 from bitdial.graph.ir import Node, TensorType
 from bitdial.graph.operators import MOVEMENT
 from bitdial.quantization.instructions import Contract, Float, Instruction, Move, Quantize

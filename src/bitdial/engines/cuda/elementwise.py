@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bitdial.engines import memory
-from bitdial.engines.cpu.views import check_samples_stay, sizes_of, unit_index
 from bitdial.engines.cuda import arguments
 from bitdial.engines.cuda.arguments import Epilogue, Launch, PointwiseArgs, WindowArgs
 from bitdial.engines.cuda.values import Buffer, Frame, Offsets, Seen, Values, affine, broadcast, grid, seen
 from bitdial.engines.memory import Unsupported
+from bitdial.engines.views import check_samples_stay, sizes_of, unit_index
 from bitdial.quantization.instructions import (
     Add,
     Concat,

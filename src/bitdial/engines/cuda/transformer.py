@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bitdial.engines.cpu.compile_attention import strided
-from bitdial.engines.cpu.operands import arguments
-from bitdial.engines.cpu.views import sizes_of
 from bitdial.engines.cuda import arguments as kernels
 from bitdial.engines.cuda.arguments import Epilogue, Launch, MatMulArgs, RowsArgs
 from bitdial.engines.cuda.elementwise import INFINITY, combine, concatenate, move
 from bitdial.engines.cuda.values import Frame, Offsets, Values
-from bitdial.engines.memory import Unsupported
+from bitdial.engines.memory import Unsupported, arguments
+from bitdial.engines.views import sizes_of, strided
 from bitdial.graph.ir import Node, TensorType
 from bitdial.graph.operators import MOVEMENT, softmax_axis
 from bitdial.quantization.instructions import Float, MatMul

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines import memory
-from bitdial.engines.cpu.layouts import image_values, margins
-from bitdial.engines.cpu.views import sizes_of
 from bitdial.engines.cuda.arguments import TYPE_F32, TYPE_S8, TYPE_U8, Launch, Operand, Span
 from bitdial.engines.cuda.device import Pool
 from bitdial.engines.cuda.packing import pitch
+from bitdial.engines.layouts import image_values, margins
 from bitdial.engines.memory import Unsupported
+from bitdial.engines.views import sizes_of
 from bitdial.graph.ir import TensorType
 from bitdial.quantization.instructions import Instruction
 from bitdial.quantization.program import Program

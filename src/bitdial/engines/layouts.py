@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from bitdial.engines.cpu.views import check_samples_stay
 from bitdial.engines.memory import Unsupported
+from bitdial.engines.views import check_samples_stay
 from bitdial.graph.operators import MOVEMENT
 from bitdial.quantization.instructions import (
     Add,

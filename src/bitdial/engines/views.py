@@ -251,3 +251,14 @@ def check_samples_stay(node: Node, source: TensorType, result: TensorType) -> No
         kept = place not in axes
     if not kept:
         raise Unsupported(f"this {node.op} moves values between samples")
+
+
+def strided(offsets: npt.NDArray[np.int64]) -> tuple[int, int, npt.NDArray[np.int64]]:
+    """(outer stride, inner stride, offset per head) of offsets [heads, outer, inner]. Raises Unsupported if they have none."""
+    heads = offsets[:, 0, 0]
+    outer = int(offsets[0, 1, 0] - offsets[0, 0, 0]) if offsets.shape[1] > 1 else 0
+    inner = int(offsets[0, 0, 1] - offsets[0, 0, 0]) if offsets.shape[2] > 1 else 0
+    _, rows, columns = np.ogrid[:1, : offsets.shape[1], : offsets.shape[2]]
+    if not np.array_equal(offsets, heads[:, None, None] + rows * outer + columns * inner):
+        raise Unsupported("an operand of a product of two activations has no fixed strides")
+    return outer, inner, heads

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         progress = Progress(network)
         program = load_program(ModelFiles(options.cache, data_folder(), progress).artifact(network))
         for batch in map(int, options.batches.split(",")):
-            x = input_batch(network, batch)
+            inputs = input_batch(network, batch)
+            x = inputs[0] if len(inputs) == 1 else inputs
             engines = {
                 kind: CpuEngine(
                     replace(program, extraction=kind), isa=options.isa, threads=options.threads, batch_hint=batch

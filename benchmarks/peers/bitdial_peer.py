@@ -6,24 +6,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from peers.inputs import read_inputs
 
 
 class BitdialPeer:
     def load(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """settings: model (.bitdial), inputs (.npy), engine, threads, isa (cpu), options."""
+        """settings: model (.bitdial), inputs (see `peers.inputs`), engine, threads, isa (cpu), options."""
         from bitdial.artifact import load_program
         from bitdial.engines.base import create_engine
 
-        self.batch: npt.NDArray[np.float32] = np.load(settings["inputs"])
+        inputs = read_inputs(settings["inputs"])
+        self.batch = inputs[0] if len(inputs) == 1 else inputs
         self.name, self.threads = settings["engine"], settings["threads"]
         started = time.perf_counter()
         program = load_program(Path(settings["model"]))
         read = time.perf_counter()
         options = dict(settings.get("options") or {})
         if self.name == "cpu":
-            options = {"isa": settings["isa"], "threads": self.threads, "batch_hint": len(self.batch), **options}
+            options = {"isa": settings["isa"], "threads": self.threads, "batch_hint": len(inputs[0]), **options}
         else:
             import torch
 

@@ -1,8 +1,7 @@
 """The files that contestants run, made once and kept in a cache folder: ONNX float32, ONNX int8 (QDQ), OpenVINO int8 (NNCF),
 .bitdial, and the input batches.
 
-Both int8 quantizers get the same few random images: the choice of images moves scales, not speed. Each maker imports its
-library when it runs.
+Each maker imports its library when it runs.
 """
 
 from __future__ import annotations
@@ -14,21 +13,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from peers.inputs import write_inputs
 from peers.networks import (
-    CALIBRATION_IMAGES,
     NETWORKS,
-    SEED,
     build_artifact,
+    calibration,
     float_network,
     input_batch,
     quantize_config,
-    random_images,
 )
 from results import settings_hash
+from sentence_encoder import encoder_folder
 
 Maker = Callable[[Path], None]
 
@@ -59,17 +56,17 @@ class ModelFiles:
         return target
 
     def _stem(self, network: str) -> str:
-        trained = NETWORKS[network].weights is not None and self.data is not None
+        spec = NETWORKS[network]
+        trained = encoder_folder() is not None if spec.reads_text else spec.weights is not None and self.data is not None
         return f"{network}.{'trained' if trained else 'random'}"
 
     def inputs(self, network: str, batch: int) -> Path:
-        """float32 [batch, 3, H, W] as .npy."""
+        """The input batch, see `peers.inputs`."""
 
         def make(path: Path) -> None:
-            with path.open("wb") as stream:
-                np.save(stream, input_batch(network, batch))
+            write_inputs(path, input_batch(network, batch))
 
-        return self._made(f"{network}.inputs{batch}", ".npy", make)
+        return self._made(f"{network}.inputs{batch}", ".npz", make)
 
     def artifact(self, network: str) -> Path:
         """The .bitdial file."""
@@ -85,12 +82,14 @@ class ModelFiles:
 
         def make(path: Path) -> None:
             model = float_network(network, self.data)
-            axes = {"input": {0: "N"}, "output": {0: "N"}}
+            samples = tuple(torch.from_numpy(x) for x in input_batch(network, 2))
+            names = [f"input{i}" for i in range(len(samples))]
+            axes = {name: {0: "N"} for name in (*names, "output")}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # this exporter is the older one; it needs no further package
                 torch.onnx.export(
-                    model, (torch.from_numpy(input_batch(network, 2)),), str(path), dynamo=False,
-                    input_names=["input"], output_names=["output"], dynamic_axes=axes, opset_version=17,
+                    model, samples, str(path), dynamo=False,
+                    input_names=names, output_names=["output"], dynamic_axes=axes, opset_version=17,
                 )  # fmt: skip
 
         return self._made(self._stem(network), ".onnx", make)
@@ -103,7 +102,7 @@ class ModelFiles:
             from onnxruntime.quantization.shape_inference import quant_pre_process
 
             prepared = path.with_name("prepared.onnx")
-            quant_pre_process(str(self.onnx(network)), str(prepared))
+            quant_pre_process(str(self.onnx(network)), str(prepared), skip_symbolic_shape=NETWORKS[network].reads_text)
             quantize_static(
                 str(prepared),
                 str(path),
@@ -112,6 +111,7 @@ class ModelFiles:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
+                op_types_to_quantize=["Conv", "Gather", "Gemm", "MatMul"] if NETWORKS[network].transformer else None,
             )
 
         return self._made(f"{self._stem(network)}.qdq", ".onnx", make)
@@ -123,30 +123,26 @@ class ModelFiles:
             import nncf
             import openvino
 
-            images = [image[None] for image in calibration(network)]
+            items = list(_Reader(network).items)
             model = openvino.Core().read_model(str(self.onnx(network)))
-            dataset = nncf.Dataset(images, lambda image: image)
             quantized = nncf.quantize(
-                model, dataset, subset_size=len(images), target_device=nncf.TargetDevice.CPU,
+                model, nncf.Dataset(items), subset_size=len(items), target_device=nncf.TargetDevice.CPU,
                 preset=nncf.QuantizationPreset.PERFORMANCE,
+                model_type=nncf.ModelType.TRANSFORMER if NETWORKS[network].transformer else None,
             )  # fmt: skip
             openvino.save_model(quantized, str(path))
 
         return self._made(f"{self._stem(network)}.nncf", ".xml", make, parts=(".bin",))
 
 
-def calibration(network: str) -> npt.NDArray[np.float32]:
-    """float32 [images, 3, H, W], as bitdial's own artifacts are calibrated on."""
-    images: npt.NDArray[np.float32] = random_images(CALIBRATION_IMAGES, NETWORKS[network].size, SEED + 1).numpy()
-    return images
-
-
 class _Reader:
-    """Calibration images one at a time, as ONNX Runtime's quantizer asks for them."""
+    """Calibration samples one at a time, by the inputs' names, as ONNX Runtime's quantizer asks for them."""
 
     def __init__(self, network: str) -> None:
-        self.images: Iterator[Any] = iter(calibration(network))
+        samples = calibration(network)
+        self.items: Iterator[dict[str, Any]] = (
+            {f"input{i}": x[n : n + 1] for i, x in enumerate(samples)} for n in range(len(samples[0]))
+        )
 
     def get_next(self) -> dict[str, Any] | None:
-        image = next(self.images, None)
-        return None if image is None else {"input": image[None]}
+        return next(self.items, None)

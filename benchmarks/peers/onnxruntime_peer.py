@@ -7,22 +7,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from peers.inputs import read_inputs
 
 
 class OnnxRuntimePeer:
     def load(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """settings: model (.onnx with the batch dimension "N"), inputs (.npy), threads."""
+        """settings: model (.onnx with the batch dimension "N"), inputs (see `peers.inputs`), threads."""
         import onnxruntime as ort
 
-        self.batch: npt.NDArray[np.float32] = np.load(settings["inputs"])
+        batch = read_inputs(settings["inputs"])
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings["threads"]
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_free_dimension_override_by_name("N", len(self.batch))
+        options.add_free_dimension_override_by_name("N", len(batch[0]))
         # Threads spin within a run (the default, and the fastest), and stop when it ends.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         info: dict[str, Any] = {"onnxruntime": ort.__version__}
@@ -32,7 +31,7 @@ class OnnxRuntimePeer:
             self.session = ort.InferenceSession(settings["model"], options, providers=["CPUExecutionProvider"])
             if settings.get("proof", True):
                 info["operators"] = operators(Path(options.optimized_model_filepath))
-        self.feed = {self.session.get_inputs()[0].name: self.batch}
+        self.feed = {port.name: x for port, x in zip(self.session.get_inputs(), batch, strict=True)}
         return info
 
     def run(self) -> Any:

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from peers.inputs import read_inputs
 
 MULTIPLYING = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")
 
 
 class OpenVinoPeer:
     def load(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """settings: model (.onnx or .xml), inputs (.npy), threads, precision (the hint: "f32", "bf16" or "" for the
+        """settings: model (.onnx or .xml), inputs (see `peers.inputs`), threads, precision (the hint: "f32", "bf16" or "" for the
         plug-in's own choice), cache (folder of compiled models, or None)."""
         import openvino as ov
 
-        self.batch: npt.NDArray[np.float32] = np.load(settings["inputs"])
+        self.batch = read_inputs(settings["inputs"])
         core = ov.Core()
         model = core.read_model(settings["model"])
-        model.reshape(list(self.batch.shape))
+        model.reshape({i: list(x.shape) for i, x in enumerate(self.batch)})
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": settings["threads"],
@@ -32,7 +31,8 @@ class OpenVinoPeer:
             config["CACHE_DIR"] = settings["cache"]
         self.compiled = core.compile_model(model, "CPU", config)
         self.request = self.compiled.create_infer_request()
-        self.request.set_input_tensor(ov.Tensor(self.batch, shared_memory=True))
+        for i, x in enumerate(self.batch):
+            self.request.set_input_tensor(i, ov.Tensor(x, shared_memory=True))
         info: dict[str, Any] = {
             "openvino": ov.__version__.split("-")[0],
             "precision_hint": str(self.compiled.get_property("INFERENCE_PRECISION_HINT")),

@@ -9,28 +9,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peers.inputs import read_inputs
 from peers.networks import float_network
 
 
 class TorchPeer:
     def load(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """settings: network, data, inputs (.npy), threads, precision "float32" | "bfloat16", compiled."""
+        """settings: network, data, inputs (see `peers.inputs`), threads, precision "float32" | "bfloat16", compiled."""
         torch.set_num_threads(settings["threads"])
         data = settings.get("data")
         model: nn.Module = float_network(settings["network"], Path(data) if data else None)
         dtype = torch.bfloat16 if settings["precision"] == "bfloat16" else torch.float32
-        self.batch: Tensor = torch.from_numpy(np.load(settings["inputs"]))
+        batch = [torch.from_numpy(x) for x in read_inputs(settings["inputs"])]
         info: dict[str, Any] = {"torch": torch.__version__, "dtype": str(dtype).removeprefix("torch.")}
         if not settings["compiled"]:
             from torch.fx.experimental.optimization import fuse
 
             model = fuse(model)
         model = model.to(dtype=dtype, memory_format=torch.channels_last)
-        self.batch = self.batch.to(dtype=dtype, memory_format=torch.channels_last)
+        self.batch: list[Tensor] = [
+            x.to(dtype=dtype, memory_format=torch.channels_last) if x.is_floating_point() else x for x in batch
+        ]
         if settings["compiled"]:
             from torch._inductor import config
 
@@ -40,17 +42,17 @@ class TorchPeer:
         self.model = model
         with torch.inference_mode():
             for _ in range(3):
-                self.model(self.batch)
+                self.model(*self.batch)
         info["primitives"] = self.primitives()
         return info
 
     def run(self) -> Any:
         with torch.inference_mode():
-            return self.model(self.batch)
+            return self.model(*self.batch)
 
     def output(self) -> Any:
         with torch.inference_mode():
-            return self.model(self.batch).float().numpy()
+            return self.model(*self.batch).float().numpy()
 
     def primitives(self) -> dict[str, int]:
         """Convolution operators of one run, by name: the proof that oneDNN runs them."""
@@ -58,7 +60,7 @@ class TorchPeer:
             torch.inference_mode(),
             torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
         ):
-            self.model(self.batch)
+            self.model(*self.batch)
         return {
             e.key: int(e.count) for e in profile.key_averages() if "convolution" in e.key or "linear" in e.key.lower()
         }

@@ -17,8 +17,8 @@ from bitdial.benchmarking.timing import Plan, Samples
 from bitdial.errors import ConfigError
 
 MODULES = (
-    "machine", "results", "common", "peers", "peers.networks", "peers.models", "peers.protocol", "peers.contestants",
-    "peers.cell", "peers.memory", "peers.tables", "cpu_latency",
+    "machine", "results", "common", "peers", "peers.inputs", "peers.networks", "peers.models", "peers.protocol",
+    "peers.contestants", "peers.cell", "peers.memory", "peers.tables", "cpu_latency",
 )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def test_a_worker_that_says_nothing_is_ended(bench: dict[str, ModuleType], tmp_p
 
 def test_networks_carry_a_signal(bench: dict[str, ModuleType]) -> None:
     networks = bench["peers.networks"]
-    a, b = networks.input_batch("resnet20", 4), networks.input_batch("resnet20", 4)
+    (a,), (b,) = networks.input_batch("resnet20", 4), networks.input_batch("resnet20", 4)
     assert a.shape == (4, 3, 32, 32) and a.dtype == np.float32 and (a == b).all()
     model = networks.float_network("resnet20", None)
     with torch.no_grad():
@@ -129,7 +129,10 @@ def test_networks_carry_a_signal(bench: dict[str, ModuleType]) -> None:
 def test_cache_holds_whole_files_and_stays_out_of_the_project(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     files = bench["peers.models"].ModelFiles(tmp_path / "cache", None, lambda stage, share: None)
     path = files.inputs("resnet20", 2)
-    assert np.load(path).shape == (2, 3, 32, 32)
+    assert [x.shape for x in bench["peers.inputs"].read_inputs(path)] == [(2, 3, 32, 32)]
+    text = files.inputs("minilm_l6_128", 2)
+    assert [x.shape for x in bench["peers.inputs"].read_inputs(text)] == [(2, 128), (2, 128)]
+    text.unlink()
     before = path.stat().st_mtime_ns
     assert files.inputs("resnet20", 2) == path and path.stat().st_mtime_ns == before
 

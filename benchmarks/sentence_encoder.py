@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional

@@ -1,5 +1,10 @@
-// Attention of some rows of one head: scores, softmax and the product with the values, a few rows at a time. Included inside
-// a namespace of one instruction set, after softmax_body.h.
+// Attention of some rows of one head: scores, softmax and the product with the values, a few rows at a time.
+#pragma once
+#include "product_body.h"
+#include "softmax_body.h"
+
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 struct AttentionPlan {
     int32_t depth_groups, key_groups;
@@ -23,7 +28,7 @@ static AttentionPlan plan_attention(const AttentionArgs& a) {
     p.bytes = p.p + rounded_up(p.p_pitch * ROWS, 64);
     return p;
 }
-static int64_t attention_scratch(const AttentionArgs& a) { return plan_attention(a).bytes; }
+int64_t attention_scratch(const AttentionArgs& a) { return plan_attention(a).bytes; }
 
 // Operations that scores rarely meet; compilers make vectors of them.
 static inline vf divided(vf a, vf b) {
@@ -144,9 +149,12 @@ static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int3
             finish_output(a.out, out + (row + i) * a.out.row, a.width, sums + i * plan.sums_pitch);
     }
 }
-static void attention(const AttentionArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
+void attention(const AttentionArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
     if (a.q.zero == 0)
         attention_unit<true>(a, n, head, row0, row1, scratch);
     else
         attention_unit<false>(a, n, head, row0, row1, scratch);
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

@@ -1,8 +1,13 @@
-// Operands of a product, brought into the order of its inner loop. Included inside a namespace of one instruction set, after
-// its simd header.
+// Operands of a product, brought into the order of its inner loop.
 //
 // Left: rows of `groups` groups, one 32-bit lane each. Right: [group][column], padded to whole vectors. What is beyond
 // the operand is 0 on the left, so that it does not matter on the right.
+#pragma once
+#include "../simd/simd.h"
+#include "attention.h"
+
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 enum { WIDTH = 4 / GROUP, SUM_LANES = 16 };  // WIDTH: bytes of an element
 
@@ -156,3 +161,6 @@ static inline void pack_right(const ProductOperand& o, const uint8_t* from, int3
         __builtin_memset(row + 4 * int64_t{columns}, 0, static_cast<uint64_t>(4 * (padded - columns)));
     }
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

@@ -1,4 +1,9 @@
-// Products of packed operands, and their epilogue. Included inside a namespace of one instruction set, after pack_body.h.
+// Products of packed operands, and their epilogue.
+#pragma once
+#include "pack_body.h"
+
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 // R rows, V vectors of columns: sums + i * pitch_sums receives row i. Sums start at what the rows' offsets need. A function of its
 // own, so that the registers are all the loop's.
@@ -98,7 +103,7 @@ static MatMulPlan plan_matmul(const MatMulArgs& a) {
     p.bytes = p.sums + rounded_up(4 * int64_t{p.columns} * ROWS, 64);
     return p;
 }
-static int64_t matmul_scratch(const MatMulArgs& a) { return plan_matmul(a).bytes; }
+int64_t matmul_scratch(const MatMulArgs& a) { return plan_matmul(a).bytes; }
 
 template <bool U>
 static void matmul_unit(const MatMulArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
@@ -124,9 +129,12 @@ static void matmul_unit(const MatMulArgs& a, int32_t n, int32_t head, int32_t ro
         }
     }
 }
-static void matmul(const MatMulArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
+void matmul(const MatMulArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
     if (a.left.zero == 0)
         matmul_unit<true>(a, n, head, row0, row1, scratch);
     else
         matmul_unit<false>(a, n, head, row0, row1, scratch);
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

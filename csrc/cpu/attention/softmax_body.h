@@ -1,5 +1,9 @@
-// Softmax of one row, in the fixed order of float operations that the reference engine has. Included inside a namespace of one
-// instruction set, after pack_body.h. Rows are padded to SUM_LANES floats with -inf, whose exponential is exactly 0.
+// Softmax of one row, in the fixed order of float operations that the reference engine has. Rows are padded to SUM_LANES floats with -inf, whose exponential is exactly 0.
+#pragma once
+#include "pack_body.h"
+
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 static constexpr float kFlush = -72.0f, kLog2E = 1.4426950216293335f, kLn2High = 0.693359375f, kLn2Low = -2.1219444e-4f;
 static constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
@@ -35,9 +39,9 @@ static inline float exponentials(float* x, int32_t padded, float top) {
 
 // ---- softmax of floats in memory -----------------------------------------------------------------------------------------
 
-static int64_t softmax_scratch(const SoftmaxArgs& a) { return 4 * rounded_up(a.length, SUM_LANES); }
+int64_t softmax_scratch(const SoftmaxArgs& a) { return 4 * rounded_up(a.length, SUM_LANES); }
 
-static void softmax(const SoftmaxArgs& a, int64_t row0, int64_t row1, uint8_t* scratch) {
+void softmax(const SoftmaxArgs& a, int64_t row0, int64_t row1, uint8_t* scratch) {
     float* x = reinterpret_cast<float*>(scratch);
     const int32_t length = a.length, padded = static_cast<int32_t>(rounded_up(length, SUM_LANES));
     for (int64_t row = row0; row < row1; row++) {
@@ -73,3 +77,6 @@ static void softmax(const SoftmaxArgs& a, int64_t row0, int64_t row1, uint8_t* s
             for (int32_t j = 0; j < length; j++) a.dst[first + int64_t{j} * a.inner] = x[j];
     }
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

@@ -1,4 +1,16 @@
-// The convolution kernels, generic over an instruction set. Included inside its namespace after simd/<set>.h.
+// The convolution kernels of conv_args.h, generic over an instruction set.
+#pragma once
+#include "epilogue_body.h"
+#include "extract_body.h"
+
+namespace bitdial {
+namespace BITDIAL_ISA {
+
+enum { BLOCK = LANES * COLS, FIP_BLOCK = LANES * FIP_COLS, WIDE = COLS };
+
+Facts facts() {
+    return {BLOCK, FIP_BLOCK, BYTES, ROWS, HAS_FIP, NARROW, BITDIAL_SPLIT, SATURATES, BITDIAL_EXTRACT_BYTES};
+}
 
 // Where the next weights lie, to be brought into the second cache while the present tile is computed: one line per step,
 // without a branch. Weights of a single image are read once, and the processor's own prefetching stops at page borders.
@@ -47,7 +59,6 @@ static inline __attribute__((always_inline)) void dot_groups(vi (&a)[R][NC], con
     shift_tile(a, list.final_shift);
 }
 
-#ifdef BITDIAL_NARROW
 // As dot_groups, for operands so narrow that eight products fit 16 bits (the caller proves it).
 template <int R, int NC>
 static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][NC], const uint8_t* const* in,
@@ -79,7 +90,6 @@ static inline __attribute__((always_inline)) void narrow_groups(vi (&a)[R][NC], 
     }
     shift_tile(a, list.final_shift);
 }
-#endif
 
 // Fast inner product: a[i][j] += (x1 + c + w2)(x2 + c + w1 - c) per pair of channels k and k + 4 of an octet.
 template <int R>
@@ -111,8 +121,6 @@ static inline __attribute__((always_inline)) void fip_groups(vi (&a)[R][FIP_COLS
     }
     shift_tile(a, list.final_shift);
 }
-
-enum { BLOCK = LANES * COLS, FIP_BLOCK = LANES * FIP_COLS, WIDE = COLS };
 
 // What becomes of a tile's sums: stored as int32 rows of stride BLOCK, or (sums is null) added to the rows of `init` (null:
 // none) and finished.
@@ -149,11 +157,9 @@ static __attribute__((noinline)) void dot_tile(const ConvArgs& c, const GroupLis
                                                const int32_t* init, int32_t* sums, int32_t k, const Pixel* pixels) {
     vi a[R][NC];
     begin_tile<!LOW>(c, a, sums, k);
-#ifdef BITDIAL_NARROW
-    if (LOW)
+    if constexpr (LOW && NARROW)
         narrow_groups<R, NC>(a, in, list, packed, taps, tap_offset, ahead);
     else
-#endif
         dot_groups<R, LOW, NC>(a, in, list, packed, taps, tap_offset, ahead);
     end_tile<!LOW>(c, a, init, sums, k, pixels);
 }
@@ -180,50 +186,33 @@ static __attribute__((noinline)) void fip_tile(const ConvArgs& c, const GroupLis
     finish_rows<false>(c.epilogue, a, k, left, pixels);
 }
 
-template <bool LOW, int NC>
-static inline void dot_rows_of(int rows, const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
-                               const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in, const int32_t* init,
-                               int32_t* sums, int32_t k, const Pixel* pixels) {
-    switch (rows) {
-#define BITDIAL_ROWS(R) \
-    case R: dot_tile<R, LOW, NC>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels); break;
-        BITDIAL_FOR_ROWS(BITDIAL_ROWS)
-#undef BITDIAL_ROWS
-    }
-}
-
 // outputs: of this block.
 template <bool LOW>
 static inline void dot_rows(int rows, int32_t outputs, const ConvArgs& c, const GroupList& list, const int8_t* packed,
                             int32_t taps, const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in,
                             const int32_t* init, int32_t* sums, int32_t k, const Pixel* pixels) {
-#ifdef BITDIAL_TALL_ROWS
-    if (!LOW && rows == BITDIAL_TALL_ROWS) {
-        if (outputs <= LANES)
-            dot_tile<BITDIAL_TALL_ROWS, LOW, 1>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
-        else
-            dot_tile<BITDIAL_TALL_ROWS, LOW, 2>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
-        return;
-    }
-#endif
-    if (outputs <= LANES)
-        dot_rows_of<LOW, 1>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
-    else if (outputs <= 2 * LANES)
-        dot_rows_of<LOW, 2>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
-    else if (COLS == 4 && outputs <= 3 * LANES)
-        dot_rows_of<LOW, COLS == 4 ? 3 : COLS>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
-    else
-        dot_rows_of<LOW, COLS>(rows, c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
+    const int vectors = (outputs + LANES - 1) / LANES;
+    if constexpr (!LOW && TALL_ROWS > 0)
+        if (rows == TALL_ROWS)
+            return with_count<2>(vectors, [&](auto n) BITDIAL_ALWAYS_INLINE {
+                dot_tile<TALL_ROWS, LOW, decltype(n)::value>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k, pixels);
+            });
+    with_count<COLS>(vectors, [&](auto n) BITDIAL_ALWAYS_INLINE {
+        with_count<ROWS>(rows, [&](auto r) BITDIAL_ALWAYS_INLINE {
+            dot_tile<decltype(r)::value, LOW, decltype(n)::value>(c, list, packed, taps, tap_offset, ahead, in, init, sums, k,
+                                                                  pixels);
+        });
+    });
 }
 
-#ifdef BITDIAL_SPLIT
+#if BITDIAL_SPLIT
 #include "split_body.h"
 #endif
 
 // The high groups of block b, one tile of pixels.
 static inline void high_rows(int rows, int32_t outputs, const ConvArgs& c, int32_t b, const uint8_t* const* in,
                              const int32_t* init, const Pixel* pixels) {
-#ifdef BITDIAL_SPLIT
+#if BITDIAL_SPLIT
     if (c.split) return split_rows(rows, outputs, c, c.split + int64_t(b) * c.split_runs, in, init, nullptr, b * BLOCK, pixels);
 #endif
     dot_rows<false>(rows, outputs, c, c.high, c.high_weights + b * c.high_block_bytes, c.taps, c.src_taps, nullptr, in, init,
@@ -233,14 +222,10 @@ static inline void high_rows(int rows, int32_t outputs, const ConvArgs& c, int32
 static inline void fip_rows(int rows, const ConvArgs& c, const GroupList& list, const int8_t* packed, int32_t taps,
                             const int32_t* tap_offset, const int8_t* ahead, const uint8_t* const* in, const int32_t* row, int32_t* sums,
                             int64_t sums_stride, int32_t k, const Pixel* pixels) {
-    switch (rows) {
-#define BITDIAL_ROWS(R) \
-    case R: fip_tile<R>(c, list, packed, taps, tap_offset, ahead, in, row, sums, sums_stride, k, pixels); break;
-        BITDIAL_FOR_FIP_ROWS(BITDIAL_ROWS)
-#undef BITDIAL_ROWS
-    }
+    with_count<FIP_ROWS>(rows, [&](auto r) BITDIAL_ALWAYS_INLINE {
+        fip_tile<decltype(r)::value>(c, list, packed, taps, tap_offset, ahead, in, row, sums, sums_stride, k, pixels);
+    });
 }
-
 
 // Pixels cut into register tiles of nearly equal size, larger ones first (few changes of size: few mispredicted jumps).
 struct Tiling {
@@ -257,11 +242,9 @@ static inline void high_tiles(int32_t count, int32_t outputs, const ConvArgs& c,
         high_rows(rows, outputs, c, b, in + i, init ? init + int64_t(i) * BLOCK : nullptr, pixels + i);
         i += rows;
     };
-#ifdef BITDIAL_TALL_ROWS
     // Few outputs leave registers for more pixels.
-    while (outputs <= 2 * LANES && count - i >= BITDIAL_TALL_ROWS) tile(BITDIAL_TALL_ROWS);
+    while (TALL_ROWS > 0 && outputs <= 2 * LANES && count - i >= TALL_ROWS) tile(TALL_ROWS);
     if (i == count) return;
-#endif
     const Tiling tiling(count - i, ROWS);
     for (int32_t t = 0; t < tiling.tiles; t++) tile(tiling.rows(t));
 }
@@ -300,9 +283,9 @@ static inline void count_dot(const ConvArgs& c, int64_t pixels, int32_t outputs,
     counters->multiplications += each * c.high.channels;
 }
 
-// Bytes of one lowered pixel in scratch memory; the fast inner product reads whole vectors.
-static inline int64_t lowered_row(const ConvArgs& c) {
-    return c.lower_here ? int64_t(ceil_div(c.lowering.src.c, BYTES)) * BYTES : 0;
+// Bytes of one extracted pixel in scratch memory; the fast inner product reads whole vectors.
+static inline int64_t extracted_row(const ConvArgs& c) {
+    return c.extract_here ? int64_t(ceil_div(c.extraction.src.c, BYTES)) * BYTES : 0;
 }
 
 // Where derive_block reads: low weights at byte `b` of a group's dot form.
@@ -379,9 +362,9 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
     memory = align64(memory + 4 * count);
     int32_t* sums = reinterpret_cast<int32_t*>(memory);  // [count][BLOCK]
     memory = align64(memory + 4 * int64_t(BLOCK) * count);
-    uint8_t* lowered = memory;  // [count][lowered_pitch]
-    const int64_t lowered_pitch = lowered_row(c);
-    memory = align64(memory + lowered_pitch * count);
+    uint8_t* extracted = memory;  // [count][extracted_pitch]
+    const int64_t extracted_pitch = extracted_row(c);
+    memory = align64(memory + extracted_pitch * count);
     int8_t* derived = reinterpret_cast<int8_t*>(memory);  // one block of low weights
 
     const bool fip = c.low_groups.count && c.method == METHOD_FIP;
@@ -397,13 +380,13 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
             pixels[begin + i] = {first.out + i * out_step, first.residual + i * residual_step};
             in[begin + i] = from + i * in_step;
         }
-        if (c.lower_here) {
-            uint8_t* own = lowered + begin * lowered_pitch;
-            lower_run(c.lowering, from, in_step, own, lowered_pitch, run);
-            for (int32_t i = 0; i < run; i++, own += lowered_pitch) {
+        if (c.extract_here) {
+            uint8_t* own = extracted + begin * extracted_pitch;
+            extract_run(c.extraction, from, in_step, own, extracted_pitch, run);
+            for (int32_t i = 0; i < run; i++, own += extracted_pitch) {
                 // The rest of a short octet stays in range, or sums of bytes would wrap: scratch memory holds anything.
                 if (fip)
-                    for (int32_t b = c.lowering.src.c; b % 8; b++) own[b] = static_cast<uint8_t>(c.low_offset);
+                    for (int32_t b = c.extraction.src.c; b % 8; b++) own[b] = static_cast<uint8_t>(c.low_offset);
                 low[begin + i] = own;
                 if (!fip && !narrow) in[begin + i] = own;
             }
@@ -650,7 +633,7 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
                     for (int32_t t = 0, i = 0, rows; t < tiling.tiles; t++, i += rows) {
                         rows = tiling.rows(t);
                         fip_rows(rows, c, low_groups, w, 1, no_tap, next + t * step, v_rows + i, nullptr,
-                                 m + s * layout.sums_stride + int64_t(i) * BLOCK + h * FIP_BLOCK, BLOCK, 0, nullptr);
+                                 m + s * layout.sums_stride + int64_t(i) * BLOCK + h * FIP_BLOCK, BLOCK, 0, pixels);
                     }
                 }
             } else {
@@ -659,16 +642,14 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
                 for (int32_t t = 0, i = 0, rows; t < tiling.tiles; t++, i += rows) {
                     rows = tiling.rows(t);
                     dot_rows<true>(rows, outputs, c, low_groups, w, 1, no_tap, next + t * step, v_rows + i, nullptr,
-                             m + s * layout.sums_stride + int64_t(i) * BLOCK, 0, nullptr);
+                             m + s * layout.sums_stride + int64_t(i) * BLOCK, 0, pixels);
                 }
             }
         }
         if (c.high.count)
             winograd_outputs<false, EPILOGUE_ANY>(c, layout, count, k, m, index, fip ? row : nullptr, final_shift, sums, pixels);
-#ifdef BITDIAL_SATURATES
         else if (c.epilogue.mode == EPILOGUE_SATURATED)
             winograd_outputs<true, EPILOGUE_SATURATED>(c, layout, count, k, m, index, fip ? row : nullptr, final_shift, sums, pixels);
-#endif
         else if (c.epilogue.mode == EPILOGUE_LIMITED || c.epilogue.mode == EPILOGUE_SIGNED)
             winograd_outputs<true, EPILOGUE_LIMITED>(c, layout, count, k, m, index, fip ? row : nullptr, final_shift, sums, pixels);
         else if (c.epilogue.mode == EPILOGUE_RESIDUAL)
@@ -685,30 +666,30 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
     }
 }
 
-// ---- the table -------------------------------------------------------------------------------------------------------
+// ---- the kernels ------------------------------------------------------------------------------------------------------
 
 static bool is_winograd(const ConvArgs& c) {
     return c.low_groups.count && (c.method == METHOD_WINOGRAD || c.method == METHOD_WINOGRAD_FIP);
 }
-static int64_t scratch_bytes(const ConvArgs& c) {
-    if (!is_winograd(c)) return (sizeof(Pixel) + 8 + 8 + 4 + 4 * int64_t(BLOCK) + lowered_row(c)) * c.chunk + 64 * 12 +
+int64_t conv_scratch(const ConvArgs& c) {
+    if (!is_winograd(c)) return (sizeof(Pixel) + 8 + 8 + 4 + 4 * int64_t(BLOCK) + extracted_row(c)) * c.chunk + 64 * 12 +
                (c.derive ? c.low_block_bytes : 0);
     const WinogradLayout w = winograd_layout(c);
     return (sizeof(Pixel) + 8 + 4 + 4 + 8) * 4 * int64_t(c.chunk) + 64 * 16 + 4 * 16 * w.sums_stride +
            int64_t(4) * 4 * c.chunk * BLOCK + 16 * w.position_bytes;
 }
-static int32_t units(const ConvArgs& c) {
+int32_t conv_units(const ConvArgs& c) {
     return is_winograd(c) ? winograd_layout(c).tiles : c.batch * c.out_h * c.out_w;
 }
-static int32_t chunks(const ConvArgs& c) { return ceil_div(units(c), c.chunk); }
-static void run_conv(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t block1, const Scratch& s, Counters* counters) {
+int32_t conv_chunks(const ConvArgs& c) { return ceil_div(conv_units(c), c.chunk); }
+void conv(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t block1, const Scratch& s, Counters* counters) {
     if (is_winograd(c))
         run_winograd(c, chunk, block0, block1, s, counters);
     else
         run_pixels(c, chunk, block0, block1, s, counters);
 }
 
-static int64_t burn(int64_t rounds, int32_t* sink) {
+int64_t burn(int64_t rounds, int32_t* sink) {
     // The direct kernel's register tile over operands that stay in the first cache (and whose pairs fit 16 bits).
     enum { UNITS = 64 };
     alignas(64) uint8_t x[ROWS][4 * UNITS];
@@ -723,23 +704,28 @@ static int64_t burn(int64_t rounds, int32_t* sink) {
     alignas(64) int32_t sums[ROWS * BLOCK];
     // Through volatile copies, so that the compiler makes no variant of the tile for these very arguments.
     int32_t* volatile into = sums;
+    const int32_t* volatile init = nullptr;
+    const Pixel* volatile pixels = nullptr;
     volatile int32_t rows = ROWS;
-#ifdef BITDIAL_SPLIT
+#if BITDIAL_SPLIT
     int32_t places[UNITS];
     for (int i = 0; i < UNITS; i++) places[i] = 4 * i;
     const SplitRun run = {0, 0, UNITS, 0};
     nothing.high_weights = w;
     nothing.split_places = places;
     nothing.split_runs = 1;
-    for (int64_t r = 0; r < rounds; r++) split_rows(rows, BLOCK, nothing, &run, in, nullptr, into, 0, nullptr);
+    for (int64_t r = 0; r < rounds; r++) split_rows(rows, BLOCK, nothing, &run, in, init, into, 0, pixels);
 #else
     const Group group = {0, 0, UNITS, 0, 4 * UNITS};
     const GroupList list = {&group, 1, 0, 4 * UNITS};
     const int32_t tap[1] = {0};
     volatile int32_t taps = 1;
     for (int64_t r = 0; r < rounds; r++)
-        dot_rows<false>(rows, BLOCK, nothing, list, w, taps, tap, nullptr, in, nullptr, into, 0, nullptr);
+        dot_rows<false>(rows, BLOCK, nothing, list, w, taps, tap, nullptr, in, init, into, 0, pixels);
 #endif
     *sink = sums[0];
     return rounds * ROWS * COLS * LANES * 4 * UNITS;
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

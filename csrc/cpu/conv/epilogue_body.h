@@ -1,5 +1,10 @@
-// From accumulators to stored outputs, bit for bit as the reference engine does it. Included inside a namespace of one
-// instruction set, after its simd header.
+// From accumulators to stored outputs, bit for bit as the reference engine does it.
+#pragma once
+#include "../simd/simd.h"
+#include "conv_args.h"
+
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 // Where one pixel's outputs and residual lie (channel 0 of the convolution group).
 struct Pixel {
@@ -78,10 +83,8 @@ static inline __attribute__((always_inline)) void finish_rows(const Epilogue& e,
     case MODE:                  \
         _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) finish_row<N, MODE, BIASED>(e, a[i], k, left, pixels[i]); \
         break;
-#ifdef BITDIAL_SATURATES
         BITDIAL_MODE(EPILOGUE_SATURATED)
         BITDIAL_MODE(EPILOGUE_SIGNED)
-#endif
         BITDIAL_MODE(EPILOGUE_LIMITED)
         BITDIAL_MODE(EPILOGUE_RESIDUAL)
         default:
@@ -89,3 +92,6 @@ static inline __attribute__((always_inline)) void finish_rows(const Epilogue& e,
 #undef BITDIAL_MODE
     }
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

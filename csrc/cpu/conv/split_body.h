@@ -1,5 +1,5 @@
-// The 8-bit product in its split form (see SplitRun in conv_args.h). Included inside a namespace of one instruction set, by
-// conv_body.h where BITDIAL_SPLIT says that the set gains from it.
+// The 8-bit product in its split form (see SplitRun in conv_args.h). Included inside a namespace by conv_body.h where
+// BITDIAL_SPLIT says that the set gains from it.
 
 // a[i][j] += dot products of pixel i with the outputs of vector j, over all runs of one block.
 template <int R, int NC>
@@ -43,21 +43,11 @@ static __attribute__((noinline)) void split_tile(const ConvArgs& c, const SplitR
     end_tile<true>(c, a, init, sums, k, pixels);
 }
 
-template <int NC>
-static inline void split_rows_of(int rows, const ConvArgs& c, const SplitRun* runs, const uint8_t* const* in,
-                                 const int32_t* init, int32_t* sums, int32_t k, const Pixel* pixels) {
-    switch (rows) {
-#define BITDIAL_ROWS(R) \
-    case R: split_tile<R, NC>(c, runs, in, init, sums, k, pixels); break;
-        BITDIAL_FOR_ROWS(BITDIAL_ROWS)
-#undef BITDIAL_ROWS
-    }
-}
-
 static inline void split_rows(int rows, int32_t outputs, const ConvArgs& c, const SplitRun* runs, const uint8_t* const* in,
                               const int32_t* init, int32_t* sums, int32_t k, const Pixel* pixels) {
-    if (outputs <= LANES)
-        split_rows_of<1>(rows, c, runs, in, init, sums, k, pixels);
-    else
-        split_rows_of<COLS>(rows, c, runs, in, init, sums, k, pixels);
+    with_count<COLS>((outputs + LANES - 1) / LANES, [&](auto n) BITDIAL_ALWAYS_INLINE {
+        with_count<ROWS>(rows, [&](auto r) BITDIAL_ALWAYS_INLINE {
+            split_tile<decltype(r)::value, decltype(n)::value>(c, runs, in, init, sums, k, pixels);
+        });
+    });
 }

@@ -1,7 +1,7 @@
 // Rearranging bytes; see copy.h.
 #pragma once
 #include "../elementwise/lanes.h"
-#include "../simple_ops.h"
+#include "copy.h"
 #include "transpose.h"
 
 namespace bitdial {

@@ -1,6 +1,6 @@
 // Bytes -> bytes: table, add, mul, rescale; see elementwise.h.
 #pragma once
-#include "../simple_ops.h"
+#include "elementwise.h"
 #include "lanes.h"
 #include "rows.h"
 

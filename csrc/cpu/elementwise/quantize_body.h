@@ -1,7 +1,7 @@
 // float -> bytes and back; see elementwise.h.
 #pragma once
 #include "../copy/transpose.h"
-#include "../simple_ops.h"
+#include "elementwise.h"
 #include "lanes.h"
 #include "rows.h"
 

@@ -2,7 +2,7 @@
 #pragma once
 #include "../elementwise/lanes.h"
 #include "../elementwise/rows.h"
-#include "../simple_ops.h"
+#include "pool.h"
 
 namespace bitdial {
 namespace BITDIAL_ISA {

@@ -15,7 +15,7 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int32_t wrap(uint32_t v) { return static_cast<int32_t>(v); }
 
 // clamp(rne(v / 2^s), -limit, limit)
-int lower_value(int v, int s, int limit) {
+int extract_value(int v, int s, int limit) {
     const int q = (2 * v + ((1 << s) - 1) + ((v >> s) & 1)) >> (s + 1);
     return std::min(std::max(q, -limit), limit);
 }
@@ -56,8 +56,8 @@ void append(std::vector<Group>& visit, const Group& group, bool adjacent, int un
 
 }  // namespace
 
-ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, bool small)
-    : spec_(std::move(spec)), kernels_(kernels), folded_(folded), small_(small) {
+ConvLayer::ConvLayer(ConvSpec spec, const Facts& facts, bool folded, bool small)
+    : spec_(std::move(spec)), facts_(facts), folded_(folded), small_(small) {
     all_taps_ = spec_.kernel_h * spec_.kernel_w;
     taps_ = folded_ ? spec_.kernel_h : all_taps_;
     const int n_groups = static_cast<int>(spec_.bounds.size()) - 1;
@@ -68,15 +68,15 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
         if (begin(g) != g / n_local_ * spec_.inputs + begin(g % n_local_) || size(g) < 1)
             throw std::invalid_argument("layer '" + spec_.name + "': its convolution groups are cut differently");
     outputs_per_group_ = spec_.outputs / spec_.conv_groups;
-    blocks_ = ceil_div(outputs_per_group_, kernels_.block);
-    fip_blocks_ = blocks_ * (kernels_.block / kernels_.fip_block);
+    blocks_ = ceil_div(outputs_per_group_, facts_.block);
+    fip_blocks_ = blocks_ * (facts_.block / facts_.fip_block);
     for (int r = 0; r < spec_.ratios; r++) {
         const auto first = spec_.low.begin() + int64_t(r) * n_groups;
         low_at_.push_back(std::any_of(first, first + n_groups, [](uint8_t l) { return l != 0; }));
         eligible_ = eligible_ || low_at_.back();
     }
 
-    const size_t padded = size_t(blocks_) * kernels_.block;
+    const size_t padded = size_t(blocks_) * facts_.block;
     multiplier_padded_.assign(padded * spec_.conv_groups, 0.f);
     for (int g = 0; g < spec_.conv_groups; g++)
         for (int o = 0; o < outputs_per_group_; o++)
@@ -102,7 +102,7 @@ ConvLayer::ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, boo
             });
     }
     visits_.resize(size_t(spec_.ratios) * kMethods);
-    lowerings_.resize(size_t(spec_.ratios) * kMethods);
+    extractions_.resize(size_t(spec_.ratios) * kMethods);
     built_.assign(size_t(spec_.ratios) * kMethods, false);
     spec_.dynamic = spec_.dynamic && eligible_;
     if (spec_.dynamic) lay_out_samples();
@@ -129,7 +129,7 @@ void ConvLayer::derive_low_weights() {
             for (int i = begin(l) - base; i < begin(l + 1) - base; i++)
                 for (int t = 0; t < all_taps_; t++)
                     low_weight_[(size_t(o) * spec_.inputs + i) * all_taps_ + t] =
-                        static_cast<int8_t>(lower_value(weight8(o, i, t), s, spec_.wmax));
+                        static_cast<int8_t>(extract_value(weight8(o, i, t), s, spec_.wmax));
         }
 }
 
@@ -161,8 +161,7 @@ void ConvLayer::find_obstacles() {
     };
     if (!eligible_) block({METHOD_FIP, METHOD_WINOGRAD, METHOD_WINOGRAD_FIP, METHOD_NARROW}, "no channel is ever low");
     if (folded_) block({METHOD_FIP, METHOD_WINOGRAD, METHOD_WINOGRAD_FIP, METHOD_NARROW}, "few input channels");
-    if (!kernels_.has_fip) block({METHOD_FIP, METHOD_WINOGRAD_FIP}, "not built for this instruction set");
-    if (!kernels_.has_winograd) block({METHOD_WINOGRAD, METHOD_WINOGRAD_FIP}, "not built for this instruction set");
+    if (!facts_.has_fip) block({METHOD_FIP, METHOD_WINOGRAD_FIP}, "not built for this instruction set");
     if (spec_.kernel_h != 3 || spec_.kernel_w != 3 || spec_.stride_h != 1 || spec_.stride_w != 1 || spec_.dilation_h != 1 ||
         spec_.dilation_w != 1)
         block({METHOD_WINOGRAD, METHOD_WINOGRAD_FIP}, "not a 3x3 convolution of stride 1");
@@ -185,7 +184,7 @@ void ConvLayer::find_obstacles() {
     if (x.hi + fip_offset_ + w_max > 255 || x.hi + w_max > 127 || x.lo - w_max < -128)
         block({METHOD_FIP}, "operands of " + std::to_string(spec_.amax) + " and " + std::to_string(w_max) + " leave the bytes");
     narrow_offset_ = -x.lo;
-    if (kernels_.narrow_is_faster && 8 * (x.hi - x.lo) * w_max > 32767) block({METHOD_NARROW}, "sums of eight products leave 16 bits");
+    if (facts_.narrow_is_faster && 8 * (x.hi - x.lo) * w_max > 32767) block({METHOD_NARROW}, "sums of eight products leave 16 bits");
     if (!obstacles_[METHOD_WINOGRAD].empty() && !obstacles_[METHOD_WINOGRAD_FIP].empty()) return;
     const auto v = winograd_ranges(x);
     std::array<int, 16> u_max{};
@@ -199,7 +198,7 @@ void ConvLayer::find_obstacles() {
         offset_w2_[s] = -v[s].lo;
         if (v[s].hi - v[s].lo > 255 || u_max[s] > 127)
             block({METHOD_WINOGRAD}, "transformed operands leave the bytes");
-        if (kernels_.narrow_is_faster && 8 * (v[s].hi - v[s].lo) * u_max[s] > 32767)
+        if (facts_.narrow_is_faster && 8 * (v[s].hi - v[s].lo) * u_max[s] > 32767)
             block({METHOD_WINOGRAD}, "sums of eight transformed products leave 16 bits");
         // Position 5, sums of sums, is 0 .. 4 amax for unsigned inputs; around its middle it fits like the others.
         const int centre = s == 5 ? (v[s].lo + v[s].hi) / 2 : 0, lo = v[s].lo - centre, hi = v[s].hi - centre;
@@ -227,7 +226,7 @@ void ConvLayer::find_obstacles() {
 // ---- packing ---------------------------------------------------------------------------------------------------------
 
 void ConvLayer::pack_direct(bool with_read_back) {
-    const int block = kernels_.block;
+    const int block = facts_.block;
     Packed p;
     p.offset.resize(n_local_);
     int64_t at = 0;
@@ -267,7 +266,7 @@ void ConvLayer::pack_direct(bool with_read_back) {
 
 // Where the groups lie in a block, in the order of the visit; `unit` channels at a time, `taps` products per channel.
 ConvLayer::Packed ConvLayer::lay_out(int unit, int taps, bool fip_form) const {
-    const int block = fip_form ? kernels_.fip_block : kernels_.block, blocks = fip_form ? fip_blocks_ : blocks_;
+    const int block = fip_form ? facts_.fip_block : facts_.block, blocks = fip_form ? fip_blocks_ : blocks_;
     Packed p;
     p.offset.resize(order_.size());
     for (int c = 0; c < spec_.conv_groups; c++) {
@@ -290,7 +289,7 @@ int8_t* ConvLayer::place_of(const Packed& p, int conv_group, int local, int outp
 
 void ConvLayer::pack_fip() {
     Packed p = lay_out(8, taps_, true);
-    const int block = kernels_.fip_block;
+    const int block = facts_.fip_block;
     p.data = Buffer(p.group_bytes_all * spec_.conv_groups);
     for (int c = 0; c < spec_.conv_groups; c++)
         for (int l = 0; l < n_local_; l++) {
@@ -313,7 +312,7 @@ void ConvLayer::pack_fip() {
 
 void ConvLayer::pack_narrow() {
     Packed p = lay_out(4, taps_, false);
-    const int block = kernels_.block;
+    const int block = facts_.block;
     p.data = Buffer(p.group_bytes_all * spec_.conv_groups);
     for (int c = 0; c < spec_.conv_groups; c++)
         for (int l = 0; l < n_local_; l++) {
@@ -334,7 +333,7 @@ const ConvLayer::Packed& ConvLayer::packed(Method m) const {
 }
 
 void ConvLayer::pack_winograd(bool fip) {
-    const int block = fip ? kernels_.fip_block : kernels_.block, blocks = fip ? fip_blocks_ : blocks_;
+    const int block = fip ? facts_.fip_block : facts_.block, blocks = fip ? fip_blocks_ : blocks_;
     const int unit = fip ? 8 : 4;
     Packed p = lay_out(unit, 1, fip);
     const int64_t position = p.block_bytes;
@@ -361,7 +360,7 @@ void ConvLayer::pack_winograd(bool fip) {
 
 // Dot form of the groups that are ever low, vector by vector, as narrow as their values allow (see DeriveGroup).
 void ConvLayer::pack_plane() {
-    const int n_groups = n_local_ * spec_.conv_groups, block = kernels_.block, vector = kernels_.vector_bytes;
+    const int n_groups = n_local_ * spec_.conv_groups, block = facts_.block, vector = facts_.vector_bytes;
     nibbles_ = spec_.wmax <= 7;
     auto bytes_of = [&](int g) {  // whole vectors: a block holds 4 * block bytes per quad
         const int64_t vectors = int64_t(taps_) * ceil_div(size(g), 4) * 4 * block / vector;
@@ -446,7 +445,7 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
     Visit v;
     const int n = n_local_ * spec_.conv_groups;
     const uint8_t* low = spec_.low.data() + size_t(ratio) * n;
-    const size_t padded = size_t(blocks_) * kernels_.block;
+    const size_t padded = size_t(blocks_) * facts_.block;
     std::vector<uint32_t> bias(padded, 0);
     for (int o = 0; o < outputs_per_group_; o++)
         bias[o] = static_cast<uint32_t>(spec_.bias[size_t(ratio) * spec_.outputs + c * outputs_per_group_ + o]);
@@ -462,7 +461,7 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
         Group group{place, begin(g), ceil_div(channels, 4), 0, channels};
         v.high_channels += channels;
         if (is_low) v.read_back_channels += channels;
-        append(v.high, group, taps_ == 1, 4, 4 * kernels_.block);
+        append(v.high, group, taps_ == 1, 4, 4 * facts_.block);
         if (input_zero != 0) {
             for (int o = 0; o < outputs_per_group_; o++) {
                 int64_t sum = 0;
@@ -479,7 +478,7 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
         const bool wino = m == METHOD_WINOGRAD || m == METHOD_WINOGRAD_FIP;
         const bool fip = m == METHOD_FIP || m == METHOD_WINOGRAD_FIP;
         const Packed& p = packed(m);
-        const int unit = fip ? 8 : 4, vector = kernels_.vector_bytes;
+        const int unit = fip ? 8 : 4, vector = facts_.vector_bytes;
         const int all_channels = spec_.bounds[n];
         const int lanes = ceil_div(all_channels, vector) * vector / 4;
         v.lane_mask.assign(lanes, 0);
@@ -503,7 +502,7 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
                 v.low.back().shift = weight_shift_of(g);
                 v.low_local.push_back(l);
             } else {
-                append(v.low, group, wino || taps_ == 1, unit, unit * (fip ? kernels_.fip_block : kernels_.block));
+                append(v.low, group, wino || taps_ == 1, unit, unit * (fip ? facts_.fip_block : facts_.block));
             }
             for (int ch = begin(g); ch < begin(g) + size(g); ch++) v.chunk_used[ch / vector] = 1;
             if (fip)
@@ -531,7 +530,7 @@ Visit ConvLayer::build_visit(int ratio, Method m, int c) const {
 std::vector<int32_t> ConvLayer::group_corrections(Method m, int c, int l) const {
     const bool wino = m == METHOD_WINOGRAD || m == METHOD_WINOGRAD_FIP, fip = m == METHOD_FIP || m == METHOD_WINOGRAD_FIP;
     if (m == METHOD_NARROW && narrow_offset_ == 0) return {};
-    const size_t padded = size_t(blocks_) * kernels_.block;
+    const size_t padded = size_t(blocks_) * facts_.block;
     const int count = size(c * n_local_ + l), i0 = begin(l) - begin(0);
     std::vector<int32_t> result((wino ? 4 : 1) * padded, 0);
     for (int o = 0; o < outputs_per_group_; o++) {
@@ -577,10 +576,10 @@ std::vector<int32_t> ConvLayer::group_corrections(Method m, int c, int l) const 
     return result;
 }
 
-Lowering ConvLayer::build_lowering(int ratio, Method m) const {
-    Lowering w;
+Extraction ConvLayer::build_extraction(int ratio, Method m) const {
+    Extraction w;
     const int n = n_local_ * spec_.conv_groups, channels = spec_.bounds[n];
-    const size_t padded = size_t(ceil_div(channels, kernels_.block) + 1) * kernels_.block;
+    const size_t padded = size_t(ceil_div(channels, facts_.block) + 1) * facts_.block;
     for (auto* a : {&w.shift, &w.half, &w.lo, &w.hi, &w.back}) a->assign(padded, 0);
     std::fill(w.shift.begin(), w.shift.end(), 1);
     w.offset = m == METHOD_FIP ? fip_offset_ : m == METHOD_NARROW ? narrow_offset_ : m == METHOD_DIRECT && spec_.input_signed ? 128 : 0;
@@ -596,22 +595,22 @@ Lowering ConvLayer::build_lowering(int ratio, Method m) const {
             w.back[ch] = m == METHOD_DIRECT ? s : 0;
         }
     }
-    const int vector = kernels_.vector_bytes;
+    const int vector = facts_.vector_bytes;
     w.bytes.assign(size_t(ceil_div(channels, vector)) * vector * 9, 0);
     for (int ch = 0; ch < ceil_div(channels, vector) * vector; ch++) {
         uint8_t* b = w.bytes.data() + size_t(ch / vector) * vector * 9 + ch % vector;
         // Behind the last channel: the first ones again where pixels of few channels fill a vector together.
         const int own = ch < channels ? ch : vector % channels == 0 ? ch % channels : -1;
         if (own < 0)
-            set_byte_lowering(b, ch, 0, 0, 0, 0);
+            set_byte_extraction(b, ch, 0, 0, 0, 0);
         else
-            set_byte_lowering(b, ch, w.shift[own] - 1, w.lo[own], w.hi[own], w.back[own]);
+            set_byte_extraction(b, ch, w.shift[own] - 1, w.lo[own], w.hi[own], w.back[own]);
     }
     return w;
 }
 
-void ConvLayer::set_byte_lowering(uint8_t* b, int ch, int s, int lo, int hi, int back) const {
-    const int vector = kernels_.vector_bytes, bit = ch % 8 * 8;
+void ConvLayer::set_byte_extraction(uint8_t* b, int ch, int s, int lo, int hi, int back) const {
+    const int vector = facts_.vector_bytes, bit = ch % 8 * 8;
     b[0] = static_cast<uint8_t>(bit + s);
     b[vector] = static_cast<uint8_t>(s > 0 ? (1 << (s - 1)) - 1 : 0);
     b[2 * vector] = s > 0;
@@ -629,7 +628,7 @@ void ConvLayer::prepare(int ratio, Method m) {
     if (sealed_) throw std::logic_error("layer '" + spec_.name + "': its weights are packed already");
     visits_[at].clear();
     for (int c = 0; c < spec_.conv_groups; c++) visits_[at].push_back(build_visit(ratio, m, c));
-    lowerings_[at] = build_lowering(ratio, m);
+    extractions_[at] = build_extraction(ratio, m);
     if (spec_.dynamic && m != METHOD_DIRECT && corrections_[m].empty())
         for (int g = 0; g < n_local_ * spec_.conv_groups; g++) {
             const std::vector<int32_t> own = group_corrections(m, g / n_local_, g % n_local_);
@@ -639,10 +638,10 @@ void ConvLayer::prepare(int ratio, Method m) {
 }
 
 const Visit& ConvLayer::visit(int ratio, Method m, int c) { return visits_[size_t(ratio) * kMethods + m][c]; }
-const Lowering& ConvLayer::lowering(int ratio, Method m) { return lowerings_[size_t(ratio) * kMethods + m]; }
+const Extraction& ConvLayer::extraction(int ratio, Method m) { return extractions_[size_t(ratio) * kMethods + m]; }
 
-void ConvLayer::fill(LowerArgs& a, int ratio, Method m) {
-    const Lowering& l = lowering(ratio, m);
+void ConvLayer::fill(ExtractArgs& a, int ratio, Method m) {
+    const Extraction& l = extraction(ratio, m);
     a.zero = spec_.input_signed ? 128 : 0;
     a.offset = l.offset;
     a.shift = l.shift.data();
@@ -661,7 +660,7 @@ void ConvLayer::fill(ConvArgs& a, int ratio, Method m, int c) {
     a.pad_h = spec_.pad_h;
     a.pad_w = spec_.pad_w;
     a.taps = taps_;
-    a.block = kernels_.block;
+    a.block = facts_.block;
     a.high = {v.high.data(), static_cast<int32_t>(v.high.size()), 0, v.high_channels};
     a.high_weights = reinterpret_cast<const int8_t*>(direct_.data.data()) + c * direct_.group_bytes_all;
     a.high_block_bytes = direct_.block_bytes;
@@ -686,7 +685,7 @@ void ConvLayer::fill(ConvArgs& a, int ratio, Method m, int c) {
     a.lane_mask = v.lane_mask.data();
     a.lane_shift = v.lane_shift.data();
     a.chunk_used = v.chunk_used.data();
-    a.low_bytes = static_cast<int32_t>(v.chunk_used.size()) * kernels_.vector_bytes;
+    a.low_bytes = static_cast<int32_t>(v.chunk_used.size()) * facts_.vector_bytes;
     for (int s = 0; s < 16; s++)
         a.position_offset[s] = static_cast<uint8_t>(m == METHOD_WINOGRAD_FIP ? offset_w2f_[s] : offset_w2_[s]);
     a.centre = static_cast<uint8_t>(m == METHOD_WINOGRAD_FIP ? centre_ : 0);

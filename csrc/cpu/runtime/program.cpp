@@ -9,8 +9,6 @@
 #include <new>
 #include <stdexcept>
 
-#include "../dispatch/simple_ops_table.h"
-
 namespace bitdial {
 
 namespace {
@@ -87,10 +85,7 @@ class Program::Guard {
 };
 
 Program::Program(const std::string& isa, int threads, bool small)
-    : small_(small), conv_kernels_(bitdial::conv_kernels(isa)), ops_(simple_ops(isa.c_str())), float_ops_(bitdial::float_ops(isa.c_str())),
-      attention_(attention_ops(isa.c_str())), pool_(threads) {
-    if (!conv_kernels_ || !ops_ || !float_ops_ || !attention_)
-        throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
+    : small_(small), kernels_(&kernels_of(isa)), facts_(kernels_->facts()), pool_(threads) {
     if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024");
 }
 Program::~Program() = default;
@@ -273,7 +268,7 @@ int64_t Program::run(const std::vector<std::pair<int, void*>>& external, int n, 
 ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi,
                    int kind_of_output, bool folded)
     : program_(program),
-      layer_(std::move(spec), program.conv_kernels(), folded, program.small()),
+      layer_(std::move(spec), program.facts(), folded, program.small()),
       src_(src),
       dst_(dst),
       residual_(residual),
@@ -288,7 +283,7 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
     writes = {dst_};
     const ConvSpec& c = layer_.spec();
     // Sums are int32: with such factors nothing reaches the ends of int32 before it is rounded.
-    saturates_ = program.conv_kernels().saturates && std::all_of(c.multiplier.begin(), c.multiplier.end(),
+    saturates_ = program.facts().saturates && std::all_of(c.multiplier.begin(), c.multiplier.end(),
                                                                  [](float m) { return std::fabs(m) <= 0.5f; });
     const TensorSpec s = program.tensor(src_), d = program.tensor(dst_);
     auto offsets = [&](const TensorSpec& t) {
@@ -301,8 +296,8 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
     src_taps_ = offsets(s);
     bool any_low = false;
     for (int r = 0; r < c.ratios; r++) any_low = any_low || layer_.has_low(r);
-    if (any_low && lowers_here()) low_taps_ = {0};
-    if (any_low && !lowers_here()) {
+    if (any_low && extracts_here()) low_taps_ = {0};
+    if (any_low && !extracts_here()) {
         TensorSpec low = s;
         low.zero = 0;
         low.external = false;
@@ -318,8 +313,8 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
         };
         low.halo_bottom = beyond(d.h, c.stride_h, c.kernel_h, c.dilation_h, c.pad_h, s.h);
         low.halo_right = beyond(d.w, c.stride_w, c.kernel_w, c.dilation_w, c.pad_w, s.w);
-        lowered_ = program.add_tensor(low);
-        temporaries = {lowered_};
+        extracted_ = program.add_tensor(low);
+        temporaries = {extracted_};
         low_taps_ = offsets(low);
     }
     if (layer_.dynamic()) {
@@ -336,7 +331,7 @@ ConvStep::ConvStep(Program& program, ConvSpec spec, int src, int dst, int residu
 int ConvStep::default_chunk(Method m) const {
     if (m == METHOD_WINOGRAD || m == METHOD_WINOGRAD_FIP) {
         // V and M of a chunk in half the second cache: 16 * (channels + 4 * block) bytes a tile.
-        const int64_t tile = 16 * (int64_t(layer_.spec().bounds.back()) + 4 * program_.conv_kernels().block);
+        const int64_t tile = 16 * (int64_t(layer_.spec().bounds.back()) + 4 * program_.facts().block);
         return static_cast<int>(std::min<int64_t>(192, std::max<int64_t>(24, (512 << 10) / tile / 12 * 12)));
     }
     return 192;
@@ -354,7 +349,7 @@ Choice ConvStep::usual(int ratio) const {
         else if (layer_.obstacle(METHOD_FIP).empty() && per_group >= 32)
             c.method = METHOD_FIP;
         const bool narrow = layer_.obstacle(METHOD_NARROW).empty();
-        if (narrow && c.method != METHOD_WINOGRAD && program_.conv_kernels().narrow_is_faster) c.method = METHOD_NARROW;
+        if (narrow && c.method != METHOD_WINOGRAD && program_.facts().narrow_is_faster) c.method = METHOD_NARROW;
         if (narrow && c.method == METHOD_DIRECT && program_.small()) c.method = METHOD_NARROW;  // no read-back copy
     }
     c.chunk = default_chunk(c.method);
@@ -441,36 +436,36 @@ int64_t ConvStep::most_scratch() {
             a.out_w = d.w;
             layer_.fill(a, r, choices_[r].method, g);
             a.chunk = choices_[r].chunk;
-            if (layer_.has_low(r) && lowers_here()) {
-                a.lower_here = true;
-                a.lowering.src.c = layer_.spec().bounds.back();
+            if (layer_.has_low(r) && extracts_here()) {
+                a.extract_here = true;
+                a.extraction.src.c = layer_.spec().bounds.back();
             }
-            most = std::max(most, program_.conv_kernels().scratch_bytes(a));
+            most = std::max(most, program_.kernels().conv_scratch(a));
         }
     return most;
 }
 
-// The layer's whole input, lowered for a method.
-void ConvStep::lower(Run& run, Method m) {
-    LowerArgs a;
+// The layer's whole input, extracted for a method.
+void ConvStep::extract(Run& run, Method m) {
+    ExtractArgs a;
     layer_.fill(a, run.ratio, m);
     a.src = run.const_bytes(src_);
-    a.dst = run.bytes(lowered_);
-    TensorSpec margin = program_.tensor(lowered_);
+    a.dst = run.bytes(extracted_);
+    TensorSpec margin = program_.tensor(extracted_);
     margin.zero = a.offset;
-    fill_margin(margin, run.context.base[lowered_], run.context.n);
-    const ConvKernels& kernels = program_.conv_kernels();
+    fill_margin(margin, run.context.base[extracted_], run.context.n);
+    const Kernels& kernels = program_.kernels();
     const int rows = a.src.n / run.context.n * a.src.h;  // of a sample
     if (!layer_.dynamic()) {
-        run.rows(a.src.n * a.src.h, [&](int r0, int r1) { kernels.lower(a, r0, r1); });
+        run.rows(a.src.n * a.src.h, [&](int r0, int r1) { kernels.extract(a, r0, r1); });
         return;
     }
     run.rows(a.src.n * a.src.h, [&](int r0, int r1) {
         for (int r = r0, next; r < r1; r = next) {
             next = std::min(r1, (r / rows + 1) * rows);
-            LowerArgs own = a;
+            ExtractArgs own = a;
             layer_.use_sample(own, sample(run, r / rows));
-            kernels.lower(own, r, next);
+            kernels.extract(own, r, next);
         }
     });
 }
@@ -486,7 +481,7 @@ void ConvStep::choose_shifts(Run& run, Method m) {
             ConstByteView own = src;
             own.data += int64_t(n) * images * src.pitch_n;
             own.n = images;
-            program_.conv_kernels().magnitudes(own, zero, i % slabs * 64, std::min(src.c, (next - n * slabs) * 64),
+            program_.kernels().magnitudes(own, zero, i % slabs * 64, std::min(src.c, (next - n * slabs) * 64),
                                                sample(run, n) + layer_.sample_layout().magnitudes);
         }
     });
@@ -502,7 +497,7 @@ void ConvStep::take_sample(const Run& run, ConvArgs& a, Method m, int n, int con
     a.low.data += first * a.low.pitch_n;
     a.out.data += first * a.out.pitch_n;
     if (a.residual.data) a.residual.data += first * a.residual.pitch_n;
-    if (a.lower_here) layer_.use_sample(a.lowering, sample(run, n));
+    if (a.extract_here) layer_.use_sample(a.extraction, sample(run, n));
     if (m != METHOD_DIRECT) layer_.use_sample(a, sample(run, n), conv_group);
 }
 
@@ -510,13 +505,13 @@ void ConvStep::run(Run& run) {
     const int64_t bytes = run.context.scratch[0].bytes();
     if (scratch_ < 0 || bytes < scratch_) throw std::logic_error("layer '" + name + "': its kernels changed without `finish`");
     const Choice choice = choices_[run.ratio];
-    const ConvKernels& kernels = program_.conv_kernels();
+    const Kernels& kernels = program_.kernels();
     const bool low = layer_.has_low(run.ratio);
-    const bool here = low && lowers_here();
+    const bool here = low && extracts_here();
     const bool dynamic = low && layer_.dynamic();
     if (dynamic) choose_shifts(run, choice.method);
-    if (low && !here) lower(run, choice.method);
-    // With dynamic shifts every sample has a visit and a lowering of its own; but where all are lowered, and read back, it needs
+    if (low && !here) extract(run, choice.method);
+    // With dynamic shifts every sample has a visit and a extraction of its own; but where all are extracted, and read back, it needs
     // neither here.
     const bool by_sample = dynamic && (here || choice.method != METHOD_DIRECT);
     const int samples = by_sample ? run.context.n : 1;
@@ -527,24 +522,24 @@ void ConvStep::run(Run& run) {
         if (by_sample) a.batch = program_.tensor(dst_).factor;
         // Pieces of equal size, whole register tiles each.
         a.chunk = choice.chunk;
-        const int pieces = kernels.chunks(a), units = kernels.units(a), even = (units + pieces - 1) / pieces;
-        const int whole = even >= 48 ? 24 : kernels.rows;  // 24: whole tiles of 4, 6 and 8 rows
+        const int pieces = kernels.conv_chunks(a), units = kernels.conv_units(a), even = (units + pieces - 1) / pieces;
+        const int whole = even >= 48 ? 24 : program_.facts().rows;  // 24: whole tiles of 4, 6 and 8 rows
         a.chunk = std::min(choice.chunk, (even + whole - 1) / whole * whole);
         if (here) {
-            a.lower_here = true;
-            layer_.fill(a.lowering, run.ratio, choice.method);
-            a.lowering.src = run.const_bytes(src_);
+            a.extract_here = true;
+            layer_.fill(a.extraction, run.ratio, choice.method);
+            a.extraction.src = run.const_bytes(src_);
         } else if (low) {
-            a.low = run.const_bytes(lowered_);
+            a.low = run.const_bytes(extracted_);
             if (choice.method == METHOD_DIRECT) {
                 a.src = a.low;
                 a.src_taps = a.low_taps;
             }
         }
-        const int chunks = kernels.chunks(a), blocks = (a.outputs + kernels.block - 1) / kernels.block;
+        const int chunks = kernels.conv_chunks(a), blocks = (a.outputs + program_.facts().block - 1) / program_.facts().block;
         const int threads = run.leased ? run.pool.threads() : 1;
         const int splits = chunks * samples >= 2 * threads ? 1 : std::min(blocks, threads), pieces_each = chunks * splits;
-        const int64_t need = kernels.scratch_bytes(a);
+        const int64_t need = kernels.conv_scratch(a);
         if (need > scratch_) throw std::logic_error("layer '" + name + "': its scratch memory is too small");
         run.pool.for_each(pieces_each * samples, run.leased, [&](int task, int thread) {
             const int i = task % pieces_each;
@@ -555,9 +550,9 @@ void ConvStep::run(Run& run) {
             if (by_sample) {
                 ConvArgs own = a;
                 take_sample(run, own, choice.method, task / pieces_each, g);
-                kernels.run(own, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);
+                kernels.conv(own, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);
             } else {
-                kernels.run(a, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);
+                kernels.conv(a, i / splits, blocks * s / splits, blocks * (s + 1) / splits, scratch, &counters);
             }
             Totals& total = totals[choice.method];
             total.low += counters.low;

@@ -16,8 +16,12 @@ enum {
     BYTES = 32,
     ROWS = 4,
     COLS = 2,
+    TALL_ROWS = 0,
     FIP_ROWS = 4,
     FIP_COLS = 2,
+    HAS_FIP = 0,
+    NARROW = 1,
+    SATURATES = 1,
 };
 
 static inline vi zero() { return _mm256_setzero_si256(); }
@@ -51,6 +55,7 @@ static inline void sum_four(const vi (&v)[4], int32_t* to) {
     for (int s = 0; s < 4; s++) to[s] = sum(v[s]);
 }
 
+#define BITDIAL_SPLIT 1
 // acc + sums of four products unsigned byte x signed byte, exact. dot_wide: the weights are given as 16-bit numbers, the first
 // and third of every four, and the second and fourth.
 static inline vi dot_wide(vi acc, vi u, vi even, vi odd) {
@@ -155,7 +160,7 @@ static inline void store_packed(uint8_t* p, const vi* q, int n) {
 }
 
 // clamp(rne(v / 2^s), lo, hi) in every int32 lane; shift = s + 1 and half = 2^s - 1.
-static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
+static inline vi extract(vi v, vi shift, vi half, vi lo, vi hi) {
     const vi twice = _mm256_add_epi32(v, v);
     const vi odd = _mm256_and_si256(_mm256_srav_epi32(twice, shift), _mm256_set1_epi32(1));
     const vi q = _mm256_srav_epi32(_mm256_add_epi32(_mm256_add_epi32(twice, half), odd), shift);
@@ -169,7 +174,7 @@ static inline vi low_weights(vi w, int s, int limit_) {
     const vi shift = set(s + 1), half = set((1 << s) - 1), lo = set(-limit_), hi = set(limit_), middle = set(128);
     for (int b = 0; b < BYTES; b += LANES) {
         for (int i = 0; i < LANES; i++) in[b + i] = static_cast<uint8_t>(in[b + i] ^ 128);
-        store_bytes(out + b, lower(sub(load_bytes_wide(in + b, LANES), middle), shift, half, lo, hi), LANES);
+        store_bytes(out + b, extract(sub(load_bytes_wide(in + b, LANES), middle), shift, half, lo, hi), LANES);
     }
     return load(out);
 }

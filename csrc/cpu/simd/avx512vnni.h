@@ -21,8 +21,12 @@ enum {
     BYTES = 64,
     ROWS = 6,       // pixels of a register tile of the dot kernel
     COLS = 4,       // vectors of outputs of a register tile
-    FIP_ROWS = 8,   // the fast inner product's tile
+    TALL_ROWS = 12,  // pixels of a tile of at most two vectors of outputs; 0: none
+    FIP_ROWS = 8,    // the fast inner product's tile
     FIP_COLS = 2,
+    HAS_FIP = 1,
+    NARROW = 0,     // whether narrow operands gain by dot_narrow
+    SATURATES = 1,  // whether store_packed limits
 };
 
 static inline vi zero() { return _mm512_setzero_si512(); }
@@ -128,7 +132,7 @@ static inline void store_packed(uint8_t* p, const vi* q, int n) {
 }
 
 // clamp(rne(v / 2^s), lo, hi) in every int32 lane; shift = s + 1 and half = 2^s - 1.
-static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
+static inline vi extract(vi v, vi shift, vi half, vi lo, vi hi) {
     const vi twice = _mm512_add_epi32(v, v);
     const vi odd = _mm512_and_si512(_mm512_srav_epi32(twice, shift), _mm512_set1_epi32(1));
     const vi q = _mm512_srav_epi32(_mm512_add_epi32(_mm512_add_epi32(twice, half), odd), shift);
@@ -138,11 +142,11 @@ static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
 // The same for 64 bytes at once. u = value + zero; for signed values the quotient of u is 128 / 2^s too large, and parity is
 // the same, so that rounding to even is. An overflow of u + half saturates, which the limit then hides: limits are below
 // 2^(8 - s) for unsigned and 2^(7 - s) for signed values.
-#define BITDIAL_LOWER_BYTES 1
-struct ByteLowering {
+#define BITDIAL_EXTRACT_BYTES 1
+struct ByteExtraction {
     vi right, half, odd, mask, less, lo, hi, left, keep, offset;
 };
-static inline vi lower_bytes(vi u, const ByteLowering& a, bool is_signed) {
+static inline vi extract_bytes(vi u, const ByteExtraction& a, bool is_signed) {
     const vi odd = _mm512_and_si512(_mm512_multishift_epi64_epi8(a.right, u), a.odd);
     const vi sum_ = _mm512_adds_epu8(_mm512_adds_epu8(u, a.half), odd);
     vi q = _mm512_and_si512(_mm512_multishift_epi64_epi8(a.right, sum_), a.mask);
@@ -155,10 +159,10 @@ static inline vi lower_bytes(vi u, const ByteLowering& a, bool is_signed) {
 // clamp(rne(w / 2^s), -limit, limit) of 64 signed bytes.
 static inline vi low_weights(vi w, int s, int limit) {
     const vi eight = _mm512_set1_epi64(0x3830282018100800);  // first bit of every byte of eight
-    const ByteLowering a = {_mm512_add_epi8(eight, set_bytes(s)), set_bytes(s > 0 ? (1 << (s - 1)) - 1 : 0), set_bytes(s > 0),
+    const ByteExtraction a = {_mm512_add_epi8(eight, set_bytes(s)), set_bytes(s > 0 ? (1 << (s - 1)) - 1 : 0), set_bytes(s > 0),
                             set_bytes(255 >> s), set_bytes(128 >> s), set_bytes(-limit), set_bytes(limit), eight,
                             set_bytes(255), zero()};
-    return lower_bytes(_mm512_xor_si512(w, set_bytes(128)), a, true);
+    return extract_bytes(_mm512_xor_si512(w, set_bytes(128)), a, true);
 }
 static inline void store_bytes64(uint8_t* p, vi a, int n) {
     if (n >= 64)

@@ -1,11 +1,15 @@
 // No instruction set in particular: 4 int32 lanes in plain C++, for processors without a path of their own. Correct first.
 #pragma once
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <cstdint>
 
 namespace bitdial {
 namespace portable {
 
-enum { LANES = 4, BYTES = 16, ROWS = 2, COLS = 2, FIP_ROWS = 2, FIP_COLS = 1 };
+enum { LANES = 4, BYTES = 16, ROWS = 2, COLS = 2, TALL_ROWS = 0, FIP_ROWS = 2, FIP_COLS = 1, HAS_FIP = 1, NARROW = 0, SATURATES = 0 };
 
 struct vi {
     int32_t v[LANES];
@@ -211,7 +215,7 @@ static inline void store_packed(uint8_t* p, const vi* q, int n) {
 
 // clamp(rne(v / 2^s), lo, hi); shift = s + 1 and half = 2^s - 1. Right shifts of negative values are arithmetic in every
 // compiler that C++17 has (and by C++20's letter).
-static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
+static inline vi extract(vi v, vi shift, vi half, vi lo, vi hi) {
     BITDIAL_EACH {
         const int32_t twice = 2 * v.v[i];
         const int32_t q = (twice + half.v[i] + ((twice >> shift.v[i]) & 1)) >> shift.v[i];
@@ -226,7 +230,7 @@ static inline vi low_weights(vi w, int s, int limit_) {
     const vi shift = set(s + 1), half = set((1 << s) - 1), lo = set(-limit_), hi = set(limit_), middle = set(128);
     for (int b = 0; b < BYTES; b += LANES) {
         for (int i = 0; i < LANES; i++) in[b + i] = static_cast<uint8_t>(in[b + i] ^ 128);
-        store_bytes(out + b, lower(sub(load_bytes_wide(in + b, LANES), middle), shift, half, lo, hi), LANES);
+        store_bytes(out + b, extract(sub(load_bytes_wide(in + b, LANES), middle), shift, half, lo, hi), LANES);
     }
     return load(out);
 }

@@ -57,18 +57,18 @@ static inline void multiply_rows(int32_t rows, const uint8_t* left, int64_t pitc
 
 // A row of a head's output, from its sums; place: where its first column lies.
 static inline void finish_output(const ProductOutput& o, int64_t place, int32_t columns, const int32_t* sums) {
-    const vf m = set_float(o.m), lo = set_float(o.lo), hi = set_float(o.hi);
+    const vf m = set(o.m), lo = set(o.lo), hi = set(o.hi);
     const vi zero_ = set(o.zero);
     for (int32_t j = 0; j < columns; j += LANES) {
         const int32_t n = columns - j < LANES ? columns - j : LANES;
-        const vf t = limit(mul(to_float(load(sums + j)), m), lo, hi);
+        const vf t = clamp(mul(to_float(load(sums + j)), m), lo, hi);
         if (o.is_float) {
             float* to = reinterpret_cast<float*>(o.data) + place + j * o.column;
             if (o.column == 1) {
-                store_some_float(to, t, n);
+                store(to, t, first(n));
             } else {
                 float own[LANES];
-                store_float(own, t);
+                store(own, t);
                 for (int32_t i = 0; i < n; i++) to[i * o.column] = own[i];
             }
             continue;

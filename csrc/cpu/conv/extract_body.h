@@ -18,7 +18,7 @@ static void extract_run(const ExtractArgs& a, const uint8_t* from, int64_t from_
         const int32_t all = w * a.src.c;
         for (int32_t x = 0; x < all; x += BYTES) {
             const int n = all - x < BYTES ? all - x : BYTES;
-            store_bytes64(to + x, extract_bytes(load_bytes64(from + x, n), l, a.zero != 0), n);
+            store(to + x, extract_bytes(load(from + x, n), l, a.zero != 0), n);
         }
         return;
     }
@@ -30,10 +30,10 @@ static void extract_run(const ExtractArgs& a, const uint8_t* from, int64_t from_
         const int n = a.src.c - c < BYTES ? a.src.c - c : BYTES;
         if (a.zero)
             for (int32_t x = 0; x < w; x++)
-                store_bytes64(to + x * to_pitch + c, extract_bytes(load_bytes64(from + x * from_pitch + c, n), l, true), n);
+                store(to + x * to_pitch + c, extract_bytes(load(from + x * from_pitch + c, n), l, true), n);
         else
             for (int32_t x = 0; x < w; x++)
-                store_bytes64(to + x * to_pitch + c, extract_bytes(load_bytes64(from + x * from_pitch + c, n), l, false), n);
+                store(to + x * to_pitch + c, extract_bytes(load(from + x * from_pitch + c, n), l, false), n);
     }
 #else
     const vi zero_in = set(a.zero), offset = set(a.offset);

@@ -3,7 +3,7 @@
 
 // a[i][j] += dot products of pixel i with the outputs of vector j, over all runs of one block.
 template <int R, int NC>
-static inline __attribute__((always_inline)) void split_sums(vi (&a)[R][NC], const uint8_t* const* in, const ConvArgs& c,
+BITDIAL_INLINE void split_sums(vi (&a)[R][NC], const uint8_t* const* in, const ConvArgs& c,
                                                              const SplitRun* runs) {
     const uint8_t* q[R];
     _Pragma("GCC unroll 8") for (int i = 0; i < R; i++) q[i] = in[i];

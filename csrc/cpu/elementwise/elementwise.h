@@ -12,7 +12,7 @@
 // between c and pitch_x included.
 //
 // Quantizing from planes (src_x == 1, as images and other channels-first tensors come) takes 3 channels by byte shuffles
-// and other counts through tiles of 16 channels by kBlock pixels, transposed in registers (../copy/transpose.h);
+// and other counts through tiles of 16 channels by BYTES pixels, transposed in registers (../copy/transpose.h);
 // dequantizing to planes likewise. Any other strides run one element at a time.
 //
 // table, add, mul and rescale may run in place (dst == a or src, same strides).

@@ -2,7 +2,7 @@
 //
 // Every addition, subtraction, multiplication and division is rounded once, in the order given here, which is that of
 // bitdial/engines/reference/ordered.py: results are the same bits on every instruction set. Sums of n values run in 16
-// lanes (`Sixteen` in ../elementwise/lanes.h).
+// lanes (`Sixteen` in ../simd/simd.h).
 //
 //   layer_norm   rows of `columns` values: mean = sum / columns; d = x - mean; inverse = 1 / sqrt(sum(d * d) / columns + eps);
 //                y = d * inverse * weight + bias, from left to right; q = rne(clamp(y * factor, lo, hi)) into bytes. Target

@@ -14,6 +14,8 @@ namespace bitdial {
 constexpr int kMethods = 5;
 extern const char* const kMethodNames[kMethods];
 
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 struct ConvSpec {
     std::string name;
     int outputs = 0, inputs = 0, kernel_h = 1, kernel_w = 1;  // inputs: per convolution group

@@ -13,7 +13,6 @@ namespace bitdial {
 namespace {
 
 constexpr int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 struct VisitHead {  // in front of a visit's other arrays
     int32_t groups, final_shift;

@@ -60,7 +60,7 @@ NB_MODULE(_native, m) {
             return list;
         },
         "isa"_a, "Every kernel of a set: folder, name, address, and size of the structure that its first parameter refers to.");
-    m.attr("METHODS") = nb::make_tuple("direct", "fip", "winograd", "winograd_fip", "narrow");
+    m.attr("METHODS") = nb::tuple(nb::cast(std::vector<std::string>(kMethodNames, kMethodNames + kMethods)));
     m.def(
         "burn",
         [](const std::string& isa, int64_t rounds) {

@@ -93,7 +93,12 @@ struct Epilogue {
     int64_t out_stride_c, residual_stride_c;  // elements between channels of a float tensor
 };
 
-enum Method : int32_t { METHOD_DIRECT = 0, METHOD_FIP = 1, METHOD_WINOGRAD = 2, METHOD_WINOGRAD_FIP = 3, METHOD_NARROW = 4 };
+// How low groups are computed, and the method's name.
+#define BITDIAL_METHOD_LIST(METHOD) \
+    METHOD(DIRECT, "direct") METHOD(FIP, "fip") METHOD(WINOGRAD, "winograd") METHOD(WINOGRAD_FIP, "winograd_fip") METHOD(NARROW, "narrow")
+#define BITDIAL_METHOD(id, name) METHOD_##id,
+enum Method : int32_t { BITDIAL_METHOD_LIST(BITDIAL_METHOD) kMethods };
+#undef BITDIAL_METHOD
 
 struct Counters {
     int64_t low, high;       // multiply-accumulates of the network executed

@@ -7,7 +7,9 @@
 
 namespace bitdial {
 
-const char* const kMethodNames[kMethods] = {"direct", "fip", "winograd", "winograd_fip", "narrow"};
+#define BITDIAL_NAME(id, name) name,
+const char* const kMethodNames[kMethods] = {BITDIAL_METHOD_LIST(BITDIAL_NAME)};
+#undef BITDIAL_NAME
 
 namespace {
 

@@ -11,7 +11,6 @@
 
 namespace bitdial {
 
-constexpr int kMethods = 5;
 extern const char* const kMethodNames[kMethods];
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }

@@ -1,6 +1,10 @@
 // No instruction set in particular: 4 int32 lanes with the vector types that GCC and Clang offer on every target, for processors
 // without a path of their own. Correct first.
 #pragma once
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <cstdint>
 
 namespace bitdial {
@@ -10,6 +14,7 @@ typedef int32_t vi __attribute__((vector_size(16)));
 typedef float vf __attribute__((vector_size(16)));
 typedef uint8_t ByteVector __attribute__((vector_size(16)));
 typedef uint16_t WordVector __attribute__((vector_size(16)));
+typedef int16_t ShortVector __attribute__((vector_size(16)));
 typedef uint32_t BitVector __attribute__((vector_size(16)));
 struct Mask {
     int n;  // the first so many lanes, at most LANES; below 0 as 0
@@ -28,7 +33,6 @@ enum {
     SATURATES = 0,
 };
 
-#define BITDIAL_EACH for (int i = 0; i < LANES; i++)
 BITDIAL_INLINE vi signed_of(BitVector a) { return reinterpret_cast<vi>(a); }
 BITDIAL_INLINE BitVector bits(vi a) { return reinterpret_cast<BitVector>(a); }
 BITDIAL_INLINE ByteVector bytes_of(vi a) { return reinterpret_cast<ByteVector>(a); }
@@ -58,8 +62,14 @@ BITDIAL_INLINE vi add(vi a, vi b) { return signed_of(bits(a) + bits(b)); }  // w
 BITDIAL_INLINE vi sub(vi a, vi b) { return signed_of(bits(a) - bits(b)); }
 BITDIAL_INLINE vi add_bytes(vi a, vi b) { return reinterpret_cast<vi>(bytes_of(a) + bytes_of(b)); }
 BITDIAL_INLINE vi sub_bytes(vi a, vi b) { return reinterpret_cast<vi>(bytes_of(a) - bytes_of(b)); }
-BITDIAL_INLINE vi larger_bytes(vi a, vi b) { return reinterpret_cast<vi>(bytes_of(a) > bytes_of(b) ? bytes_of(a) : bytes_of(b)); }
-BITDIAL_INLINE vi smaller_bytes(vi a, vi b) { return reinterpret_cast<vi>(bytes_of(a) < bytes_of(b) ? bytes_of(a) : bytes_of(b)); }
+BITDIAL_INLINE vi larger_bytes(vi a, vi b) {
+    const ByteVector x = bytes_of(a), y = bytes_of(b);
+    return reinterpret_cast<vi>(x > y ? x : y);
+}
+BITDIAL_INLINE vi smaller_bytes(vi a, vi b) {
+    const ByteVector x = bytes_of(a), y = bytes_of(b);
+    return reinterpret_cast<vi>(x < y ? x : y);
+}
 BITDIAL_INLINE vi larger(vi a, vi b) { return a > b ? a : b; }
 BITDIAL_INLINE vi smaller(vi a, vi b) { return a < b ? a : b; }
 BITDIAL_INLINE vi shift_left(vi a, int s) { return signed_of(bits(a) << static_cast<uint32_t>(s)); }
@@ -72,14 +82,25 @@ BITDIAL_INLINE int32_t sum(vi a) {
     return static_cast<int32_t>(b[0] + b[1] + b[2] + b[3]);
 }
 
+// Sums of two products of 16-bit numbers.
+BITDIAL_INLINE vi dot_words(vi a, vi b) {
+#if defined(__SSE2__)
+    return reinterpret_cast<vi>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+    int16_t x[2 * LANES], y[2 * LANES];
+    store(x, a);
+    store(y, b);
+    vi r;
+    for (int i = 0; i < LANES; i++) r[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+    return r;
+#endif
+}
+// acc + sums of four products unsigned byte x signed byte, exact: the first and third, the second and fourth.
 BITDIAL_INLINE vi dot(vi acc, vi u, vi s) {
-    uint8_t x[BYTES];
-    int8_t w[BYTES];
-    store(x, u);
-    store(w, s);
-    int32_t d[LANES];
-    BITDIAL_EACH d[i] = x[4 * i] * w[4 * i] + x[4 * i + 1] * w[4 * i + 1] + x[4 * i + 2] * w[4 * i + 2] + x[4 * i + 3] * w[4 * i + 3];
-    return add(acc, load(d));
+    const WordVector x = reinterpret_cast<WordVector>(u), w = reinterpret_cast<WordVector>(s);
+    const vi even = reinterpret_cast<vi>(reinterpret_cast<ShortVector>(w << 8) >> 8);
+    const vi odd = reinterpret_cast<vi>(reinterpret_cast<ShortVector>(w) >> 8);
+    return add(acc, add(dot_words(reinterpret_cast<vi>(x & 255), even), dot_words(reinterpret_cast<vi>(x >> 8), odd)));
 }
 
 BITDIAL_INLINE vf to_float(vi a) { return __builtin_convertvector(a, vf); }
@@ -152,16 +173,11 @@ BITDIAL_INLINE float total(const vf (&a)[4]) {
 enum { GROUP = 2 };
 template <bool U>
 BITDIAL_INLINE vi dot_group(vi acc, vi left, vi right) {
-    int16_t x[2 * LANES], y[2 * LANES];
-    store(x, left);
-    store(y, right);
-    int32_t d[LANES];
-    BITDIAL_EACH d[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
-    return add(acc, load(d));
+    return add(acc, dot_words(left, right));
 }
 BITDIAL_INLINE void store_group(uint8_t* p, vi a) {
     int16_t own[LANES];
-    BITDIAL_EACH own[i] = static_cast<int16_t>(a[i]);
+    for (int i = 0; i < LANES; i++) own[i] = static_cast<int16_t>(a[i]);
     __builtin_memcpy(p, own, sizeof own);
 }
 
@@ -177,8 +193,6 @@ BITDIAL_INLINE vi extract(vi v, vi shift, vi half, vi lo, vi hi) {
     const vi twice = v + v;
     return smaller(larger((twice + half + ((twice >> shift) & 1)) >> shift, lo), hi);
 }
-
-#undef BITDIAL_EACH
 
 }  // namespace portable
 }  // namespace bitdial

@@ -1,9 +1,6 @@
 // Blocks of bytes in plain C++; see simd.h. Conversions between bytes and floats, which compilers do badly from plain code, have a
 // form for x86's base instructions.
 #pragma once
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
 
 namespace bitdial {
 namespace portable {

@@ -20,6 +20,7 @@ from packaging.utils import parse_wheel_filename
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SPECIAL = re.compile(r"_(avx512vnni|avx2)\.cpp\.o$")
+OF_A_SET = re.compile(r"_(avx512vnni|avx2|portable)\.cpp\.o$")
 
 pytestmark = [
     pytest.mark.usefixtures("needs_compiler"),
@@ -58,6 +59,17 @@ def test_files_of_an_instruction_set_define_nothing_that_the_linker_may_merge(ob
     shared = [f"{path.name}: {name}" for path in special for name in mergeable(path, run)]
     remedy = "put these into an anonymous namespace or make them static:\n"
     assert not shared, remedy + "\n".join(shared)
+
+
+def test_files_of_an_instruction_set_offer_nothing_outside_its_namespace(objects: list[Path], run: Run) -> None:
+    sets = [(path, found[1]) for path in objects if (found := OF_A_SET.search(path.name))]
+    assert sets
+    for path, isa in sets:
+        done = run("nm", "--demangle", "--defined-only", "--extern-only", path, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        names = [line.split(maxsplit=2)[2] for line in done.stdout.splitlines()]
+        outside = [name for name in names if not name.startswith(f"bitdial::{isa}::") and not name.startswith("DW.ref.")]
+        assert names and not outside, f"{path.name}: {outside}"
 
 
 def test_a_shared_inline_function_would_be_found(tmp_path: Path, run: Run) -> None:

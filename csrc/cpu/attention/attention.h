@@ -1,4 +1,4 @@
-// Products of two activations, softmax, and attention, which is both. One definition per instruction set.
+// Products of two activations, softmax, and attention, which is both.
 //
 //   matmul     acc[i, j] = sum over d of left[i, d] * right[d, j], exact in int32; t = fl(float(acc) * m);
 //              8-bit: rne(clamp(t, lo, hi)); float: clamp(t, lo, hi)
@@ -17,7 +17,6 @@
 // every byte of an operand by another first. Operands are packed once per unit: on VNNI as bytes, a signed side against
 // an unsigned one, whose offset the sum of a row of the left operand takes away again; elsewhere widened to 16 bits.
 #pragma once
-#include "../isa.h"
 #include "../tensor.h"
 
 namespace bitdial {
@@ -83,23 +82,4 @@ struct SoftmaxArgs {
     float factor, lo, hi;
 };
 
-struct AttentionOps {
-    int64_t (*matmul_scratch)(const MatMulArgs&);
-    void (*matmul)(const MatMulArgs&, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch);
-    int64_t (*attention_scratch)(const AttentionArgs&);
-    void (*attention)(const AttentionArgs&, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch);
-    int64_t (*softmax_scratch)(const SoftmaxArgs&);
-    void (*softmax)(const SoftmaxArgs&, int64_t row0, int64_t row1, uint8_t* scratch);
-    int32_t block;  // rows that are worked on at once
-};
-
-// Table of one instruction set by its name in isa.h; null if this build has none of that name.
-const AttentionOps* attention_ops(const char* isa);
-
-#define BITDIAL_DECLARE(isa)                 \
-    namespace isa {                         \
-    extern const AttentionOps attention_ops; \
-    }
-BITDIAL_ISA_LIST(BITDIAL_DECLARE)
-#undef BITDIAL_DECLARE
 }  // namespace bitdial

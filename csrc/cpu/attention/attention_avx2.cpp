@@ -1,12 +1,2 @@
-#include "../simd/avx2.h"
-#include "attention.h"
-
-namespace bitdial {
-namespace avx2 {
-#include "pack_body.h"
-#include "product_body.h"
-#include "softmax_body.h"
+#define BITDIAL_ISA avx2
 #include "attention_body.h"
-const AttentionOps attention_ops = {matmul_scratch, matmul, attention_scratch, attention, softmax_scratch, softmax, ROWS};
-}  // namespace avx2
-}  // namespace bitdial

@@ -1,12 +1,2 @@
-#include "../simd/avx512vnni.h"
-#include "attention.h"
-
-namespace bitdial {
-namespace avx512vnni {
-#include "pack_body.h"
-#include "product_body.h"
-#include "softmax_body.h"
+#define BITDIAL_ISA avx512vnni
 #include "attention_body.h"
-const AttentionOps attention_ops = {matmul_scratch, matmul, attention_scratch, attention, softmax_scratch, softmax, ROWS};
-}  // namespace avx512vnni
-}  // namespace bitdial

@@ -1,5 +1,10 @@
-// Attention of some rows of one head: scores, softmax and the product with the values, a few rows at a time. Included inside
-// a namespace of one instruction set, after softmax_body.h.
+// Attention of some rows of one head: scores, softmax and the product with the values, a few rows at a time.
+#pragma once
+#include "product_body.h"
+#include "softmax_body.h"
+
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 struct AttentionPlan {
     int32_t depth_groups, key_groups;
@@ -23,44 +28,44 @@ static AttentionPlan plan_attention(const AttentionArgs& a) {
     p.bytes = p.p + rounded_up(p.p_pitch * ROWS, 64);
     return p;
 }
-static int64_t attention_scratch(const AttentionArgs& a) { return plan_attention(a).bytes; }
+int64_t attention_scratch(const AttentionArgs& a) { return plan_attention(a).bytes; }
 
 // Operations that scores rarely meet; compilers make vectors of them.
 static inline vf divided(vf a, vf b) {
     float x[LANES], y[LANES];
-    store_float(x, a);
-    store_float(y, b);
+    store(x, a);
+    store(y, b);
     for (int i = 0; i < LANES; i++) x[i] /= y[i];
-    return load_float(x);
+    return load(x);
 }
 static inline vf chosen(vi which, vf a, vf b) {
     int32_t w[LANES];
     float x[LANES], y[LANES];
     store(w, which);
-    store_float(x, a);
-    store_float(y, b);
+    store(x, a);
+    store(y, b);
     for (int i = 0; i < LANES; i++) x[i] = w[i] ? x[i] : y[i];
-    return load_float(x);
+    return load(x);
 }
 
 // The terms of one row, one after another, on one vector of scores; n: how many of them there are.
 template <bool Whole>
-static inline __attribute__((always_inline)) vf with_terms(vf x, const AttentionArgs& a, const uint8_t* const* rows, int32_t j,
+BITDIAL_INLINE vf with_terms(vf x, const AttentionArgs& a, const uint8_t* const* rows, int32_t j,
                                                            int32_t n) {
     for (int32_t k = 0; k < a.n_terms; k++) {
         const ScoreTerm& term = a.terms[k];
         if (term.op > TERM_DIV) {
             const vi which = term.column == 0 ? set(*rows[k]) : load_bytes_wide(rows[k] + j, n);
-            const vf value = set_float(term.value);
+            const vf value = set(term.value);
             x = term.op == TERM_FILL ? chosen(which, value, x) : chosen(which, x, value);
             continue;
         }
         const float* from = reinterpret_cast<const float*>(rows[k]);
-        const vf y = term.column == 0 ? set_float(*from) : Whole ? load_float(from + j) : load_some_float(from + j, n);
+        const vf y = term.column == 0 ? set(*from) : Whole ? load(from + j) : load(from + j, first(n));
         switch (term.op) {
-            case TERM_ADD: x = add_float(x, y); break;
+            case TERM_ADD: x = add(x, y); break;
             case TERM_MUL: x = mul(x, y); break;
-            case TERM_SUB: x = sub_float(x, y); break;
+            case TERM_SUB: x = sub(x, y); break;
             default: x = divided(x, y);
         }
     }
@@ -70,28 +75,28 @@ static inline __attribute__((always_inline)) vf with_terms(vf x, const Attention
 // One row of sums -> scores in their place, padded with -inf; returns the largest.
 static inline float scores_row(const AttentionArgs& a, const int32_t* sums, float* x, int32_t padded,
                                const uint8_t* const* rows) {
-    vf top = set_float(kMinusInfinity);
-    const vf m = set_float(a.m);
+    vf top = set(kMinusInfinity);
+    const vf m = set(a.m);
     int32_t j = 0;
     for (; j + LANES <= a.columns; j += LANES) {
         const vf t = with_terms<true>(mul(to_float(load(sums + j)), m), a, rows, j, LANES);
-        store_float(x + j, t);
-        top = larger_float(t, top);
+        store(x + j, t);
+        top = larger(t, top);
     }
     for (; j < padded; j += LANES) {
         const int32_t n = a.columns > j ? a.columns - j : 0;
-        const vf t = first_or(with_terms<false>(mul(to_float(load(sums + j)), m), a, rows, j, n), n, set_float(kMinusInfinity));
-        store_float(x + j, t);
-        top = larger_float(t, top);
+        const vf t = first_or(with_terms<false>(mul(to_float(load(sums + j)), m), a, rows, j, n), first(n), set(kMinusInfinity));
+        store(x + j, t);
+        top = larger(t, top);
     }
     return max_lanes(top);
 }
 
 // Exponentials and the inverse of their sum -> p as a row of a left operand.
 static inline void weights_row(const AttentionArgs& a, const float* x, int32_t padded, float inverse_, uint8_t* p) {
-    const vf inverse = set_float(inverse_), factor = set_float(a.factor), lo = set_float(a.lo), hi = set_float(a.hi);
+    const vf inverse = set(inverse_), factor = set(a.factor), lo = set(a.lo), hi = set(a.hi);
     for (int32_t j = 0; j < padded; j += LANES)
-        store_group(p + j * WIDTH, round_even(limit(mul(mul(load_float(x + j), inverse), factor), lo, hi)));
+        store_group(p + j * WIDTH, round_even(clamp(mul(mul(load(x + j), inverse), factor), lo, hi)));
 }
 
 enum { MOST_TERMS = 4 };
@@ -144,9 +149,12 @@ static void attention_unit(const AttentionArgs& a, int32_t n, int32_t head, int3
             finish_output(a.out, out + (row + i) * a.out.row, a.width, sums + i * plan.sums_pitch);
     }
 }
-static void attention(const AttentionArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
+void attention(const AttentionArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
     if (a.q.zero == 0)
         attention_unit<true>(a, n, head, row0, row1, scratch);
     else
         attention_unit<false>(a, n, head, row0, row1, scratch);
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

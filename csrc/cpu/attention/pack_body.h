@@ -1,8 +1,13 @@
-// Operands of a product, brought into the order of its inner loop. Included inside a namespace of one instruction set, after
-// its simd header.
+// Operands of a product, brought into the order of its inner loop.
 //
 // Left: rows of `groups` groups, one 32-bit lane each. Right: [group][column], padded to whole vectors. What is beyond
 // the operand is 0 on the left, so that it does not matter on the right.
+#pragma once
+#include "../simd/simd.h"
+#include "attention.h"
+
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 enum { WIDTH = 4 / GROUP, SUM_LANES = 16 };  // WIDTH: bytes of an element
 
@@ -26,55 +31,23 @@ static inline int32_t row_correction(const ProductOperand& left, const ProductOp
     return left.zero ? -right.zero : right.zero ? 0 : 128;
 }
 
-#if defined(__SSE2__)
-// One group of columns that adjoin, 16 at a time: the bytes of GROUP rows, `inner` apart, in turn. Returns how many are done.
-static inline int32_t interleave(const uint8_t* from, int64_t inner, int32_t columns, int32_t zero, bool flip, uint8_t* to) {
-    const auto row = [&](int64_t t, int32_t j) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + t * inner + j));
-    };
-    const auto write = [&](int32_t at, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to + at), v); };
-    int32_t j = 0;
-    for (; j + 16 <= columns; j += 16) {
-        const __m128i a = row(0, j), b = row(1, j);
-        const __m128i low = _mm_unpacklo_epi8(a, b), high = _mm_unpackhi_epi8(a, b);
-        if (GROUP == 4) {
-            const __m128i c = row(2, j), d = row(3, j), mask = _mm_set1_epi8(static_cast<char>(flip ? 128 : 0));
-            const __m128i low2 = _mm_unpacklo_epi8(c, d), high2 = _mm_unpackhi_epi8(c, d);
-            write(4 * j, _mm_xor_si128(_mm_unpacklo_epi16(low, low2), mask));
-            write(4 * j + 16, _mm_xor_si128(_mm_unpackhi_epi16(low, low2), mask));
-            write(4 * j + 32, _mm_xor_si128(_mm_unpacklo_epi16(high, high2), mask));
-            write(4 * j + 48, _mm_xor_si128(_mm_unpackhi_epi16(high, high2), mask));
-        } else {
-            const __m128i none = _mm_setzero_si128(), less = _mm_set1_epi16(static_cast<int16_t>(zero));
-            write(4 * j, _mm_sub_epi16(_mm_unpacklo_epi8(low, none), less));
-            write(4 * j + 16, _mm_sub_epi16(_mm_unpackhi_epi8(low, none), less));
-            write(4 * j + 32, _mm_sub_epi16(_mm_unpacklo_epi8(high, none), less));
-            write(4 * j + 48, _mm_sub_epi16(_mm_unpackhi_epi8(high, none), less));
-        }
-    }
-    return j;
-}
-#endif
-
 // `count` bytes through a table, as put flips them; returns their sum.
 static inline int32_t look_up_row(const uint8_t* table, const uint8_t* from, int32_t count, int32_t zero, bool flip, uint8_t* to) {
-    int32_t total = 0, d = 0;
-#if defined(__AVX512VBMI__)
-    const __m512i t0 = load(table), t1 = load(table + 64), t2 = load(table + 128), t3 = load(table + 192);
-    __m512i sums = _mm512_setzero_si512();
-    for (; d < count; d += 64) {
-        const int32_t n = count - d < 64 ? count - d : 64;
-        const __mmask64 some = n < 64 ? (__mmask64{1} << n) - 1 : ~__mmask64{0};
-        const __m512i index = _mm512_maskz_loadu_epi8(some, from + d);
-        const __m512i low = _mm512_permutex2var_epi8(t0, index, t1), high = _mm512_permutex2var_epi8(t2, index, t3);
-        const __m512i q = _mm512_maskz_mov_epi8(some, _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high));
-        sums = _mm512_add_epi64(sums, _mm512_sad_epu8(q, _mm512_setzero_si512()));
-        _mm512_mask_storeu_epi8(to + d, some, _mm512_xor_si512(q, set_bytes(flip ? 128 : 0)));
+    if (GROUP == 4) {
+        const Table entries = load_table(table);
+        const vi one = set_bytes(1), top = set_bytes(flip ? 128 : 0);
+        vi sums = set(0);
+        int32_t d = 0;
+        for (; d < count; d += BYTES) {
+            const int32_t n = smaller(BYTES, count - d);
+            const vi q = look_up(entries, load(from + d, n));
+            sums = dot(sums, q, one);
+            store(to + d, add_bytes(q, top), n);
+        }
+        return sum(sums) - (d - count) * table[0];  // which the places behind the row looked up
     }
-    total = static_cast<int32_t>(_mm512_reduce_add_epi64(sums));
-    d = count;
-#endif
-    for (; d < count; d++) {
+    int32_t total = 0;
+    for (int32_t d = 0; d < count; d++) {
         total += table[from[d]];
         put(to + d * WIDTH, table[from[d]], zero, flip);
     }
@@ -142,9 +115,8 @@ static inline void pack_right(const ProductOperand& o, const uint8_t* from, int3
     for (int32_t g = whole; g < groups; g++) {
         uint8_t* row = to + g * padded * 4;
         int32_t done = 0;
-#if defined(__SSE2__)
-        if (outer == 1 && !table && (g + 1) * GROUP <= depth) done = interleave(from + g * GROUP * inner, inner, columns, zero, left_unsigned, row);
-#endif
+        if (outer == 1 && !table && (g + 1) * GROUP <= depth)
+            done = interleave(from + g * GROUP * inner, inner, columns, zero, left_unsigned, row);
         for (int32_t t = 0; t < GROUP; t++) {
             const int32_t d = g * GROUP + t;
             const uint8_t* source = from + d * inner;
@@ -156,3 +128,6 @@ static inline void pack_right(const ProductOperand& o, const uint8_t* from, int3
         __builtin_memset(row + 4 * int64_t{columns}, 0, static_cast<uint64_t>(4 * (padded - columns)));
     }
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

@@ -1,4 +1,9 @@
-// Products of packed operands, and their epilogue. Included inside a namespace of one instruction set, after pack_body.h.
+// Products of packed operands, and their epilogue.
+#pragma once
+#include "pack_body.h"
+
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 // R rows, V vectors of columns: sums + i * pitch_sums receives row i. Sums start at what the rows' offsets need. A function of its
 // own, so that the registers are all the loop's.
@@ -52,18 +57,18 @@ static inline void multiply_rows(int32_t rows, const uint8_t* left, int64_t pitc
 
 // A row of a head's output, from its sums; place: where its first column lies.
 static inline void finish_output(const ProductOutput& o, int64_t place, int32_t columns, const int32_t* sums) {
-    const vf m = set_float(o.m), lo = set_float(o.lo), hi = set_float(o.hi);
+    const vf m = set(o.m), lo = set(o.lo), hi = set(o.hi);
     const vi zero_ = set(o.zero);
     for (int32_t j = 0; j < columns; j += LANES) {
         const int32_t n = columns - j < LANES ? columns - j : LANES;
-        const vf t = limit(mul(to_float(load(sums + j)), m), lo, hi);
+        const vf t = clamp(mul(to_float(load(sums + j)), m), lo, hi);
         if (o.is_float) {
             float* to = reinterpret_cast<float*>(o.data) + place + j * o.column;
             if (o.column == 1) {
-                store_some_float(to, t, n);
+                store(to, t, first(n));
             } else {
                 float own[LANES];
-                store_float(own, t);
+                store(own, t);
                 for (int32_t i = 0; i < n; i++) to[i * o.column] = own[i];
             }
             continue;
@@ -98,7 +103,7 @@ static MatMulPlan plan_matmul(const MatMulArgs& a) {
     p.bytes = p.sums + rounded_up(4 * int64_t{p.columns} * ROWS, 64);
     return p;
 }
-static int64_t matmul_scratch(const MatMulArgs& a) { return plan_matmul(a).bytes; }
+int64_t matmul_scratch(const MatMulArgs& a) { return plan_matmul(a).bytes; }
 
 template <bool U>
 static void matmul_unit(const MatMulArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
@@ -124,9 +129,12 @@ static void matmul_unit(const MatMulArgs& a, int32_t n, int32_t head, int32_t ro
         }
     }
 }
-static void matmul(const MatMulArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
+void matmul(const MatMulArgs& a, int32_t n, int32_t head, int32_t row0, int32_t row1, uint8_t* scratch) {
     if (a.left.zero == 0)
         matmul_unit<true>(a, n, head, row0, row1, scratch);
     else
         matmul_unit<false>(a, n, head, row0, row1, scratch);
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

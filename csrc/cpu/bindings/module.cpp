@@ -32,6 +32,15 @@ std::vector<std::pair<int, void*>> addresses(const std::vector<std::pair<int, An
     return result;
 }
 
+template <typename Result, typename Args, typename... Rest>
+size_t argument_bytes(Result (*)(const Args&, Rest...)) {
+    return sizeof(Args);
+}
+template <typename Result, typename... Parameters>
+size_t argument_bytes(Result (*)(Parameters...)) {
+    return 0;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -39,16 +48,27 @@ NB_MODULE(_native, m) {
     m.def("version", [] { return BITDIAL_VERSION; }, "Version of bitdial that this extension was built from.");
     m.def("supported_isas", &supported_isas, "Instruction sets that this processor runs, best first.");
     m.def("cpu_name", &cpu_name);
-    m.attr("METHODS") = nb::make_tuple("direct", "fip", "winograd", "winograd_fip", "narrow");
+    m.def(
+        "kernels",
+        [](const std::string& isa) {
+            const Kernels& k = kernels_of(isa);
+            std::vector<std::tuple<std::string, std::string, uintptr_t, size_t>> list;
+#define BITDIAL_ITEM(folder, name, ...) \
+    list.emplace_back(#folder, #name, reinterpret_cast<uintptr_t>(k.name), argument_bytes(k.name));
+            BITDIAL_KERNEL_LIST(BITDIAL_ITEM)
+#undef BITDIAL_ITEM
+            return list;
+        },
+        "isa"_a, "Every kernel of a set: folder, name, address, and size of the structure that its first parameter refers to.");
+    m.attr("METHODS") = nb::tuple(nb::cast(std::vector<std::string>(kMethodNames, kMethodNames + kMethods)));
     m.def(
         "burn",
         [](const std::string& isa, int64_t rounds) {
-            const ConvKernels* k = conv_kernels(isa);
-            if (!k) throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
+            const Kernels& k = kernels_of(isa);
             int32_t sink = 0;
             nb::gil_scoped_release release;
             const auto begin = std::chrono::steady_clock::now();
-            const int64_t done = k->burn(rounds, &sink);
+            const int64_t done = k.burn(rounds, &sink);
             const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
             return std::make_pair(done, seconds);
         },
@@ -205,7 +225,7 @@ NB_MODULE(_native, m) {
                  const int64_t area = int64_t(t.h) * t.w, all = area * t.c;
                  const DequantizeArgs a = channels_first ? DequantizeArgs{v, t.zero, 1.f, out.data(), all, t.w, 1, area}
                                                          : DequantizeArgs{v, t.zero, 1.f, out.data(), all, int64_t(t.w) * t.c, t.c, 1};
-                 e.program.ops().dequantize(a, 0, v.n * v.h);
+                 e.program.kernels().dequantize(a, 0, v.n * v.h);
              })
         .def("write",
              [](Engine& e, Context& c, int tensor, Array<float> from, bool channels_first) {
@@ -223,7 +243,7 @@ NB_MODULE(_native, m) {
                  QuantizeArgs a{from.data(), all, int64_t(t.w) * t.c, t.c, 1, v, 1.f, t.zero ? -127.f : 0.f,
                                 t.zero ? 127.f : 255.f, t.zero};
                  if (channels_first) a.src_y = t.w, a.src_x = 1, a.src_c = area;
-                 e.program.ops().quantize(a, 0, v.n * v.h);
+                 e.program.kernels().quantize(a, 0, v.n * v.h);
              })
         .def(
             "finish", [](Engine& e, bool all) { e.program.finish(all); }, "all"_a = false,

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "../kernels.h"
 #include "../runtime/thread_pool.h"
-#include "../training/training.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -43,9 +43,7 @@ std::vector<float> repeated(uintptr_t vector, const Shape& shape) {
 // The steps on one instruction set, with threads of their own.
 class Training {
    public:
-    Training(const std::string& isa, int threads) : ops_(training_ops(isa.c_str())), pool_(std::max(threads, 1)) {
-        if (!ops_) throw std::invalid_argument("no instruction set '" + isa + "'");
-    }
+    Training(const std::string& isa, int threads) : kernels_(kernels_of(isa)), pool_(std::max(threads, 1)) {}
 
     void requantize(int types, uintptr_t acc, uintptr_t multiplier, uintptr_t bias, uintptr_t residual, float factor, float lo,
                     float hi, uintptr_t out, uintptr_t inside, int64_t rows, int64_t channels) {
@@ -53,7 +51,7 @@ class Training {
         const std::vector<float> m = repeated(multiplier, shape), b = repeated(bias, shape);
         const RequantizeArgs args{pointer<void>(acc), m.data(), b.data(), pointer<void>(residual), factor, lo, hi,
                                   pointer<void>(out), pointer<uint8_t>(inside), shape.channels};
-        share(shape, [&](int64_t, int64_t from, int64_t to) { ops_->requantize(args, Types(types), from, to); });
+        share(shape, [&](int64_t, int64_t from, int64_t to) { kernels_.requantize(args, Types(types), from, to); });
     }
 
     // The sums of `grad_bias` are those of fixed blocks of rows added in order, whatever the number of threads.
@@ -68,7 +66,7 @@ class Training {
         share(shape, [&](int64_t block, int64_t from, int64_t to) {
             RequantizeGradArgs own = args;
             if (grad_bias) own.grad_bias = sums.data() + block * shape.channels;
-            ops_->requantize_grad(own, Types(types), from, to);
+            kernels_.requantize_grad(own, Types(types), from, to);
         });
         if (!grad_bias) return;
         std::vector<double> total(static_cast<size_t>(channels), 0.0);
@@ -76,14 +74,14 @@ class Training {
         std::copy(total.begin(), total.end(), pointer<float>(grad_bias));
     }
 
-    void lower(int types, uintptr_t x, uintptr_t inverse, uintptr_t power, uintptr_t lo, uintptr_t hi, uintptr_t out,
+    void extract_floats(int types, uintptr_t x, uintptr_t inverse, uintptr_t power, uintptr_t lo, uintptr_t hi, uintptr_t out,
                uintptr_t inside, int64_t rows, int64_t channels) {
         const Shape shape(rows, channels);
         const std::vector<float> i = repeated(inverse, shape), p = repeated(power, shape), l = repeated(lo, shape),
                                  h = repeated(hi, shape);
-        const LowerArgs args{pointer<void>(x), i.data(), p.data(), l.data(), h.data(), pointer<void>(out),
+        const ExtractFloatsArgs args{pointer<void>(x), i.data(), p.data(), l.data(), h.data(), pointer<void>(out),
                              pointer<uint8_t>(inside), shape.channels};
-        share(shape, [&](int64_t, int64_t from, int64_t to) { ops_->lower(args, Types(types), from, to); });
+        share(shape, [&](int64_t, int64_t from, int64_t to) { kernels_.extract_floats(args, Types(types), from, to); });
     }
 
     void look_up(int types, uintptr_t x, uintptr_t values, uintptr_t slopes, uintptr_t out, uintptr_t slope, int64_t rows,
@@ -91,13 +89,13 @@ class Training {
         const Shape shape(rows, channels);
         const LookUpArgs args{pointer<void>(x), pointer<float>(values), pointer<float>(slopes), pointer<void>(out),
                               pointer<void>(slope), shape.channels};
-        share(shape, [&](int64_t, int64_t from, int64_t to) { ops_->look_up(args, Types(types), from, to); });
+        share(shape, [&](int64_t, int64_t from, int64_t to) { kernels_.look_up(args, Types(types), from, to); });
     }
 
     void pass(int types, uintptr_t grad, uintptr_t inside, uintptr_t out, int64_t rows, int64_t channels) {
         const Shape shape(rows, channels);
         const PassArgs args{pointer<void>(grad), pointer<uint8_t>(inside), pointer<void>(out), shape.channels};
-        share(shape, [&](int64_t, int64_t from, int64_t to) { ops_->pass(args, Types(types), from, to); });
+        share(shape, [&](int64_t, int64_t from, int64_t to) { kernels_.pass(args, Types(types), from, to); });
     }
 
    private:
@@ -116,7 +114,7 @@ class Training {
         });
     }
 
-    const TrainingOps* ops_;
+    const Kernels& kernels_;
     ThreadPool pool_;
 };
 
@@ -127,7 +125,7 @@ void bind_training(nb::module_& m) {
         .def(nb::init<const std::string&, int>(), "isa"_a, "threads"_a)
         .def("requantize", &Training::requantize, nb::call_guard<nb::gil_scoped_release>())
         .def("requantize_grad", &Training::requantize_grad, nb::call_guard<nb::gil_scoped_release>())
-        .def("lower", &Training::lower, nb::call_guard<nb::gil_scoped_release>())
+        .def("extract_floats", &Training::extract_floats, nb::call_guard<nb::gil_scoped_release>())
         .def("look_up", &Training::look_up, nb::call_guard<nb::gil_scoped_release>())
         .def("pass_through", &Training::pass, nb::call_guard<nb::gil_scoped_release>());
 }

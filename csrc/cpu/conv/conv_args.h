@@ -52,15 +52,15 @@ struct GroupList {
     int32_t channels;     // sum over the groups
 };
 
-// Lowering of a whole tensor, rows [row0, row1) of sample * h + y: per channel clamp(rne(v / 2^s), lo, hi) << back, plus
+// Extraction of a whole tensor, rows [row0, row1) of sample * h + y: per channel clamp(rne(v / 2^s), lo, hi) << back, plus
 // offset, where v = stored byte - zero. Arrays per channel, padded to whole vectors: shift = s + 1 and half = 2^s - 1, since
 // rne(v / 2^s) = (2v + half + bit s of v) >> (s + 1), which also holds for s = 0.
-struct LowerArgs {
+struct ExtractArgs {
     ConstByteView src;
     ByteView dst;
     int32_t zero, offset;
     const int32_t *shift, *half, *lo, *hi, *back;
-    // The same for sets that lower whole vectors of bytes, per vector: bit positions for a shift right within eight bytes,
+    // The same for sets that extract whole vectors of bytes, per vector: bit positions for a shift right within eight bytes,
     // 2^(s-1) - 1, 1 where s > 0, mask of the quotient, 128 / 2^s, limits, bit positions and mask for the shift back.
     const uint8_t* bytes;
 };
@@ -93,7 +93,12 @@ struct Epilogue {
     int64_t out_stride_c, residual_stride_c;  // elements between channels of a float tensor
 };
 
-enum Method : int32_t { METHOD_DIRECT = 0, METHOD_FIP = 1, METHOD_WINOGRAD = 2, METHOD_WINOGRAD_FIP = 3, METHOD_NARROW = 4 };
+// How low groups are computed, and the method's name.
+#define BITDIAL_METHOD_LIST(METHOD) \
+    METHOD(DIRECT, "direct") METHOD(FIP, "fip") METHOD(WINOGRAD, "winograd") METHOD(WINOGRAD_FIP, "winograd_fip") METHOD(NARROW, "narrow")
+#define BITDIAL_METHOD(id, name) METHOD_##id,
+enum Method : int32_t { BITDIAL_METHOD_LIST(BITDIAL_METHOD) kMethods };
+#undef BITDIAL_METHOD
 
 struct Counters {
     int64_t low, high;       // multiply-accumulates of the network executed
@@ -129,9 +134,9 @@ struct ConvArgs {
     int32_t derive_groups, wmax;
     LowPlane plane;
     int32_t low_offset;          // what `low` holds above the low value
-    // Layers of one tap are lowered pixel by pixel on the way, into scratch memory (`low` is not used then).
-    bool lower_here;
-    LowerArgs lowering;
+    // Layers of one tap are extracted pixel by pixel on the way, into scratch memory (`low` is not used then).
+    bool extract_here;
+    ExtractArgs extraction;
     const int32_t* lane_mask;    // fip: per four channels of a pixel of `low`, -1 where the first half of a low octet lies
     const int32_t* lane_shift;   // and the group's total shift
     int32_t low_bytes;           // channels of `low` to read, rounded up to whole vectors
@@ -150,23 +155,19 @@ struct Scratch {
     int64_t bytes;
 };
 
-struct ConvKernels {
-    int32_t block, fip_block, vector_bytes, rows;
-    bool has_fip, has_winograd, narrow_is_faster, split_is_faster, saturates, lowers_bytes;
-    // bytes of scratch that one call needs
-    int64_t (*scratch_bytes)(const ConvArgs&);
-    // pixels or tiles of the layer, and the number of chunks they are cut into, each a task
-    int32_t (*units)(const ConvArgs&);
-    int32_t (*chunks)(const ConvArgs&);
-    // chunks [chunk0, chunk1) for output blocks [block0, block1)
-    void (*run)(const ConvArgs&, int32_t chunk, int32_t block0, int32_t block1, const Scratch&, Counters*);
-    void (*lower)(const LowerArgs&, int32_t row0, int32_t row1);
-    // Per channel of [channel0, channel1) an OR of the magnitudes (stored byte - zero) over all pixels of the view: as many bits
-    // as their maximum. `into` belongs to channel 0.
-    void (*magnitudes)(const ConstByteView&, int32_t zero, int32_t channel0, int32_t channel1, uint8_t* into);
-    // Dot products on registers alone, to measure the processor's rate; returns how many byte products were made, and
-    // writes what keeps the compiler from leaving them out to *sink.
-    int64_t (*burn)(int64_t rounds, int32_t* sink);
+// What the runtime must know of a set's kernels to pack weights and to choose among them.
+struct Facts {
+    int32_t block, fip_block;    // outputs of a block of either form
+    int32_t vector_bytes, rows;  // of a register tile; attention works on as many rows at once
+    bool has_fip, narrow_is_faster, split_is_faster, saturates, extracts_bytes;
 };
+
+// conv_scratch   bytes of scratch memory that one call needs
+// conv_units     pixels or tiles of the layer; conv_chunks: the number of chunks they are cut into, each a task
+// conv           chunk `chunk` for output blocks [block0, block1)
+// magnitudes     per channel of [channel0, channel1) an OR of the magnitudes (stored byte - zero) over all pixels of the view: as
+//                many bits as their maximum. `into` belongs to channel 0
+// burn           dot products on registers alone, to measure the processor's rate; returns how many byte products were made, and
+//                writes what keeps the compiler from leaving them out to *sink
 
 }  // namespace bitdial

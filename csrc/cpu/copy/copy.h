@@ -1,4 +1,4 @@
-// Fixed rearrangement of bytes; arguments in ../simple_ops.h.
+// Fixed rearrangement of bytes.
 //
 //   dst[dst_offset + sum i_k * dst_stride[k]] = src[src_offset + sum j_k * src_stride[k]], i_k < extent[k],
 //   j_k = i_k, except j_k = gather[i_k] on axis gather_axis. Samples i_0 in [row0, row1).
@@ -12,14 +12,18 @@
 //   one by one    anything else, gathered channels included
 // and the other axes loop around it.
 #pragma once
-#include "../isa.h"
-#include "../simple_ops.h"
+#include <cstdint>
 
 namespace bitdial {
-#define BITDIAL_DECLARE(isa)                                          \
-    namespace isa {                                                  \
-    void copy(const CopyArgs& args, int32_t row0, int32_t row1);     \
-    }
-BITDIAL_ISA_LIST(BITDIAL_DECLARE)
-#undef BITDIAL_DECLARE
+
+struct CopyArgs {
+    const uint8_t* src;
+    uint8_t* dst;
+    int32_t extent[6];
+    int64_t src_stride[6], dst_stride[6];
+    int64_t src_offset, dst_offset;
+    const int32_t* gather;  // or null
+    int32_t gather_axis;  // -1 without gather
+};
+
 }  // namespace bitdial

@@ -1,7 +1,7 @@
 // Rearranging bytes; see copy.h.
 #pragma once
-#include "../elementwise/lanes.h"
-#include "../simple_ops.h"
+#include "../simd/simd.h"
+#include "copy.h"
 #include "transpose.h"
 
 namespace bitdial {
@@ -17,12 +17,12 @@ static inline int64_t source_offset(const CopyAxis& axis, int64_t i) {
 }
 
 static inline void copy_run(const uint8_t* from, uint8_t* to, int64_t length) {
-    if (length >= 4 * kBlock) {  // the library's is best for long runs
+    if (length >= 4 * BYTES) {  // the library's is best for long runs
         __builtin_memcpy(to, from, static_cast<uint64_t>(length));
         return;
     }
     int64_t i = 0;
-    for (; i + kBlock <= length; i += kBlock) store(to + i, load(from + i));
+    for (; i + BYTES <= length; i += BYTES) store(to + i, load(from + i));
     const int32_t rest = static_cast<int32_t>(length - i);
     if (rest > 0) store(to + i, load(from + i, rest), rest);
 }

@@ -1,33 +1,11 @@
 // Transposing a matrix of bytes: to[j * to_stride + i] = from[i * from_stride + j], i < rows, j < columns. Tiles of 16 x 16
 // in 64 unpack instructions on x86, which every instruction set here has; the last tile of an axis overlaps the one before
 // it, or, where the axis is shorter than 16, goes through a small buffer. Source and destination must not overlap.
-// Include it with BITDIAL_ISA defined.
 #pragma once
-#include <cstdint>
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "../simd/simd.h"
 
 namespace bitdial {
 namespace BITDIAL_ISA {
-
-static inline void transpose_tile(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride) {
-#if defined(__SSE2__)
-    __m128i a[16], b[16];
-    for (int i = 0; i < 16; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * from_stride));
-    // Four perfect shuffles of the 16 registers: row i meets row i + 8.
-    for (int i = 0; i < 8; ++i) b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]), b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
-    for (int i = 0; i < 8; ++i) a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 8]), a[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 8]);
-    for (int i = 0; i < 8; ++i) b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]), b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
-    for (int i = 0; i < 8; ++i) a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 8]), a[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 8]);
-    for (int i = 0; i < 16; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * to_stride), a[i]);
-#else
-    for (int j = 0; j < 16; ++j) {
-        for (int i = 0; i < 16; ++i) to[j * to_stride + i] = from[i * from_stride + j];
-    }
-#endif
-}
 
 // A tile cut off at `rows` and `columns` (each at most 16).
 static inline void transpose_part(const uint8_t* from, int64_t from_stride, int32_t rows, int32_t columns, uint8_t* to,

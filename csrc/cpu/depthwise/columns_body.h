@@ -26,15 +26,15 @@ static inline bool takes_columns(const DepthwiseArgs& a) {
 template <int32_t K>
 static inline void prepare_columns(ColumnBlock& block, const DepthwiseArgs& a, int32_t channel, int32_t count) {
     Ints sums = fill(int32_t{0});
-    Bytes one[kTapGroup];
-    for (Bytes& row : one) row = fill(uint8_t{1});
+    vi one[kTapGroup];
+    for (vi& row : one) row = set_bytes(1);
     const Taps ones = interleave_taps(one);
     for (int32_t j = 0; j < K; ++j) {
         for (int32_t g = 0; g < (K + kTapGroup - 1) / kTapGroup; ++g) {
-            Bytes row[kTapGroup];
+            vi row[kTapGroup];
             for (int32_t i = 0; i < kTapGroup; ++i) {
                 const int64_t tap = (kTapGroup * g + i) * K + j;
-                row[i] = fill(uint8_t{0});
+                row[i] = zero();
                 if (kTapGroup * g + i < K)
                     row[i] = load(reinterpret_cast<const uint8_t*>(a.weight) + tap * a.dst.c + channel, count);
             }
@@ -42,10 +42,10 @@ static inline void prepare_columns(ColumnBlock& block, const DepthwiseArgs& a, i
             dot_taps(sums, ones, block.weights[g][j]);
         }
     }
-    int32_t total[kBlock], bias[kBlock];
-    store(total, in_order(sums), kBlock);
+    int32_t total[BYTES], bias[BYTES];
+    store(total, in_order(sums), BYTES);
     block.bytes = a.dst_acc == nullptr && a.residual == nullptr && a.zero_dst == 0 && a.lo == 0.0f && a.hi == 255.0f;
-    for (int32_t i = 0; i < kBlock; ++i) {
+    for (int32_t i = 0; i < BYTES; ++i) {
         bias[i] = i < count ? static_cast<int32_t>(static_cast<uint32_t>(a.bias[channel + i]) -
                                                    static_cast<uint32_t>(a.zero_src) * static_cast<uint32_t>(total[i]))
                             : 0;
@@ -54,23 +54,23 @@ static inline void prepare_columns(ColumnBlock& block, const DepthwiseArgs& a, i
         if (i < count && !(most * a.m[channel + i] < 1073741824.0f && most * a.m[channel + i] > -1073741824.0f))
             block.bytes = false;
     }
-    block.bias = interleaved(load(bias, kBlock));
-    block.m = interleaved(load(a.m + channel, count));
+    block.bias = interleaved(load_block<Ints>(bias, BYTES));
+    block.m = interleaved(load_block<Floats>(a.m + channel, count));
 }
 
 // T adjacent outputs, the first at column x; `from` is the first row and column of its window. BYTES: block.bytes.
 template <int32_t K, int32_t S, int32_t T, bool BYTES, bool Full>
-static inline BITDIAL_ALWAYS_INLINE void column_tile(const ColumnBlock& block, const DepthwiseArgs& a, const uint8_t* from,
+BITDIAL_INLINE void column_tile(const ColumnBlock& block, const DepthwiseArgs& a, const uint8_t* from,
                                                      int64_t pitch_x, int64_t pitch_y, int32_t n, int32_t y, int32_t x,
                                                      int32_t channel, int32_t count) {
     Ints sums[T];
     _Pragma("GCC unroll 4") for (int32_t t = 0; t < T; ++t) sums[t] = block.bias;
     _Pragma("GCC unroll 16") for (int32_t p = 0; p < (T - 1) * S + K; ++p) {
         _Pragma("GCC unroll 3") for (int32_t g = 0; g < (K + kTapGroup - 1) / kTapGroup; ++g) {
-            Bytes row[kTapGroup];
+            vi row[kTapGroup];
             _Pragma("GCC unroll 4") for (int32_t i = 0; i < kTapGroup; ++i) {
                 const int32_t r = kTapGroup * g + i;
-                row[i] = r < K ? load_bytes<Full>(from + p * pitch_x + r * pitch_y, count) : fill(uint8_t{0});
+                row[i] = r < K ? load<Full>(from + p * pitch_x + r * pitch_y, count) : zero();
             }
             const Taps taps = interleave_taps(row);
             _Pragma("GCC unroll 4") for (int32_t t = 0; t < T; ++t) {
@@ -81,9 +81,9 @@ static inline BITDIAL_ALWAYS_INLINE void column_tile(const ColumnBlock& block, c
     if (BYTES) {
         uint8_t* to = at(a.dst, n, y, x) + channel;
         const int64_t step = a.dst.pitch_x;
-        Bytes q[T];
-        _Pragma("GCC unroll 4") for (int32_t t = 0; t < T; ++t) q[t] = pack_taps(multiply(to_floats(sums[t]), block.m));
-        _Pragma("GCC unroll 4") for (int32_t t = 0; t < T; ++t) store_bytes<Full>(to + t * step, q[t], count);
+        vi q[T];
+        _Pragma("GCC unroll 4") for (int32_t t = 0; t < T; ++t) q[t] = pack_taps(mul(to_float(sums[t]), block.m));
+        _Pragma("GCC unroll 4") for (int32_t t = 0; t < T; ++t) store<Full>(to + t * step, q[t], count);
     } else {
         for (int32_t t = 0; t < T; ++t) finish_pixel<Full>(a, in_order(sums[t]), n, y, x + t, channel, count);
     }
@@ -112,13 +112,13 @@ static inline void column_rows(const ColumnBlock& block, const DepthwiseArgs& a,
 template <int32_t K, int32_t S>
 static inline void by_columns(const DepthwiseArgs& a, int32_t row0, int32_t row1) {
     ColumnBlock block;
-    for (int32_t next = 0; next < a.dst.c; next += kBlock) {
+    for (int32_t next = 0; next < a.dst.c; next += BYTES) {
         // The last block is a whole one where it can be, some channels a second time (not over a residual that they replace).
-        const int32_t channel = a.dst.c >= kBlock && a.residual == nullptr ? smaller(next, a.dst.c - kBlock) : next;
-        const int32_t count = smaller(kBlock, a.dst.c - channel);
+        const int32_t channel = a.dst.c >= BYTES && a.residual == nullptr ? smaller(next, a.dst.c - BYTES) : next;
+        const int32_t count = smaller(BYTES, a.dst.c - channel);
         prepare_columns<K>(block, a, channel, count);
         if (block.bytes)
-            count == kBlock ? column_rows<K, S, true, true>(block, a, row0, row1, channel, count)
+            count == BYTES ? column_rows<K, S, true, true>(block, a, row0, row1, channel, count)
                             : column_rows<K, S, true, false>(block, a, row0, row1, channel, count);
         else
             column_rows<K, S, false, false>(block, a, row0, row1, channel, count);

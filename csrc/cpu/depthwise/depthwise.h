@@ -1,4 +1,4 @@
-// Depthwise convolution at 8 bits, exact in int32; arguments in ../simple_ops.h.
+// Depthwise convolution at 8 bits, exact in int32; rows as in ../elementwise/elementwise.h. One filter per output channel.
 //
 //   acc(y, x, o) = sum over taps t inside the image of (in(t, o / multiplicity) - zero_src) * weight[t * out_c + o]
 //   t = fl(float(acc + bias[o]) * m[o]); with a residual t = fl(t + fl(float(r - zero_residual) * residual_factor));
@@ -15,14 +15,26 @@
 // touched.
 // Windows of 3 x 3 and 5 x 5 whose padding lies in the margins go by columns where the set has that: columns_body.h.
 #pragma once
-#include "../isa.h"
-#include "../simple_ops.h"
+#include "../tensor.h"
 
 namespace bitdial {
-#define BITDIAL_DECLARE(isa)                                                    \
-    namespace isa {                                                            \
-    void depthwise(const DepthwiseArgs& args, int32_t row0, int32_t row1);     \
-    }
-BITDIAL_ISA_LIST(BITDIAL_DECLARE)
-#undef BITDIAL_DECLARE
+
+struct DepthwiseArgs {
+    ConstByteView src;
+    ByteView dst;
+    int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+    int32_t multiplicity;
+    const int8_t* weight;
+    const int32_t* bias;
+    const float* m;
+    int32_t zero_src, zero_dst;
+    float lo, hi;
+    const uint8_t* residual;  // null, or laid out as `residual_view`
+    ConstByteView residual_view;
+    int32_t zero_residual;
+    float residual_factor;
+    int32_t* dst_acc;  // if not null, receives acc + bias in NHWC order without margins, and nothing else is written
+    int32_t margin_h, margin_w;  // so many rows and columns around every image of src may be read: they hold zero_src
+};
+
 }  // namespace bitdial

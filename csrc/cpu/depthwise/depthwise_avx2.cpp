@@ -1,4 +1,2 @@
 #define BITDIAL_ISA avx2
-#include "depthwise.h"
-
 #include "depthwise_body.h"

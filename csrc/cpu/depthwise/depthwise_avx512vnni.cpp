@@ -1,4 +1,2 @@
 #define BITDIAL_ISA avx512vnni
-#include "depthwise.h"
-
 #include "depthwise_body.h"

@@ -1,8 +1,8 @@
 // Depthwise convolution; see depthwise.h.
 #pragma once
-#include "../elementwise/lanes.h"
+#include "../simd/simd.h"
 #include "../elementwise/rows.h"
-#include "../simple_ops.h"
+#include "depthwise.h"
 
 namespace bitdial {
 namespace BITDIAL_ISA {
@@ -12,27 +12,27 @@ static constexpr int32_t kMaxTaps = 128;
 // One block of channels: packed weights, corrected bias, and the block that stands for pixels outside the image.
 struct DepthwiseBlock {
     Taps weights[kMaxTaps / kTapGroup];
-    int32_t bias[kBlock];
-    uint8_t outside[kBlock];
+    int32_t bias[BYTES];
+    uint8_t outside[BYTES];
     int32_t channel, count, taps, groups;
 };
 
 static inline void prepare_block(DepthwiseBlock& block, const DepthwiseArgs& a, int32_t channel) {
     const int32_t channels = a.dst.c;
     block.channel = channel;
-    block.count = smaller(kBlock, channels - channel);
+    block.count = smaller(BYTES, channels - channel);
     block.taps = a.kernel_h * a.kernel_w;
     block.groups = (block.taps + kTapGroup - 1) / kTapGroup;
     for (int32_t g = 0; g < block.groups; ++g) {
-        Bytes tap[kTapGroup];
+        vi tap[kTapGroup];
         for (int32_t t = 0; t < kTapGroup; ++t) {
             const int32_t index = g * kTapGroup + t;
             const int8_t* row = a.weight + static_cast<int64_t>(index) * channels + channel;
-            tap[t] = index < block.taps ? load(reinterpret_cast<const uint8_t*>(row), block.count) : fill(uint8_t{0});
+            tap[t] = index < block.taps ? load(reinterpret_cast<const uint8_t*>(row), block.count) : zero();
         }
         block.weights[g] = pack_weights(tap);
     }
-    for (int32_t i = 0; i < kBlock; ++i) block.outside[i] = static_cast<uint8_t>(a.zero_src);
+    for (int32_t i = 0; i < BYTES; ++i) block.outside[i] = static_cast<uint8_t>(a.zero_src);
     for (int32_t i = 0; i < block.count; ++i) {
         int32_t sum = 0;
         for (int32_t t = 0; t < block.taps; ++t) sum += a.weight[static_cast<int64_t>(t) * channels + channel + i];
@@ -67,38 +67,38 @@ static inline void point_taps(TapPointers& p, const DepthwiseBlock& block, const
 
 // acc + bias of one pixel. `moves` is how many pixels the pointers are behind. Groups > 0: known at compile time.
 template <bool Full, int32_t Groups>
-static inline BITDIAL_ALWAYS_INLINE Ints depthwise_sums(const DepthwiseBlock& block, const TapPointers& p, int64_t moves) {
+BITDIAL_INLINE Ints depthwise_sums(const DepthwiseBlock& block, const TapPointers& p, int64_t moves) {
     Ints sums = fill(int32_t{0});
     for (int32_t g = 0; g < (Groups > 0 ? Groups : block.groups); ++g) {
-        Bytes tap[kTapGroup];
+        vi tap[kTapGroup];
         for (int32_t t = 0; t < kTapGroup; ++t) {
             const int32_t index = g * kTapGroup + t;
-            tap[t] = load_bytes<Full>(p.from[index] + moves * p.step[index], block.count);
+            tap[t] = load<Full>(p.from[index] + moves * p.step[index], block.count);
         }
         multiply_taps(sums, tap, block.weights[g]);
     }
-    return add(in_order(sums), load(block.bias, Full ? kBlock : block.count));
+    return add(in_order(sums), load_block<Ints>(block.bias, Full ? BYTES : block.count));
 }
 
 template <bool Full>
-static inline BITDIAL_ALWAYS_INLINE void finish_pixel(const DepthwiseArgs& a, const Ints& sums, int32_t n, int32_t y, int32_t x,
+BITDIAL_INLINE void finish_pixel(const DepthwiseArgs& a, const Ints& sums, int32_t n, int32_t y, int32_t x,
                                 int32_t channel, int32_t partial) {
-    const int32_t count = Full ? kBlock : partial;
+    const int32_t count = Full ? BYTES : partial;
     if (a.dst_acc != nullptr) {
         const int64_t pixel = (static_cast<int64_t>(n) * a.dst.h + y) * a.dst.w + x;
         store(a.dst_acc + pixel * a.dst.c + channel, sums, count);
         return;
     }
     const float* factors = a.m + channel;
-    Floats t = multiply(to_floats(sums), Full ? load(factors) : load(factors, count));
+    Floats t = mul(to_float(sums), load_floats<Full>(factors, count));
     if (a.residual != nullptr) {
         const ConstByteView& view = a.residual_view;
         const int64_t offset = n * view.pitch_n + y * view.pitch_y + x * view.pitch_x + channel;
-        const Bytes r = load_bytes<Full>(a.residual + offset, count);
-        t = add(t, multiply(values(r, a.zero_residual), fill(a.residual_factor)));
+        const vi r = load<Full>(a.residual + offset, count);
+        t = add(t, mul(values(r, a.zero_residual), fill(a.residual_factor)));
     }
-    const Bytes q = narrow(clamp(t, fill(a.lo), fill(a.hi)), fill(static_cast<uint8_t>(a.zero_dst)));
-    store_bytes<Full>(at(a.dst, n, y, x) + channel, q, count);
+    const vi q = narrow(clamp(t, fill(a.lo), fill(a.hi)), set_bytes(static_cast<uint8_t>(a.zero_dst)));
+    store<Full>(at(a.dst, n, y, x) + channel, q, count);
 }
 
 template <bool Full, int32_t Groups>
@@ -144,12 +144,12 @@ static inline int32_t plain_sum(const DepthwiseArgs& a, int32_t n, int32_t y, in
 }
 
 static inline void plain_row(const DepthwiseArgs& a, int32_t n, int32_t y) {
-    int32_t sums[kBlock];
+    int32_t sums[BYTES];
     for (int32_t x = 0; x < a.dst.w; ++x) {
-        for (int32_t o = 0; o < a.dst.c; o += kBlock) {
-            const int32_t count = smaller(kBlock, a.dst.c - o);
+        for (int32_t o = 0; o < a.dst.c; o += BYTES) {
+            const int32_t count = smaller(BYTES, a.dst.c - o);
             for (int32_t i = 0; i < count; ++i) sums[i] = plain_sum(a, n, y, x, o + i);
-            finish_pixel<false>(a, load(sums, count), n, y, x, o, count);
+            finish_pixel<false>(a, load_block<Ints>(sums, count), n, y, x, o, count);
         }
     }
 }
@@ -157,7 +157,7 @@ static inline void plain_row(const DepthwiseArgs& a, int32_t n, int32_t y) {
 }  // namespace BITDIAL_ISA
 }  // namespace bitdial
 
-#ifdef BITDIAL_TAP_COLUMNS
+#if BITDIAL_TAP_COLUMNS
 #include "columns_body.h"
 #endif
 
@@ -165,7 +165,7 @@ namespace bitdial {
 namespace BITDIAL_ISA {
 
 void depthwise(const DepthwiseArgs& a, int32_t row0, int32_t row1) {
-#ifdef BITDIAL_TAP_COLUMNS
+#if BITDIAL_TAP_COLUMNS
     if (a.multiplicity == 1 && takes_columns(a)) {
         if (a.kernel_h == 3)
             return a.stride_h == 1 ? by_columns<3, 1>(a, row0, row1) : by_columns<3, 2>(a, row0, row1);
@@ -177,9 +177,9 @@ void depthwise(const DepthwiseArgs& a, int32_t row0, int32_t row1) {
         return;
     }
     DepthwiseBlock block;
-    for (int32_t channel = 0; channel < a.dst.c; channel += kBlock) {
+    for (int32_t channel = 0; channel < a.dst.c; channel += BYTES) {
         prepare_block(block, a, channel);
-        if (block.count == kBlock) {
+        if (block.count == BYTES) {
             depthwise_rows<true>(block, a, row0, row1);
         } else {
             depthwise_rows<false>(block, a, row0, row1);

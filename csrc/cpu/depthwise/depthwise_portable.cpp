@@ -1,4 +1,2 @@
 #define BITDIAL_ISA portable
-#include "depthwise.h"
-
 #include "depthwise_body.h"

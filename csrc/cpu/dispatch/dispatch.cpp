@@ -1,9 +1,8 @@
-#include "dispatch.h"
+// Which instruction sets this processor runs, and the table of kernels of each.
+#include "../kernels.h"
 
-#include <algorithm>
 #include <cstring>
-
-#include "../isa.h"
+#include <stdexcept>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -11,49 +10,29 @@
 
 namespace bitdial {
 
-#define BITDIAL_DECLARE(isa) \
-    namespace isa {         \
-    extern const ConvKernels conv_kernels; \
+#define BITDIAL_DECLARE(folder, name, result, ...) result name(__VA_ARGS__);
+#define BITDIAL_ENTRY(folder, name, ...) name,
+#define BITDIAL_TABLE(isa, supported)                               \
+    namespace isa {                                                 \
+    BITDIAL_KERNEL_LIST(BITDIAL_DECLARE)                            \
+    static const Kernels table_of_set = {BITDIAL_KERNEL_LIST(BITDIAL_ENTRY)}; \
     }
-BITDIAL_ISA_LIST(BITDIAL_DECLARE)
-#undef BITDIAL_DECLARE
+BITDIAL_ISA_LIST(BITDIAL_TABLE, )
 
-namespace {
-
-#if defined(__x86_64__)
 // __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
-bool supports(const char* isa) {
-    __builtin_cpu_init();
-    if (!std::strcmp(isa, "avx512vnni"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
-    if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    return !std::strcmp(isa, "portable");
-}
-#else
-bool supports(const char* isa) { return !std::strcmp(isa, "portable"); }
-#endif
-
-}  // namespace
-
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
-#define BITDIAL_NAME(isa) \
-    if (supports(#isa)) names.push_back(#isa);
-    BITDIAL_ISA_LIST(BITDIAL_NAME)
-#undef BITDIAL_NAME
+#define BITDIAL_NAME(isa, supported) \
+    if (supported) names.push_back(#isa);
+    BITDIAL_ISA_LIST(BITDIAL_NAME, __builtin_cpu_supports)
     return names;
 }
 
-const ConvKernels* conv_kernels(const std::string& isa) {
-    const auto names = supported_isas();
-    if (std::find(names.begin(), names.end(), isa) == names.end()) return nullptr;
-#define BITDIAL_FIND(name) \
-    if (isa == #name) return &name::conv_kernels;
-    BITDIAL_ISA_LIST(BITDIAL_FIND)
-#undef BITDIAL_FIND
-    return nullptr;
+const Kernels& kernels_of(const std::string& isa) {
+#define BITDIAL_FIND(name, supported) \
+    if (isa == #name && (supported)) return name::table_of_set;
+    BITDIAL_ISA_LIST(BITDIAL_FIND, __builtin_cpu_supports)
+    throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
 }
 
 std::string cpu_name() {

@@ -1,7 +1,7 @@
-// Bytes -> bytes: table, add, mul, rescale; see elementwise.h.
+// vi -> bytes: table, add, mul, rescale; see elementwise.h.
 #pragma once
-#include "../simple_ops.h"
-#include "lanes.h"
+#include "../simd/simd.h"
+#include "elementwise.h"
 #include "rows.h"
 
 namespace bitdial {
@@ -13,7 +13,7 @@ template <typename Op>
 static inline void map_run(const uint8_t* from, uint8_t* to, int64_t length, const Op& shared) {
     const Op op = shared;
     int64_t i = 0;
-    for (; i + kBlock <= length; i += kBlock) store(to + i, op(load(from + i)));
+    for (; i + BYTES <= length; i += BYTES) store(to + i, op(load(from + i)));
     const int32_t rest = static_cast<int32_t>(length - i);
     if (rest > 0) store(to + i, op(load(from + i, rest)), rest);
 }
@@ -41,7 +41,7 @@ static inline void map_rows(const ConstByteView& src, const ByteView& dst, int32
 void table(const TableArgs& a, int32_t row0, int32_t row1) {
     const Table entries = load_table(a.table);
     map_rows(a.src, a.dst, row0, row1,
-             [entries](const Bytes& index) BITDIAL_ALWAYS_INLINE { return look_up(entries, index); });
+             [entries](vi index) BITDIAL_ALWAYS_INLINE { return look_up(entries, index); });
 }
 
 void rescale(const RescaleArgs& a, int32_t row0, int32_t row1) {
@@ -50,15 +50,15 @@ void rescale(const RescaleArgs& a, int32_t row0, int32_t row1) {
     const uint8_t zero = static_cast<uint8_t>(a.zero_dst), shift = static_cast<uint8_t>(a.zero_dst - a.zero_src);
     const float least = lo + static_cast<float>(zero_src), most = hi + static_cast<float>(zero_src);
     if (factor == 1.0f && least >= 0.0f && least <= 255.0f && most >= 0.0f && most <= 255.0f) {
-        // Bytes keep the order of values, so the clamp can be one of bytes. lo and hi are integers.
+        // vi keep the order of values, so the clamp can be one of bytes. lo and hi are integers.
         const uint8_t least_byte = static_cast<uint8_t>(least), most_byte = static_cast<uint8_t>(most);
-        map_rows(a.src, a.dst, row0, row1, [=](const Bytes& stored) BITDIAL_ALWAYS_INLINE {
-            return add_wrapping(minimum(maximum(stored, fill(least_byte)), fill(most_byte)), fill(shift));
+        map_rows(a.src, a.dst, row0, row1, [=](vi stored) BITDIAL_ALWAYS_INLINE {
+            return add_bytes(smaller_bytes(larger_bytes(stored, set_bytes(least_byte)), set_bytes(most_byte)), set_bytes(shift));
         });
         return;
     }
-    map_rows(a.src, a.dst, row0, row1, [=](const Bytes& stored) BITDIAL_ALWAYS_INLINE {
-        return narrow(clamp(multiply(values(stored, zero_src), fill(factor)), fill(lo), fill(hi)), fill(zero));
+    map_rows(a.src, a.dst, row0, row1, [=](vi stored) BITDIAL_ALWAYS_INLINE {
+        return narrow(clamp(mul(values(stored, zero_src), fill(factor)), fill(lo), fill(hi)), set_bytes(zero));
     });
 }
 
@@ -67,7 +67,7 @@ template <typename Op>
 static inline void join_run(const uint8_t* a, const uint8_t* b, uint8_t* to, int64_t length, const Op& shared) {
     const Op op = shared;
     int64_t i = 0;
-    for (; i + kBlock <= length; i += kBlock) store(to + i, op(load(a + i), load(b + i)));
+    for (; i + BYTES <= length; i += BYTES) store(to + i, op(load(a + i), load(b + i)));
     const int32_t rest = static_cast<int32_t>(length - i);
     if (rest > 0) store(to + i, op(load(a + i, rest), load(b + i, rest)), rest);
 }
@@ -77,7 +77,7 @@ template <typename Op>
 struct WithSame {
     Op op;
     uint8_t same;
-    inline BITDIAL_ALWAYS_INLINE Bytes operator()(const Bytes& x) const { return op(x, fill(same)); }
+    inline BITDIAL_ALWAYS_INLINE vi operator()(vi x) const { return op(x, set_bytes(same)); }
 };
 
 // Rows [row0, row1) of dst = op(a, b), where b may stand still along any axis.
@@ -117,9 +117,9 @@ void add(const AddArgs& a, int32_t row0, int32_t row1) {
     const float ra = a.ra, rb = a.rb, lo = a.lo, hi = a.hi;
     const int32_t zero_a = a.zero_a, zero_b = a.zero_b;
     const uint8_t zero = static_cast<uint8_t>(a.zero_out);
-    join_rows(a.a, a.b, a.b_channel, a.dst, row0, row1, [=](const Bytes& x, const Bytes& y) BITDIAL_ALWAYS_INLINE {
-        const Floats t = add(multiply(values(x, zero_a), fill(ra)), multiply(values(y, zero_b), fill(rb)));
-        return narrow(clamp(t, fill(lo), fill(hi)), fill(zero));
+    join_rows(a.a, a.b, a.b_channel, a.dst, row0, row1, [=](vi x, vi y) BITDIAL_ALWAYS_INLINE {
+        const Floats t = add(mul(values(x, zero_a), fill(ra)), mul(values(y, zero_b), fill(rb)));
+        return narrow(clamp(t, fill(lo), fill(hi)), set_bytes(zero));
     });
 }
 
@@ -128,9 +128,9 @@ void mul(const MulArgs& a, int32_t row0, int32_t row1) {
     const float m = a.m, lo = a.lo, hi = a.hi;
     const int32_t zero_a = a.zero_a, zero_b = a.zero_b;
     const uint8_t zero = static_cast<uint8_t>(a.zero_out);
-    join_rows(a.a, a.b, a.b_channel, a.dst, row0, row1, [=](const Bytes& x, const Bytes& y) BITDIAL_ALWAYS_INLINE {
-        const Floats t = multiply(multiply(values(x, zero_a), values(y, zero_b)), fill(m));
-        return narrow(clamp(t, fill(lo), fill(hi)), fill(zero));
+    join_rows(a.a, a.b, a.b_channel, a.dst, row0, row1, [=](vi x, vi y) BITDIAL_ALWAYS_INLINE {
+        const Floats t = mul(mul(values(x, zero_a), values(y, zero_b)), fill(m));
+        return narrow(clamp(t, fill(lo), fill(hi)), set_bytes(zero));
     });
 }
 

@@ -1,5 +1,3 @@
 #define BITDIAL_ISA avx2
-#include "elementwise.h"
-
 #include "arithmetic_body.h"
 #include "quantize_body.h"

@@ -1,5 +1,3 @@
 #define BITDIAL_ISA avx512vnni
-#include "elementwise.h"
-
 #include "arithmetic_body.h"
 #include "quantize_body.h"

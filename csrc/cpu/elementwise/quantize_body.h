@@ -1,8 +1,8 @@
 // float -> bytes and back; see elementwise.h.
 #pragma once
 #include "../copy/transpose.h"
-#include "../simple_ops.h"
-#include "lanes.h"
+#include "../simd/simd.h"
+#include "elementwise.h"
 #include "rows.h"
 
 namespace bitdial {
@@ -16,17 +16,17 @@ struct Quantizer {
     Watch seen;
 
     template <bool Full>
-    inline BITDIAL_ALWAYS_INLINE Bytes block(const float* from, int32_t count) {
-        const Floats x = Full ? load(from) : load(from, count);
+    inline BITDIAL_ALWAYS_INLINE vi block(const float* from, int32_t count) {
+        const Floats x = load_floats<Full>(from, count);
         watch(seen, x);
-        return narrow(clamp(multiply(x, fill(inverse)), fill(lo), fill(hi)), fill(zero));
+        return narrow(clamp(mul(x, fill(inverse)), fill(lo), fill(hi)), set_bytes(zero));
     }
 };
 
 static inline void quantize_run(Quantizer& shared, const float* from, uint8_t* to, int64_t length) {
     Quantizer q = shared;
     int64_t i = 0;
-    for (; i + kBlock <= length; i += kBlock) store(to + i, q.block<true>(from + i, kBlock));
+    for (; i + BYTES <= length; i += BYTES) store(to + i, q.block<true>(from + i, BYTES));
     const int32_t rest = static_cast<int32_t>(length - i);
     if (rest > 0) store(to + i, q.block<false>(from + i, rest), rest);
     shared = q;
@@ -37,14 +37,14 @@ static inline void quantize_three_planes(Quantizer& shared, const float* from, i
                                          int64_t pixels) {
     Quantizer q = shared;
     int64_t i = 0;
-    for (; i + kBlock <= pixels; i += kBlock) {
-        const Bytes r = q.block<true>(from + i, kBlock), g = q.block<true>(from + plane + i, kBlock);
-        store_interleaved3(to + 3 * i, r, g, q.block<true>(from + 2 * plane + i, kBlock));
+    for (; i + BYTES <= pixels; i += BYTES) {
+        const vi r = q.block<true>(from + i, BYTES), g = q.block<true>(from + plane + i, BYTES);
+        store_interleaved3(to + 3 * i, r, g, q.block<true>(from + 2 * plane + i, BYTES));
     }
     const int32_t rest = static_cast<int32_t>(pixels - i);
     if (rest > 0) {
-        uint8_t stage[3 * kBlock];
-        const Bytes r = q.block<false>(from + i, rest), g = q.block<false>(from + plane + i, rest);
+        uint8_t stage[3 * BYTES];
+        const vi r = q.block<false>(from + i, rest), g = q.block<false>(from + plane + i, rest);
         store_interleaved3(stage, r, g, q.block<false>(from + 2 * plane + i, rest));
         __builtin_memcpy(to + 3 * i, stage, static_cast<uint64_t>(3 * rest));
     }
@@ -55,16 +55,16 @@ static inline void quantize_three_planes(Quantizer& shared, const float* from, i
 static inline void quantize_planes(Quantizer& shared, const float* from, int64_t plane, uint8_t* to, int64_t pitch,
                                    int64_t pixels, int32_t channels) {
     Quantizer q = shared;
-    uint8_t tile[16 * kBlock];
-    for (int64_t i = 0; i < pixels; i += kBlock) {
-        const int32_t width = pixels - i < kBlock ? static_cast<int32_t>(pixels - i) : kBlock;
+    uint8_t tile[16 * BYTES];
+    for (int64_t i = 0; i < pixels; i += BYTES) {
+        const int32_t width = pixels - i < BYTES ? static_cast<int32_t>(pixels - i) : BYTES;
         for (int32_t c0 = 0; c0 < channels; c0 += 16) {
             const int32_t depth = smaller(16, channels - c0);
             for (int32_t c = 0; c < depth; ++c) {
                 const float* row = from + (c0 + c) * plane + i;
-                store(tile + c * kBlock, width == kBlock ? q.block<true>(row, width) : q.block<false>(row, width));
+                store(tile + c * BYTES, width == BYTES ? q.block<true>(row, width) : q.block<false>(row, width));
             }
-            transpose(tile, kBlock, depth, width, to + i * pitch + c0, pitch);
+            transpose(tile, BYTES, depth, width, to + i * pitch + c0, pitch);
         }
     }
     shared = q;
@@ -114,26 +114,26 @@ int64_t quantize(const QuantizeArgs& a, int32_t row0, int32_t row1) {
     return any_nonfinite(q.seen) ? count_nonfinite(a, row0, row1) : 0;
 }
 
-// Bytes -> adjacent floats.
+// vi -> adjacent floats.
 static inline void dequantize_run(const uint8_t* from, float* to, int64_t length, int32_t zero, float scale) {
     const Floats factor = fill(scale);
     int64_t i = 0;
-    for (; i + kBlock <= length; i += kBlock) store(to + i, multiply(values(load(from + i), zero), factor));
+    for (; i + BYTES <= length; i += BYTES) store(to + i, mul(values(load(from + i), zero), factor));
     const int32_t rest = static_cast<int32_t>(length - i);
-    if (rest > 0) store(to + i, multiply(values(load(from + i, rest), zero), factor), rest);
+    if (rest > 0) store(to + i, mul(values(load(from + i, rest), zero), factor), rest);
 }
 
 // Pixels `pitch` bytes apart -> `channels` planes.
 static inline void dequantize_planes(const uint8_t* from, int64_t pitch, float* to, int64_t plane, int64_t pixels,
                                      int32_t channels, int32_t zero, float scale) {
-    uint8_t tile[16 * kBlock];
-    for (int64_t i = 0; i < pixels; i += kBlock) {
-        const int32_t width = pixels - i < kBlock ? static_cast<int32_t>(pixels - i) : kBlock;
+    uint8_t tile[16 * BYTES];
+    for (int64_t i = 0; i < pixels; i += BYTES) {
+        const int32_t width = pixels - i < BYTES ? static_cast<int32_t>(pixels - i) : BYTES;
         for (int32_t c0 = 0; c0 < channels; c0 += 16) {
             const int32_t depth = smaller(16, channels - c0);
-            transpose(from + i * pitch + c0, pitch, width, depth, tile, kBlock);
+            transpose(from + i * pitch + c0, pitch, width, depth, tile, BYTES);
             for (int32_t c = 0; c < depth; ++c) {
-                dequantize_run(tile + c * kBlock, to + (c0 + c) * plane + i, width, zero, scale);
+                dequantize_run(tile + c * BYTES, to + (c0 + c) * plane + i, width, zero, scale);
             }
         }
     }

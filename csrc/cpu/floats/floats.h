@@ -2,7 +2,7 @@
 //
 // Every addition, subtraction, multiplication and division is rounded once, in the order given here, which is that of
 // bitdial/engines/reference/ordered.py: results are the same bits on every instruction set. Sums of n values run in 16
-// lanes (`Sixteen` in ../elementwise/lanes.h).
+// lanes (`Sixteen` in ../simd/simd.h).
 //
 //   layer_norm   rows of `columns` values: mean = sum / columns; d = x - mean; inverse = 1 / sqrt(sum(d * d) / columns + eps);
 //                y = d * inverse * weight + bias, from left to right; q = rne(clamp(y * factor, lo, hi)) into bytes. Target
@@ -11,7 +11,6 @@
 //                the target's last axis is dense. Rows are all axes but the last.
 //   reduce       sums of `count` values `inner` apart; outer x inner results. Squares, divides and takes the root where asked.
 #pragma once
-#include "../isa.h"
 #include "../tensor.h"
 
 namespace bitdial {
@@ -47,23 +46,5 @@ struct ReduceArgs {
     float divisor;  // 0: none
     bool square, root;
 };
-
-struct FloatOps {
-    void (*layer_norm)(const LayerNormArgs&, int32_t row0, int32_t row1);
-    void (*combine)(const CombineArgs&, int64_t row0, int64_t row1);
-    void (*reduce)(const ReduceArgs&, int32_t outer0, int32_t outer1);
-};
-
-#define BITDIAL_DECLARE(isa)                                                 \
-    namespace isa {                                                         \
-    void layer_norm(const LayerNormArgs& args, int32_t row0, int32_t row1); \
-    void combine(const CombineArgs& args, int64_t row0, int64_t row1);      \
-    void reduce(const ReduceArgs& args, int32_t outer0, int32_t outer1);    \
-    }
-BITDIAL_ISA_LIST(BITDIAL_DECLARE)
-#undef BITDIAL_DECLARE
-
-// Null if this build has no set of that name.
-const FloatOps* float_ops(const char* isa);
 
 }  // namespace bitdial

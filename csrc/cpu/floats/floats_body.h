@@ -1,6 +1,6 @@
 // The operators of floats.h. Include it with BITDIAL_ISA defined.
 #pragma once
-#include "../elementwise/lanes.h"
+#include "../simd/simd.h"
 #include "floats.h"
 
 namespace bitdial {
@@ -8,53 +8,41 @@ namespace BITDIAL_ISA {
 
 static inline float square_root(float x) { return __builtin_sqrtf(x); }
 
-static inline BITDIAL_ALWAYS_INLINE float sum_of(const float* x, int64_t count) {
-    Sixteen lanes = fill16(0.0f);
+BITDIAL_INLINE float sum_of(const float* x, int64_t count) {
+    Sixteen lanes = fill<Sixteen>(0.0f);
     int64_t i = 0;
-    for (; i + 16 <= count; i += 16) lanes = add(lanes, load16(x + i));
-    if (i < count) lanes = add(lanes, load16(x + i, static_cast<int32_t>(count - i)));
+    for (; i + 16 <= count; i += 16) lanes = add(lanes, load_block<Sixteen>(x + i));
+    if (i < count) lanes = add(lanes, load_block<Sixteen>(x + i, static_cast<int32_t>(count - i)));
     return total(lanes);
 }
 
-static inline BITDIAL_ALWAYS_INLINE float sum_of_squares(const float* x, int64_t count, float centre) {
-    const Sixteen mean = fill16(centre);
-    Sixteen lanes = fill16(0.0f);
+BITDIAL_INLINE float sum_of_squares(const float* x, int64_t count, float centre) {
+    const Sixteen mean = fill<Sixteen>(centre);
+    Sixteen lanes = fill<Sixteen>(0.0f);
     int64_t i = 0;
     for (; i + 16 <= count; i += 16) {
-        const Sixteen d = subtract(load16(x + i), mean);
-        lanes = add(lanes, multiply(d, d));
+        const Sixteen d = sub(load_block<Sixteen>(x + i), mean);
+        lanes = add(lanes, mul(d, d));
     }
     if (i < count) {
         const int32_t rest = static_cast<int32_t>(count - i);
-        const Sixteen d = first16(subtract(load16(x + i, rest), mean), rest);
-        lanes = add(lanes, multiply(d, d));
+        const Sixteen d = first_of(sub(load_block<Sixteen>(x + i, rest), mean), rest);
+        lanes = add(lanes, mul(d, d));
     }
     return total(lanes);
-}
-
-template <bool Full>
-static inline BITDIAL_ALWAYS_INLINE Floats load_floats(const float* from, int32_t count) {
-    if (Full) return load(from);
-    return load(from, count);
 }
 
 // One block of a row, normalized and written.
 template <bool Full>
-static inline BITDIAL_ALWAYS_INLINE void normalize(const LayerNormArgs& a, const float* x, int32_t i, int32_t count,
+BITDIAL_INLINE void normalize(const LayerNormArgs& a, const float* x, int32_t i, int32_t count,
                                                   const Floats& mean, const Floats& inverse, float* to, uint8_t* bytes) {
-    Floats y = multiply(subtract(load_floats<Full>(x + i, count), mean), inverse);
-    if (a.weight != nullptr) y = multiply(y, load_floats<Full>(a.weight + i, count));
+    Floats y = mul(sub(load_floats<Full>(x + i, count), mean), inverse);
+    if (a.weight != nullptr) y = mul(y, load_floats<Full>(a.weight + i, count));
     if (a.bias != nullptr) y = add(y, load_floats<Full>(a.bias + i, count));
-    if (to != nullptr) {
-        if (Full) {
-            store(to + i, y);
-        } else {
-            store(to + i, y, count);
-        }
-    }
+    if (to != nullptr) store<Full>(to + i, y, count);
     if (bytes != nullptr) {
-        const Floats t = clamp(multiply(y, fill(a.factor)), fill(a.lo), fill(a.hi));
-        store_bytes<Full>(bytes + i, narrow(t, fill(static_cast<uint8_t>(a.zero))), count);
+        const Floats t = clamp(mul(y, fill(a.factor)), fill(a.lo), fill(a.hi));
+        store<Full>(bytes + i, narrow(t, set_bytes(static_cast<uint8_t>(a.zero))), count);
     }
 }
 
@@ -74,29 +62,29 @@ void layer_norm(const LayerNormArgs& a, int32_t row0, int32_t row1) {
         const float variance = sum_of_squares(x, columns, centre) / n;
         const Floats mean = fill(centre), inverse = fill(1.0f / square_root(variance + a.eps));
         int32_t i = 0;
-        for (; i + kBlock <= columns; i += kBlock) normalize<true>(a, x, i, kBlock, mean, inverse, to, bytes);
+        for (; i + BYTES <= columns; i += BYTES) normalize<true>(a, x, i, BYTES, mean, inverse, to, bytes);
         if (i < columns) normalize<false>(a, x, i, columns - i, mean, inverse, to, bytes);
     }
 }
 
 struct Add {
-    static inline BITDIAL_ALWAYS_INLINE Floats apply(const Floats& a, const Floats& b) { return add(a, b); }
+    BITDIAL_INLINE Floats apply(const Floats& a, const Floats& b) { return add(a, b); }
 };
 struct Subtract {
-    static inline BITDIAL_ALWAYS_INLINE Floats apply(const Floats& a, const Floats& b) { return subtract(a, b); }
+    BITDIAL_INLINE Floats apply(const Floats& a, const Floats& b) { return sub(a, b); }
 };
 struct Multiply {
-    static inline BITDIAL_ALWAYS_INLINE Floats apply(const Floats& a, const Floats& b) { return multiply(a, b); }
+    BITDIAL_INLINE Floats apply(const Floats& a, const Floats& b) { return mul(a, b); }
 };
 struct Divide {
-    static inline BITDIAL_ALWAYS_INLINE Floats apply(const Floats& a, const Floats& b) { return divide(a, b); }
+    BITDIAL_INLINE Floats apply(const Floats& a, const Floats& b) { return div(a, b); }
 };
 
 // `count` elements `stride` apart, at most a block.
 static inline Floats gather(const float* from, int64_t stride, int32_t count) {
-    float part[kBlock];
-    for (int32_t i = 0; i < kBlock; ++i) part[i] = i < count ? from[i * stride] : 1.0f;
-    return load(part);
+    float part[BYTES];
+    for (int32_t i = 0; i < BYTES; ++i) part[i] = i < count ? from[i * stride] : 1.0f;
+    return load_block<Floats>(part);
 }
 
 template <typename Op, int A, int B>  // strides of the operands: 0, 1, or 2 for any other
@@ -104,11 +92,11 @@ static inline void combine_run(const CombineArgs& args, const float* a, const fl
     const int32_t last = args.rank - 1;
     const int64_t step_a = args.stride_a[last], step_b = args.stride_b[last];
     const Floats lo = fill(args.lo), hi = fill(args.hi), one_a = fill(*a), one_b = fill(*b);
-    for (int64_t i = 0; i < length; i += kBlock) {
-        const int32_t count = length - i < kBlock ? static_cast<int32_t>(length - i) : kBlock;
-        const bool full = count == kBlock;
-        const Floats x = A == 0 ? one_a : A == 2 ? gather(a + i * step_a, step_a, count) : full ? load(a + i) : load(a + i, count);
-        const Floats y = B == 0 ? one_b : B == 2 ? gather(b + i * step_b, step_b, count) : full ? load(b + i) : load(b + i, count);
+    for (int64_t i = 0; i < length; i += BYTES) {
+        const int32_t count = length - i < BYTES ? static_cast<int32_t>(length - i) : BYTES;
+        const bool full = count == BYTES;
+        const Floats x = A == 0 ? one_a : A == 2 ? gather(a + i * step_a, step_a, count) : full ? load_block<Floats>(a + i) : load_block<Floats>(a + i, count);
+        const Floats y = B == 0 ? one_b : B == 2 ? gather(b + i * step_b, step_b, count) : full ? load_block<Floats>(b + i) : load_block<Floats>(b + i, count);
         const Floats t = bound(Op::apply(x, y), lo, hi);
         if (full) {
             store(to + i, t);

@@ -1,4 +1,2 @@
 #define BITDIAL_ISA portable
-#include "floats.h"
-
 #include "floats_body.h"

@@ -1,4 +1,4 @@
-// Pooling over windows of bytes in NHWC order; arguments in ../simple_ops.h.
+// Pooling over windows of bytes in NHWC order, rows and arithmetic as in ../elementwise/elementwise.h.
 //
 //   max_pool    out(y, x, c) = max over taps (i, j) inside the image of in(y * stride_h - pad_h + i * dilation_h, ...)
 //               Bytes keep the order of values, so zeros play no part. A window with no tap inside gives byte 0: no value,
@@ -10,15 +10,22 @@
 // pitch_x * dilation_w and pitch_y * dilation_h bytes apart. Sums run in 16 bits for up to 256 taps (256 * 255 < 2^16).
 // dst must not overlap src. Nothing outside the views' elements is read or written.
 #pragma once
-#include "../isa.h"
-#include "../simple_ops.h"
+#include "../tensor.h"
 
 namespace bitdial {
-#define BITDIAL_DECLARE(isa)                                                 \
-    namespace isa {                                                         \
-    void max_pool(const MaxPoolArgs& args, int32_t row0, int32_t row1);     \
-    void sum_pool(const SumPoolArgs& args, int32_t row0, int32_t row1);     \
-    }
-BITDIAL_ISA_LIST(BITDIAL_DECLARE)
-#undef BITDIAL_DECLARE
+
+struct MaxPoolArgs {
+    ConstByteView src;
+    ByteView dst;
+    int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
+struct SumPoolArgs {
+    ConstByteView src;
+    ByteView dst;
+    int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+    int32_t zero_src, zero_dst;
+    float factor, lo, hi;
+};
+
 }  // namespace bitdial

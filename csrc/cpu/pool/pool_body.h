@@ -1,8 +1,8 @@
 // Maximum and sum over windows; see pool.h.
 #pragma once
-#include "../elementwise/lanes.h"
+#include "../simd/simd.h"
 #include "../elementwise/rows.h"
-#include "../simple_ops.h"
+#include "pool.h"
 
 namespace bitdial {
 namespace BITDIAL_ISA {
@@ -17,16 +17,16 @@ static inline Inside taps_inside(int32_t start, int32_t kernel, int32_t dilation
     return {first, larger(0, end - first)};
 }
 
-// Rows x columns of taps, each `step` apart, for `count` channels (at most kBlock). Sizes above 0 are known at compile
+// Rows x columns of taps, each `step` apart, for `count` channels (at most BYTES). Sizes above 0 are known at compile
 // time; otherwise they are read.
 template <bool Full, int32_t Rows, int32_t Columns>
-static inline BITDIAL_ALWAYS_INLINE Bytes window_maximum(const uint8_t* from, int64_t step_y, int64_t step_x, int32_t rows, int32_t columns,
+BITDIAL_INLINE vi window_maximum(const uint8_t* from, int64_t step_y, int64_t step_x, int32_t rows, int32_t columns,
                                    int32_t count) {
-    Bytes best = fill(uint8_t{0});
+    vi best = zero();
     for (int32_t i = 0; i < (Rows > 0 ? Rows : rows); ++i) {
         const uint8_t* tap = from + i * step_y;
         for (int32_t j = 0; j < (Columns > 0 ? Columns : columns); ++j) {
-            best = maximum(best, load_bytes<Full>(tap + j * step_x, count));
+            best = larger_bytes(best, load<Full>(tap + j * step_x, count));
         }
     }
     return best;
@@ -36,8 +36,8 @@ template <int32_t Rows, int32_t Columns>
 static inline void pixel_maximum(const uint8_t* from, int64_t step_y, int64_t step_x, int32_t rows, int32_t columns,
                                  uint8_t* to, int32_t channels) {
     int32_t c = 0;
-    for (; c + kBlock <= channels; c += kBlock) {
-        store(to + c, window_maximum<true, Rows, Columns>(from + c, step_y, step_x, rows, columns, kBlock));
+    for (; c + BYTES <= channels; c += BYTES) {
+        store(to + c, window_maximum<true, Rows, Columns>(from + c, step_y, step_x, rows, columns, BYTES));
     }
     if (c < channels) {
         const int32_t rest = channels - c;
@@ -99,7 +99,7 @@ void max_pool(const MaxPoolArgs& a, int32_t row0, int32_t row1) {
 
 // Sums of stored bytes over rows x columns of taps.
 template <bool Full>
-static inline BITDIAL_ALWAYS_INLINE Ints window_sum(const uint8_t* from, int64_t step_y, int64_t step_x, int32_t rows, int32_t columns,
+BITDIAL_INLINE Ints window_sum(const uint8_t* from, int64_t step_y, int64_t step_x, int32_t rows, int32_t columns,
                               int32_t count) {
     Ints sums = fill(int32_t{0});
     Words words = zero_words();
@@ -108,7 +108,7 @@ static inline BITDIAL_ALWAYS_INLINE Ints window_sum(const uint8_t* from, int64_t
         const uint8_t* tap = from + i * step_y;
         for (int32_t j = 0; j < columns;) {
             const int32_t batch = smaller(room, columns - j);
-            for (int32_t k = 0; k < batch; ++k, tap += step_x) accumulate(words, load_bytes<Full>(tap, count));
+            for (int32_t k = 0; k < batch; ++k, tap += step_x) accumulate(words, load<Full>(tap, count));
             j += batch;
             room -= batch;
             if (room == 0) {
@@ -135,13 +135,13 @@ void sum_pool(const SumPoolArgs& a, int32_t row0, int32_t row1) {
             const uint8_t* from = at(a.src, n, top + rows.first, left + columns.first);
             uint8_t* to = at(a.dst, n, y, x);
             const Ints offset = fill(-a.zero_src * rows.count * columns.count);
-            for (int32_t c = 0; c < a.dst.c; c += kBlock) {
-                const int32_t count = smaller(kBlock, a.dst.c - c);
-                const Ints sums = count == kBlock
+            for (int32_t c = 0; c < a.dst.c; c += BYTES) {
+                const int32_t count = smaller(BYTES, a.dst.c - c);
+                const Ints sums = count == BYTES
                                       ? window_sum<true>(from + c, step_y, step_x, rows.count, columns.count, count)
                                       : window_sum<false>(from + c, step_y, step_x, rows.count, columns.count, count);
-                const Floats t = multiply(to_floats(add(sums, offset)), fill(factor));
-                store(to + c, narrow(clamp(t, fill(lo), fill(hi)), fill(zero)), count);
+                const Floats t = mul(to_float(add(sums, offset)), fill(factor));
+                store(to + c, narrow(clamp(t, fill(lo), fill(hi)), set_bytes(zero)), count);
             }
         }
     });

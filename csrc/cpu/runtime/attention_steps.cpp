@@ -73,10 +73,10 @@ struct MatMulStep : CountedStep {
         a.left = operand(run, left);
         a.right = operand(run, right);
         a.out = output(run, out, m, lo, hi);
-        const AttentionOps& ops = run.program.attention();
+        const Kernels& kernels = run.program.kernels();
         const int samples = run.context.n, heads = static_cast<int>(out.heads.size());
-        for_each_unit(run, samples, heads, sizes.rows, ops.block, need, [&](int n, int head, int row0, int row1, uint8_t* own) {
-            ops.matmul(a, n, head, row0, row1, own);
+        for_each_unit(run, samples, heads, sizes.rows, run.program.facts().rows, need, [&](int n, int head, int row0, int row1, uint8_t* own) {
+            kernels.matmul(a, n, head, row0, row1, own);
             counts[0].macs += int64_t(row1 - row0) * sizes.columns * sizes.depth;
         });
         counts[0].runs++;
@@ -116,10 +116,10 @@ struct AttentionStep : CountedStep {
         }
         a.terms = own.data();
         a.n_terms = static_cast<int32_t>(own.size());
-        const AttentionOps& ops = run.program.attention();
+        const Kernels& kernels = run.program.kernels();
         const int samples = run.context.n, heads = static_cast<int>(out.heads.size());
-        for_each_unit(run, samples, heads, sizes.rows, ops.block, need, [&](int n, int head, int row0, int row1, uint8_t* mine) {
-            ops.attention(a, n, head, row0, row1, mine);
+        for_each_unit(run, samples, heads, sizes.rows, run.program.facts().rows, need, [&](int n, int head, int row0, int row1, uint8_t* mine) {
+            kernels.attention(a, n, head, row0, row1, mine);
             const int64_t scores = int64_t(row1 - row0) * sizes.columns;
             counts[0].macs += scores * sizes.depth;
             counts[1].macs += scores * sizes.width;
@@ -164,7 +164,7 @@ struct SoftmaxStep : Step {
         run.pool.for_each(pieces, run.leased, [&](int i, int thread) {
             uint8_t* own = run.context.scratch[thread].data();
             const Forbidden rest(own + need, bytes - need);
-            run.program.attention().softmax(a, count * i / pieces, count * (i + 1) / pieces, own);
+            run.program.kernels().softmax(a, count * i / pieces, count * (i + 1) / pieces, own);
         });
     }
 };
@@ -195,7 +195,7 @@ std::unique_ptr<Step> matmul_step(const Program& p, const std::string& name, Pro
     step->m = m;
     step->lo = lo;
     step->hi = hi;
-    step->need = p.attention().matmul_scratch(step->args());
+    step->need = p.kernels().matmul_scratch(step->args());
     return step;
 }
 
@@ -237,7 +237,7 @@ std::unique_ptr<Step> attention_step(const Program& p, const std::string& name, 
     step->out_m = out_m;
     step->lo = lo;
     step->hi = hi;
-    step->need = p.attention().attention_scratch(step->args());
+    step->need = p.kernels().attention_scratch(step->args());
     return step;
 }
 
@@ -268,7 +268,7 @@ std::unique_ptr<Step> softmax_step(const Program& p, const std::string& name, in
     step->hi = hi;
     SoftmaxArgs a{};
     a.length = length;
-    step->need = p.attention().softmax_scratch(a);
+    step->need = p.kernels().softmax_scratch(a);
     return step;
 }
 

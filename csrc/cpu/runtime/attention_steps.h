@@ -1,6 +1,5 @@
 // Steps around the operators of attention/attention.h.
 #pragma once
-#include "../attention/attention.h"
 #include "program.h"
 
 namespace bitdial {

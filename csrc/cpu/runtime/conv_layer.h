@@ -11,8 +11,9 @@
 
 namespace bitdial {
 
-constexpr int kMethods = 5;
 extern const char* const kMethodNames[kMethods];
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 struct ConvSpec {
     std::string name;
@@ -52,12 +53,12 @@ struct Visit {
     int32_t final_shift = 0, high_channels = 0, low_channels = 0, read_back_channels = 0;
     std::vector<int32_t> bias;                    // padded
     std::vector<int32_t> correction;              // winograd: [4][padded]
-    std::vector<int32_t> lane_mask, lane_shift;   // per four channels of a lowered pixel
+    std::vector<int32_t> lane_mask, lane_shift;   // per four channels of a extracted pixel
     std::vector<uint8_t> chunk_used;
 };
 
-// Parameters of lowering, per channel, padded to whole vectors.
-struct Lowering {
+// Parameters of extraction, per channel, padded to whole vectors.
+struct Extraction {
     std::vector<int32_t> shift, half, lo, hi, back;
     std::vector<uint8_t> bytes;
     int32_t offset = 0;
@@ -65,7 +66,7 @@ struct Lowering {
 
 // Dynamic shifts: where in the memory of one sample things lie (bytes), for the layer's methods at any ratio.
 struct SampleLayout {
-    int64_t magnitudes = 0, shifts = 0, lowering = 0, visits = 0;  // visits: one per convolution group
+    int64_t magnitudes = 0, shifts = 0, extraction = 0, visits = 0;  // visits: one per convolution group
     int64_t groups = 0, lane_shift = 0, bias = 0, correction = 0, visit_bytes = 0;  // within a visit
     int64_t bytes = 0;
 };
@@ -74,8 +75,8 @@ class ConvLayer {
    public:
     // small: keep one copy of the weights, low ones are derived from it while the layer runs; and of low weights that are
     // stored, one copy as narrow as they allow, of the groups that are ever low.
-    ConvLayer(ConvSpec spec, const ConvKernels& kernels, bool folded, bool small);
-    // Byte offset of every tap from the first, in the layer's input and in its lowered form; before anything is packed.
+    ConvLayer(ConvSpec spec, const Facts& facts, bool folded, bool small);
+    // Byte offset of every tap from the first, in the layer's input and in its extracted form; before anything is packed.
     void set_taps(std::vector<int32_t> src, std::vector<int32_t> low) {
         src_taps_ = std::move(src);
         low_taps_ = std::move(low);
@@ -96,17 +97,17 @@ class ConvLayer {
     std::array<int64_t, 7> weight_bytes() const;
 
     const Visit& visit(int ratio, Method m, int conv_group);
-    const Lowering& lowering(int ratio, Method m);
-    void fill(LowerArgs& args, int ratio, Method m);
+    const Extraction& extraction(int ratio, Method m);
+    void fill(ExtractArgs& args, int ratio, Method m);
     void fill(ConvArgs& args, int ratio, Method m, int conv_group);  // everything but addresses and geometry
-    void prepare(int ratio, Method m);                               // builds visit and lowering ahead of runs
+    void prepare(int ratio, Method m);                               // builds visit and extraction ahead of runs
 
     // Dynamic shifts (dynamic_layer.cpp). `memory`: sample_layout().bytes, 64-byte aligned, of one sample of one run.
     bool dynamic() const { return spec_.dynamic; }
     const SampleLayout& sample_layout() const { return sample_layout_; }
     // From the magnitudes of the sample's channels, its shifts, and all that follows from them.
     void choose_shifts(uint8_t* memory, int ratio, Method m);
-    void use_sample(LowerArgs& args, const uint8_t* memory) const;
+    void use_sample(ExtractArgs& args, const uint8_t* memory) const;
     void use_sample(ConvArgs& args, const uint8_t* memory, int conv_group) const;
 
    private:
@@ -132,8 +133,8 @@ class ConvLayer {
     std::vector<int32_t> group_corrections(Method m, int conv_group, int local) const;
     void lay_out_samples();
     void build_templates();
-    // Column `ch` of the nine vectors in LowerArgs::bytes.
-    void set_byte_lowering(uint8_t* b, int ch, int shift, int lo, int hi, int back) const;
+    // Column `ch` of the nine vectors in ExtractArgs::bytes.
+    void set_byte_extraction(uint8_t* b, int ch, int shift, int lo, int hi, int back) const;
     int8_t low_weight(int o, int i, int tap) const { return low_weight_[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
     int8_t weight8(int o, int i, int tap) const { return spec_.weight[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
     int read_back(int o, int i, int tap, int local) const;
@@ -147,14 +148,14 @@ class ConvLayer {
     void pack_narrow();
     void pack_winograd(bool fip);
     void pack_plane();
-    bool split_form() const { return kernels_.split_is_faster && !small_; }
+    bool split_form() const { return facts_.split_is_faster && !small_; }
     void pack_split(bool with_read_back);
     std::vector<SplitRun> split_visit(int ratio, Method m, int conv_group) const;
     Visit build_visit(int ratio, Method m, int conv_group) const;
-    Lowering build_lowering(int ratio, Method m) const;
+    Extraction build_extraction(int ratio, Method m) const;
 
     ConvSpec spec_;
-    const ConvKernels& kernels_;
+    const Facts& facts_;
     bool folded_, small_, sealed_ = false;
     int all_taps_, taps_, n_local_, outputs_per_group_, blocks_, fip_blocks_;
     bool eligible_ = false;       // some group is low at some ratio
@@ -177,10 +178,10 @@ class ConvLayer {
     int fip_offset_ = 0, narrow_offset_ = 0, centre_ = 0;
     std::array<int, 16> offset_w2_{}, offset_w2f_{};
     std::vector<std::vector<Visit>> visits_;  // [ratio * kMethods + method][conv group]
-    std::vector<Lowering> lowerings_;
+    std::vector<Extraction> extractions_;
     std::vector<bool> built_;
     // Dynamic shifts: corrections of every low group before its shift, [conv group][local group][1, winograd: 4][padded] per
-    // method, empty where there are none; and parameters of lowering for vectors of one shift, [back or not][shift, or 8 bits as
+    // method, empty where there are none; and parameters of extraction for vectors of one shift, [back or not][shift, or 8 bits as
     // they are][9][vector].
     std::array<std::vector<int32_t>, kMethods> corrections_;
     std::vector<uint8_t> templates_;
@@ -188,7 +189,7 @@ class ConvLayer {
     std::vector<float> multiplier_padded_;
 
    public:
-    const float* multiplier(int conv_group) const { return multiplier_padded_.data() + size_t(conv_group) * blocks_ * kernels_.block; }
+    const float* multiplier(int conv_group) const { return multiplier_padded_.data() + size_t(conv_group) * blocks_ * facts_.block; }
 };
 
 }  // namespace bitdial

@@ -1,6 +1,6 @@
 // Layers whose activation shifts are chosen at run time: per sample and group, by an OR over the magnitudes at hand.
 //
-// A sample's shifts decide how its input is lowered, in which order its low groups are visited (by falling shift), and what the
+// A sample's shifts decide how its input is extracted, in which order its low groups are visited (by falling shift), and what the
 // bias takes back of the kernels' offsets. All of that is made of parts prepared per layer: a few copies and sums per sample.
 #include <algorithm>
 #include <cstring>
@@ -13,7 +13,6 @@ namespace bitdial {
 namespace {
 
 constexpr int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 struct VisitHead {  // in front of a visit's other arrays
     int32_t groups, final_shift;
@@ -25,15 +24,15 @@ constexpr int kMostShift = 24;  // of activations and weights together
 }  // namespace
 
 void ConvLayer::lay_out_samples() {
-    const int n_groups = n_local_ * spec_.conv_groups, channels = spec_.bounds[n_groups], vector = kernels_.vector_bytes;
+    const int n_groups = n_local_ * spec_.conv_groups, channels = spec_.bounds[n_groups], vector = facts_.vector_bytes;
     for (int g = 0; g < n_groups; g++)
         if (most_shift(g) >= kMostShift) throw std::invalid_argument("layer '" + spec_.name + "': a weight shift is too large");
     SampleLayout s;
-    const int64_t padded = int64_t(blocks_) * kernels_.block;
+    const int64_t padded = int64_t(blocks_) * facts_.block;
     s.shifts = rounded(channels);
-    s.lowering = s.shifts + rounded(n_groups);
+    s.extraction = s.shifts + rounded(n_groups);
     const int64_t whole = int64_t(ceil_div(channels, vector)) * vector;
-    s.visits = s.lowering + rounded(kernels_.lowers_bytes ? whole * 9 : whole * 5 * 4);
+    s.visits = s.extraction + rounded(facts_.extracts_bytes ? whole * 9 : whole * 5 * 4);
     s.groups = rounded(sizeof(VisitHead));
     s.lane_shift = s.groups + rounded(int64_t(sizeof(Group)) * n_local_);
     s.bias = s.lane_shift + rounded(whole);  // four bytes per four channels
@@ -43,11 +42,11 @@ void ConvLayer::lay_out_samples() {
     const bool only_direct = std::none_of(obstacles_.begin() + 1, obstacles_.end(), [](const std::string& why) { return why.empty(); });
     s.bytes = s.visits + (only_direct ? 0 : s.visit_bytes * spec_.conv_groups);
     sample_layout_ = s;
-    if (kernels_.lowers_bytes) build_templates();
+    if (facts_.extracts_bytes) build_templates();
 }
 
 void ConvLayer::build_templates() {
-    const int vector = kernels_.vector_bytes;
+    const int vector = facts_.vector_bytes;
     templates_.resize(size_t(2) * 9 * 9 * vector);
     uint8_t* b = templates_.data();
     for (int back = 0; back < 2; back++)
@@ -55,13 +54,13 @@ void ConvLayer::build_templates() {
             const int s = kind == kEightBits ? 0 : kind;
             const int limit = kind == kEightBits ? (spec_.input_signed ? 127 : 255) : spec_.amax;
             for (int ch = 0; ch < vector; ch++)
-                set_byte_lowering(b + ch, ch, s, spec_.input_signed ? -limit : 0, limit, back ? s : 0);
+                set_byte_extraction(b + ch, ch, s, spec_.input_signed ? -limit : 0, limit, back ? s : 0);
         }
 }
 
 void ConvLayer::choose_shifts(uint8_t* memory, int ratio, Method m) {
     const SampleLayout& at = sample_layout_;
-    const int n_groups = n_local_ * spec_.conv_groups, channels = spec_.bounds[n_groups], vector = kernels_.vector_bytes;
+    const int n_groups = n_local_ * spec_.conv_groups, channels = spec_.bounds[n_groups], vector = facts_.vector_bytes;
     const uint8_t* magnitudes = memory + at.magnitudes;
     uint8_t* shifts = memory + at.shifts;
     const uint8_t* low = spec_.low.data() + size_t(ratio) * n_groups;
@@ -71,13 +70,13 @@ void ConvLayer::choose_shifts(uint8_t* memory, int ratio, Method m) {
         for (int ch = begin(g); ch < begin(g + 1); ch++) seen |= magnitudes[ch];
         shifts[g] = low[g] ? static_cast<uint8_t>(std::max(0, bits(seen) - kept)) : 0;
     }
-    // lowering, group by group
-    uint8_t* to = memory + at.lowering;
+    // extraction, group by group
+    uint8_t* to = memory + at.extraction;
     const int64_t whole = int64_t(ceil_div(channels, vector)) * vector;
     const bool back = m == METHOD_DIRECT;
     for (int g = 0; g < n_groups; g++) {
         const bool is_low = !back || low[g];  // kernels of low groups do not read what the others become
-        if (kernels_.lowers_bytes) {
+        if (facts_.extracts_bytes) {
             const uint8_t* from = templates_.data() + size_t((back ? 9 : 0) + (is_low ? shifts[g] : kEightBits)) * 9 * vector;
             // Pixels of few channels that fill a vector together: the same again for every pixel of it.
             const int again = channels < vector && vector % channels == 0 ? vector : channels;
@@ -100,7 +99,7 @@ void ConvLayer::choose_shifts(uint8_t* memory, int ratio, Method m) {
     }
     if (m == METHOD_DIRECT) return;
     const bool wino = m == METHOD_WINOGRAD || m == METHOD_WINOGRAD_FIP, fip = m == METHOD_FIP || m == METHOD_WINOGRAD_FIP;
-    const size_t padded = size_t(blocks_) * kernels_.block, each = (wino ? 4 : 1) * padded;
+    const size_t padded = size_t(blocks_) * facts_.block, each = (wino ? 4 : 1) * padded;
     for (int c = 0; c < spec_.conv_groups; c++) {
         const Visit& v = visit(ratio, m, c);
         uint8_t* own = memory + at.visits + c * at.visit_bytes;
@@ -132,7 +131,7 @@ void ConvLayer::choose_shifts(uint8_t* memory, int ratio, Method m) {
             for (size_t o = 0; o < each; o++) sums[o] += static_cast<uint32_t>(from[o]) << shift;
         }
         // Horner's rule, and groups that lie side by side joined.
-        const int unit = fip ? 8 : 4, unit_bytes = unit * (fip ? kernels_.fip_block : kernels_.block);
+        const int unit = fip ? 8 : 4, unit_bytes = unit * (fip ? facts_.fip_block : facts_.block);
         for (int i = 0, previous = 0; i < count; i++) {
             Group group = groups[i];
             const int shift = group.shift;
@@ -145,11 +144,11 @@ void ConvLayer::choose_shifts(uint8_t* memory, int ratio, Method m) {
     }
 }
 
-void ConvLayer::use_sample(LowerArgs& a, const uint8_t* memory) const {
-    const uint8_t* from = memory + sample_layout_.lowering;
+void ConvLayer::use_sample(ExtractArgs& a, const uint8_t* memory) const {
+    const uint8_t* from = memory + sample_layout_.extraction;
     a.bytes = from;
-    if (kernels_.lowers_bytes) return;
-    const int channels = spec_.bounds.back(), vector = kernels_.vector_bytes;
+    if (facts_.extracts_bytes) return;
+    const int channels = spec_.bounds.back(), vector = facts_.vector_bytes;
     const int64_t whole = int64_t(ceil_div(channels, vector)) * vector;
     const int32_t* rows = reinterpret_cast<const int32_t*>(from);
     a.shift = rows;

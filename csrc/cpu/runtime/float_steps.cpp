@@ -22,7 +22,7 @@ struct LayerNormStep : Step {
         args.bytes = bytes < 0 ? nullptr : run.origin(bytes);
         args.order = order.empty() ? nullptr : order.data();
         const int64_t rows = elements(run.program.tensor(src)) / a.columns * run.context.n;
-        run.rows(static_cast<int>(rows), [&](int r0, int r1) { run.program.float_ops().layer_norm(args, r0, r1); });
+        run.rows(static_cast<int>(rows), [&](int r0, int r1) { run.program.kernels().layer_norm(args, r0, r1); });
     }
 };
 
@@ -38,7 +38,7 @@ struct CombineStep : Step {
         args.a = run.floats(a) + offset_a;
         args.b = run.floats(b) + offset_b;
         args.dst = run.floats(dst);
-        run.rows(static_cast<int>(rows), [&](int r0, int r1) { run.program.float_ops().combine(args, r0, r1); });
+        run.rows(static_cast<int>(rows), [&](int r0, int r1) { run.program.kernels().combine(args, r0, r1); });
     }
 };
 
@@ -50,7 +50,7 @@ struct ReduceStep : Step {
         ReduceArgs args = r;
         args.src = run.floats(src);
         args.dst = run.floats(dst);
-        run.rows(static_cast<int>(outer * run.context.n), [&](int o0, int o1) { run.program.float_ops().reduce(args, o0, o1); });
+        run.rows(static_cast<int>(outer * run.context.n), [&](int o0, int o1) { run.program.kernels().reduce(args, o0, o1); });
     }
 };
 

@@ -1,7 +1,6 @@
 // Steps over values in the network's own order: float32, and the int64, int32 and bool values that masks and look-ups are
 // made of. Positions and strides count elements of one sample of the batch; constants are the same for every sample.
 #pragma once
-#include "../floats/floats.h"
 #include "program.h"
 #include "simple_steps.h"
 

@@ -9,10 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "../attention/attention.h"
-#include "../conv/conv_args.h"
-#include "../dispatch/dispatch.h"
-#include "../floats/floats.h"
+#include "../kernels.h"
 #include "conv_layer.h"
 #include "memory.h"
 #include "thread_pool.h"
@@ -140,10 +137,8 @@ class Program {
     int steps() const { return static_cast<int>(steps_.size()); }
     Step& step(int i) { return *steps_[i]; }
     ConvStep* conv(const std::string& name);
-    const ConvKernels& conv_kernels() const { return *conv_kernels_; }
-    const SimpleOps& ops() const { return *ops_; }
-    const FloatOps& float_ops() const { return *float_ops_; }
-    const AttentionOps& attention() const { return *attention_; }
+    const Kernels& kernels() const { return *kernels_; }
+    const Facts& facts() const { return facts_; }
     int threads() const { return pool_.threads(); }
     int64_t arena_bytes(int n);
     int64_t context_bytes() const { return context_bytes_.load(); }
@@ -152,10 +147,8 @@ class Program {
     std::vector<int64_t> place(int n, int64_t* total) const;
 
     bool small_;
-    const ConvKernels* conv_kernels_;
-    const SimpleOps* ops_;
-    const FloatOps* float_ops_;
-    const AttentionOps* attention_;
+    const Kernels* kernels_;
+    Facts facts_;
     std::vector<TensorSpec> tensors_;
     std::vector<std::pair<int, Buffer>> constants_;  // tensor and its values
     std::vector<std::pair<int, int>> touched_;
@@ -168,7 +161,7 @@ class Program {
     std::atomic<int64_t> context_bytes_{0};
 };
 
-// Convolution or linear layer, with the lowering of its input in front.
+// Convolution or linear layer, with the extraction of its input in front.
 class ConvStep : public Step {
    public:
     ConvStep(Program& program, ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi,
@@ -182,9 +175,9 @@ class ConvStep : public Step {
     Choice usual(int ratio) const;  // the deterministic choice, without measurement
     int default_chunk(Method m) const;
     void keep(bool all);
-    // Layers of one tap without padding are lowered pixel by pixel inside the kernels. With dynamic shifts these work sample by
+    // Layers of one tap without padding are extracted pixel by pixel inside the kernels. With dynamic shifts these work sample by
     // sample then, which does not pay where samples have few pixels.
-    bool lowers_here() const {
+    bool extracts_here() const {
         const ConvSpec& c = layer_.spec();
         const TensorSpec& d = program_.tensor(dst_);
         return c.kernel_h == 1 && c.kernel_w == 1 && c.pad_h == 0 && c.pad_w == 0 && c.conv_groups == 1 &&
@@ -198,7 +191,7 @@ class ConvStep : public Step {
    private:
     void set_geometry(const Run& run, ConvArgs& args, int conv_group) const;
     int64_t most_scratch();
-    void lower(Run& run, Method m);
+    void extract(Run& run, Method m);
     void choose_shifts(Run& run, Method m);
     // Memory of a sample of the batch, for dynamic shifts.
     uint8_t* sample(const Run& run, int n) const {
@@ -207,7 +200,7 @@ class ConvStep : public Step {
     void take_sample(const Run& run, ConvArgs& a, Method m, int n, int conv_group) const;
     Program& program_;
     ConvLayer layer_;
-    int src_, dst_, residual_, lowered_ = -1, samples_ = -1, kind_;
+    int src_, dst_, residual_, extracted_ = -1, samples_ = -1, kind_;
     float residual_factor_, lo_, hi_;
     bool saturates_;
     std::vector<Choice> choices_;

@@ -29,7 +29,7 @@ struct QuantizeStep : Base {
         const QuantizeArgs a{run.floats(reads[0]), t.pitch_n(), t.pitch_y(), t.pitch_x(), t.stride_c(),
                              dst, s.a, s.lo, s.hi, run.program.tensor(writes[0]).zero};
         std::atomic<int64_t> bad{0};
-        run.rows(rows_of(dst), [&](int r0, int r1) { bad += run.program.ops().quantize(a, r0, r1); });
+        run.rows(rows_of(dst), [&](int r0, int r1) { bad += run.program.kernels().quantize(a, r0, r1); });
         if (counted) run.not_finite += bad;
     }
 };
@@ -41,7 +41,7 @@ struct DequantizeStep : Base {
         const TensorSpec& t = run.program.tensor(writes[0]);
         const DequantizeArgs a{run.const_bytes(reads[0]), run.program.tensor(reads[0]).zero, scale,
                                run.floats(writes[0]), t.pitch_n(), t.pitch_y(), t.pitch_x(), t.stride_c()};
-        run.rows(a.src.n * a.src.h, [&](int r0, int r1) { run.program.ops().dequantize(a, r0, r1); });
+        run.rows(a.src.n * a.src.h, [&](int r0, int r1) { run.program.kernels().dequantize(a, r0, r1); });
     }
 };
 
@@ -51,7 +51,7 @@ struct TableStep : Base {
         : Base("table", n, {src}, {dst}), table(std::move(t)) {}
     void run(Run& run) override {
         const TableArgs a{run.const_bytes(reads[0]), run.bytes(writes[0]), table.data()};
-        run.rows(rows_of(a.dst), [&](int r0, int r1) { run.program.ops().table(a, r0, r1); });
+        run.rows(rows_of(a.dst), [&](int r0, int r1) { run.program.kernels().table(a, r0, r1); });
     }
 };
 
@@ -76,10 +76,10 @@ struct AddStep : Base {
         const int za = p.tensor(reads[0]).zero, zb = p.tensor(reads[1]).zero, zo = p.tensor(writes[0]).zero;
         if (product) {
             const MulArgs m{a, b, channel, za, zb, zo, s.a, s.lo, s.hi, dst};
-            run.rows(rows_of(dst), [&](int r0, int r1) { p.ops().mul(m, r0, r1); });
+            run.rows(rows_of(dst), [&](int r0, int r1) { p.kernels().mul(m, r0, r1); });
         } else {
             const AddArgs m{a, b, channel, za, zb, zo, s.a, s.b, s.lo, s.hi, dst};
-            run.rows(rows_of(dst), [&](int r0, int r1) { p.ops().add(m, r0, r1); });
+            run.rows(rows_of(dst), [&](int r0, int r1) { p.kernels().add(m, r0, r1); });
         }
     }
 };
@@ -103,7 +103,7 @@ struct RescaleStep : Base {
         a.factor = s.a;
         a.lo = s.lo;
         a.hi = s.hi;
-        run.rows(a.src.n * a.src.h, [&](int r0, int r1) { p.ops().rescale(a, r0, r1); });
+        run.rows(a.src.n * a.src.h, [&](int r0, int r1) { p.kernels().rescale(a, r0, r1); });
     }
 };
 
@@ -113,7 +113,7 @@ struct MaxPoolStep : Base {
     void run(Run& run) override {
         const MaxPoolArgs a{run.const_bytes(reads[0]), run.bytes(writes[0]), w.kernel_h, w.kernel_w, w.stride_h,
                             w.stride_w, w.pad_h, w.pad_w, w.dilation_h, w.dilation_w};
-        run.rows(rows_of(a.dst), [&](int r0, int r1) { run.program.ops().max_pool(a, r0, r1); });
+        run.rows(rows_of(a.dst), [&](int r0, int r1) { run.program.kernels().max_pool(a, r0, r1); });
     }
 };
 
@@ -126,7 +126,7 @@ struct SumPoolStep : Base {
         const SumPoolArgs a{run.const_bytes(reads[0]), run.bytes(writes[0]), w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
                             w.pad_h, w.pad_w, run.program.tensor(reads[0]).zero, run.program.tensor(writes[0]).zero,
                             s.a, s.lo, s.hi};
-        run.rows(rows_of(a.dst), [&](int r0, int r1) { run.program.ops().sum_pool(a, r0, r1); });
+        run.rows(rows_of(a.dst), [&](int r0, int r1) { run.program.kernels().sum_pool(a, r0, r1); });
     }
 };
 
@@ -146,7 +146,7 @@ struct CopyStep : Base {
         a.dst_stride[0] = d.sample_bytes();
         a.gather = gather.empty() ? nullptr : gather.data();
         if (fill) std::memset(run.context.base[writes[0]], d.zero, static_cast<size_t>(d.bytes(run.context.n)));
-        run.rows(a.extent[0], [&](int r0, int r1) { run.program.ops().copy(a, r0, r1); });
+        run.rows(a.extent[0], [&](int r0, int r1) { run.program.kernels().copy(a, r0, r1); });
     }
 };
 
@@ -228,7 +228,7 @@ struct DepthwiseStep : CountedStep {
             a.residual_factor = residual_factor;
         }
         run.rows(rows_of(a.dst), [&](int r0, int r1) {
-            p.ops().depthwise(a, r0, r1);
+            p.kernels().depthwise(a, r0, r1);
             counts[0].macs += per_sample / a.dst.h * (r1 - r0);
         });
         counts[0].runs++;

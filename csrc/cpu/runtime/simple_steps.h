@@ -1,4 +1,4 @@
-// Steps around the operators of simple_ops.h.
+// Steps around the operators of elementwise/, pool/, copy/ and depthwise/.
 #pragma once
 #include <deque>
 

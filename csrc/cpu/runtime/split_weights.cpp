@@ -20,7 +20,7 @@ bool pairs_fit(const int (&w)[4]) {
 }  // namespace
 
 void ConvLayer::pack_split(bool with_read_back) {
-    const int block = kernels_.block, n_groups = n_local_ * spec_.conv_groups;
+    const int block = facts_.block, n_groups = n_local_ * spec_.conv_groups;
     // Groups that are low at the same ratios, in every convolution group.
     std::map<std::vector<uint8_t>, std::vector<int>> kinds;
     for (int l = 0; l < n_local_; l++) {

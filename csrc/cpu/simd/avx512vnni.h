@@ -1,11 +1,6 @@
 // AVX-512 with VNNI: 16 int32 lanes; one instruction multiplies 64 unsigned bytes with 64 signed ones and adds fours.
 // Everything static: no function here may be shared with code for another instruction set.
 #pragma once
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
-// GCC below 13 takes the deliberately undefined pass-through operands of its own intrinsics for mistakes.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #include <immintrin.h>
 
 #include <cstdint>
@@ -15,35 +10,44 @@ namespace avx512vnni {
 
 typedef __m512i vi;  // 16 x int32, or 64 bytes
 typedef __m512 vf;
+typedef __mmask16 Mask;  // of lanes
 
 enum {
     LANES = 16,  // int32 per vector
     BYTES = 64,
     ROWS = 6,       // pixels of a register tile of the dot kernel
     COLS = 4,       // vectors of outputs of a register tile
-    FIP_ROWS = 8,   // the fast inner product's tile
+    TALL_ROWS = 12,  // pixels of a tile of at most two vectors of outputs; 0: none
+    FIP_ROWS = 8,    // the fast inner product's tile
     FIP_COLS = 2,
+    HAS_FIP = 1,
+    NARROW = 0,     // whether narrow operands gain by dot_narrow
+    SATURATES = 1,  // whether store_packed limits
 };
 
-static inline vi zero() { return _mm512_setzero_si512(); }
-static inline vi load(const void* p) { return _mm512_loadu_si512(p); }
-static inline void store(void* p, vi a) { _mm512_storeu_si512(p, a); }
-static inline vi broadcast4(const uint8_t* p) {
+BITDIAL_INLINE vi zero() { return _mm512_setzero_si512(); }
+BITDIAL_INLINE vi load(const void* p) { return _mm512_loadu_si512(p); }
+BITDIAL_INLINE void store(void* p, vi a) { _mm512_storeu_si512(p, a); }
+BITDIAL_INLINE vi broadcast4(const uint8_t* p) {
     int32_t v;
     __builtin_memcpy(&v, p, 4);
     return _mm512_set1_epi32(v);
 }
-static inline vi set(int32_t v) { return _mm512_set1_epi32(v); }
-static inline vi set_bytes(int v) { return _mm512_set1_epi8(static_cast<char>(v)); }
-static inline vi add(vi a, vi b) { return _mm512_add_epi32(a, b); }
-static inline vi sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
-static inline vi add_bytes(vi a, vi b) { return _mm512_add_epi8(a, b); }
-static inline vi sub_bytes(vi a, vi b) { return _mm512_sub_epi8(a, b); }
-static inline vi shift_left(vi a, int s) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(s)); }
-static inline vi shift_left_each(vi a, vi s) { return _mm512_sllv_epi32(a, s); }
-static inline vi shift_right_2(vi a) { return _mm512_srai_epi32(a, 2); }
-static inline vi both(vi a, vi b) { return _mm512_and_si512(a, b); }
-static inline vi swap_fours(vi a) { return _mm512_shuffle_epi32(a, static_cast<_MM_PERM_ENUM>(0xB1)); }
+BITDIAL_INLINE vi set(int32_t v) { return _mm512_set1_epi32(v); }
+BITDIAL_INLINE vi set_bytes(int v) { return _mm512_set1_epi8(static_cast<char>(v)); }
+BITDIAL_INLINE vi add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+BITDIAL_INLINE vi sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+BITDIAL_INLINE vi add_bytes(vi a, vi b) { return _mm512_add_epi8(a, b); }
+BITDIAL_INLINE vi sub_bytes(vi a, vi b) { return _mm512_sub_epi8(a, b); }
+BITDIAL_INLINE vi larger_bytes(vi a, vi b) { return _mm512_max_epu8(a, b); }
+BITDIAL_INLINE vi smaller_bytes(vi a, vi b) { return _mm512_min_epu8(a, b); }
+BITDIAL_INLINE vi larger(vi a, vi b) { return _mm512_max_epi32(a, b); }
+BITDIAL_INLINE vi smaller(vi a, vi b) { return _mm512_min_epi32(a, b); }
+BITDIAL_INLINE vi shift_left(vi a, int s) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(s)); }
+BITDIAL_INLINE vi shift_left_each(vi a, vi s) { return _mm512_sllv_epi32(a, s); }
+BITDIAL_INLINE vi shift_right_2(vi a) { return _mm512_srai_epi32(a, 2); }
+BITDIAL_INLINE vi both(vi a, vi b) { return _mm512_and_si512(a, b); }
+BITDIAL_INLINE vi swap_fours(vi a) { return _mm512_shuffle_epi32(a, static_cast<_MM_PERM_ENUM>(0xB1)); }
 static inline int32_t sum(vi a) { return _mm512_reduce_add_epi32(a); }
 
 static inline void sum_four(const vi (&v)[4], int32_t* to) {
@@ -55,17 +59,25 @@ static inline void sum_four(const vi (&v)[4], int32_t* to) {
 }
 
 // acc + sums of four products unsigned byte x signed byte, exact.
-static inline vi dot(vi acc, vi u, vi s) { return _mm512_dpbusd_epi32(acc, u, s); }
+BITDIAL_INLINE vi dot(vi acc, vi u, vi s) { return _mm512_dpbusd_epi32(acc, u, s); }
 
-static inline vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
-static inline vi round_even(vf a) { return _mm512_cvtps_epi32(a); }
-static inline vf set_float(float v) { return _mm512_set1_ps(v); }
-static inline vf load_float(const float* p) { return _mm512_loadu_ps(p); }
-static inline vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-static inline vf add_float(vf a, vf b) { return _mm512_add_ps(a, b); }
-static inline vf limit(vf a, vf lo, vf hi) { return _mm512_min_ps(_mm512_max_ps(a, lo), hi); }
+BITDIAL_INLINE vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
+BITDIAL_INLINE vi round_even(vf a) { return _mm512_cvtps_epi32(a); }
+BITDIAL_INLINE vf set(float v) { return _mm512_set1_ps(v); }
+BITDIAL_INLINE vf load(const float* p) { return _mm512_loadu_ps(p); }
+BITDIAL_INLINE void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
+BITDIAL_INLINE vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+BITDIAL_INLINE vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
+BITDIAL_INLINE vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+BITDIAL_INLINE vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
+BITDIAL_INLINE vf clamp(vf a, vf lo, vf hi) { return _mm512_min_ps(_mm512_max_ps(a, lo), hi); }
+// The instructions give their second operand where one is NaN and where both are zeros.
+BITDIAL_INLINE vf bound(vf a, vf lo, vf hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, a)); }
 
-static inline __mmask16 first(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1u); }
+BITDIAL_INLINE __mmask16 first(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1u); }
+BITDIAL_INLINE __mmask64 first_bytes(int n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
+BITDIAL_INLINE vi load(const uint8_t* p, int n) { return _mm512_maskz_loadu_epi8(first_bytes(n), p); }
+BITDIAL_INLINE void store(uint8_t* p, vi a, int n) { _mm512_mask_storeu_epi8(p, first_bytes(n), a); }
 // n <= 16 values of one byte each.
 static inline vi load_bytes_wide(const uint8_t* p, int n) {
     return _mm512_cvtepu8_epi32(n >= 16 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
@@ -77,21 +89,21 @@ static inline void store_bytes(uint8_t* p, vi a, int n) {
     else
         _mm_mask_storeu_epi8(p, first(n), _mm512_cvtepi32_epi8(a));
 }
-static inline void store_some(int32_t* p, vi a, int n) { _mm512_mask_storeu_epi32(p, first(n), a); }
-static inline void store_some_float(float* p, vf a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
-static inline vf load_some_float(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+BITDIAL_INLINE Mask part(int n, int k) { return static_cast<__mmask16>((first_bytes(n) >> (16 * k)) & 0xffff); }
+BITDIAL_INLINE vi load(const int32_t* p, Mask some) { return _mm512_maskz_loadu_epi32(some, p); }
+BITDIAL_INLINE void store(int32_t* p, vi a, Mask some) { _mm512_mask_storeu_epi32(p, some, a); }
+BITDIAL_INLINE void store(float* p, vf a, Mask some) { _mm512_mask_storeu_ps(p, some, a); }
+BITDIAL_INLINE vf load(const float* p, Mask some) { return _mm512_maskz_loadu_ps(some, p); }
 
-// Float operations of softmax.
-static inline void store_float(float* p, vf a) { _mm512_storeu_ps(p, a); }
-static inline vf sub_float(vf a, vf b) { return _mm512_sub_ps(a, b); }
-static inline vf larger_float(vf a, vf b) { return _mm512_max_ps(a, b); }
-static inline vi bits_of(vf a) { return _mm512_castps_si512(a); }
-static inline vf float_of(vi a) { return _mm512_castsi512_ps(a); }
-static inline vf zero_below(vf a, vf x, vf limit_) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit_, _CMP_GE_OQ), a); }
-static inline vf first_or(vf a, int n, vf other) { return _mm512_mask_blend_ps(first(n), other, a); }
-static inline float max_lanes(vf a) { return _mm512_reduce_max_ps(a); }
+// Of softmax.
+BITDIAL_INLINE vf larger(vf a, vf b) { return _mm512_max_ps(a, b); }
+BITDIAL_INLINE vi bits_of(vf a) { return _mm512_castps_si512(a); }
+BITDIAL_INLINE vf float_of(vi a) { return _mm512_castsi512_ps(a); }
+BITDIAL_INLINE vf zero_below(vf a, vf x, vf limit_) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit_, _CMP_GE_OQ), a); }
+BITDIAL_INLINE vf first_or(vf a, Mask some, vf other) { return _mm512_mask_blend_ps(some, other, a); }
+BITDIAL_INLINE float max_lanes(vf a) { return _mm512_reduce_max_ps(a); }
 // Halves are added until one number is left.
-static inline float sum_halves(const vf (&a)[1]) {
+BITDIAL_INLINE float total(const vf (&a)[1]) {
     const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a[0]), _mm512_extractf32x8_ps(a[0], 1));
     const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
     const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
@@ -102,10 +114,10 @@ static inline float sum_halves(const vf (&a)[1]) {
 // other unsigned. U: the left one is unsigned.
 enum { GROUP = 4 };
 template <bool U>
-static inline vi dot_group(vi acc, vi left, vi right) {
+BITDIAL_INLINE vi dot_group(vi acc, vi left, vi right) {
     return U ? _mm512_dpbusd_epi32(acc, left, right) : _mm512_dpbusd_epi32(acc, right, left);
 }
-static inline void store_group(uint8_t* p, vi a) { store_bytes(p, a, LANES); }
+BITDIAL_INLINE void store_group(uint8_t* p, vi a) { store_bytes(p, a, LANES); }
 
 // The first n <= 16 N numbers of N vectors, limited to 0..255 (SIGNED: to -127..127, plus 128) and stored as adjacent bytes.
 template <int N, bool SIGNED>
@@ -128,21 +140,21 @@ static inline void store_packed(uint8_t* p, const vi* q, int n) {
 }
 
 // clamp(rne(v / 2^s), lo, hi) in every int32 lane; shift = s + 1 and half = 2^s - 1.
-static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
+BITDIAL_INLINE vi extract(vi v, vi shift, vi half, vi lo, vi hi) {
     const vi twice = _mm512_add_epi32(v, v);
     const vi odd = _mm512_and_si512(_mm512_srav_epi32(twice, shift), _mm512_set1_epi32(1));
     const vi q = _mm512_srav_epi32(_mm512_add_epi32(_mm512_add_epi32(twice, half), odd), shift);
-    return _mm512_min_epi32(_mm512_max_epi32(q, lo), hi);
+    return smaller(larger(q, lo), hi);
 }
 
 // The same for 64 bytes at once. u = value + zero; for signed values the quotient of u is 128 / 2^s too large, and parity is
 // the same, so that rounding to even is. An overflow of u + half saturates, which the limit then hides: limits are below
 // 2^(8 - s) for unsigned and 2^(7 - s) for signed values.
-#define BITDIAL_LOWER_BYTES 1
-struct ByteLowering {
+#define BITDIAL_EXTRACT_BYTES 1
+struct ByteExtraction {
     vi right, half, odd, mask, less, lo, hi, left, keep, offset;
 };
-static inline vi lower_bytes(vi u, const ByteLowering& a, bool is_signed) {
+BITDIAL_INLINE vi extract_bytes(vi u, const ByteExtraction& a, bool is_signed) {
     const vi odd = _mm512_and_si512(_mm512_multishift_epi64_epi8(a.right, u), a.odd);
     const vi sum_ = _mm512_adds_epu8(_mm512_adds_epu8(u, a.half), odd);
     vi q = _mm512_and_si512(_mm512_multishift_epi64_epi8(a.right, sum_), a.mask);
@@ -155,19 +167,10 @@ static inline vi lower_bytes(vi u, const ByteLowering& a, bool is_signed) {
 // clamp(rne(w / 2^s), -limit, limit) of 64 signed bytes.
 static inline vi low_weights(vi w, int s, int limit) {
     const vi eight = _mm512_set1_epi64(0x3830282018100800);  // first bit of every byte of eight
-    const ByteLowering a = {_mm512_add_epi8(eight, set_bytes(s)), set_bytes(s > 0 ? (1 << (s - 1)) - 1 : 0), set_bytes(s > 0),
+    const ByteExtraction a = {_mm512_add_epi8(eight, set_bytes(s)), set_bytes(s > 0 ? (1 << (s - 1)) - 1 : 0), set_bytes(s > 0),
                             set_bytes(255 >> s), set_bytes(128 >> s), set_bytes(-limit), set_bytes(limit), eight,
                             set_bytes(255), zero()};
-    return lower_bytes(_mm512_xor_si512(w, set_bytes(128)), a, true);
-}
-static inline void store_bytes64(uint8_t* p, vi a, int n) {
-    if (n >= 64)
-        store(p, a);
-    else
-        _mm512_mask_storeu_epi8(p, (1ull << n) - 1ull, a);
-}
-static inline vi load_bytes64(const uint8_t* p, int n) {
-    return n >= 64 ? load(p) : _mm512_maskz_loadu_epi8((1ull << n) - 1ull, p);
+    return extract_bytes(_mm512_xor_si512(w, set_bytes(128)), a, true);
 }
 
 }  // namespace avx512vnni

@@ -1,237 +1,198 @@
-// No instruction set in particular: 4 int32 lanes in plain C++, for processors without a path of their own. Correct first.
+// No instruction set in particular: 4 int32 lanes with the vector types that GCC and Clang offer on every target, for processors
+// without a path of their own. Correct first.
 #pragma once
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <cstdint>
 
 namespace bitdial {
 namespace portable {
 
-enum { LANES = 4, BYTES = 16, ROWS = 2, COLS = 2, FIP_ROWS = 2, FIP_COLS = 1 };
-
-struct vi {
-    int32_t v[LANES];
+typedef int32_t vi __attribute__((vector_size(16)));
+typedef float vf __attribute__((vector_size(16)));
+typedef uint8_t ByteVector __attribute__((vector_size(16)));
+typedef uint16_t WordVector __attribute__((vector_size(16)));
+typedef int16_t ShortVector __attribute__((vector_size(16)));
+typedef uint32_t BitVector __attribute__((vector_size(16)));
+struct Mask {
+    int n;  // the first so many lanes, at most LANES; below 0 as 0
 };
-struct vf {
-    float v[LANES];
+
+enum {
+    LANES = 4,
+    BYTES = 16,
+    ROWS = 2,
+    COLS = 2,
+    TALL_ROWS = 0,
+    FIP_ROWS = 2,
+    FIP_COLS = 1,
+    HAS_FIP = 1,
+    NARROW = 0,
+    SATURATES = 0,
 };
 
-#define BITDIAL_EACH for (int i = 0; i < LANES; i++)
-static inline int32_t wrapped(uint32_t v) { return static_cast<int32_t>(v); }
-static inline uint32_t bits(int32_t v) { return static_cast<uint32_t>(v); }
+BITDIAL_INLINE vi signed_of(BitVector a) { return reinterpret_cast<vi>(a); }
+BITDIAL_INLINE BitVector bits(vi a) { return reinterpret_cast<BitVector>(a); }
+BITDIAL_INLINE ByteVector bytes_of(vi a) { return reinterpret_cast<ByteVector>(a); }
 
-static inline vi set(int32_t v) {
-    vi r;
-    BITDIAL_EACH r.v[i] = v;
-    return r;
-}
-static inline vi zero() { return set(0); }
-static inline vi load(const void* p) {
+BITDIAL_INLINE vi set(int32_t v) { return vi{v, v, v, v}; }
+BITDIAL_INLINE vf set(float v) { return vf{v, v, v, v}; }
+BITDIAL_INLINE vi set_bytes(int v) { return reinterpret_cast<vi>(ByteVector{} + static_cast<uint8_t>(v)); }
+BITDIAL_INLINE vi zero() { return vi{}; }
+BITDIAL_INLINE vi load(const void* p) {
     vi r;
     __builtin_memcpy(&r, p, sizeof r);
     return r;
 }
-static inline void store(void* p, vi a) { __builtin_memcpy(p, &a, sizeof a); }
-static inline vi broadcast4(const uint8_t* p) {
+BITDIAL_INLINE vf load(const float* p) {
+    vf r;
+    __builtin_memcpy(&r, p, sizeof r);
+    return r;
+}
+BITDIAL_INLINE void store(void* p, vi a) { __builtin_memcpy(p, &a, sizeof a); }
+BITDIAL_INLINE void store(float* p, vf a) { __builtin_memcpy(p, &a, sizeof a); }
+BITDIAL_INLINE vi broadcast4(const uint8_t* p) {
     int32_t v;
     __builtin_memcpy(&v, p, 4);
     return set(v);
 }
-static inline vi set_bytes(int v) { return set(wrapped(0x01010101u * static_cast<uint8_t>(v))); }
-static inline vi add(vi a, vi b) {
-    BITDIAL_EACH a.v[i] = wrapped(bits(a.v[i]) + bits(b.v[i]));
-    return a;
+BITDIAL_INLINE vi add(vi a, vi b) { return signed_of(bits(a) + bits(b)); }  // wraps
+BITDIAL_INLINE vi sub(vi a, vi b) { return signed_of(bits(a) - bits(b)); }
+BITDIAL_INLINE vi add_bytes(vi a, vi b) { return reinterpret_cast<vi>(bytes_of(a) + bytes_of(b)); }
+BITDIAL_INLINE vi sub_bytes(vi a, vi b) { return reinterpret_cast<vi>(bytes_of(a) - bytes_of(b)); }
+BITDIAL_INLINE vi larger_bytes(vi a, vi b) {
+    const ByteVector x = bytes_of(a), y = bytes_of(b);
+    return reinterpret_cast<vi>(x > y ? x : y);
 }
-static inline vi sub(vi a, vi b) {
-    BITDIAL_EACH a.v[i] = wrapped(bits(a.v[i]) - bits(b.v[i]));
-    return a;
+BITDIAL_INLINE vi smaller_bytes(vi a, vi b) {
+    const ByteVector x = bytes_of(a), y = bytes_of(b);
+    return reinterpret_cast<vi>(x < y ? x : y);
 }
-static inline vi add_bytes(vi a, vi b) {
-    uint8_t x[BYTES], y[BYTES];
-    __builtin_memcpy(x, &a, BYTES);
-    __builtin_memcpy(y, &b, BYTES);
-    for (int i = 0; i < BYTES; i++) x[i] = static_cast<uint8_t>(x[i] + y[i]);
-    return load(x);
-}
-static inline vi sub_bytes(vi a, vi b) {
-    uint8_t x[BYTES], y[BYTES];
-    __builtin_memcpy(x, &a, BYTES);
-    __builtin_memcpy(y, &b, BYTES);
-    for (int i = 0; i < BYTES; i++) x[i] = static_cast<uint8_t>(x[i] - y[i]);
-    return load(x);
-}
-static inline vi shift_left(vi a, int s) {
-    BITDIAL_EACH a.v[i] = wrapped(bits(a.v[i]) << s);
-    return a;
-}
-static inline vi shift_left_each(vi a, vi s) {
-    BITDIAL_EACH a.v[i] = wrapped(bits(a.v[i]) << s.v[i]);
-    return a;
-}
-static inline vi shift_right_2(vi a) {
-    BITDIAL_EACH a.v[i] >>= 2;
-    return a;
-}
-static inline vi both(vi a, vi b) {
-    BITDIAL_EACH a.v[i] &= b.v[i];
-    return a;
-}
-static inline vi swap_fours(vi a) { return vi{{a.v[1], a.v[0], a.v[3], a.v[2]}}; }
-static inline int32_t sum(vi a) { return wrapped(bits(a.v[0]) + bits(a.v[1]) + bits(a.v[2]) + bits(a.v[3])); }
-
-static inline void sum_four(const vi (&v)[4], int32_t* to) {
-    for (int s = 0; s < 4; s++) to[s] = sum(v[s]);
+BITDIAL_INLINE vi larger(vi a, vi b) { return a > b ? a : b; }
+BITDIAL_INLINE vi smaller(vi a, vi b) { return a < b ? a : b; }
+BITDIAL_INLINE vi shift_left(vi a, int s) { return signed_of(bits(a) << static_cast<uint32_t>(s)); }
+BITDIAL_INLINE vi shift_left_each(vi a, vi s) { return signed_of(bits(a) << bits(s)); }
+BITDIAL_INLINE vi shift_right_2(vi a) { return a >> 2; }
+BITDIAL_INLINE vi both(vi a, vi b) { return a & b; }
+BITDIAL_INLINE vi swap_fours(vi a) { return vi{a[1], a[0], a[3], a[2]}; }
+BITDIAL_INLINE int32_t sum(vi a) {
+    const BitVector b = bits(a);
+    return static_cast<int32_t>(b[0] + b[1] + b[2] + b[3]);
 }
 
-static inline vi dot(vi acc, vi u, vi s) {
-    uint8_t x[BYTES];
-    int8_t w[BYTES];
-    __builtin_memcpy(x, &u, BYTES);
-    __builtin_memcpy(w, &s, BYTES);
-    BITDIAL_EACH {
-        const int32_t d = x[4 * i] * w[4 * i] + x[4 * i + 1] * w[4 * i + 1] + x[4 * i + 2] * w[4 * i + 2] + x[4 * i + 3] * w[4 * i + 3];
-        acc.v[i] = wrapped(bits(acc.v[i]) + bits(d));
-    }
-    return acc;
-}
-
-static inline vf to_float(vi a) {
-    vf r;
-    BITDIAL_EACH r.v[i] = static_cast<float>(a.v[i]);
-    return r;
-}
-// The values are within +-255: adding and taking away 1.5 * 2^23 rounds to nearest even.
-static inline vi round_even(vf a) {
+// Sums of two products of 16-bit numbers.
+BITDIAL_INLINE vi dot_words(vi a, vi b) {
+#if defined(__SSE2__)
+    return reinterpret_cast<vi>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+    int16_t x[2 * LANES], y[2 * LANES];
+    store(x, a);
+    store(y, b);
     vi r;
-    BITDIAL_EACH {
-        volatile float shifted = a.v[i] + 12582912.0f;
-        r.v[i] = static_cast<int32_t>(shifted - 12582912.0f);
-    }
+    for (int i = 0; i < LANES; i++) r[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
     return r;
+#endif
 }
-static inline vf set_float(float v) {
-    vf r;
-    BITDIAL_EACH r.v[i] = v;
-    return r;
-}
-static inline vf load_float(const float* p) {
-    vf r;
-    __builtin_memcpy(&r, p, sizeof r);
-    return r;
-}
-static inline vf mul(vf a, vf b) {
-    BITDIAL_EACH a.v[i] *= b.v[i];
-    return a;
-}
-static inline vf add_float(vf a, vf b) {
-    BITDIAL_EACH a.v[i] += b.v[i];
-    return a;
-}
-static inline vf limit(vf a, vf lo, vf hi) {
-    BITDIAL_EACH {
-        a.v[i] = a.v[i] > lo.v[i] ? a.v[i] : lo.v[i];
-        a.v[i] = a.v[i] < hi.v[i] ? a.v[i] : hi.v[i];
-    }
-    return a;
-}
-static inline vi load_bytes_wide(const uint8_t* p, int n) {
-    vi r = zero();
-    for (int i = 0; i < n && i < LANES; i++) r.v[i] = p[i];
-    return r;
-}
-static inline void store_bytes(uint8_t* p, vi a, int n) {
-    for (int i = 0; i < n && i < LANES; i++) p[i] = static_cast<uint8_t>(a.v[i]);
-}
-static inline void store_some(int32_t* p, vi a, int n) {
-    for (int i = 0; i < n && i < LANES; i++) p[i] = a.v[i];
-}
-static inline void store_some_float(float* p, vf a, int n) {
-    for (int i = 0; i < n && i < LANES; i++) p[i] = a.v[i];
-}
-static inline vf load_some_float(const float* p, int n) {
-    vf r = set_float(0.0f);
-    for (int i = 0; i < n && i < LANES; i++) r.v[i] = p[i];
-    return r;
+// acc + sums of four products unsigned byte x signed byte, exact: the first and third, the second and fourth.
+BITDIAL_INLINE vi dot(vi acc, vi u, vi s) {
+    const WordVector x = reinterpret_cast<WordVector>(u), w = reinterpret_cast<WordVector>(s);
+    const vi even = reinterpret_cast<vi>(reinterpret_cast<ShortVector>(w << 8) >> 8);
+    const vi odd = reinterpret_cast<vi>(reinterpret_cast<ShortVector>(w) >> 8);
+    return add(acc, add(dot_words(reinterpret_cast<vi>(x & 255), even), dot_words(reinterpret_cast<vi>(x >> 8), odd)));
 }
 
-// Float operations of softmax.
-static inline void store_float(float* p, vf a) { __builtin_memcpy(p, &a, sizeof a); }
-static inline vf sub_float(vf a, vf b) {
-    BITDIAL_EACH a.v[i] -= b.v[i];
-    return a;
+BITDIAL_INLINE vf to_float(vi a) { return __builtin_convertvector(a, vf); }
+// The values are within +-255: adding and taking away 1.5 * 2^23 rounds to nearest even (floats are computed as floats; no wider
+// arithmetic is in use).
+BITDIAL_INLINE vi round_even(vf a) { return __builtin_convertvector((a + 12582912.0f) - 12582912.0f, vi); }
+BITDIAL_INLINE vf mul(vf a, vf b) { return a * b; }
+BITDIAL_INLINE vf add(vf a, vf b) { return a + b; }
+BITDIAL_INLINE vf sub(vf a, vf b) { return a - b; }
+BITDIAL_INLINE vf div(vf a, vf b) { return a / b; }
+BITDIAL_INLINE vf larger(vf a, vf b) { return a > b ? a : b; }
+BITDIAL_INLINE vf clamp(vf a, vf lo, vf hi) {
+    const vf raised = larger(a, lo);
+    return raised < hi ? raised : hi;
 }
-static inline vf larger_float(vf a, vf b) {
-    BITDIAL_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
-    return a;
+BITDIAL_INLINE vf bound(vf a, vf lo, vf hi) {
+    const vf raised = a < lo ? lo : a;
+    return raised > hi ? hi : raised;
 }
-static inline vi bits_of(vf a) { return load(&a); }
-static inline vf float_of(vi a) {
-    vf r;
-    __builtin_memcpy(&r, &a, sizeof r);
+
+// The first elements of an array, the rest zero.
+template <typename V, typename T>
+BITDIAL_INLINE V load_part(const T* from, int n) {
+    T own[sizeof(V) / sizeof(T)] = {};
+    for (int i = 0; i < n; i++) own[i] = from[i];
+    V r;
+    __builtin_memcpy(&r, own, sizeof r);
     return r;
 }
-static inline vf zero_below(vf a, vf x, vf limit_) {
-    BITDIAL_EACH a.v[i] = x.v[i] >= limit_.v[i] ? a.v[i] : 0.0f;
-    return a;
+template <typename V, typename T>
+BITDIAL_INLINE void store_part(T* to, V a, int n) {
+    T own[sizeof(V) / sizeof(T)];
+    __builtin_memcpy(own, &a, sizeof own);
+    for (int i = 0; i < n; i++) to[i] = own[i];
 }
-static inline vf first_or(vf a, int n, vf other) {
-    BITDIAL_EACH a.v[i] = i < n ? a.v[i] : other.v[i];
-    return a;
+BITDIAL_INLINE Mask first(int n) { return {n < LANES ? n : LANES}; }
+BITDIAL_INLINE Mask part(int n, int k) { return first(n - LANES * k); }
+BITDIAL_INLINE vi load(const uint8_t* p, int n) { return load_part<vi>(p, n); }
+BITDIAL_INLINE vi load(const int32_t* p, Mask some) { return load_part<vi>(p, some.n); }
+BITDIAL_INLINE vf load(const float* p, Mask some) { return load_part<vf>(p, some.n); }
+BITDIAL_INLINE void store(uint8_t* p, vi a, int n) { store_part(p, a, n); }
+BITDIAL_INLINE void store(int32_t* p, vi a, Mask some) { store_part(p, a, some.n); }
+BITDIAL_INLINE void store(float* p, vf a, Mask some) { store_part(p, a, some.n); }
+BITDIAL_INLINE vi load_bytes_wide(const uint8_t* p, int n) {
+    vi r = zero();
+    for (int i = 0; i < n && i < LANES; i++) r[i] = p[i];
+    return r;
 }
-static inline float max_lanes(vf a) {
-    float m = a.v[0];
-    for (int i = 1; i < LANES; i++) m = a.v[i] > m ? a.v[i] : m;
+BITDIAL_INLINE void store_bytes(uint8_t* p, vi a, int n) {
+    for (int i = 0; i < n && i < LANES; i++) p[i] = static_cast<uint8_t>(a[i]);
+}
+
+// Of softmax.
+BITDIAL_INLINE vi bits_of(vf a) { return reinterpret_cast<vi>(a); }
+BITDIAL_INLINE vf float_of(vi a) { return reinterpret_cast<vf>(a); }
+BITDIAL_INLINE vf zero_below(vf a, vf x, vf limit) { return x >= limit ? a : vf{}; }
+BITDIAL_INLINE vf first_or(vf a, Mask some, vf other) { return vi{0, 1, 2, 3} < some.n ? a : other; }
+BITDIAL_INLINE float max_lanes(vf a) {
+    float m = a[0];
+    for (int i = 1; i < LANES; i++) m = a[i] > m ? a[i] : m;
     return m;
 }
 // Halves of 16 lanes are added until one number is left.
-static inline float sum_halves(const vf (&a)[4]) {
-    const vf c = add_float(add_float(a[0], a[2]), add_float(a[1], a[3]));
-    return (c.v[0] + c.v[2]) + (c.v[1] + c.v[3]);
+BITDIAL_INLINE float total(const vf (&a)[4]) {
+    const vf c = (a[0] + a[2]) + (a[1] + a[3]);
+    return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
 // Products of two operands that are both known at run time only: GROUP of either per lane, widened to 16 bits once.
 enum { GROUP = 2 };
 template <bool U>
-static inline vi dot_group(vi acc, vi left, vi right) {
-    int16_t x[2 * LANES], y[2 * LANES];
-    __builtin_memcpy(x, &left, sizeof x);
-    __builtin_memcpy(y, &right, sizeof y);
-    BITDIAL_EACH acc.v[i] = wrapped(bits(acc.v[i]) + bits(x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1]));
-    return acc;
+BITDIAL_INLINE vi dot_group(vi acc, vi left, vi right) {
+    return add(acc, dot_words(left, right));
 }
-static inline void store_group(uint8_t* p, vi a) {
+BITDIAL_INLINE void store_group(uint8_t* p, vi a) {
     int16_t own[LANES];
-    BITDIAL_EACH own[i] = static_cast<int16_t>(a.v[i]);
+    for (int i = 0; i < LANES; i++) own[i] = static_cast<int16_t>(a[i]);
     __builtin_memcpy(p, own, sizeof own);
 }
 
 // The first n numbers, 0..255, of N vectors, stored as adjacent bytes.
 template <int N, bool SIGNED>
-static inline void store_packed(uint8_t* p, const vi* q, int n) {
+BITDIAL_INLINE void store_packed(uint8_t* p, const vi* q, int n) {
     for (int j = 0; j < N; j++) store_bytes(p + j * LANES, q[j], n - j * LANES);
 }
 
 // clamp(rne(v / 2^s), lo, hi); shift = s + 1 and half = 2^s - 1. Right shifts of negative values are arithmetic in every
 // compiler that C++17 has (and by C++20's letter).
-static inline vi lower(vi v, vi shift, vi half, vi lo, vi hi) {
-    BITDIAL_EACH {
-        const int32_t twice = 2 * v.v[i];
-        const int32_t q = (twice + half.v[i] + ((twice >> shift.v[i]) & 1)) >> shift.v[i];
-        v.v[i] = q < lo.v[i] ? lo.v[i] : q > hi.v[i] ? hi.v[i] : q;
-    }
-    return v;
+BITDIAL_INLINE vi extract(vi v, vi shift, vi half, vi lo, vi hi) {
+    const vi twice = v + v;
+    return smaller(larger((twice + half + ((twice >> shift) & 1)) >> shift, lo), hi);
 }
-// clamp(rne(w / 2^s), -limit, limit) of a vector of signed bytes.
-static inline vi low_weights(vi w, int s, int limit_) {
-    uint8_t in[BYTES], out[BYTES];
-    store(in, w);
-    const vi shift = set(s + 1), half = set((1 << s) - 1), lo = set(-limit_), hi = set(limit_), middle = set(128);
-    for (int b = 0; b < BYTES; b += LANES) {
-        for (int i = 0; i < LANES; i++) in[b + i] = static_cast<uint8_t>(in[b + i] ^ 128);
-        store_bytes(out + b, lower(sub(load_bytes_wide(in + b, LANES), middle), shift, half, lo, hi), LANES);
-    }
-    return load(out);
-}
-
-#undef BITDIAL_EACH
 
 }  // namespace portable
 }  // namespace bitdial

@@ -7,8 +7,6 @@
 #pragma once
 #include <cstdint>
 
-#include "../isa.h"
-
 namespace bitdial {
 
 // t = acc * multiplier[c] + bias[c], + residual * factor if there is one; out = rne(clamp(t, lo, hi)), inside = lo < t < hi.
@@ -36,7 +34,7 @@ struct RequantizeGradArgs {
 };
 
 // t = rne(x * inverse[c]); y = clamp(t, lo[c], hi[c]); out = y * power[c]; inside = t == y. |x * inverse| is at most 255.
-struct LowerArgs {
+struct ExtractFloatsArgs {
     const void* x;
     const float *inverse, *power, *lo, *hi;
     void* out;
@@ -63,27 +61,5 @@ struct PassArgs {
 
 // One type for all, or acc float32 and out bfloat16 (the border where a float value is quantized).
 enum class Types { f32, bf16, f32_bf16 };
-
-struct TrainingOps {
-    void (*requantize)(const RequantizeArgs&, Types, int64_t row0, int64_t row1);
-    void (*requantize_grad)(const RequantizeGradArgs&, Types, int64_t row0, int64_t row1);
-    void (*lower)(const LowerArgs&, Types, int64_t row0, int64_t row1);
-    void (*look_up)(const LookUpArgs&, Types, int64_t row0, int64_t row1);
-    void (*pass)(const PassArgs&, Types, int64_t row0, int64_t row1);
-};
-
-#define BITDIAL_DECLARE(isa)                                                                       \
-    namespace isa {                                                                               \
-    void requantize(const RequantizeArgs& args, Types types, int64_t row0, int64_t row1);         \
-    void requantize_grad(const RequantizeGradArgs& args, Types types, int64_t row0, int64_t row1); \
-    void lower(const LowerArgs& args, Types types, int64_t row0, int64_t row1);                   \
-    void look_up(const LookUpArgs& args, Types types, int64_t row0, int64_t row1);                \
-    void pass(const PassArgs& args, Types types, int64_t row0, int64_t row1);                     \
-    }
-BITDIAL_ISA_LIST(BITDIAL_DECLARE)
-#undef BITDIAL_DECLARE
-
-// Table of one instruction set by its name in isa.h; null if this build has none of that name.
-const TrainingOps* training_ops(const char* isa);
 
 }  // namespace bitdial

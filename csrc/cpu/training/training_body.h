@@ -107,7 +107,7 @@ void requantize_grad_rows(const RequantizeGradArgs& a, int64_t row0, int64_t row
 }
 
 template <class T>
-void lower_rows(const LowerArgs& a, int64_t row0, int64_t row1) {
+void extract_rows(const ExtractFloatsArgs& a, int64_t row0, int64_t row1) {
     using Element = typename T::Element;
     const int64_t channels = a.channels;
     const float* __restrict inverse = a.inverse;
@@ -188,9 +188,9 @@ void requantize_grad(const RequantizeGradArgs& a, Types types, int64_t row0, int
     requantize_grad_typed<F32, F32>(a, row0, row1);
 }
 
-void lower(const LowerArgs& a, Types types, int64_t row0, int64_t row1) {
-    if (types == Types::bf16) return lower_rows<BF16>(a, row0, row1);
-    lower_rows<F32>(a, row0, row1);
+void extract_floats(const ExtractFloatsArgs& a, Types types, int64_t row0, int64_t row1) {
+    if (types == Types::bf16) return extract_rows<BF16>(a, row0, row1);
+    extract_rows<F32>(a, row0, row1);
 }
 
 void look_up(const LookUpArgs& a, Types types, int64_t row0, int64_t row1) {

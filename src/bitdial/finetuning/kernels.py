@@ -157,7 +157,7 @@ def lower(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -> 
     vectors = [flat(v) for v in (inverse, power, lo, hi)]
     out, inside = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
     addresses = [v.data_ptr() for v in vectors]
-    steps().lower(
+    steps().extract_floats(
         _TYPES[x.dtype, x.dtype], x.data_ptr(), *addresses, out.data_ptr(), inside.data_ptr(), *rows
     )  # fmt: skip
     return out, inside

@@ -40,3 +40,16 @@ def test_the_sanitized_extension_is_used_where_asked_for() -> None:
     else:
         assert os.path.samefile(loaded, wanted)
         assert b"__asan_init" in code and b"__ubsan_handle" in code, f"{loaded} has no sanitizers"
+
+
+def test_every_instruction_set_lists_the_same_kernels_each_of_its_own() -> None:
+    module = native()
+    lists = {isa: module.kernels(isa) for isa in module.supported_isas()}
+    names = [[(folder, name) for folder, name, *_ in of_set] for of_set in lists.values()]
+    assert all(own == names[0] for own in names)
+    assert {"elementwise", "pool", "copy", "depthwise", "floats", "attention", "conv", "training"} == {f for f, _ in names[0]}
+    assert ("conv", "conv") in names[0] and len(names[0]) == len(set(names[0]))
+    addresses = [address for of_set in lists.values() for _, _, address, _ in of_set]
+    assert len(set(addresses)) == len(addresses)  # none of another set
+    with pytest.raises(ValueError, match="'sse9' is not supported here"):
+        module.kernels("sse9")

@@ -15,6 +15,9 @@ def version() -> str:
 
 def supported_isas() -> list[str]: ...
 def cpu_name() -> str: ...
+def kernels(isa: str) -> list[tuple[str, str, int, int]]:
+    """Every kernel of an instruction set that runs here: folder, name, address, bytes of its arguments' structure."""
+
 def burn(isa: str, rounds: int) -> tuple[int, float]: ...
 
 class Training:
@@ -51,7 +54,7 @@ class Training:
         channels: int,
         /,
     ) -> None: ...
-    def lower(
+    def extract_floats(
         self,
         types: int,
         x: int,

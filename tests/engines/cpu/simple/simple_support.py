@@ -1,80 +1,17 @@
-"""The operators without multiply-accumulates, called from Python: the build, the ctypes mirror, guarded memory."""
+"""The kernels of four folders of csrc/cpu, called from Python: the ctypes mirror of their arguments, guarded memory."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import os
-import shutil
-import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import CFUNCTYPE, Structure, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SOURCES = Path(__file__).resolve().parents[4] / "csrc" / "cpu"
 FOLDERS = ("elementwise", "pool", "copy", "depthwise")
-FLAGS = "-O3 -std=c++17 -fPIC -ffp-contract=off -fno-math-errno -Wall -Wextra -Wshadow -Werror".split()
-ISA_FLAGS = {
-    "avx512vnni": (
-        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vnni -mfma -mprefer-vector-width=512".split()
-    ),
-    "avx2": "-mavx2 -mfma".split(),
-    "portable": [],
-}
-SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -Wno-error".split()
-
-
-def compiler() -> str | None:
-    """The C++ compiler, or None."""
-    return next((path for path in map(shutil.which, ("g++", "c++", "clang++")) if path), None)
-
-
-def compiled() -> Path | None:
-    """Where CMake keeps the object files of csrc/cpu that belong to the extension under test, if that was linked after the
-    last change of a source. To compile them once more would take half a minute of a core."""
-    asked = os.environ.get("BITDIAL_SANITIZED_NATIVE")
-    linked = [Path(asked)] if asked else (SOURCES.parents[1] / "build").glob("*/_native.*so")
-    changed = max(p.stat().st_mtime for p in [*SOURCES.rglob("*"), SOURCES.parents[1] / "CMakeLists.txt"])
-    for library in linked:
-        objects = library.parent / "CMakeFiles" / "bitdial_cpu.dir" / "csrc" / "cpu"
-        if objects.is_dir() and library.stat().st_mtime > changed:
-            return objects
-    return None
-
-
-def build(folder: Path, sanitize: bool = False, jobs: int = 2) -> Path:
-    """Compiles kernels, table and shim, or takes the extension's object files; returns the shared library. Objects stay beside
-    it, named <folder>_<isa>.o."""
-    command = compiler()
-    assert command is not None
-    x86 = subprocess.run([command, "-dumpmachine"], capture_output=True, text=True).stdout.startswith("x86_64")
-    units = [(Path(__file__).with_name("shim.cpp"), []), (SOURCES / "dispatch" / "simple_ops.cpp", [])]
-    for isa in ISA_FLAGS if x86 else ["portable"]:
-        units += [(SOURCES / name / f"{name}_{isa}.cpp", ISA_FLAGS[isa]) for name in FOLDERS]
-
-    ready = compiled()
-
-    def compile_one(unit: tuple[Path, list[str]]) -> str:
-        target = folder / f"{unit[0].stem}.o"
-        if ready is not None and SOURCES in unit[0].parents:
-            shutil.copy(ready / f"{unit[0].relative_to(SOURCES)}.o", target)
-            return str(target)
-        extra = SANITIZE if sanitize else []
-        call = [command, *FLAGS, *unit[1], *extra, "-I", str(SOURCES), "-c", str(unit[0]), "-o", str(target)]
-        result = subprocess.run(call, capture_output=True, text=True)
-        assert result.returncode == 0, f"{' '.join(call)}\n{result.stderr}"
-        return str(target)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        objects = list(pool.map(compile_one, units))
-    library = folder / "simple_ops.so"
-    subprocess.run([command, "-shared", *(SANITIZE if sanitize else []), *objects, "-o", str(library)], check=True)
-    return library
 
 
 class View(Structure):
@@ -89,7 +26,7 @@ def _fields(text: str) -> list[tuple[str, Any]]:
 
 
 WINDOW = "i:kernel_h,kernel_w,stride_h,stride_w,pad_h,pad_w"
-FIELDS = {  # as in csrc/cpu/simple_ops.h
+FIELDS = {  # as in the headers of csrc/cpu
     "quantize": "p:src l:src_n,src_y,src_x,src_c v:dst f:inverse,lo,hi i:zero",
     "dequantize": "v:src i:zero f:scale p:dst l:dst_n,dst_y,dst_x,dst_c",
     "table": "v:src,dst p:table",
@@ -107,23 +44,22 @@ FIELDS = {  # as in csrc/cpu/simple_ops.h
 ARGS = {op: type(op, (Structure,), {"_fields_": _fields(fields)}) for op, fields in FIELDS.items()}
 
 
-class Shim:
-    """The library: `shim(isa, op, row0, row1, **fields)` calls one operator and returns its result (0 for void)."""
+class Kernels:
+    """`prepare(isa, kernel, **fields)` makes a function of rows that calls a kernel of the extension where it lies."""
 
-    def __init__(self, library: Path) -> None:
-        self.library = ctypes.CDLL(str(library))
-        self.library.shim_isas.restype = c_char_p
-        self.isas = [
-            isa for isa in self.library.shim_isas().decode().split() if self.library.shim_supported(isa.encode())
-        ]
-        for op, structure in ARGS.items():
-            getattr(self.library, f"shim_{op}").argtypes = [c_char_p, c_void_p, c_int32, c_int32, POINTER(c_int64)]
-            size = getattr(self.library, f"shim_sizeof_{op}")
-            size.restype = c_int64
-            assert size() == ctypes.sizeof(structure), f"{op}: arguments differ from csrc/cpu/simple_ops.h"
+    def __init__(self, native: Any) -> None:
+        self.isas = list(native.supported_isas())
+        self.functions = {}
+        for isa in self.isas:
+            listed = [(name, *rest) for folder, name, *rest in native.kernels(isa) if folder in FOLDERS]
+            assert {name for name, *_ in listed} == set(ARGS), "FIELDS lacks a kernel that csrc/cpu/kernels.h lists"
+            for name, address, size in listed:
+                assert size == ctypes.sizeof(ARGS[name]), f"{name}: FIELDS differs from its header in csrc/cpu"
+                result = c_int64 if name == "quantize" else None
+                self.functions[isa, name] = CFUNCTYPE(result, c_void_p, c_int32, c_int32)(address)
 
     def prepare(self, isa: str, op: str, **fields: Any) -> Any:
-        """A function (row0, row1) -> result. Arrays stand for pointers to their data, None for null."""
+        """A function (row0, row1) -> result, 0 where there is none. Arrays stand for pointers to their data, None for null."""
         values = {}
         for name, kind in ARGS[op]._fields_:  # type: ignore[attr-defined]
             value = fields.pop(name)
@@ -137,14 +73,8 @@ class Shim:
                 value = float(value)
             values[name] = value
         assert not fields, f"{op} has no {sorted(fields)}"
-        args, result = ARGS[op](**values), c_int64()
-        function, name = getattr(self.library, f"shim_{op}"), isa.encode()
-
-        def run(row0: int, row1: int) -> int:
-            function(name, ctypes.byref(args), row0, row1, ctypes.byref(result))
-            return result.value
-
-        return run
+        args, function = ARGS[op](**values), self.functions[isa, op]
+        return lambda row0, row1: function(ctypes.byref(args), row0, row1) or 0
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -5,17 +5,17 @@ GB/s counts bytes read and written once, of tensors that lie in cache where the 
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from simple_support import Shim, View, build
+from simple_support import Kernels, View
+
+from bitdial.engines.cpu import native
 
 
 def measure() -> None:
-    shim = Shim(build(Path(tempfile.mkdtemp())))
+    kernels = Kernels(native.extension())
     rng = np.random.default_rng(0)
 
     def plain(n: int, h: int, w: int, c: int) -> tuple[np.ndarray, View]:
@@ -24,8 +24,8 @@ def measure() -> None:
 
     def report(name: str, op: str, rows: int, n_bytes: int, fields: dict[str, Any], macs: int = 0) -> None:
         cells = []
-        for isa in shim.isas:
-            run = shim.prepare(isa, op, **fields)
+        for isa in kernels.isas:
+            run = kernels.prepare(isa, op, **fields)
             best = float("inf")  # the least of many: other work on the machine only adds
             for _ in range(40):
                 start = time.perf_counter()

@@ -9,7 +9,7 @@ import pytest
 import simple_definitions as define
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simple_support import Shim, View, check_bytes, framed, guarded, run_split, tensor, zero_of
+from simple_support import Kernels, View, check_bytes, framed, guarded, run_split, tensor, zero_of
 
 pytestmark = pytest.mark.sanitize
 F = np.float32
@@ -17,7 +17,7 @@ SHAPES = st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 11), st.
 
 
 def case(
-    shim: Shim, isa: str, shape: tuple[int, ...], a: dict[str, int], rng: np.random.Generator, sums: bool,
+    kernels: Kernels, isa: str, shape: tuple[int, ...], a: dict[str, int], rng: np.random.Generator, sums: bool,
     frame: tuple[int, int] = (0, 0),
 ) -> None:  # fmt: skip
     multiplicity = a["multiplicity"]
@@ -55,7 +55,7 @@ def case(
         start = np.lib.array_utils.byte_bounds(r.array)[0]
         residual = {"residual": start, "residual_view": r, "residual_factor": factor}
     acc = guarded(4 * total.size).view(np.int32) if sums else None
-    run = shim.prepare(
+    run = kernels.prepare(
         isa, "depthwise", src=src, dst=dst, weight=weight, bias=bias, m=m, lo=lo, hi=hi, dst_acc=acc,
         margin_h=frame[0], margin_w=frame[1], **a, **zeros, **residual,
     )  # fmt: skip
@@ -70,7 +70,7 @@ def case(
 
 @settings(max_examples=100)
 @given(shape=SHAPES, seed=st.integers(0, 2**32 - 1), usual=st.booleans(), sums=st.booleans())
-def test_depthwise(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, usual: bool, sums: bool) -> None:
+def test_depthwise(kernels: Kernels, isa: str, shape: tuple[int, ...], seed: int, usual: bool, sums: bool) -> None:
     rng = np.random.default_rng(seed)
     arguments = {"multiplicity": 1 if usual else int(rng.choice([1, 1, 2, 3]))}
     for axis in "hw":
@@ -82,7 +82,7 @@ def test_depthwise(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, usua
         }  # fmt: skip
     if arguments["multiplicity"] > 1:
         shape = (*shape[:3], min(shape[3], 40))
-    case(shim, isa, shape, arguments, rng, sums)
+    case(kernels, isa, shape, arguments, rng, sums)
 
 
 @settings(max_examples=100)
@@ -91,16 +91,16 @@ def test_depthwise(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, usua
     pad=st.integers(0, 3), frame=st.tuples(st.integers(0, 3), st.integers(0, 3)), sums=st.booleans(),
 )  # fmt: skip
 def test_padding_that_lies_in_memory(
-    shim: Shim, isa: str, shape: tuple[int, ...], seed: int, kernel: int, stride: int, pad: int, frame: tuple[int, int],
+    kernels: Kernels, isa: str, shape: tuple[int, ...], seed: int, kernel: int, stride: int, pad: int, frame: tuple[int, int],
     sums: bool,
 ) -> None:  # fmt: skip
     """Windows of 3 x 3 and 5 x 5 with rows and columns of zeros around the images: enough of them, or too few."""
     a = {f"{name}_{axis}": value for axis in "hw" for name, value in (("kernel", kernel), ("stride", stride), ("pad", pad))}
     a |= {"dilation_h": 1, "dilation_w": 1, "multiplicity": 1}
-    case(shim, isa, shape, a, np.random.default_rng(seed), sums, frame)
+    case(kernels, isa, shape, a, np.random.default_rng(seed), sums, frame)
 
 
-def test_sums_times_factors_beyond_int32(shim: Shim, isa: str) -> None:
+def test_sums_times_factors_beyond_int32(kernels: Kernels, isa: str) -> None:
     """Factors so large that sums leave what rounds to int32: limited before they are rounded."""
     rng = np.random.default_rng(0)
     for factor in (1e3, 1e4, 1e30):
@@ -110,7 +110,7 @@ def test_sums_times_factors_beyond_int32(shim: Shim, isa: str) -> None:
         a = {f"{name}_{axis}": v for axis in "hw" for name, v in (("kernel", 3), ("stride", 1), ("pad", 1), ("dilation", 1))}
         total = define.depthwise_sums(src.array.astype(np.int64), (5, 9), a | {"multiplicity": 1}, weight, bias)
         m = np.where(np.arange(70) % 3, 1e-3, factor).astype(F)
-        run = shim.prepare(
+        run = kernels.prepare(
             isa, "depthwise", src=src, dst=dst, weight=weight, bias=bias, m=m, lo=0.0, hi=255.0, dst_acc=None, zero_src=0,
             zero_dst=0, zero_residual=0, residual=None, residual_view=View(), residual_factor=0.0, multiplicity=1,
             margin_h=1, margin_w=1, **a,
@@ -118,10 +118,10 @@ def test_sums_times_factors_beyond_int32(shim: Shim, isa: str) -> None:
         check_bytes(dst, define.round_clamped(total.astype(F) * m, 0.0, 255.0), 0, run, rng)
 
 
-def test_windows_at_and_beyond_the_packed_size(shim: Shim, isa: str) -> None:
+def test_windows_at_and_beyond_the_packed_size(kernels: Kernels, isa: str) -> None:
     rng = np.random.default_rng(0)
     for kernel_h, kernel_w in ((8, 16), (7, 7), (3, 43)):  # 128 taps are packed, 129 are not
         a = {"kernel_h": kernel_h, "kernel_w": kernel_w, "stride_h": 1, "stride_w": 2, "pad_h": 3, "pad_w": 7}
         a |= {"dilation_h": 1, "dilation_w": 1, "multiplicity": 1}
         for sums in (False, True):
-            case(shim, isa, (1, 9, 41, 67), a, rng, sums)
+            case(kernels, isa, (1, 9, 41, 67), a, rng, sums)

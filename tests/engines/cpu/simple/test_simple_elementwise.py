@@ -7,7 +7,7 @@ import pytest
 import simple_definitions as define
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simple_support import Shim, Tensor, View, check_bytes, floats, run_split, tensor, zero_of
+from simple_support import Kernels, Tensor, View, check_bytes, floats, run_split, tensor, zero_of
 
 pytestmark = pytest.mark.sanitize
 F = np.float32
@@ -28,7 +28,7 @@ def limits(rng: np.random.Generator, zero: int) -> tuple[float, float]:
 @EXAMPLES
 @given(shape=SHAPES, seed=SEEDS, order=st.permutations(range(4)), three=st.booleans(), bad=st.booleans())
 def test_quantize(
-    shim: Shim, isa: str, shape: tuple[int, ...], seed: int, order: list[int], three: bool, bad: bool
+    kernels: Kernels, isa: str, shape: tuple[int, ...], seed: int, order: list[int], three: bool, bad: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     if three:
@@ -45,7 +45,7 @@ def test_quantize(
         src[rng.random(shape) < 0.05] = rng.choice(special)
     lo, hi = limits(rng, zero)
     dst = tensor(rng, shape, 7, int(rng.choice([0, 0, 1, 9])))
-    run = shim.prepare(
+    run = kernels.prepare(
         isa, "quantize", src=src, dst=dst, inverse=inverse, lo=lo, hi=hi, zero=zero,
         **dict(zip(("src_n", "src_y", "src_x", "src_c"), strides, strict=True)),
     )  # fmt: skip
@@ -55,7 +55,7 @@ def test_quantize(
 
 @EXAMPLES
 @given(shape=SHAPES, seed=SEEDS, order=st.permutations(range(4)))
-def test_dequantize(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, order: list[int]) -> None:
+def test_dequantize(kernels: Kernels, isa: str, shape: tuple[int, ...], seed: int, order: list[int]) -> None:
     rng = np.random.default_rng(seed)
     if rng.integers(0, 2):
         order = [[0, 1, 2, 3], [0, 3, 1, 2]][rng.integers(0, 2)]
@@ -63,7 +63,7 @@ def test_dequantize(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, ord
     dst, strides, memory = floats(rng, shape, order, margin=int(rng.integers(0, 2)) * 5)
     zero, scale = zero_of(rng), float(rng.choice([1.0, 0.1, 3.7e-5]))
     memory[:] = np.nan
-    run = shim.prepare(
+    run = kernels.prepare(
         isa, "dequantize", src=src, zero=zero, scale=scale, dst=dst,
         **dict(zip(("dst_n", "dst_y", "dst_x", "dst_c"), strides, strict=True)),
     )  # fmt: skip
@@ -75,13 +75,13 @@ def test_dequantize(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, ord
 
 @EXAMPLES
 @given(shape=SHAPES, seed=SEEDS, in_place=st.booleans())
-def test_table(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, in_place: bool) -> None:
+def test_table(kernels: Kernels, isa: str, shape: tuple[int, ...], seed: int, in_place: bool) -> None:
     rng = np.random.default_rng(seed)
     src = tensor(rng, shape, 7, int(rng.choice([0, 9])))
     dst = src if in_place else tensor(rng, shape, 7, int(rng.choice([0, 9])))
     entries = rng.integers(0, 256, 256).astype(np.uint8)
     expected = entries[src.array].astype(np.int64)
-    check_bytes(dst, expected, 0, shim.prepare(isa, "table", src=src, dst=dst, table=entries), rng)
+    check_bytes(dst, expected, 0, kernels.prepare(isa, "table", src=src, dst=dst, table=entries), rng)
 
 
 def broadcast(rng: np.random.Generator, shape: tuple[int, ...], low: bool) -> tuple[Tensor, np.ndarray, int]:
@@ -98,7 +98,7 @@ def broadcast(rng: np.random.Generator, shape: tuple[int, ...], low: bool) -> tu
 @given(shape=SHAPES, seed=SEEDS, ra=FACTORS, rb=FACTORS, in_place=st.booleans())
 @pytest.mark.parametrize("op", ["add", "mul"])
 def test_add_and_mul(
-    shim: Shim, isa: str, op: str, shape: tuple[int, ...], seed: int, ra: float, rb: float, in_place: bool
+    kernels: Kernels, isa: str, op: str, shape: tuple[int, ...], seed: int, ra: float, rb: float, in_place: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     a = tensor(rng, shape, 7, int(rng.choice([0, 9])), low=bool(rng.integers(0, 2)))
@@ -110,7 +110,7 @@ def test_add_and_mul(
     m = ra / 64 if rng.integers(0, 2) else ra
     expected = define.add(va, vb, ra, rb, lo, hi) if op == "add" else define.mul(va, vb, m, lo, hi)
     factors = {"ra": ra, "rb": rb} if op == "add" else {"m": m}
-    run = shim.prepare(
+    run = kernels.prepare(
         isa, op, a=a, b=b, b_channel=b_channel, zero_a=zeros[0], zero_b=zeros[1], zero_out=zeros[2], lo=lo, hi=hi,
         dst=dst, **factors,
     )  # fmt: skip
@@ -119,20 +119,20 @@ def test_add_and_mul(
 
 @EXAMPLES
 @given(shape=SHAPES, seed=SEEDS, factor=FACTORS, in_place=st.booleans())
-def test_rescale(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, factor: float, in_place: bool) -> None:
+def test_rescale(kernels: Kernels, isa: str, shape: tuple[int, ...], seed: int, factor: float, in_place: bool) -> None:
     rng = np.random.default_rng(seed)
     src = tensor(rng, shape, 7, int(rng.choice([0, 9])))
     dst = src if in_place else tensor(rng, shape, 7, int(rng.choice([0, 9])))
     zero_src, zero_dst = zero_of(rng), zero_of(rng)
     lo, hi = limits(rng, zero_dst)
     expected = define.rescale(src.array.astype(np.int64) - zero_src, factor, lo, hi)
-    run = shim.prepare(
+    run = kernels.prepare(
         isa, "rescale", src=src, dst=dst, zero_src=zero_src, zero_dst=zero_dst, factor=factor, lo=lo, hi=hi
     )
     check_bytes(dst, expected, zero_dst, run, rng)
 
 
-def test_every_tie_and_every_pair(shim: Shim, isa: str) -> None:
+def test_every_tie_and_every_pair(kernels: Kernels, isa: str) -> None:
     """All 65,536 pairs of bytes through add and mul with factors that make ties of rounding in both directions."""
     a = np.repeat(np.arange(256, dtype=np.uint8), 256)
     b = np.tile(np.arange(256, dtype=np.uint8), 256)
@@ -145,21 +145,21 @@ def test_every_tie_and_every_pair(shim: Shim, isa: str) -> None:
         ):
             out = np.zeros(65536, np.uint8)
             views = [View(x.ctypes.data, 1, 1, 65536, 1, 65536, 65536, 1) for x in (a, b, out)]
-            shim.prepare(
+            kernels.prepare(
                 isa, op, a=views[0], b=views[1], b_channel=1, zero_a=128, zero_b=zero, zero_out=zero, lo=lo, hi=hi,
                 dst=views[2], **factors,
             )(0, 1)  # fmt: skip
             np.testing.assert_array_equal(out, (expected + zero).astype(np.uint8))
 
 
-def test_one_bad_float_among_many_is_counted(shim: Shim, isa: str) -> None:
+def test_one_bad_float_among_many_is_counted(kernels: Kernels, isa: str) -> None:
     for value in (np.nan, np.inf, -np.inf):
         for place in range(0, 3 * 130, 17):
             x = np.zeros((1, 3, 1, 130), F)
             x.reshape(-1)[place] = value
             out = np.zeros((1, 1, 130, 3), np.uint8)
             dst = View(out.ctypes.data, 1, 1, 130, 3, 390, 390, 3)
-            run = shim.prepare(
+            run = kernels.prepare(
                 isa, "quantize", src=x, src_n=390, src_y=130, src_x=1, src_c=130, dst=dst, inverse=1.0, lo=-127.0,
                 hi=127.0, zero=128,
             )  # fmt: skip

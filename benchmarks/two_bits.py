@@ -1,11 +1,13 @@
-"""Would 2 bits pay on the NPU? Accuracy of trained networks, cycles and area, beside 4 bits.
+"""Would 2 bits pay on the NPU? Accuracy of trained networks with and without finetuning, cycles and area, beside 4 bits.
 
     python benchmarks/two_bits.py
     python benchmarks/two_bits.py --networks resnet20,vit --images 2000
+    python benchmarks/two_bits.py --networks resnet20 --finetune      # and trained on, some 25 minutes a width on a core
 
-Accuracy: the trained networks of the data folder, quantized as by default (no training), top-1 on CIFAR-10's test images, low
-products of 4-bit activations and weights, of 4-bit activations and 2-bit weights, and of 2 and 2 bits; groups of 64 for two
-values a lane, of 128 for four. Cycles: the model of benchmarks/npu_networks.py at 100 % low, where a chunk of 2 bits holds twice
+Accuracy: the trained networks of the data folder, quantized as by default, top-1 on CIFAR-10's test images, low products of
+4-bit activations and weights, of 4-bit activations and 2-bit weights, and of 2 and 2 bits; groups of 64 for two values a lane,
+of 128 for four. Finetuned: by the defaults of FinetuneConfig on the training images, the last state. Rows that the result file
+has are not measured again. Cycles: the model of benchmarks/npu_networks.py at 100 % low, where a chunk of 2 bits holds twice
 the channels of one of 4 bits (2-bit weights with 4-bit activations take the lanes of 4 bits, and save weight memory alone).
 Area: benchmarks/npu_area.py.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +25,70 @@ import torch
 
 import bitdial
 from bitdial.engines.npu.costs import Machine, layer_cost, total
-from common import RESULTS, Progress, machine_caption, print_table, run_command
+from bitdial.finetuning.config import FinetuneConfig
+from bitdial.finetuning.data import SampledBatches, flip_and_crop
+from bitdial.pipeline import Prepared, prepare, quantize_prepared
+from bitdial.pipeline.finetuning import finetune_prepared
+from bitdial.quantization.config import QuantizeConfig
+from bitdial.quantization.program import Program
+from bitdial.zoo.datasets import load_dataset
+from common import RESULTS, Progress, data_folder, machine_caption, print_table, run_command
+from finetuning import show_training
 from machine import describe_machine
 from npu_networks import DESIGN, NETWORKS, Layers, plans
 from real_networks_data import NETWORKS as TRAINED
 from results import ResultFile
+from scores import TopOne
 
 WIDTHS = {"4 x 4": (4, 4, 64), "4 x 2": (4, 2, 64), "2 x 2": (2, 2, 128)}  # activations, weights, group
 RATIOS = (0.0, 0.5, 1.0)
 
 
-def accuracies(name: str, images: int | None, widths: tuple[int, int, int], progress: Progress) -> dict[str, Any]:
-    """Top-1 by ratio of a trained network, quantized with low products of such widths."""
+@dataclass
+class Start:
+    """A quantized network before training."""
+
+    prepared: Prepared
+    program: Program
+    config: QuantizeConfig
+
+
+def start(name: str, widths: tuple[int, int, int], progress: Progress) -> Start:
+    """A trained network, quantized with low products of such widths."""
     network, (activations, weights, group) = TRAINED[name], widths
-    config = bitdial.QuantizeConfig(
+    config = QuantizeConfig(
         target="npu", ratios=RATIOS, low_bits=activations, low_bits_weights=weights, group_size=group, keep_answers=0.0,
         calibration_images=network.calibration,
     )  # fmt: skip
-    model = bitdial.quantize(
-        network.load(), [torch.from_numpy(x) for x in network.samples(network.calibration)], config, progress=progress
-    )
-    (inputs,), score = network.tests(images)
+    samples = [torch.from_numpy(x) for x in network.samples(network.calibration)]
+    prepared = prepare(network.load(), samples, config, progress=progress)
+    return Start(prepared, quantize_prepared(prepared, config, progress=progress), config)
+
+
+def accuracies(name: str, images: int | None, program: Program) -> dict[str, Any]:
+    """Top-1 by ratio and of the float network."""
+    engine, (inputs,), score = bitdial.QuantizedModel(program).engine, *TRAINED[name].tests(images)
+    assert isinstance(score, TopOne)
     found = {}
     for ratio in RATIOS:
-        parts = [model.engine.run(np.ascontiguousarray(inputs[i : i + 100]), ratio) for i in range(0, len(inputs), 100)]
-        outputs = np.concatenate(parts)
-        found[str(ratio)] = float(np.mean(outputs.argmax(-1) == score.labels))  # type: ignore[attr-defined]
+        parts = [engine.run(np.ascontiguousarray(inputs[i : i + 100]), ratio) for i in range(0, len(inputs), 100)]
+        found[str(ratio)] = float(np.mean(np.concatenate(parts).argmax(-1) == score.labels))
     with torch.no_grad():
-        float_model = network.load()
+        float_model = TRAINED[name].load()
         answers = torch.cat([float_model(torch.from_numpy(inputs[i : i + 100])).argmax(-1) for i in range(0, len(inputs), 100)])
-    found["float"] = float(np.mean(answers.numpy() == score.labels))  # type: ignore[attr-defined]
+    found["float"] = float(np.mean(answers.numpy() == score.labels))
     return {"accuracy": found, "images": len(inputs)}
+
+
+def trained_on(begin: Start, finetune: FinetuneConfig, checkpoint: Path, progress: Progress) -> tuple[Program, dict[str, Any]]:
+    """(program after finetuning, what that took)."""
+    images = load_dataset(data_folder() / "cifar10", "train")
+    batches = SampledBatches(len(images), images.tensors, finetune.batch_size, finetune.seed, flip_and_crop)
+    done = finetune_prepared(
+        begin.prepared, begin.program, begin.config, finetune, batches, progress=show_training(progress), checkpoint=checkpoint
+    )
+    checkpoint.unlink(missing_ok=True)
+    return done.program, {"seconds": done.seconds, "training": done.program.provenance["finetuning"]}
 
 
 def halved(layers: Layers) -> Layers:
@@ -77,23 +112,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", default="resnet20,resnet56,vgg,vit", help="comma-separated (default: %(default)s)")
     parser.add_argument("--images", type=int, default=None, help="test images (default: all 10,000)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file (default: %(default)s)")
+    parser.add_argument("--finetune", action="store_true", help="with finetuning too")
     options = parser.parse_args(arguments)
     machine = describe_machine()
     results = ResultFile(options.results / f"two_bits.{machine['kind']}.json", "two_bits", machine)
+    finetune = FinetuneConfig(keep="last")  # the networks know all training images by heart
     rows = []
     for name in options.networks.split(","):
         if missing := TRAINED[name].missing():
             raise SystemExit(f"error: {missing}")
         for width, own in WIDTHS.items():
-            progress = Progress(f"{name} {width}")
-            found = accuracies(name, options.images, own, progress)
-            results.put(f"{name}/{width}", {"network": name, "widths": own, "images": options.images}, found)
-            share = found["accuracy"]
-            progress.done("measured")
-            lost = [f"{100 * (share[str(r)] - share['float']):+.2f}" for r in RATIOS]
-            rows.append([name, width, str(own[2]), f"{100 * share['float']:.2f}", *lost])
-    columns = ["network", "activations x weights", "group", "float, %", *(f"{r:.0%}, points" for r in RATIOS)]
-    print_table("Low products of 4 and 2 bits, no training", columns, rows, machine_caption(machine))
+            progress, begin = Progress(f"{name} {width}"), None
+            for tuned in (False, True)[: 1 + options.finetune]:
+                row = f"{name}/{width}" + "/finetuned" * tuned
+                settings: dict[str, Any] = {"network": name, "widths": own, "images": options.images}
+                if tuned:
+                    settings["finetune"] = finetune.model_dump(mode="json", exclude={"device", "checkpoint_seconds"})
+                found = results.find(row, settings)
+                if found is None:
+                    begin = begin or start(name, own, progress)
+                    program, cost = begin.program, {}
+                    if tuned:
+                        checkpoint = options.results / f"{row.replace('/', '.').replace(' ', '')}.checkpoint.tmp"
+                        program, cost = trained_on(begin, finetune, checkpoint, progress)
+                    found = results.put(row, settings, {**accuracies(name, options.images, program), **cost})
+                share = found["accuracy"]
+                progress.done("measured")
+                lost = [f"{100 * (share[str(r)] - share['float']):+.2f}" for r in RATIOS]
+                told = "finetuned" if tuned else "as quantized"
+                rows.append([name, width, str(own[2]), told, f"{100 * share['float']:.2f}", *lost])
+    columns = ["network", "activations x weights", "group", "", "float, %", *(f"{r:.0%}, points" for r in RATIOS)]
+    print_table("Low products of 4 and 2 bits", columns, rows, machine_caption(machine))
     table = []
     for name in NETWORKS:
         own_cycles = cycles(name)

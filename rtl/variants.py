@@ -1,4 +1,4 @@
-"""Other elements to compare areas with: plain 8-bit, a shifter in every element, the fast inner product, and 2 bits."""
+"""Other elements to compare areas with: plain 8-bit, a shifter in every element, and 2 bits."""
 
 from __future__ import annotations
 
@@ -93,44 +93,4 @@ class PlainElement(Elaboratable):
             m.d.sync += self.p_o.eq(self.p_i + Mux(self.into["low"], product << self.into["shift"], product))
         else:
             m.d.sync += self.p_o.eq(self.p_i + product)
-        return m
-
-
-class FastElement(Elaboratable):
-    """Two 8x8 products a cycle with one multiplier: (a1 + w2)(a2 + w1), after Winograd 1968 and Pogue and Nicolici. The sums
-    a1 a2 and w1 w2 that it adds are taken off at the array's edges, which is not counted here."""
-
-    def __init__(self, sum_bits: int) -> None:
-        self.a_i = Signal(16)
-        self.a_o = Signal(16)
-        self.sign_i = Signal()
-        self.sign_o = Signal()
-        self.swap_i = Signal()
-        self.swap_o = Signal()
-        self.w_i = Signal(16)
-        self.load = Signal()
-        self.p_i = Signal(signed(sum_bits + 2))
-        self.p_o = Signal(signed(sum_bits + 2))
-
-    def ports(self) -> list[Signal]:
-        return [self.a_i, self.a_o, self.sign_i, self.sign_o, self.swap_i, self.swap_o, self.w_i, self.load, self.p_i, self.p_o]
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        waiting = Signal(16)
-        weight = Signal(16)
-        with m.If(self.load):
-            m.d.sync += waiting.eq(self.w_i)
-        with m.If(self.swap_i):
-            m.d.sync += weight.eq(waiting)
-        factors = []
-        for half in range(2):
-            a = self.a_i.word_select(half, 8)
-            factor = Signal(signed(10), name=f"factor_{half}")
-            m.d.comb += factor.eq(Mux(self.sign_i, a.as_signed(), a) + weight.word_select(1 - half, 8).as_signed())
-            factors.append(factor)
-        m.d.sync += [
-            self.a_o.eq(self.a_i), self.sign_o.eq(self.sign_i), self.swap_o.eq(self.swap_i),
-            self.p_o.eq(self.p_i + factors[0] * factors[1]),
-        ]  # fmt: skip
         return m

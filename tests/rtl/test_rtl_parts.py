@@ -11,6 +11,7 @@ pytest.importorskip("amaranth", reason="NO AMARANTH: pip install bitdial[npu]; t
 from amaranth.sim import Simulator
 from rtl.edges import Extract, Foot
 from rtl.element import DualProduct
+from rtl.grids import KINDS, Grid
 from rtl.variants import QuadProduct
 
 
@@ -81,3 +82,70 @@ def test_product_with_two_bits() -> None:
 
     inputs = [part.a, part.w, part.low, part.two, part.sign]
     assert evaluate(part, inputs, part.product, rows) == [value(*row) for row in rows]
+
+
+@pytest.mark.parametrize("sign", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_grids_whose_areas_are_compared_compute_the_same(kind: str, sign: int) -> None:
+    """Pixels of every element kind, at extremes too, against NumPy; the dual one low as well."""
+    rows, columns, pixels = 4, 3, 6
+    rng = np.random.default_rng(sign)
+    x = rng.choice([0, 1, 100, 127, 128, 129, 200, 255], (pixels, rows))  # bytes
+    w = rng.choice([-128, -127, -1, 0, 5, 127], (rows, columns))
+    before = rng.integers(-(1 << 20), 1 << 20, (pixels, columns))
+    grid = Grid(kind, rows, columns)
+    values = np.where(sign, (x ^ 128) - 128, x)
+    lows = [0, 1] if kind == "dual" else [0]
+
+    def weight_bytes(r: int, c: int, low: int) -> int:
+        if grid.fast:
+            return int(w[2 * r, c]) & 255 | (int(w[2 * r + 1, c]) & 255) << 8
+        return (int(w[r, c]) & 15 | (int(w[r, c]) & 15) << 4) if low else int(w[r, c]) & 255
+
+    for low in lows:
+        found = np.zeros((pixels, columns), np.int64)
+
+        async def host(context: Any, low: int = low, found: Any = found) -> None:
+            for c in range(columns):
+                context.set(grid.load[c], grid.rows)
+            for r in range(grid.rows):
+                for c in range(columns):
+                    context.set(grid.load[c], r)
+                    context.set(grid.w[c], weight_bytes(r, c, low))
+                await context.tick()
+            for c in range(columns):
+                context.set(grid.load[c], grid.rows)
+                if grid.dual:
+                    context.set(grid.foot_low[c], low)
+                    context.set(grid.foot_shift[c], 3)
+                if grid.fast:
+                    pairs = sum(int(w[r, c] * w[r + 1, c]) for r in range(0, rows, 2))
+                    context.set(grid.pairs[c], pairs)
+            for r in range(grid.rows):
+                context.set(grid.sign[r], sign)
+                if grid.dual:
+                    context.set(grid.low[r], low)
+                    context.set(grid.shift[r], 4)
+            for t in range(pixels + grid.rows + columns + 4):
+                for r in range(grid.rows):
+                    at = t - r
+                    if 0 <= at < pixels:
+                        pair = int(x[at, 2 * r]) | int(x[at, 2 * r + 1]) << 8 if grid.fast else int(x[at, r])
+                        context.set(grid.x[r], pair | pair << 8 if grid.dual else pair)
+                    context.set(grid.swap[r], int(at == 0))
+                for c in range(columns):
+                    at = t - grid.rows - 2 - c
+                    if 0 <= at < pixels:
+                        context.set(grid.sums_i[c], int(before[at, c]))
+                    if 0 <= at - 1 < pixels:
+                        found[at - 1, c] = context.get(grid.sums_o[c])
+                await context.tick()
+
+        simulator = Simulator(grid)
+        simulator.add_clock(1e-6)
+        simulator.add_testbench(host)
+        simulator.run()
+        narrow = np.clip(np.rint(values / 16), -7 if sign else 0, 7 if sign else 15).astype(int)
+        own = ((w & 15) ^ 8) - 8
+        wanted = before + ((2 * narrow @ own << 3) if low else values @ w)
+        np.testing.assert_array_equal(found, wanted)

@@ -58,7 +58,7 @@ def read_folder(folder: Path) -> NpuFolder:
         words = np.frombuffer(_bytes(folder, "instructions.bin", 4), "<u4").astype(np.uint32)
         weights = np.frombuffer(_bytes(folder, "weights.bin", design.columns), np.uint8).reshape(-1, design.columns)
         shifts = np.frombuffer(_bytes(folder, "shifts.bin", design.columns), np.uint8).reshape(-1, design.columns)
-        ratios, layers = [float(r) for r in manifest["ratios"]], manifest["layers"]
+        ratios, layers = [_share(r) for r in manifest["ratios"]], manifest["layers"]
         for name, layer in layers.items():
             if len(layer["low"]) != len(ratios):
                 raise ExportError(f"{folder}: layer '{name:.80}' has no LOW word for every ratio; export the model again")
@@ -88,6 +88,12 @@ def _whole(value: Any, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise ValueError(f"{value!r:.40} is no whole number of 0 to {most}")
     return value
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{value!r:.40} is no ratio of 0 to 1")
+    return float(value)
 
 
 def _bytes(folder: Path, name: str, unit: int) -> bytes:

@@ -86,16 +86,18 @@ def write(folder: str, part: Any, ports: list[Signal]) -> None:
     Path(folder, "part.v").write_text(verilog.convert(part, name="part", ports=ports))
 
 
-def grid_area(kind: str, n: int, route: bool) -> dict[str, Any]:
+def grid_area(kind: str, n: int) -> dict[str, Any]:
     """Of n * n 8-bit products a cycle."""
     with tempfile.TemporaryDirectory() as folder:
         write(folder, grid := Grid(kind, n, n), grid.ports())
-        found = {**gates(folder, READ, "part"), **ecp5(folder, READ, "part", False)}
-        if route:
-            timed = Shifted(grid := Grid(kind, n, n), grid.sums_o)
-            write(folder, timed, [timed.bit, timed.parity])
-            found["megahertz"] = ecp5(folder, READ, "part", True).get("megahertz")
-        return found
+        return {**gates(folder, READ, "part"), **ecp5(folder, READ, "part", False)}
+
+
+def grid_frequency(kind: str, n: int) -> float | None:
+    with tempfile.TemporaryDirectory() as folder:
+        timed = Shifted(grid := Grid(kind, n, n), grid.sums_o)
+        write(folder, timed, [timed.bit, timed.parity])
+        return ecp5(folder, READ, "part", True).get("megahertz")
 
 
 def unit_area(n: int, route: bool) -> dict[str, Any]:
@@ -147,31 +149,38 @@ def elements(stored: Stored, route: bool) -> None:
 
 
 def arrays(stored: Stored, sizes: list[int], route: bool) -> None:
-    """Shares: of the feet and the extraction, measured alone, in the dual array."""
+    """Areas first, then the frequencies, which take longer. Shares: of the feet and the extraction, measured alone, in the dual
+    array."""
     for n in sizes:
         bits = 17 + (n - 1).bit_length()
-        edges = {"column's shifter": lambda bits=bits: Foot(bits), "extract": Extract}
+        edges = {"column's shifter": (lambda bits=bits: Foot(bits), n), "extraction": (Extract, 2 * n)}
         for kind in KINDS:
-            stored.put("arrays", f"{kind}, {n} x {n}", grid_area(kind, n, route))
-        alone = {name: part_area(make, False) for name, make in edges.items()}
+            stored.put("arrays", f"{kind}, {n} x {n}", grid_area(kind, n))
         whole = stored.content["arrays"][f"dual, {n} x {n}"]
-        counts = {"column's shifter": n, "extract": 2 * n}
-        shares = {
-            name: {
-                "transistors": counts[name] * alone[name]["transistors"] / whole["transistors"],
-                "LUT4": counts[name] * alone[name]["ecp5"]["LUT4"] / whole["ecp5"]["LUT4"],
+        shares = {}
+        for name, (make, count) in edges.items():
+            alone = part_area(make, False)
+            shares[name] = {
+                "transistors": count * alone["transistors"] / whole["transistors"],
+                "LUT4": count * alone["ecp5"]["LUT4"] / whole["ecp5"]["LUT4"],
             }
-            for name in edges
-        }
         stored.put("arrays", f"shares, {n} x {n}", shares)
-    n = sizes[0]
-    stored.put("arrays", f"unit, {n} x {n}", unit_area(n, route))
-    sequencer = Sequencer(n, 2 * n + 3)
-    sequencer.ports = lambda: [  # type: ignore[attr-defined]
-        sequencer.start, sequencer.length, sequencer.word, sequencer.counter, sequencer.busy, sequencer.finished,
-        sequencer.truncated, sequencer.illegal, sequencer.empty, sequencer.feed.as_value(), sequencer.load.as_value(),
+        stored.put("arrays", f"unit, {n} x {n}", unit_area(n, False))
+        stored.put("arrays", f"sequencer, {n} x {n}", part_area(lambda n=n: sequencer(n), False))
+    for n in sizes if route else []:
+        for kind in ("dual", "plain 8-bit", "fast inner product"):
+            name = f"{kind}, {n} x {n}"
+            stored.put("arrays", name, {**stored.content["arrays"][name], "megahertz": grid_frequency(kind, n)})
+        stored.put("arrays", f"unit, {n} x {n}", unit_area(n, True))
+
+
+def sequencer(n: int) -> Sequencer:
+    made = Sequencer(n, 2 * n + 3)
+    made.ports = lambda: [  # type: ignore[attr-defined]
+        made.start, made.length, made.word, made.counter, made.busy, made.finished, made.truncated, made.illegal, made.empty,
+        made.feed.as_value(), made.load.as_value(),
     ]  # fmt: skip
-    stored.put("arrays", f"sequencer, {n} x {n}", part_area(lambda: sequencer, False))
+    return made
 
 
 def show_arrays(stored: Stored, section: str, title: str, base: str) -> None:

@@ -41,6 +41,13 @@ def test_a_wrong_specification_is_not_proved() -> None:
 
 
 @needs_yosys
+def test_the_element_with_its_registers_is_proved() -> None:
+    """From any state; not with a weight that is in use as soon as it is there."""
+    assert formal.prove_element()
+    assert not formal.prove_element(formal.ELEMENT.replace("weight <= waiting", "weight <= w_i"))
+
+
+@needs_yosys
 @pytest.mark.slow
 def test_the_product_is_proved_for_all_inputs() -> None:
     """Some 74 s: two different 8x8 multipliers are compared."""

@@ -124,6 +124,10 @@ class Stored:
 def elements(stored: Stored, route: bool) -> None:
     for name, (make, high, _) in PARTS.items():
         stored.put("parts", name, part_area(make, route and bool(high)))
+
+
+def show_elements(stored: Stored) -> None:
+    """And the elements, edges and feet of 32 x 32 products, from the parts."""
     found = stored.content["parts"]
     base = found["plain 8-bit"]["transistors"]
     rows = []
@@ -214,19 +218,24 @@ def main() -> None:
     parser.add_argument("--array", action="store_true", help="arrays and the unit instead of elements")
     parser.add_argument("--ffip-rtl", type=Path, help="checkout of algebraic-nnhw: its arrays instead of elements")
     parser.add_argument("--sizes", default="8", help="of arrays, comma-separated (default: %(default)s)")
+    parser.add_argument("--table", action="store_true", help="print the tables of stored results and stop")
     given = parser.parse_args()
     sizes = [int(n) for n in given.sizes.split(",")]
     stored, route = Stored(given.output), not given.no_route
-    if given.array:
+    if given.array and not given.table:
         arrays(stored, sizes, route)
-        show_arrays(stored, "arrays", "NPU arrays", "plain 8-bit")
-    if given.ffip_rtl:
+    if given.ffip_rtl and not given.table:
         for n in sizes:
             for method in npu_ffip.METHODS:
                 stored.put("ffip", f"{method}, {n} x {n}", npu_ffip.measure(given.ffip_rtl, method, n, route))
-        show_arrays(stored, "ffip", "Arrays of Pogue and Nicolici", "baseline")
-    if not (given.array or given.ffip_rtl):
+    if not (given.array or given.ffip_rtl or given.table):
         elements(stored, route)
+    if "parts" in stored.content:
+        show_elements(stored)
+    if "arrays" in stored.content:
+        show_arrays(stored, "arrays", "NPU arrays", "plain 8-bit")
+    if "ffip" in stored.content:
+        show_arrays(stored, "ffip", "Arrays of Pogue and Nicolici", "baseline")
 
 
 if __name__ == "__main__":

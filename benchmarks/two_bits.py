@@ -2,13 +2,15 @@
 
     python benchmarks/two_bits.py
     python benchmarks/two_bits.py --networks resnet20,vit --images 2000
-    python benchmarks/two_bits.py --networks resnet20 --finetune      # and trained on, some 25 minutes a width on a core
+    python benchmarks/two_bits.py --networks resnet20 --tune --finetune      # and trained on, some ten minutes of a core a width
 
 Accuracy: the trained networks of the data folder, quantized as by default, top-1 on CIFAR-10's test images, low products of
 4-bit activations and weights, of 4-bit activations and 2-bit weights, and of 2 and 2 bits; groups of 64 for two values a lane,
-of 128 for four. Finetuned: by the defaults of FinetuneConfig on the training images, the last state. Rows that the result file
-has are not measured again. Cycles: the model of benchmarks/npu_networks.py at 100 % low, where a chunk of 2 bits holds twice
-the channels of one of 4 bits (2-bit weights with 4-bit activations take the lanes of 4 bits, and save weight memory alone).
+of 128 for four. Finetuned: 8-bit weights, from which low ones are derived, by the defaults of FinetuneConfig on the training
+images, the last state. Tuned: low weights of their own, towards the float network's outputs on the calibration images
+(effort="high"). Rows that the result file has are not measured again. Cycles: the model of benchmarks/npu_networks.py at 100 %
+low, where a chunk of 2 bits holds twice the channels of one of 4 bits (2-bit weights with 4-bit activations take the lanes of
+4 bits, and save weight memory alone).
 Area: benchmarks/npu_area.py.
 """
 
@@ -53,12 +55,12 @@ class Start:
     config: QuantizeConfig
 
 
-def start(name: str, widths: tuple[int, int, int], progress: Progress) -> Start:
-    """A trained network, quantized with low products of such widths."""
+def start(name: str, widths: tuple[int, int, int], progress: Progress, tuned: bool = False) -> Start:
+    """A trained network, quantized with low products of such widths; `tuned`: with effort="high"."""
     network, (activations, weights, group) = TRAINED[name], widths
     config = QuantizeConfig(
         target="npu", ratios=RATIOS, low_bits=activations, low_bits_weights=weights, group_size=group, keep_answers=0.0,
-        calibration_images=network.calibration,
+        calibration_images=network.calibration, effort="high" if tuned else "normal",
     )  # fmt: skip
     samples = [torch.from_numpy(x) for x in network.samples(network.calibration)]
     prepared = prepare(network.load(), samples, config, progress=progress)
@@ -88,7 +90,7 @@ def trained_on(begin: Start, finetune: FinetuneConfig, checkpoint: Path, progres
         begin.prepared, begin.program, begin.config, finetune, batches, progress=show_training(progress), checkpoint=checkpoint
     )
     checkpoint.unlink(missing_ok=True)
-    return done.program, {"seconds": done.seconds, "training": done.program.provenance["finetuning"]}
+    return done.program, {"training": done.program.provenance["finetuning"]}
 
 
 def halved(layers: Layers) -> Layers:
@@ -112,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", default="resnet20,resnet56,vgg,vit", help="comma-separated (default: %(default)s)")
     parser.add_argument("--images", type=int, default=None, help="test images (default: all 10,000)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file (default: %(default)s)")
+    parser.add_argument("--tune", action="store_true", help="with effort='high' too")
     parser.add_argument("--finetune", action="store_true", help="with finetuning too")
     options = parser.parse_args(arguments)
     machine = describe_machine()
@@ -123,24 +126,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(f"error: {missing}")
         for width, own in WIDTHS.items():
             progress, begin = Progress(f"{name} {width}"), None
-            for tuned in (False, True)[: 1 + options.finetune]:
-                row = f"{name}/{width}" + "/finetuned" * tuned
+            for how in ("", *["tuned"] * options.tune, *["finetuned"] * options.finetune):
+                row = f"{name}/{width}/{how}".rstrip("/")
                 settings: dict[str, Any] = {"network": name, "widths": own, "images": options.images}
-                if tuned:
+                if how == "tuned":
+                    settings["effort"] = "high"
+                if how == "finetuned":
                     settings["finetune"] = finetune.model_dump(mode="json", exclude={"device", "checkpoint_seconds"})
                 found = results.find(row, settings)
                 if found is None:
-                    begin = begin or start(name, own, progress)
-                    program, cost = begin.program, {}
-                    if tuned:
+                    if how == "tuned":
+                        program, cost = start(name, own, progress, tuned=True).program, {}
+                    else:
+                        begin = begin or start(name, own, progress)
+                        program, cost = begin.program, {}
+                    if how == "finetuned":
                         checkpoint = options.results / f"{row.replace('/', '.').replace(' ', '')}.checkpoint.tmp"
                         program, cost = trained_on(begin, finetune, checkpoint, progress)
                     found = results.put(row, settings, {**accuracies(name, options.images, program), **cost})
                 share = found["accuracy"]
                 progress.done("measured")
                 lost = [f"{100 * (share[str(r)] - share['float']):+.2f}" for r in RATIOS]
-                told = "finetuned" if tuned else "as quantized"
-                rows.append([name, width, str(own[2]), told, f"{100 * share['float']:.2f}", *lost])
+                rows.append([name, width, str(own[2]), how or "as quantized", f"{100 * share['float']:.2f}", *lost])
     columns = ["network", "activations x weights", "group", "", "float, %", *(f"{r:.0%}, points" for r in RATIOS)]
     print_table("Low products of 4 and 2 bits", columns, rows, machine_caption(machine))
     table = []

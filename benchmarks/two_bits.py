@@ -2,15 +2,15 @@
 
     python benchmarks/two_bits.py
     python benchmarks/two_bits.py --networks resnet20,vit --images 2000
-    python benchmarks/two_bits.py --networks resnet20 --tune --finetune      # and trained on, some ten minutes of a core a width
+    python benchmarks/two_bits.py --networks resnet20 --more tuned,finetuned    # and trained on, ten minutes of a core a width
 
 Accuracy: the trained networks of the data folder, quantized as by default, top-1 on CIFAR-10's test images, low products of
 4-bit activations and weights, of 4-bit activations and 2-bit weights, and of 2 and 2 bits; groups of 64 for two values a lane,
 of 128 for four. Finetuned: 8-bit weights, from which low ones are derived, by the defaults of FinetuneConfig on the training
-images, the last state. Tuned: low weights of their own, towards the float network's outputs on the calibration images
-(effort="high"). Rows that the result file has are not measured again. Cycles: the model of benchmarks/npu_networks.py at 100 %
-low, where a chunk of 2 bits holds twice the channels of one of 4 bits (2-bit weights with 4-bit activations take the lanes of
-4 bits, and save weight memory alone).
+images, the last state; "rows learned": one epoch in which shifts stay and bias rows are parameters. Tuned: low weights of
+their own, towards the float network's outputs on the calibration images (effort="high"). Rows that the result file has are not
+measured again. Cycles: the model of benchmarks/npu_networks.py at 100 % low, where a chunk of 2 bits holds twice the channels
+of one of 4 bits (2-bit weights with 4-bit activations take the lanes of 4 bits, and save weight memory alone).
 Area: benchmarks/npu_area.py.
 """
 
@@ -44,6 +44,11 @@ from scores import TopOne
 
 WIDTHS = {"4 x 4": (4, 4, 64), "4 x 2": (4, 2, 64), "2 x 2": (2, 2, 128)}  # activations, weights, group
 RATIOS = (0.0, 0.5, 1.0)
+TUNED = "tuned"
+FINETUNED = {  # the last state, since the networks know all training images by heart
+    "finetuned": FinetuneConfig(keep="last"),
+    "rows learned": FinetuneConfig(keep="last", epochs=1, bias="learned", rederivations=0),
+}
 
 
 @dataclass
@@ -114,35 +119,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", default="resnet20,resnet56,vgg,vit", help="comma-separated (default: %(default)s)")
     parser.add_argument("--images", type=int, default=None, help="test images (default: all 10,000)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file (default: %(default)s)")
-    parser.add_argument("--tune", action="store_true", help="with effort='high' too")
-    parser.add_argument("--finetune", action="store_true", help="with finetuning too")
+    parser.add_argument("--widths", default=",".join(WIDTHS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--more", default="", help=f"comma-separated, of {', '.join((TUNED, *FINETUNED))}")
     options = parser.parse_args(arguments)
     machine = describe_machine()
     results = ResultFile(options.results / f"two_bits.{machine['kind']}.json", "two_bits", machine)
-    finetune = FinetuneConfig(keep="last")  # the networks know all training images by heart
     rows = []
     for name in options.networks.split(","):
         if missing := TRAINED[name].missing():
             raise SystemExit(f"error: {missing}")
-        for width, own in WIDTHS.items():
-            progress, begin = Progress(f"{name} {width}"), None
-            for how in ("", *["tuned"] * options.tune, *["finetuned"] * options.finetune):
+        for width in options.widths.split(","):
+            progress, begin, own = Progress(f"{name} {width}"), None, WIDTHS[width]
+            for how in ("", *filter(None, options.more.split(","))):
                 row = f"{name}/{width}/{how}".rstrip("/")
                 settings: dict[str, Any] = {"network": name, "widths": own, "images": options.images}
-                if how == "tuned":
+                if how == TUNED:
                     settings["effort"] = "high"
-                if how == "finetuned":
-                    settings["finetune"] = finetune.model_dump(mode="json", exclude={"device", "checkpoint_seconds"})
+                elif how:
+                    settings["finetune"] = FINETUNED[how].model_dump(mode="json", exclude={"device", "checkpoint_seconds"})
                 found = results.find(row, settings)
                 if found is None:
-                    if how == "tuned":
+                    if how == TUNED:
                         program, cost = start(name, own, progress, tuned=True).program, {}
                     else:
                         begin = begin or start(name, own, progress)
                         program, cost = begin.program, {}
-                    if how == "finetuned":
+                    if how in FINETUNED:
                         checkpoint = options.results / f"{row.replace('/', '.').replace(' ', '')}.checkpoint.tmp"
-                        program, cost = trained_on(begin, finetune, checkpoint, progress)
+                        program, cost = trained_on(begin, FINETUNED[how], checkpoint, progress)
                     found = results.put(row, settings, {**accuracies(name, options.images, program), **cost})
                 share = found["accuracy"]
                 progress.done("measured")

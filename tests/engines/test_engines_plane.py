@@ -16,7 +16,7 @@ from bitdial.engines.reference.bias_table import EightBitValues
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.engines.reference.influence import counting_rows
 from bitdial.engines.reference.plane_fit import SampledRows
-from bitdial.engines.reference.prediction import TEMPERATURE, TOP, Prediction, _LayerError, predict
+from bitdial.engines.reference.prediction import TEMPERATURE, Prediction, _LayerError, predict, squares_of
 from bitdial.engines.reference.search import CandidateEvaluator
 from bitdial.graph.capture import capture
 from bitdial.graph.passes import optimize
@@ -62,7 +62,7 @@ def test_stored_low_weights_err_less(conv_net: Any, transformer: Any, helpers: A
         prepared = prepare(model, [x], CONFIG)
         programs = [quantize_prepared(prepared, CONFIG.updated(low_weights=kind)) for kind in ("stored", "derived")]
         stored, derived = (helpers.snr(exact, ReferenceEngine(p).run(unseen, 1.0)) for p in programs)
-        assert stored > derived + 0.5
+        assert stored > derived + 0.25
         for name, layer in programs[0].layers.items():
             other = programs[1].layers[name]
             assert layer.weight is None or (layer.weight == other.weight).all()
@@ -132,15 +132,16 @@ def test_prediction_is_exact_to_first_order(helpers: Any, corrected: bool) -> No
     assert len(layers) == 2
     prediction = predict(prepared.graph, program, layers, [x], tables.mean_shifts)
     exact = CandidateEvaluator(program, layers, [x], tables.mean_shifts)
-    rng = np.random.default_rng(0)
-    masks = rng.random((12, prediction.moves.shape[2])) < 0.5
-    masks[0], masks[1] = False, True
+    groups = prediction.squares.shape[1]
+    masks = np.concatenate([np.zeros((1, groups), np.bool_), np.eye(groups, dtype=np.bool_)])
     predicted, measured = prediction(masks), exact(masks)
     assert predicted[0] == 0.0
     # what first order leaves out: the 8-bit values in between are rounded anew, and errors of inputs meet those of weights
     np.testing.assert_allclose(predicted[1:], measured[1:], rtol=0.45)
     assert np.corrcoef(predicted, measured)[0, 1] > 0.97
     np.testing.assert_allclose(prediction(masks[2:3], 10), prediction(masks, 10)[2:3], rtol=1e-5)
+    several = np.random.default_rng(0).random((12, masks.shape[1])) < 0.5
+    np.testing.assert_allclose(prediction(several) ** 2, several @ predicted[1:] ** 2)  # as of independent errors
 
 
 @pytest.mark.parametrize(("size", "outputs"), [(6, 3), (2, 9)])
@@ -175,8 +176,8 @@ def test_prediction_of_a_network_that_reads_indices(helpers: Any) -> None:
     tables = low_tables(prepared, program, config)
     layers = [n for n, layer in program.layers.items() if layer.eligible]
     prediction = predict(prepared.graph, program, layers, [x], tables.mean_shifts)
-    assert prediction.moves.shape == (24, TOP, sum(program.layers[n].n_groups for n in layers))
-    assert bool(np.abs(prediction.moves).sum(axis=(0, 1)).all())
+    assert prediction.squares.shape == (24, sum(program.layers[n].n_groups for n in layers))
+    assert bool(prediction.squares.sum(axis=0).all())
 
 
 def test_prediction_of_class_scores() -> None:
@@ -187,8 +188,8 @@ def test_prediction_of_class_scores() -> None:
     moves[:, 2:] = moves[:, 2:3]  # the rest moves as one
     scores[:, :2] += 20.0
     rest, away = scores[:, 2:].logsumexp(1, keepdim=True), moves[:, 2:3]
-    prediction = Prediction((moves[:, :2] - away).float().numpy(), (scores[:, :2] - rest).float().numpy())
-    masks = (np.arange(16)[:, None] >> np.arange(4) & 1).astype(np.bool_)
+    squares = squares_of((moves[:, :2] - away).float().numpy(), (scores[:, :2] - rest).float().numpy())
+    prediction, masks = Prediction(squares), np.eye(4, dtype=np.bool_)
     joined, shifts = torch.cat([scores[:, :2], rest], 1), torch.cat([moves[:, :2], away], 1)
     exact = torch.log_softmax(joined / TEMPERATURE, 1)
     for mask, predicted in zip(masks, prediction(masks), strict=True):

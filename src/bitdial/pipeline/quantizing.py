@@ -58,6 +58,7 @@ from bitdial.selection import (
 
 CALIBRATION_MEMORY = 1 << 30  # bytes of activations held at once while the bias table is computed layer by layer
 SEARCH_CACHE = 1 << 30  # bytes of values that the exact search remembers from candidate to candidate
+PREDICTED_FROM = 64  # samples at most: more rank sets of groups no better (see `engines.reference.prediction`)
 PATCHES = 4096  # sampled rows of each layer's input, for shifts of least output error
 
 
@@ -234,6 +235,12 @@ def _weight_shift(layer: QuantizedLayer, samples: LayerSamples, config: Quantize
     return scores
 
 
+def search_samples(prepared: Prepared, config: QuantizeConfig) -> int:
+    """How many calibration samples candidates are scored on."""
+    limit = PREDICTED_FROM if config.search == "predicted" else prepared.samples
+    return min(config.search_images, prepared.samples, limit)
+
+
 @dataclass
 class Chosen:
     """A selection and what it cost, with the processes that an interrupted search resumed from."""
@@ -270,7 +277,7 @@ def choose(
         tuple(tables.scores[n] for n in layers),
         tuple(program.layers[n].group_macs for n in layers),
     )
-    n_images = min(config.search_images, prepared.samples)
+    n_images = search_samples(prepared, config)
     started = time.perf_counter()
     inputs = [x[:n_images] for x in prepared.inputs]
     evaluator: CandidateEvaluator | Prediction | None = None

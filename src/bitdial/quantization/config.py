@@ -130,7 +130,9 @@ class QuantizeConfig(BaseConfig):
         "Judge candidates by predicted errors, or by running them on the calibration images.",
         panel=_SEARCH,
     )
-    search_images: int = setting(256, "Calibration images that candidates are scored on.", "N", _SEARCH, ge=1)
+    search_images: int = setting(
+        256, "Calibration images that candidates are scored on; predictions take 64 at most.", "N", _SEARCH, ge=1
+    )
     population: int = setting(50, "Candidates per generation.", "N", _SEARCH, ge=2)
     generations: int = setting(50, "Generations per ratio.", "N", _SEARCH, ge=0)
     survivors: int = Field(15, ge=1, description="Candidates of a generation that the next one descends from.")

@@ -139,7 +139,7 @@ class Frame:
 
     def span(self, value: str) -> Span:
         buffer = self.compiled.buffers[self.compiled.root(value)]
-        return Span(4096, buffer.item * self.batch * (4 if buffer.is_float else 1))
+        return Span(4096, buffer.item * self.batch * buffer.bytes)
 
 
 def seconds(compiled: Compiler, card: Card, batch: int, ratio: int) -> float:

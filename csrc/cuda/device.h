@@ -58,6 +58,7 @@ DEVICE void barrier() { __syncthreads(); }
 
 // float32 operations rounded once each: the compiler must not contract a product and a sum into a fused multiply-add.
 DEVICE float to_float(int v) { return __int2float_rn(v); }
+DEVICE float to_float(int64_t v) { return __ll2float_rn(v); }
 DEVICE float times(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float plus(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float minus(float a, float b) { return __fsub_rn(a, b); }

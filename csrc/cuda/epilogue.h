@@ -2,7 +2,7 @@
 #pragma once
 #include "device.h"
 
-enum ValueType { TYPE_U8 = 0, TYPE_S8 = 1, TYPE_F32 = 2 };
+enum ValueType { TYPE_U8 = 0, TYPE_S8 = 1, TYPE_F32 = 2, TYPE_I64 = 3, TYPE_I32 = 4, TYPE_BOOL = 5 };
 
 struct Epilogue {
   Global<uint8_t> y8;

@@ -6,12 +6,16 @@
 struct Operand {
   Global<const uint8_t> bytes;
   Global<const float> floats;
+  Global<const int64_t> wholes;
+  Global<const int32_t> words;
   Global<const int32_t> table;
   int64_t sample, place, channel;
   int32_t type, offset;  // offset: added within every sample
 };
 
-enum PointwiseOp { OP_SCALE = 0, OP_LOOKUP = 1, OP_ADD = 2, OP_MUL = 3, OP_COPY = 4, OP_FADD = 5, OP_FSUB = 6, OP_FMUL = 7, OP_FDIV = 8 };
+enum PointwiseOp {
+  OP_SCALE = 0, OP_LOOKUP = 1, OP_ADD = 2, OP_MUL = 3, OP_COPY = 4, OP_FADD = 5, OP_FSUB = 6, OP_FMUL = 7, OP_FDIV = 8, OP_ROOT = 9
+};
 
 struct PointwiseArgs {
   Operand a, b;
@@ -23,16 +27,20 @@ struct PointwiseArgs {
   float factor_a, factor_b, lo, hi;
 };
 
+// Where it lies, or -1 where it is zero.
+DEVICE int64_t position(const Operand& v, int64_t n, int place, int channel, int channels) {
+  const int64_t at = n * v.sample + v.offset;
+  if (!v.table.there()) return at + place * v.place + channel * v.channel;
+  const int found = v.table.get(static_cast<int64_t>(place) * channels + channel);
+  return found < 0 ? -1 : at + found;
+}
+
 DEVICE float operand(const Operand& v, int64_t n, int place, int channel, int channels) {
-  int64_t at = n * v.sample + v.offset;
-  if (v.table.there()) {
-    const int found = v.table.get(static_cast<int64_t>(place) * channels + channel);
-    if (found < 0) return 0.0f;
-    at += found;
-  } else {
-    at += place * v.place + channel * v.channel;
-  }
+  const int64_t at = position(v, n, place, channel, channels);
+  if (at < 0) return 0.0f;
   if (v.type == TYPE_F32) return v.floats.get(at);
+  if (v.type == TYPE_I64) return to_float(v.wholes.get(at));
+  if (v.type == TYPE_I32) return to_float(v.words.get(at));
   const uint8_t q = v.bytes.get(at);
   return to_float(v.type == TYPE_S8 ? static_cast<int8_t>(q) : q);
 }
@@ -51,7 +59,8 @@ DEVICE void pointwise(const PointwiseArgs& args) {
     return;
   }
   if (args.op == OP_SCALE) t = times(a, args.factor_a);
-  if (args.op >= OP_ADD && args.op != OP_COPY) {
+  if (args.op == OP_ROOT) t = root(plus(a, 0.0f));
+  if (args.op >= OP_ADD && args.op != OP_COPY && args.op != OP_ROOT) {
     const float b = operand(args.b, n, place, channel, args.channels);
     if (args.op == OP_ADD) t = plus(times(a, args.factor_a), times(b, args.factor_b));
     if (args.op == OP_MUL) t = times(times(a, b), args.factor_a);  // a * b is exact: below 2^16
@@ -60,9 +69,9 @@ DEVICE void pointwise(const PointwiseArgs& args) {
     if (args.op == OP_FMUL) t = times(a, b);
     if (args.op == OP_FDIV) t = over(a, b);
   }
-  t = smaller(larger(t, args.lo), args.hi);
-  if (args.yf.there()) args.yf.put(at, t);
-  else args.y8.put(at, static_cast<uint8_t>(rounded(t)));
+  const float bounded = smaller(larger(t, args.lo), args.hi);
+  if (args.yf.there()) args.yf.put(at, t == t ? bounded : t);  // float results keep what is not a number
+  else args.y8.put(at, static_cast<uint8_t>(rounded(bounded)));
 }
 
 // ---- windows -----------------------------------------------------------------------------------------------------------------
@@ -118,6 +127,7 @@ struct RowsArgs {
   Global<const float> bias;
   int64_t rows, length, inner;  // element k of row (o, i) lies at (o * length + k) * inner + i
   float eps, mean;              // mean: divide sums by the length
+  int32_t square, take_root;    // of what is summed, of the sum
 };
 
 // Lane i adds lane i + 8, then i + 4, i + 2, i + 1; every lane gets the sum.
@@ -201,8 +211,12 @@ DEVICE void normalize_rows(const RowsArgs& args) {
 DEVICE void sum_rows(const RowsArgs& args) {
   const RowLane row = row_lane(args);
   float sum = 0.0f;
-  for (int64_t k = row.first; k < args.length; k += 16) sum = plus(sum, args.x.get(row.start + k * row.step));
+  for (int64_t k = row.first; k < args.length; k += 16) {
+    const float v = args.x.get(row.start + k * row.step);
+    sum = plus(sum, args.square ? times(v, v) : v);
+  }
   sum = sum_of_lanes(sum);
   if (args.mean != 0.0f) sum = over(sum, args.mean);
+  if (args.take_root) sum = root(sum);
   if (row.there && thread_index() % 16 == 0) args.y.put(static_cast<int64_t>(block_x()) * 8 + thread_index() / 16, sum);
 }

@@ -80,6 +80,7 @@ DEVICE int block_threads() { return emulation::block_threads(); }
 DEVICE void barrier() { emulation::barrier(); }
 
 DEVICE float to_float(int v) { return static_cast<float>(v); }
+DEVICE float to_float(int64_t v) { return static_cast<float>(v); }
 DEVICE float times(float a, float b) { return a * b; }
 DEVICE float plus(float a, float b) { return a + b; }
 DEVICE float minus(float a, float b) { return a - b; }

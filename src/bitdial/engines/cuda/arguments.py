@@ -6,8 +6,10 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-TYPE_U8, TYPE_S8, TYPE_F32 = 0, 1, 2
-OP_SCALE, OP_LOOKUP, OP_ADD, OP_MUL, OP_COPY, OP_FADD, OP_FSUB, OP_FMUL, OP_FDIV = range(9)
+TYPE_U8, TYPE_S8, TYPE_F32, TYPE_I64, TYPE_I32, TYPE_BOOL = range(6)
+OP_SCALE, OP_LOOKUP, OP_ADD, OP_MUL, OP_COPY, OP_FADD, OP_FSUB, OP_FMUL, OP_FDIV, OP_ROOT = range(10)
+(ELEMENT_COPY, ELEMENT_ADD, ELEMENT_SUB, ELEMENT_MUL, ELEMENT_MAX, ELEMENT_MIN, ELEMENT_EQ, ELEMENT_NE, ELEMENT_LT, ELEMENT_LE,
+ ELEMENT_AND, ELEMENT_OR, ELEMENT_XOR, ELEMENT_WHERE, ELEMENT_LOOK_UP) = range(15)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ class MatMulArgs(_Args):
 
 
 class Operand(_Args):
-    _fields_ = [*_fields(Global, "bytes floats table"), *_fields(_I64, "sample place channel"), *_fields(_I32, "type offset")]
+    _fields_ = [
+        *_fields(Global, "bytes floats wholes words table"),
+        *_fields(_I64, "sample place channel"),
+        *_fields(_I32, "type offset"),
+    ]
 
 
 class PointwiseArgs(_Args):
@@ -99,11 +105,29 @@ class WindowArgs(_Args):
     ]
 
 
+class ElementsArgs(_Args):
+    _fields_ = [
+        ("a", Operand), ("b", Operand), ("c", Operand),
+        *_fields(Global, "rows yf y64 y8"),
+        *_fields(_I64, "n_rows y_sample y_place y_channel"),
+        *_fields(_I32, "samples places channels op real reserved"),
+    ]  # fmt: skip
+
+
 class RowsArgs(_Args):
-    _fields_ = [*_fields(Global, "x y weight bias"), *_fields(_I64, "rows length inner"), *_fields(_F32, "eps mean")]
+    _fields_ = [
+        *_fields(Global, "x y weight bias"),
+        *_fields(_I64, "rows length inner"),
+        *_fields(_F32, "eps mean"),
+        *_fields(_I32, "square take_root"),
+    ]
 
 
-THREADS = {"pointwise_kernel": 256, "pool_kernel": 256, "depthwise_kernel": 256}  # of a block; 128 for all others
+class WholeRowsArgs(_Args):
+    _fields_ = [*_fields(Global, "x y"), *_fields(_I64, "rows length inner"), *_fields(_I32, "running reserved")]
+
+
+THREADS = {f"{name}_kernel": 256 for name in ("pointwise", "elements", "pool", "depthwise")}  # of a block; 128 for all others
 SHARED_BYTES = {"conv": 2 * 64 * 80 + 2 * 4096, "matmul": 64 * 68 * 4}  # of a block, by the first word of a kernel's name
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from bitdial.engines import memory
-from bitdial.engines.cuda import elementwise, transformer
-from bitdial.engines.cuda.arguments import OP_COPY, Epilogue, Launch
+from bitdial.engines.cuda import elements, elementwise, transformer
+from bitdial.engines.cuda.arguments import Epilogue, Launch
 from bitdial.engines.cuda.packing import Packer
 from bitdial.engines.cuda.products import Plane, Product, depthwise_weights
-from bitdial.engines.cuda.values import Buffer, Frame, Seen, Values
+from bitdial.engines.cuda.values import Buffer, Frame, Offsets, Seen, Values
 from bitdial.engines.memory import Unsupported
 from bitdial.errors import EngineError
 from bitdial.quantization.instructions import (
@@ -45,12 +45,12 @@ class Compiler(Values):
         for step in self.program.instructions:
             self._named(step.name, step.operation, HANDLERS[type(step)], self, step)
         for name in self.program.outputs:
-            if not self._named(name, "output", self.buffer, name).is_float:
-                raise EngineError(f"the cuda engine cannot give output '{name}': it is not float32")
+            if not self._named(name, "output", self.buffer, name).dtype:
+                raise EngineError(f"the cuda engine cannot give output '{name}': it is of 8 bits")
         return self
 
-    def copy(self, name: str, source: Seen) -> None:
-        elementwise.pointwise(self, name, OP_COPY, [source])
+    def copy(self, name: str, source: Seen, value: str | None = None, target: Offsets | None = None) -> None:
+        elements.copied(self, name, source, value, target)
 
     @staticmethod
     def _named(name: str, operation: str, work: Callable[..., Any], *args: Any) -> Any:

@@ -42,17 +42,14 @@ def pointwise(
     """One launch over a result, or over a part of it: target holds the part's offsets [positions, channels]."""
     value = value or name
     y = c.buffer(value)
-    where = grid(y.offsets(), y.channels_first) if target is None else target
-    strides = affine(where)
-    if strides is None:
-        raise Unsupported("it writes to positions that are not evenly spaced")
-    start, place, channel = strides
-    places, channels = where.shape
+    if y.dtype not in ("", "float32"):
+        raise Unsupported(f"it gives {y.dtype}")
+    (start, place, channel), (places, channels) = places_of(y, target)
     factor_a, factor_b = (*factors, 0.0, 0.0)[:2]
 
     def launch(frame: Frame) -> Launch:
         samples = frame.batch
-        span = frame.span(value).at(start * (4 if y.is_float else 1))
+        span = frame.span(value).at(start * y.bytes)
         args = PointwiseArgs(
             a=operands[0].operand(frame), y8=None if y.is_float else span, yf=span if y.is_float else None,
             lookup=None if lookup is None else frame.pool.at(lookup), y_sample=y.item, y_place=place, y_channel=channel,
@@ -63,6 +60,15 @@ def pointwise(
         return Launch("pointwise_kernel", blocks(samples * places * channels), args)
 
     c.add(name, tuple(v for o in operands for v in o.reads), launch, value)
+
+
+def places_of(y: Buffer, target: Offsets | None = None) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """((offset, per position, per channel) in elements, (positions, channels)) of a result, or of the part at `target`."""
+    where = grid(y.offsets(), y.channels_first) if target is None else target
+    strides = affine(where)
+    if strides is None:
+        raise Unsupported("it writes to positions that are not evenly spaced")
+    return strides, (where.shape[0], where.shape[1])
 
 
 # ---- instructions ----------------------------------------------------------------------------------------------------------
@@ -113,8 +119,8 @@ def combine(
     c: Values, name: str, op: int, values: Sequence[str | float], lo: float = -INFINITY, hi: float = INFINITY
 ) -> None:
     """A float32 operator of values, constants and numbers."""
-    if not c.buffer(name).is_float or any(isinstance(v, str) and c.types[v].dtype != "float32" for v in values):
-        raise Unsupported("it reads or gives other values than float32")
+    if not c.buffer(name).is_float or any(isinstance(v, str) and (v in c.program.qparams) for v in values):
+        raise Unsupported("it reads or gives 8-bit values or integers")
     pointwise(c, name, op, [_operand(c, name, v) for v in values], lo, hi, (1.0,))
 
 
@@ -141,10 +147,12 @@ def concatenate(
         start += own.shape[axis]
         if own.shape != part.shape:
             raise Unsupported("its operands do not go together")
-        x = seen(c, source, grid(own, y.channels_first))
-        op = arguments.OP_COPY if factor == 1.0 else arguments.OP_SCALE
-        limits = (-INFINITY, INFINITY) if factor == 1.0 else (lo, hi)
-        pointwise(c, f"{name}/{value}", op, [x], *limits, (factor,), value=name, target=grid(part, y.channels_first))
+        x = seen(c, source, grid(own, y.channels_first), y.dtype or "float32")
+        target = grid(part, y.channels_first)
+        if factor == 1.0:
+            c.copy(f"{name}/{value}", x, name, target)
+        else:
+            pointwise(c, f"{name}/{value}", arguments.OP_SCALE, [x], lo, hi, (factor,), value=name, target=target)
 
 
 def move(c: Values, step: Move | Float) -> None:

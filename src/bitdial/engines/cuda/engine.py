@@ -17,6 +17,7 @@ from bitdial.engines.cuda import STATUS
 from bitdial.engines.cuda.compiler import Compiler
 from bitdial.engines.cuda.device import Device, DeviceLostError, DeviceMemoryError, Pool
 from bitdial.engines.cuda.plan import Plan
+from bitdial.engines.cuda.values import LookUp
 from bitdial.engines.describe import describe_program
 from bitdial.errors import EngineError, InputError
 from bitdial.graph.inputs import check_inputs, split_batch
@@ -97,7 +98,7 @@ class CudaEngine(Dial):
             bad = sum(int(a.size - np.isfinite(a).sum()) for a in arrays)
             if bad:
                 raise InputError(f"the batch holds {bad} NaN or infinite values")
-        outputs = [np.empty(self._shape(v, n), np.float32) for v in self.program.outputs]
+        outputs = [np.empty(self._shape(v, n), self.compiled.buffers[v].dtype) for v in self.program.outputs]
         with self._lock:
             if self._lost is not None:
                 raise DeviceLostError(str(self._lost))
@@ -127,11 +128,28 @@ class CudaEngine(Dial):
 
     def _run(self, arrays: list[Array], outputs: list[Array], n: int, index: int) -> None:
         plan = self._plan(n)
-        for name, array in zip(self.program.inputs, arrays, strict=True):
+        given = dict(zip(self.program.inputs, arrays, strict=True))
+        for name, array in given.items():
             self.device.upload(plan.span(name), array)
         plan.run(index)
+        for look_up in self.compiled.look_ups:
+            self._check_look_up(look_up, given, plan, n)
         for name, array in zip(self.program.outputs, outputs, strict=True):
             self.device.download(plan.span(name), array)
+
+    def _check_look_up(self, look_up: LookUp, given: dict[str, Array], plan: Plan, n: int) -> None:
+        """Raises InputError where a batch's numbers lie outside of a table."""
+        buffer = self.compiled.buffers[look_up.value]
+        numbers = given.get(look_up.value)
+        if numbers is None:
+            numbers = np.empty(n * buffer.item, buffer.dtype)
+            self.device.download(plan.span(look_up.value), numbers)
+        numbers = numbers.reshape(n, -1)[:, look_up.offsets]
+        wrong = numbers[(numbers < 0) | (numbers >= look_up.rows)]
+        if wrong.size:
+            raise InputError(
+                f"the batch holds numbers outside of a table: '{look_up.name}' looks up row {int(wrong[0])} of {look_up.rows}"
+            )
 
     def _plan(self, n: int) -> Plan:
         """The plan of a batch size; others give way where memory is short."""

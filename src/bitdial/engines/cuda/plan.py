@@ -48,7 +48,7 @@ class Plan:
             for value in (step.value, *step.reads):
                 first, _ = lives.get(root(value), (index, index))
                 lives[root(value)] = first, index
-        for value in program.outputs:
+        for value in (*program.outputs, *(v.value for v in compiled.look_ups)):  # the engine looks at both behind the run
             first, _ = lives[root(value)]
             lives[root(value)] = first, len(compiled.steps) + 1
         names = list(lives)
@@ -68,7 +68,7 @@ class Plan:
         size = buffer.item * self.batch
         if size >= 2**40 or buffer.factor * self.batch * buffer.places >= 2**31:
             raise EngineError(f"a batch of {self.batch} is too large for the cuda engine: use a smaller one")
-        return size * (4 if buffer.is_float else 1)
+        return size * buffer.bytes
 
     def span(self, value: str) -> Span:
         at, size = self.places[self.compiled.root(value)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitdial.engines.cuda import arguments as kernels
+from bitdial.engines.cuda import elements
 from bitdial.engines.cuda.arguments import Epilogue, Launch, MatMulArgs, RowsArgs
 from bitdial.engines.cuda.elementwise import INFINITY, combine, concatenate, move
 from bitdial.engines.cuda.values import Frame, Offsets, Values
@@ -78,7 +79,7 @@ def _operand(c: Values, value: str, result: Sequence[int], transposed: bool) -> 
 
 def _rows(
     c: Values, name: str, value: str, kernel: str, length: int, inner: int, eps: float = 0.0, mean: float = 0.0,
-    affine: Sequence[int] = (),
+    affine: Sequence[int] = (), square: bool = False, take_root: bool = False,
 ) -> None:  # fmt: skip
     """affine: numbers of LayerNorm's weight and bias among the constants."""
     per = math.prod(c.floats(value).shape) // length
@@ -86,7 +87,7 @@ def _rows(
     def launch(frame: Frame) -> Launch:
         given = dict(zip(("weight", "bias"), (frame.pool.at(i) for i in affine), strict=False))
         args = RowsArgs(x=frame.span(value), y=frame.span(name), rows=frame.batch * per, length=length, inner=inner, eps=eps,
-                        mean=mean, **given)  # fmt: skip
+                        mean=mean, square=int(square), take_root=int(take_root), **given)  # fmt: skip
         return Launch(kernel, (-(-frame.batch * per // ROWS), 1, 1), args)
 
     if not c.buffer(name).is_float:
@@ -113,25 +114,28 @@ def layer_norm(c: Values, step: Float) -> None:
     _rows(c, step.name, value, "layer_norm_kernel", math.prod(normal), 1, float(step.node.attrs["eps"]), affine=given)
 
 
-def _reduced(c: Values, step: Float, axes: Any, mean: bool) -> None:
+def _reduced(c: Values, step: Float, axes: Any, mean: bool, norm: bool = False) -> None:
     value = step.node.inputs[0]
     sizes, place = sizes_of(c.types[value])
     over = sorted(int(a) % len(sizes) for a in axes) if isinstance(axes, list) and axes else []
     if not over or place in over:
         raise Unsupported("it sums over the batch")
-    if c.types[value].dtype != "float32":
-        raise Unsupported("it sums integers")
     if over != list(range(over[0], over[-1] + 1)):  # bring the axes together, behind all others
         order = [*(a for a in range(len(sizes)) if a not in over), *over]
         turned = f"{step.name}:order"
-        c.types[turned] = TensorType(tuple(c.types[value].shape[a] for a in order), "float32")
+        c.types[turned] = TensorType(tuple(c.types[value].shape[a] for a in order), c.types[value].dtype)
         source, offsets = c.view(value)
         c.views[turned] = source, offsets.transpose(order)
         value, inner = turned, 1
     else:
         inner = math.prod(sizes[over[-1] + 1 :])
     count = math.prod(sizes[a] for a in over)
-    _rows(c, step.name, value, "sum_kernel", count, inner, mean=float(count) if mean else 0.0)
+    if c.types[value].dtype != "float32":
+        if mean or norm:
+            raise Unsupported("it averages integers")
+        elements.sum_integers(c, step.name, value, count, inner)
+        return
+    _rows(c, step.name, value, "sum_kernel", count, inner, mean=float(count) if mean else 0.0, square=norm, take_root=norm)
 
 
 # ---- float operators -------------------------------------------------------------------------------------------------------
@@ -155,9 +159,40 @@ def _arithmetic(op: int, turned: bool = False) -> Callable[[Values, Float], None
         (a, b, *more), kwargs = arguments(step)
         if kwargs.get("alpha", more[0] if more else 1) != 1 or kwargs.get("rounding_mode") is not None:
             raise Unsupported(f"{step.operation} with alpha or a rounding mode")
-        combine(c, step.name, op, [b, a] if turned else [a, b])
+        values, dtype = [b, a] if turned else [a, b], c.types[step.name].dtype
+        if dtype == "int64" and op in _WHOLE:
+            elements.step_of(c, step.name, _WHOLE[op], "int64", values)
+        else:
+            combine(c, step.name, op, values)
 
     return handler
+
+
+def _clamp(c: Values, step: Float) -> None:
+    """aten clamp, clamp_min and clamp_max."""
+    (x, *limits), kwargs = arguments(step)
+    lo, hi = [*limits, None, None][:2]
+    lo, hi = kwargs.get("min", lo), kwargs.get("max", hi)
+    if step.operation == "aten.clamp_max.default":
+        lo, hi = None, lo if hi is None else hi
+    if isinstance(lo, str) or isinstance(hi, str):
+        raise Unsupported("its limits are values")
+    combine(c, step.name, kernels.OP_SCALE, [x], -INFINITY if lo is None else float(lo), INFINITY if hi is None else float(hi))
+
+
+def _square(c: Values, step: Float) -> None:
+    (x, *power), _ = arguments(step)
+    if power not in ([], [2]):
+        raise Unsupported(f"{step.operation} of this power")
+    combine(c, step.name, kernels.OP_FMUL, [x, x])
+
+
+def _norm(c: Values, step: Float) -> None:
+    (_, *rest), kwargs = arguments(step)
+    order, axes = [*rest, *[2, None][len(rest) :]][:2]
+    if order != 2 or kwargs.get("dtype") is not None:
+        raise Unsupported("a norm other than the second")
+    _reduced(c, step, axes if isinstance(axes, list) or axes is None else [axes], False, True)
 
 
 def _concat(c: Values, step: Float) -> None:
@@ -167,8 +202,9 @@ def _concat(c: Values, step: Float) -> None:
         values, axis = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0)
     if step.node.attrs.get("activation") is not None or axis is None:
         raise Unsupported("an activation behind a concatenation in float")
-    if not c.buffer(step.name).is_float or any(c.types[v].dtype != "float32" for v in values):
-        raise Unsupported("it concatenates other values than float32")
+    dtype = c.buffer(step.name).dtype
+    if not dtype or any(c.types[v].dtype != dtype for v in values):
+        raise Unsupported("it concatenates values of several types, or of 8 bits")
     concatenate(c, step.name, values, int(axis))
 
 
@@ -192,8 +228,10 @@ def float_operator(c: Values, step: Float) -> None:
         raise Unsupported(step.reason or f"{step.operation} runs in float")
 
 
+_WHOLE = {kernels.OP_FADD: kernels.ELEMENT_ADD, kernels.OP_FSUB: kernels.ELEMENT_SUB, kernels.OP_FMUL: kernels.ELEMENT_MUL}
 _OPS = {"add": kernels.OP_FADD, "sub": kernels.OP_FSUB, "mul": kernels.OP_FMUL, "div": kernels.OP_FDIV}
 OPERATORS: dict[str, Callable[[Values, Float], None]] = {
+    **elements.OPERATORS,
     "layer_norm": layer_norm,
     "add": lambda c, s: combine(c, s.name, kernels.OP_FADD, s.node.inputs, *_activation(s.node)),
     "mul": lambda c, s: combine(c, s.name, kernels.OP_FMUL, s.node.inputs, *_activation(s.node)),
@@ -204,6 +242,9 @@ OPERATORS: dict[str, Callable[[Values, Float], None]] = {
     "relu6": lambda c, s: _limited(c, s, 0.0, 6.0),
     "clamp": lambda c, s: _limited(c, s, float(s.node.attrs["lo"]), float(s.node.attrs["hi"])),
     "aten.neg.default": lambda c, s: combine(c, s.name, kernels.OP_FMUL, [s.node.inputs[0], -1.0]),
+    "aten.linalg_vector_norm.default": _norm, "aten.square.default": _square, "aten.pow.Tensor_Scalar": _square,
+    "aten.sqrt.default": lambda c, s: combine(c, s.name, kernels.OP_ROOT, [s.node.inputs[0]]),
+    **{f"aten.{name}.default": _clamp for name in ("clamp", "clamp_min", "clamp_max")},
     "aten.rsub.Scalar": _arithmetic(kernels.OP_FSUB, True), "aten.rsub.Tensor": _arithmetic(kernels.OP_FSUB, True),
     **{f"aten.{op}.{kind}": _arithmetic(code) for op, code in _OPS.items() for kind in ("Tensor", "Scalar")},
 }  # fmt: skip

@@ -18,7 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines import memory
-from bitdial.engines.cuda.arguments import TYPE_F32, TYPE_S8, TYPE_U8, Launch, Operand, Span
+from bitdial.engines.cuda.arguments import (
+    TYPE_BOOL,
+    TYPE_F32,
+    TYPE_I32,
+    TYPE_I64,
+    TYPE_S8,
+    TYPE_U8,
+    Launch,
+    Operand,
+    Span,
+)
 from bitdial.engines.cuda.device import Pool
 from bitdial.engines.cuda.packing import pitch
 from bitdial.engines.layouts import image_values, margins
@@ -29,18 +39,27 @@ from bitdial.quantization.instructions import Instruction
 from bitdial.quantization.program import Program
 
 Offsets = npt.NDArray[np.int64]
+TYPES = {"float32": TYPE_F32, "int64": TYPE_I64, "int32": TYPE_I32, "bool": TYPE_BOOL}  # of values in the network's own order
+FIELDS = {TYPE_F32: "floats", TYPE_I64: "wholes", TYPE_I32: "words"}  # of an Operand; `bytes` for all others
 
 
 @dataclass
 class Buffer(memory.Buffer):
-    """A value on the device: factor * h * w positions of c channels, `pitch` elements apart. shape: for a batch of one."""
+    """A value on the device: factor * h * w positions of c channels, `pitch` elements apart. shape: for a batch of one. dtype:
+    one of TYPES, "" for 8-bit values."""
 
     pitch: int = 0
     shape: tuple[int, ...] = ()
+    dtype: str = ""
 
     @property
     def type(self) -> int:
-        return TYPE_F32 if self.is_float else TYPE_S8 if self.signed else TYPE_U8
+        return TYPES[self.dtype] if self.dtype else TYPE_S8 if self.signed else TYPE_U8
+
+    @property
+    def bytes(self) -> int:
+        """Of an element."""
+        return np.dtype(self.dtype or "uint8").itemsize
 
     @property
     def places(self) -> int:
@@ -57,7 +76,7 @@ class Buffer(memory.Buffer):
 
     def strides(self, image: bool) -> tuple[int, int]:
         """(per position, per channel), in elements, as an image or as rows. Raises Unsupported where it does not lie so."""
-        if not self.is_float:
+        if not self.dtype:
             if image != self.channels_first:
                 raise Unsupported("its operands lie in memory in two ways")
             return self.pitch, 1
@@ -70,7 +89,7 @@ class Buffer(memory.Buffer):
     def offsets(self) -> Offsets:
         """Offset within its item of every element, in the network's order and shape, in elements."""
         at = np.arange(self.factor * self.places, dtype=np.int64)[:, None] * self.pitch + np.arange(self.c)
-        if self.channels_first and not self.is_float:
+        if self.channels_first and not self.dtype:
             return at.reshape(self.factor, self.h, self.w, self.c).transpose(0, 3, 1, 2)
         return at.reshape(self.shape)
 
@@ -95,6 +114,17 @@ class Step:
     launch: Callable[[Frame], Launch]
 
 
+@dataclass(frozen=True)
+class LookUp:
+    """Of rows of a table, which a step does by numbers that lie in a value, at offsets within an item. What lies outside of the
+    table is refused on the host: kernels only do not read there."""
+
+    name: str
+    value: str
+    offsets: Offsets
+    rows: int
+
+
 class Values:
     """The part of the compiler that knows where values are. dry: nothing is packed; only whether it can be is found out."""
 
@@ -105,7 +135,8 @@ class Values:
         self.buffers: dict[str, Buffer] = {}
         self.views: dict[str, tuple[str, Offsets]] = {}  # value -> (the value or constant that it is seen in, offsets)
         self.same: dict[str, str] = {}  # value -> the one whose memory it is
-        self.constants: dict[str, int] = {}  # name -> number in the pool
+        self.constants: dict[str, int] = {}  # name and type -> number in the pool
+        self.look_ups: list[LookUp] = []
         self.types: dict[str, TensorType] = {**program.types, **{
             name: TensorType(tuple(np.shape(array)), np.asarray(array).dtype.name)
             for name, array in program.constants.items()
@@ -129,11 +160,11 @@ class Values:
         return self.buffers[name]
 
     def new_buffer(self, type_: TensorType, signed: bool | None, image: bool = False) -> Buffer:
-        """signed: of 8-bit values; None: float ones."""
+        """signed: of 8-bit values; None: all others."""
         sizes, place = sizes_of(type_)
         if place is None:
             raise Unsupported("it does not depend on the batch")
-        if signed is None and type_.dtype != "float32":
+        if signed is None and type_.dtype not in TYPES:
             raise Unsupported(f"it reads or gives {type_.dtype}")
         if 0 in sizes:
             raise Unsupported("its result is empty")
@@ -142,8 +173,9 @@ class Values:
         h, w, c = 1, math.prod(rest[:-1]), rest[-1] if rest else 1
         if image:
             c, h, w = rest
-        return Buffer(h, w, c, image, bool(signed), signed is None, factor, pitch=c if signed is None else pitch(c),
-                      shape=tuple(sizes))  # fmt: skip
+        dtype = type_.dtype if signed is None else ""
+        return Buffer(h, w, c, image, bool(signed), dtype == "float32", factor, pitch=c if dtype else pitch(c),
+                      shape=tuple(sizes), dtype=dtype)  # fmt: skip
 
     def _make(self, name: str) -> None:
         """A value of its view: nothing where it is the same memory, else a copy."""
@@ -154,9 +186,10 @@ class Values:
             if x.item == y.item and x.type == y.type and np.array_equal(offsets, y.offsets()):
                 self.same[name] = source
                 return
-        self.copy(name, seen(self, source, grid(offsets, y.channels_first)))
+        self.copy(name, seen(self, source, grid(offsets, y.channels_first), y.dtype or "float32"))
 
-    def copy(self, name: str, source: Seen) -> None:
+    def copy(self, name: str, source: Seen, value: str | None = None, target: Offsets | None = None) -> None:
+        """A step that writes a value, or the part of it at `target`, as it is elsewhere."""
         raise NotImplementedError
 
     def view(self, name: str) -> tuple[str, Offsets]:
@@ -168,25 +201,26 @@ class Values:
             return name, np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
         return name, self.buffer(name).offsets()
 
-    def constant(self, name: str, array: npt.NDArray[Any] | None = None) -> int:
-        """The number of a float32 constant in the pool; array: of one that is not the program's."""
+    def constant(self, name: str, array: npt.NDArray[Any] | None = None, dtype: str = "float32") -> int:
+        """The number of a constant in the pool, converted to a type; array: of one that is not the program's."""
         values = np.asarray(self.program.constants[name] if array is None else array)
-        if values.dtype != np.float32:
+        if values.dtype.name not in TYPES:
             raise Unsupported(f"it reads a constant of {values.dtype.name}")
-        if name not in self.constants:
-            self.constants[name] = -1 if self.dry else self.pool.add(values)
-        return self.constants[name]
+        key = f"{name} {dtype}"
+        if key not in self.constants:
+            self.constants[key] = -1 if self.dry else self.pool.add(values.astype(dtype))
+        return self.constants[key]
 
     def floats(self, name: str) -> Buffer:
         """A float value in its own order."""
         buffer = self.buffer(name)
         if not buffer.is_float:
-            raise Unsupported(f"it reads '{name}' in 8 bits")
+            raise Unsupported(f"it reads '{name}' as {buffer.dtype or '8 bits'}")
         return buffer
 
     def eight(self, name: str) -> Buffer:
         buffer = self.buffer(name)
-        if buffer.is_float:
+        if buffer.dtype:
             raise Unsupported(f"it reads '{name}' in float")
         return buffer
 
@@ -239,30 +273,32 @@ class Seen:
 
     def operand(self, frame: Frame) -> Operand:
         span = frame.span(self.name) if self.constant is None else frame.pool.at(self.constant)
-        values: dict[str, Any] = {"floats" if self.type == TYPE_F32 else "bytes": span}
+        values: dict[str, Any] = {FIELDS.get(self.type, "bytes"): span}
         if self.table is not None:
             values["table"] = frame.pool.at(self.table)
         return Operand(sample=self.item, place=self.place, channel=self.channel, type=self.type, offset=self.offset, **values)
 
 
-def seen(c: Values, name: str, table: Offsets) -> Seen:
-    """name: of a value in memory, or of a constant. table: [positions, channels] of the result, -1 for 0."""
+def seen(c: Values, name: str, table: Offsets, dtype: str = "float32") -> Seen:
+    """name: of a value in memory, or of a constant. table: [positions, channels] of the result, -1 for 0. dtype: that
+    constants are converted to."""
     plain = affine(table)
     number = None
     if plain is None:
         number = -1 if c.dry else c.pool.add(np.ascontiguousarray(table, dtype=np.int32))
     where = (0, 0, 0) if plain is None else plain
     if name in c.program.constants:
-        return Seen(name, TYPE_F32, 0, *where, number, c.constant(name))
+        return Seen(name, TYPES[dtype], 0, *where, number, c.constant(name, dtype=dtype))
     buffer = c.buffer(name)
     return Seen(name, buffer.type, buffer.item, *where, number, None)
 
 
-def broadcast(c: Values, value: str | float, y: Buffer, place: int | None) -> Seen:
-    """An operand, a value, a constant or a number, spread over the shape of a result whose batch is on an axis."""
+def broadcast(c: Values, value: str | float, y: Buffer, place: int | None, dtype: str = "float32") -> Seen:
+    """An operand, a value, a constant or a number, spread over the shape of a result whose batch is on an axis. dtype: that
+    constants and numbers are converted to."""
     if not isinstance(value, str):
-        number = c.constant(f"number {value!r}", np.array([value], np.float32))
-        return Seen("", TYPE_F32, 0, 0, 0, 0, None, number)
+        number = c.constant(f"number {value!r}", np.array([value]).astype(dtype), dtype)
+        return Seen("", TYPES[dtype], 0, 0, 0, 0, None, number)
     source, offsets = c.view(value)
     sizes, own = sizes_of(c.types[value])
     missing = len(y.shape) - len(sizes)
@@ -274,4 +310,4 @@ def broadcast(c: Values, value: str | float, y: Buffer, place: int | None) -> Se
         spread = np.broadcast_to(offsets, y.shape)
     except ValueError:
         raise Unsupported("its operands do not broadcast") from None
-    return seen(c, source, grid(spread, y.channels_first))
+    return seen(c, source, grid(spread, y.channels_first), dtype)

@@ -147,6 +147,8 @@ def seconds(compiled: Compiler, card: Card, batch: int, ratio: int) -> float:
     frame, total = Frame(compiled, batch, ratio), 0.0
     for step in compiled.steps:
         launch = step.launch(frame)  # type: ignore[arg-type]
+        if launch is None:
+            continue
         size = sum(frame.span(v).size for v in (step.value, *dict.fromkeys(step.reads)))
         compute = 0.0
         if launch.kernel.startswith("conv"):

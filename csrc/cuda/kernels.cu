@@ -1,4 +1,5 @@
 // Every kernel by its name. BITDIAL_NATIVE_INT4: 1 where the tensor cores multiply 4-bit numbers (sm_80, 86, 87, 89), else 0.
+#include "dynamic.h"
 #include "elements.h"
 #include "pointwise.h"
 #include "product.h"
@@ -17,5 +18,7 @@ KERNEL(depthwise_kernel, WindowArgs, 256) { over_window<true>(args); }
 KERNEL(softmax_kernel, RowsArgs, 128) { softmax_rows(args); }
 KERNEL(layer_norm_kernel, RowsArgs, 128) { normalize_rows(args); }
 KERNEL(sum_kernel, RowsArgs, 128) { sum_rows(args); }
+KERNEL(shift_kernel, LowerArgs, 128) { find_shifts(args); }
+KERNEL(lower_kernel, LowerArgs, 256) { lower(args); }
 KERNEL(elements_kernel, ElementsArgs, 256) { elements(args); }
 KERNEL(whole_rows_kernel, WholeRowsArgs, 128) { sum_whole_rows(args); }

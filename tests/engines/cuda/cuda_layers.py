@@ -10,6 +10,7 @@ from cpu_layers import RATIOS, LayerCase
 
 from bitdial.engines.cuda.arguments import Epilogue, Span
 from bitdial.engines.cuda.device import Pool
+from bitdial.engines.cuda.dynamic import Lowering
 from bitdial.engines.cuda.emulated import EmulatedDevice
 from bitdial.engines.cuda.packing import Packer, pitch
 from bitdial.engines.cuda.products import Plane, Product
@@ -40,23 +41,28 @@ def accumulators(case: LayerCase, device: EmulatedDevice, indices: list[int]) ->
     size, outputs = case.out_size, len(case.weight)
     window = Window(case.weight.shape[2:], case.stride, case.pad, case.dilation)
     pool = Pool()
-    product = Product(Packer(layer_of(case), window, case.signed, device.native_int4).run(), window, pool)
+    product = Product(Packer(layer_of(case), window, case.signed, device.native_int4, case.dynamic).run(), window, pool)
+    lowering = Lowering(layer_of(case), case.signed, h * w, pitch(c), pool)
     assert len(product.steps) == len(RATIOS)
     pool.upload(device)
     x = np.full((n, h, w, pitch(c)), 0xA5, np.uint8)  # what lies behind the channels must not matter
     x[..., :c] = (case.x & 255).astype(np.uint8).transpose(0, 2, 3, 1)
     given = placed(device, x)
+    shifts, lower = device.allocate(n * (len(case.bounds) - 1)), device.allocate(x.nbytes)
     out = device.allocate(n * size[0] * size[1] * outputs * 4)
     places = size[0] * size[1]
     epilogue = Epilogue(yf=out, y_sample=places * outputs, y_place=outputs, y_channel=1, accumulators=1)
     found = []
     for index in indices:
         plane = Plane(h, w, pitch(c), h * w * pitch(c))
-        device.launch(product.launch(index, n, given, plane, size, epilogue))
+        dynamic = case.dynamic and lowering.low_at(index)
+        for launch in lowering.launches(index, n, given, shifts, lower) if dynamic else ():
+            device.launch(launch)
+        device.launch(product.launch(index, n, lower if dynamic else given, plane, size, epilogue))
         y = np.empty((n, *size, outputs), np.int32)
         device.download(out, y)
         found.append(y.astype(np.int64))
-    for span in (given, out, pool.span):
+    for span in (given, shifts, lower, out, pool.span):
         assert span is not None
         device.free(span)
     return found

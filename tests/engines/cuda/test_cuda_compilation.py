@@ -20,7 +20,8 @@ EVERY = [pytest.param(a, marks=[] if a in FIRST else pytest.mark.slow) for a in 
 KERNELS = {
     *(f"conv{kind}_{sign}signed" for kind in ("", "_elements") for sign in ("", "un")),
     *(f"matmul_{a}{b}" for a in "us" for b in "us"),
-    *(f"{name}_kernel" for name in ("pointwise", "pool", "depthwise", "softmax", "layer_norm", "sum", "elements", "whole_rows")),
+    *(f"{name}_kernel" for name in ("pointwise", "pool", "depthwise", "softmax", "layer_norm", "sum", "elements", "whole_rows",
+                                    "shift", "lower")),
 }
 MOST_REGISTERS = 168  # of a thread: three blocks of 128 threads on a multiprocessor
 

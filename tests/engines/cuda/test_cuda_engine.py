@@ -31,7 +31,8 @@ from bitdial.engines.cuda.emulated import EmulatedDevice
 from bitdial.engines.cuda.engine import MOST_BATCHES, CudaEngine
 from bitdial.engines.cuda.plan import Plan, place
 from bitdial.errors import CalibrationError, EngineError, InputError, RatioError
-from bitdial.graph.ir import Graph
+from bitdial.graph.ir import Graph, Node
+from bitdial.quantization.instructions import Float
 from bitdial.quantization.program import Program
 
 
@@ -256,10 +257,26 @@ def test_time_on_the_device_is_without_transfers(fake: FakeCuda, programs: dict[
 def test_programs_without_compiled_form_are_refused_by_name(make_device: Any, programs: dict[str, Program]) -> None:
     program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
     assert base.engine_spec("cuda").can_run(program) == ""
-    dynamic = dataclasses.replace(program, extraction="dynamic")
-    assert "dynamic extraction" in base.engine_spec("cuda").can_run(dynamic)
-    with pytest.raises(EngineError, match=r"no compiled form of 'conv.*' \(conv\): .*dynamic extraction"):
-        CudaEngine(dynamic, device=make_device(True))
+    first = program.instructions[0]
+    node = Node(first.name, "aten.exp.default", list(first.inputs), {"args": [{"value": 0}], "kwargs": {}})
+    step = Float(first.name, first.inputs, "", node, "")
+    other = dataclasses.replace(program, instructions=[step, *program.instructions[1:]])
+    assert "aten.exp.default" in base.engine_spec("cuda").can_run(other)
+    with pytest.raises(EngineError, match=r"no compiled form of '.*' \(aten.exp.default\): "):
+        CudaEngine(other, device=make_device(True))
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "grouped"])
+def test_dynamic_extraction(programs: dict[str, Program], name: str, device: EmulatedDevice) -> None:
+    """The shifts of each sample, at every ratio; the 8-bit end reads the input itself."""
+    static = programs.setdefault(name, quantized(NETWORKS[name]()))
+    engine = check(dataclasses.replace(static, extraction="dynamic"), device, 3)
+    assert "nothing is saved" in engine.describe()["engine"]["low_products"]
+    device.launches.clear()
+    engine.run(samples(static.graph, 2), 0.0)
+    assert "lower_kernel" not in device.launches
+    engine.run(samples(static.graph, 2), 1.0)
+    assert device.launches.count("lower_kernel") == device.launches.count("shift_kernel") > 0
 
 
 def test_bad_batches_are_refused(make_device: Any, programs: dict[str, Program]) -> None:

@@ -57,7 +57,20 @@ def test_geometries(device: EmulatedDevice, geometry: dict[str, Any]) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=layer_cases(300_000))
 def test_ragged_layers(device: EmulatedDevice, case: LayerCase) -> None:
-    check(replace(case, dynamic=False), device, [0, 1, 3, 4])
+    check(case, device, [0, 1, 3, 4])
+
+
+@pytest.mark.parametrize("limits", [(15, 7, False), (7, 7, True), (31, 14, False), (12, 5, False)])
+def test_dynamic_extraction(device: EmulatedDevice, limits: tuple[int, int, bool]) -> None:
+    """Samples of differing size, of one value, of nothing but zeros: each by its own shifts."""
+    rng = np.random.default_rng(6)
+    case = make_case(rng, batch=4, per=70, rows=66, size=(5, 4), group=16, limits=limits, pad=(1, 1), by_output=True,
+                     dynamic=True)  # fmt: skip
+    x = case.x.copy()
+    x[1] //= 9
+    x[2] = 0
+    x[3, 5, 2, 2] = case.x.max()
+    check(replace(case, x=x), device, EVERY)
 
 
 def test_packed_steps_are_shared_by_ratios(device: EmulatedDevice) -> None:

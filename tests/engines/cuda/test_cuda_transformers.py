@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -23,3 +24,12 @@ def test_transformers_are_bit_identical_to_the_reference(device: EmulatedDevice,
     for ratio in program.ratios:
         for got, want in zip(outputs_of(engine.run(x, ratio)), outputs_of(reference.run(x, ratio)), strict=True):
             assert same_bits(got, want), ratio
+
+
+@pytest.mark.parametrize("name", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
+def test_dynamic_extraction(make_device: Any, name: str) -> None:
+    """Windows folded into the batch belong to one sample."""
+    static, inputs = transformer(name)
+    program = dataclasses.replace(static, extraction="dynamic")
+    engine, x = CudaEngine(program, device=make_device(True)), inputs[0][:2]
+    assert same_bits(engine.run(x, 1.0), ReferenceEngine(program).run(x, 1.0))

@@ -127,8 +127,17 @@ class WholeRowsArgs(_Args):
     _fields_ = [*_fields(Global, "x y"), *_fields(_I64, "rows length inner"), *_fields(_I32, "running reserved")]
 
 
-THREADS = {f"{name}_kernel": 256 for name in ("pointwise", "elements", "pool", "depthwise")}  # of a block; 128 for all others
-SHARED_BYTES = {"conv": 2 * 64 * 80 + 2 * 4096, "matmul": 64 * 68 * 4}  # of a block, by the first word of a kernel's name
+class LowerArgs(_Args):
+    _fields_ = [
+        *_fields(Global, "x y shifts bounds groups"),
+        ("x_sample", _I64),
+        *_fields(_I32, "samples positions pitch channels n_groups x_signed amax bits"),
+    ]
+
+
+THREADS = {f"{name}_kernel": 256 for name in ("pointwise", "elements", "pool", "depthwise", "lower")}  # of a block; else 128
+# Of a block, by the first word of a kernel's name.
+SHARED_BYTES = {"conv": 2 * 64 * 80 + 2 * 4096, "matmul": 64 * 68 * 4, "shift": 128 * 4}
 
 
 @dataclass(frozen=True)

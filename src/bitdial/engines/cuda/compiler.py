@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bitdial.engines import memory
+from bitdial.engines.cuda import dynamic as dynamic_extraction
 from bitdial.engines.cuda import elements, elementwise, transformer
 from bitdial.engines.cuda.arguments import Epilogue, Launch
 from bitdial.engines.cuda.packing import Packer
@@ -102,8 +103,6 @@ def _contract(c: Compiler, step: Contract) -> None:
     x, y = c.eight(source), c.buffer(step.name)
     memory.check_contract(step, x, c.program)
     any_low = bool(layer.n_groups and layer.low.any())
-    if any_low and c.program.extraction == "dynamic":
-        raise Unsupported("its shifts are found at run time (dynamic extraction)")
     image = step.window is not None
     if image != x.channels_first:
         raise Unsupported("its input does not lie in memory as it reads it")
@@ -112,6 +111,8 @@ def _contract(c: Compiler, step: Contract) -> None:
     window = type(window)(kernel, stride, (pad[0] + top, pad[1] + left), dilation)
     out_size = (y.shape[2], y.shape[3]) if image else (1, x.places)
     y.strides(image)
+    dynamic = any_low and c.program.extraction == "dynamic"
+    lower, low_at = dynamic_extraction.lowered(c, step, source, x) if dynamic else (source, lambda ratio: False)
     if c.dry:
         _epilogue(c, step, y, image, step.residual, -1, -1)
         return
@@ -126,14 +127,15 @@ def _contract(c: Compiler, step: Contract) -> None:
         )
         c.products[step.name] = "depthwise_kernel"
         return
-    product = Product(Packer(layer, window, x.signed, c.native_int4).run(), window, c.pool)
+    product = Product(Packer(layer, window, x.signed, c.native_int4, dynamic).run(), window, c.pool)
     c.products[step.name] = product.packed.kernel
     plane = Plane(x.h, x.w, x.pitch, x.sample)
 
     def launch(frame: Frame) -> Launch:
-        return product.launch(frame.ratio, frame.batch * x.factor, frame.span(source), plane, out_size, epilogue(frame))
+        given = frame.span(lower if low_at(frame.ratio) else source)
+        return product.launch(frame.ratio, frame.batch * x.factor, given, plane, out_size, epilogue(frame))
 
-    c.add(step.name, reads, launch)
+    c.add(step.name, (*reads, lower), launch)
 
 
 HANDLERS: dict[type[Instruction], Callable[[Compiler, Any], None]] = {

@@ -179,6 +179,8 @@ class CudaEngine(Dial):
         low = "native 4-bit products"
         if not device.native_int4:
             low = "4-bit weights unpacked to 8-bit products: less memory traffic only"
+        if self.program.extraction == "dynamic":
+            low = "8-bit products of what is lowered before the layer (dynamic extraction): nothing is saved"
         if not any(layer.n_groups and layer.low.any() for layer in self.program.layers.values()):
             low = "none"
         return describe_program(self.program) | {

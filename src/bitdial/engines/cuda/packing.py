@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bitdial.quantization.instructions import Window
 from bitdial.quantization.layer import QuantizedLayer
-from bitdial.quantization.weights import low_integers
+from bitdial.quantization.weights import low_integers, read_back_weights
 
 Ints = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
@@ -120,19 +120,23 @@ def unpack_bytes(packed: Bytes) -> npt.NDArray[np.int8]:
 
 
 class Packer:
-    """One use: `Packer(layer, window, signed, native).run()`."""
+    """One use: `Packer(layer, window, signed, native).run()`.
 
-    def __init__(self, layer: QuantizedLayer, window: Window, signed: bool, native: bool) -> None:
+    dynamic: the input comes with its low channels read back from low precision, so low steps are of bytes, of weights read back.
+    """
+
+    def __init__(self, layer: QuantizedLayer, window: Window, signed: bool, native: bool, dynamic: bool = False) -> None:
         assert layer.weight is not None
-        self.layer, self.window, self.signed = layer, window, signed
+        self.layer, self.window, self.signed, self.dynamic = layer, window, signed, dynamic
         outputs, self.per = layer.weight.shape[:2]
         self.outputs = outputs // layer.conv_groups
         self.padded = -(-self.outputs // COLUMNS) * COLUMNS
         self.taps = int(np.prod(window.kernel))
         self.high = layer.weight.reshape(outputs, self.per, self.taps)
         self.any_low = bool(layer.n_groups and layer.low.any())
-        self.low = low_integers(layer).reshape(self.high.shape) if self.any_low else self.high
-        self.kind = low_kind(layer, signed, native)
+        low_weight = read_back_weights if dynamic else low_integers
+        self.low = low_weight(layer).reshape(self.high.shape) if self.any_low else self.high
+        self.kind = STEP_BYTES if dynamic else low_kind(layer, signed, native)
         self.blobs: list[Bytes] = []
         self.filled = 0
 
@@ -156,6 +160,7 @@ class Packer:
     def _classes(self, group: int) -> list[tuple[tuple[bool, ...], bytes, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """(when low, shifts per output, local channels, their activation shifts) of a convolution group."""
         layer = self.layer
+        shift = np.zeros_like(layer.activation_shift) if self.dynamic else layer.activation_shift
         if not self.any_low:
             channels = np.arange(self.per)
             return [((False,) * len(layer.bias), b"", channels, np.zeros_like(channels))]
@@ -165,13 +170,15 @@ class Packer:
         for j in range(local):
             g = group * local + j
             when = tuple(bool(v) for v in layer.low[:, g])
-            key = (layer.weight_shift[rows, j] + layer.activation_shift[g]).astype(np.uint8).tobytes()
+            key = bytes(self.outputs)
+            if not self.dynamic:
+                key = (layer.weight_shift[rows, j] + shift[g]).astype(np.uint8).tobytes()
             found.setdefault((when, key if any(when) else b""), []).append(g)
         classes = []
         for (when, key), members in found.items():
             bounds = layer.group_bounds
             channels = np.concatenate([np.arange(bounds[g], bounds[g + 1]) for g in members]) - group * self.per
-            shifts = np.concatenate([np.full(bounds[g + 1] - bounds[g], layer.activation_shift[g]) for g in members])
+            shifts = np.concatenate([np.full(bounds[g + 1] - bounds[g], shift[g]) for g in members])
             classes.append((when, key, channels.astype(np.int64), shifts.astype(np.int64)))
         return classes
 

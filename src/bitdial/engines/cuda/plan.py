@@ -78,7 +78,8 @@ class Plan:
         """Run the launches of a ratio, recorded at first use."""
         if ratio not in self.recorded:
             self.ratio = ratio
-            self.recorded[ratio] = self.device.record([step.launch(self) for step in self.compiled.steps])
+            launches = (step.launch(self) for step in self.compiled.steps)
+            self.recorded[ratio] = self.device.record([launch for launch in launches if launch is not None])
         self.recorded[ratio].run()
 
     def close(self) -> None:

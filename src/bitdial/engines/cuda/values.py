@@ -34,6 +34,7 @@ from bitdial.engines.cuda.packing import pitch
 from bitdial.engines.layouts import image_values, margins
 from bitdial.engines.memory import Unsupported
 from bitdial.engines.views import sizes_of
+from bitdial.graph.batch_axis import batch_axes
 from bitdial.graph.ir import TensorType
 from bitdial.quantization.instructions import Instruction
 from bitdial.quantization.program import Program
@@ -106,12 +107,12 @@ class Frame(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One launch. value: what it writes; several steps may write parts of one."""
+    """One launch, or none at some ratios. value: what it writes; several steps may write parts of one."""
 
     name: str
     reads: tuple[str, ...]
     value: str
-    launch: Callable[[Frame], Launch]
+    launch: Callable[[Frame], Launch | None]
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class Values:
         for step in program.instructions:
             for value in dict.fromkeys(step.operands()):
                 self.readers.setdefault(value, []).append(step)
+        self.batch_axes = batch_axes(program.graph) if program.extraction == "dynamic" else {}
         self.pads = margins(program, self.readers)
         self.images = image_values(program, [value for value, _ in self.pads.values()])
 
@@ -230,7 +232,9 @@ class Values:
             name = self.same[name]
         return name
 
-    def add(self, name: str, reads: tuple[str, ...], launch: Callable[[Frame], Launch], value: str | None = None) -> None:
+    def add(
+        self, name: str, reads: tuple[str, ...], launch: Callable[[Frame], Launch | None], value: str | None = None
+    ) -> None:
         self.steps.append(Step(name, reads, value or name, launch))
 
 

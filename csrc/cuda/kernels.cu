@@ -5,6 +5,7 @@
 #include "product.h"
 
 KERNEL(conv_unsigned, ConvArgs, 128) { convolve<false, false, BITDIAL_NATIVE_INT4 != 0>(args); }
+#ifndef BITDIAL_ONLY_KIND
 KERNEL(conv_signed, ConvArgs, 128) { convolve<true, false, BITDIAL_NATIVE_INT4 != 0>(args); }
 KERNEL(conv_elements_unsigned, ConvArgs, 128) { convolve<false, true, BITDIAL_NATIVE_INT4 != 0>(args); }
 KERNEL(conv_elements_signed, ConvArgs, 128) { convolve<true, true, BITDIAL_NATIVE_INT4 != 0>(args); }
@@ -22,3 +23,4 @@ KERNEL(shift_kernel, LowerArgs, 128) { find_shifts(args); }
 KERNEL(lower_kernel, LowerArgs, 256) { lower(args); }
 KERNEL(elements_kernel, ElementsArgs, 256) { elements(args); }
 KERNEL(whole_rows_kernel, WholeRowsArgs, 128) { sum_whole_rows(args); }
+#endif

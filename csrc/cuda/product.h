@@ -271,6 +271,9 @@ DEVICE void convolve(const ConvArgs& args) {
     barrier();
     kind = next_kind;
   }
+#if defined(BITDIAL_ONLY_KIND) && !BITDIAL_ONLY_BORDERS
+  add_shifted<NATIVE>(args, kind, 0, column + warp_column, acc, part);  // else the compiler drops the products
+#endif
   lay_out(acc, warp_row, warp_column);
   const int area = args.out_height * args.out_width;
   Walk w = walk(args.out);

@@ -18,6 +18,7 @@ void copy_later(int shared_offset, const void* from);
 void wait_for_copies();
 // Runs `all` once the 32 lanes of the warp have come to the same instruction, with what each of them brought.
 void together(const void* instruction, void* operands, void (*all)(void* const (&lanes)[32]));
+extern uint64_t products;  // tensor-core instructions of warps so far
 void add_kernel(const char* name, void (*run)(const void* args), size_t args_size, int threads);
 }  // namespace emulation
 
@@ -194,6 +195,7 @@ DEVICE int element(uint32_t word, int e, int bits, bool is_signed) {
 template <int BITS, int HALVES, bool A_SIGNED, bool B_SIGNED>
 void product_of_lanes(void* const (&lanes)[32]) {
   constexpr int per = 32 / BITS, depth = 4 * per * HALVES;
+  emulation::products++;
   static int a[16][depth], b[8][depth];
   for (int lane = 0; lane < 32; lane++) {
     const ProductLane& own = *static_cast<ProductLane*>(lanes[lane]);

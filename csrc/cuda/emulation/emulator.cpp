@@ -196,6 +196,8 @@ void together(const void* instruction, void* operands, void (*all)(void* const (
   for (int i = 0; i < 32; i++) threads[first + i].state = State::ready;
 }
 
+uint64_t products = 0;
+
 void touch_global(const void* address, size_t size, bool write) {
   static uintptr_t number = 0;  // of the page touched last: most accesses go to it again
   static Touch* page = nullptr;
@@ -279,6 +281,7 @@ extern "C" int bitdial_arguments_size(const char* name) {
   const auto found = emulation::kernels().find(name);
   return found == emulation::kernels().end() ? -1 : static_cast<int>(found->second.args_size);
 }
+extern "C" uint64_t bitdial_products() { return emulation::products; }
 extern "C" int bitdial_threads(const char* name) {
   const auto found = emulation::kernels().find(name);
   return found == emulation::kernels().end() ? -1 : found->second.threads;

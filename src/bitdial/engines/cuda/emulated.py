@@ -75,12 +75,18 @@ class EmulatedDevice:
             ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t,
         ]  # fmt: skip
         self._library.bitdial_kernels.restype = ctypes.c_char_p
+        self._library.bitdial_products.restype = ctypes.c_uint64
         for query in (self._library.bitdial_arguments_size, self._library.bitdial_threads):
             query.argtypes = [ctypes.c_char_p]
 
     @property
     def kernels(self) -> list[str]:
         return str(self._library.bitdial_kernels().decode()).split()
+
+    @property
+    def products(self) -> int:
+        """Tensor-core instructions that warps have run in this process, on all devices of the same library."""
+        return int(self._library.bitdial_products())
 
     def allocate(self, size: int) -> Span:
         if size > self.left:

@@ -1,4 +1,5 @@
-"""The CUDA engine on a GPU: whole networks equal to the exact engines at every ratio, then latency and the cost of a switch.
+"""The CUDA engine on a GPU: whole networks equal to the exact engines at every ratio, then latency, the cost of a switch, what
+each layer takes, and other libraries beside (gpu_peers.py).
 
     python benchmarks/gpu_check.py --prepare          # anywhere: artifacts and expected outputs, minutes to an hour
     python benchmarks/gpu_check.py                    # on a GPU: under 6 minutes; `--seconds` bounds it
@@ -24,15 +25,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import gpu_peers
 from bitdial.artifact import load_program
 from bitdial.engines.base import create_engine, default_engine
 from bitdial.engines.cuda import compilation, driver
 from bitdial.engines.cuda.emulated import EmulatedDevice, build
 from bitdial.engines.cuda.engine import CudaEngine
+from bitdial.errors import DataError
 from bitdial.quantization.program import Program
 from common import RESULTS, ROOT, Progress, note, print_table, run_command
 
-NETWORKS = "resnet18,resnet50,vit_s,vit_b"
+NETWORKS = "resnet18,resnet50,vit_s,vit_b,resnet20,vgg"  # the last two with trained weights
+SHOWN = 12  # layers of a network
 CHECKED = 3  # samples whose outputs are compared
 Array = npt.NDArray[Any]
 
@@ -42,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", default=NETWORKS, help="comma-separated (default: %(default)s)")
     parser.add_argument("--batches", default="1,16", help="batch sizes (default: %(default)s)")
     parser.add_argument("--gpu", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=300.0, help="no network is begun after these (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="nothing is begun after these (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="of a measurement (default: %(default)s)")
+    parser.add_argument("--no-peers", action="store_true", help="leave out other libraries")
     parser.add_argument("--samples", type=int, default=1, help="compared under the emulator (default: %(default)s)")
     parser.add_argument("--prepare", action="store_true", help="make artifacts and expected outputs; needs no GPU")
     parser.add_argument("--architectures", default="sm_80,sm_86,sm_90", help="to compile kernels for when preparing")
@@ -56,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for architecture in () if compilation.compiler_missing() else options.architectures.split(","):
             compilation.compile_kernels(architecture)
         for network in networks:
-            prepare(network, options.cache)
+            try:
+                prepare(network, options.cache)
+            except DataError as problem:
+                note(f"{network}: left out: {problem}")
         return
     if options.emulated:
         emulated(networks, options.cache, options.results, options.samples)
@@ -65,11 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing:
         note(f"SKIPPED: THE CUDA ENGINE WAS NOT RUN: {missing}")
         return
-    begin, rows, found = time.monotonic(), list[list[str]](), dict[str, Any]()
+    on_gpu(networks, options)
+
+
+class Budget:
+    """Seconds of the whole run."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+
+def on_gpu(networks: Sequence[str], options: argparse.Namespace) -> None:
+    """Equality of every network first, then times, then times of layers, then peers, as far as the budget goes."""
+    budget, found = Budget(options.seconds), dict[str, Any]()
+    batches = [int(b) for b in options.batches.split(",")]
     device: dict[str, Any] = {}
+    engines: dict[str, tuple[CudaEngine, Array]] = {}
     for network in networks:
         files = prepared(network, options.cache)
-        if time.monotonic() - begin > options.seconds or not all(f.exists() for f in files):
+        if budget.left() <= 0 or not all(f.exists() for f in files):
             note(f"{network}: left out: {'not prepared (--prepare)' if not all(f.exists() for f in files) else 'out of time'}")
             continue
         program, x, expected = load(files)
@@ -77,17 +103,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device = {k: v for k, v in engine.describe()["engine"].items() if k in ("device", "architecture", "low_products")}
         differing = unequal(engine, x, expected)
         note(f"{network}: {'EQUAL at all ratios' if not differing else f'DIFFERS at ratios {differing}'}")
-        figures = [] if differing else measure(engine, x, [int(b) for b in options.batches.split(",")])
-        found[network] = {"differing": differing, "rows": figures}
-        rows += [[network, "equal" if not differing else "DIFFERS", *texts(r)] for r in figures or [{}]]
-    columns = ["network", "outputs", "batch", "ratio", "call ms", "device ms", "switch ms"]
-    print_table("CUDA engine", columns, rows, ", ".join(map(str, device.values())))
+        found[network] = {"differing": differing, "rows": [], "layers": []}
+        if not differing:
+            engines[network] = engine, x
+    for network, (engine, x) in engines.items():
+        for batch in batches:
+            if budget.left() > 0:
+                found[network]["rows"] += measure(engine, x, [batch], options.repeats)
+    for network, (engine, _) in engines.items():
+        if budget.left() > 0:
+            found[network]["layers"] = layers(engine, batches[-1])
+    tasks = [] if options.no_peers else [
+        gpu_peers.Task(network, np.resize(x, (batches[-1], *x.shape[1:])), options.cache) for network, (_, x) in engines.items()
+    ]  # fmt: skip
+    peers = gpu_peers.compare(tasks, budget.left)
+    show(found, peers, device)
     if found:
-        content = {"benchmark": "gpu_check", "device": device, "networks": found}
+        content = {"benchmark": "gpu_check", "device": device, "networks": found, "peers": peers}
         path = options.results / f"gpu_check.{str(device['device']).lower().replace(' ', '-')}.json"
         path.write_text(json.dumps(content, indent=1) + "\n")
     if any(v["differing"] for v in found.values()):
         raise SystemExit(1)
+
+
+def show(found: dict[str, Any], peers: Sequence[dict[str, Any]], device: dict[str, Any]) -> None:
+    title = ", ".join(map(str, device.values()))
+    said = {network: "equal" if not v["differing"] else "DIFFERS" for network, v in found.items()}
+    rows = [[network, said[network], *texts(r)] for network, v in found.items() for r in v["rows"] or [{}]]
+    print_table("CUDA engine", ["network", "outputs", "batch", "ratio", "call ms", "device ms", "switch ms"], rows, title)
+    rows = [
+        [network, r["layer"], r["kernel"], f"{r['first_ms']:.4f}", f"{r['last_ms']:.4f}", f"{r['first_ms'] / r['last_ms']:.2f}"]
+        for network, v in found.items() for r in sorted(v["layers"], key=lambda r: -r["first_ms"])[:SHOWN]
+    ]  # fmt: skip
+    columns = ["network", "layer", "kernel", "ms at the lowest ratio", "ms at the highest", "gain"]
+    print_table(f"The {SHOWN} longest layers, alone on the device", columns, rows, title)
+    rows = [[p["peer"], p["network"], str(p["batch"]), f"{p['ms']:.3f}" if "ms" in p else p["skipped"]] for p in peers]
+    print_table("Others on the same device", ["library", "network", "batch", "device ms, or why it is left out"], rows, title)
+
+
+def layers(engine: CudaEngine, batch: int) -> list[dict[str, Any]]:
+    """Milliseconds of every instruction's launches, at the first and the last ratio."""
+    rows: dict[str, dict[str, Any]] = {}
+    for key, ratio in (("first_ms", engine.ratios[0]), ("last_ms", engine.ratios[-1])):
+        for name, kernel, seconds in engine.seconds_per_step(batch, ratio):
+            layer = name.split(":")[0].split("/")[0]  # of what is done for it: parts, orders, lowering
+            row = rows.setdefault(layer, {"layer": layer, "kernel": kernel, "first_ms": 0.0, "last_ms": 0.0})
+            row["kernel"] = kernel  # the last one
+            row[key] += 1e3 * seconds
+    return list(rows.values())
 
 
 def emulated(networks: Sequence[str], cache: Path, results: Path, samples: int) -> None:
@@ -155,6 +218,8 @@ def prepare(network: str, cache: Path) -> None:
         data = data_folder() if NETWORKS[network].weights else None
         bitdial.quantize(float_network(network, data), samples, config, progress=progress).save(artifact)
     program = load_program(artifact)
+    if not gpu_peers.missing("onnx", "onnxruntime"):
+        gpu_peers.prepare_int8(network, cache, None)
     (x,) = input_batch(network, CHECKED)
     np.savez(outputs, x=x, **exact_outputs(program, x))  # type: ignore[arg-type]
     progress.done("prepared")
@@ -196,8 +261,8 @@ def measure(engine: CudaEngine, x: Array, batches: Sequence[int], repeats: int =
                 engine.run(data, other)
                 turned.append(_milliseconds(engine, data, ratio))
             rows.append({
-                "batch": batch, "ratio": ratio, "call_ms": same, "device_ms": 1e3 * engine.seconds_per_run(batch, ratio),
-                "switch_ms": statistics.median(turned) - same,
+                "batch": batch, "ratio": ratio, "call_ms": same, "switch_ms": statistics.median(turned) - same,
+                "device_ms": 1e3 * engine.seconds_per_run(batch, ratio, repeats),
             })  # fmt: skip
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ class FakeCuda:
         self.failing: dict[str, Status] = {}
         self.calls: list[str] = []
         self.captured: list[tuple[Any, ...]] | None = None
-        self.graphs = 0
+        self.graphs = self.events = 0
         self._spans: dict[int, Span] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -110,12 +111,29 @@ class FakeCuda:
 
     def do_cuLaunchKernel(self, function: str, x: int, y: int, z: int, tx: int, ty: int, tz: int, shared: int, stream: str,
                           parameters: int, extra: int) -> None:  # fmt: skip
-        assert self.captured is not None and (ty, tz, extra) == (1, 1, 0)
+        assert (ty, tz, extra) == (1, 1, 0)
         size = self.device.arguments_size(function)
         address = ctypes.c_void_p.from_address(parameters).value
         assert address is not None
         arguments = np.frombuffer(ctypes.string_at(address, size), np.uint8).copy()  # a graph keeps its own
-        self.captured.append((function, (x, y, z), tx, shared, arguments))
+        work = (function, (x, y, z), tx, shared, arguments)
+        if self.captured is None:
+            self.do_cuGraphLaunch([work], stream)
+        else:
+            self.captured.append(work)
+
+    def do_cuEventCreate(self, flags: int) -> list[float]:
+        self.events += 1
+        return []
+
+    def do_cuEventDestroy(self, event: list[float]) -> None:
+        self.events -= 1
+
+    def do_cuEventRecord(self, event: list[float], stream: str) -> None:
+        event.append(time.perf_counter())
+
+    def do_cuEventElapsedTime(self, begin: list[float], end: list[float]) -> float:
+        return 1e3 * (end[-1] - begin[-1])
 
     def do_cuGraphLaunch(self, graph: list[Any], stream: str) -> None:
         for function, grid, threads, shared, arguments in graph:

@@ -254,6 +254,23 @@ def test_time_on_the_device_is_without_transfers(fake: FakeCuda, programs: dict[
     assert fake.calls.count("cuGraphLaunch") == 4 and "cuMemcpyHtoDAsync" not in fake.calls
 
 
+def test_time_of_every_step(fake: FakeCuda, programs: dict[str, Program]) -> None:
+    """Between events, which are given back, also where a launch fails."""
+    program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+    engine = CudaEngine(program, device=driver(fake))
+    found = engine.seconds_per_step(2, 1.0, repeats=2)
+    assert [(name, kernel) for name, kernel, _ in found] == [
+        (step.name, launch.kernel) for step, (_, launch) in zip(engine.compiled.steps, engine._plan(2).launches(0), strict=True)
+    ]
+    assert all(t > 0 for _, _, t in found) and fake.events == 0
+    x = samples(program.graph, 2)
+    assert same_bits(engine.run(x, 1.0), reference_outputs(program, x)[-1][0])
+    fake.failing["cuLaunchKernel"] = Status.CUDA_ERROR_INVALID_IMAGE
+    with pytest.raises(EngineError, match="cuLaunchKernel failed"):
+        engine.seconds_per_step(2, 1.0)
+    assert fake.events == 0
+
+
 def test_programs_without_compiled_form_are_refused_by_name(make_device: Any, programs: dict[str, Program]) -> None:
     program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
     assert base.engine_spec("cuda").can_run(program) == ""

@@ -155,12 +155,7 @@ class Driver:
 
     def record(self, launches: Sequence[Launch]) -> Graph:
         """The launches as a CUDA graph; arguments are copied into it."""
-        for launch in launches:
-            if max(launch.grid[1:]) > MOST_BLOCKS or launch.grid[0] >= 2**31:
-                raise EngineError(f"{launch.kernel}: a grid of {launch.grid} blocks is too large: use a smaller batch")
-        self._enter()
-        for launch in launches:  # loading a function is not allowed while a stream records
-            self._function(launch.kernel)
+        self._prepare(launches)
         mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", self._stream, mode)
         problem: EngineError | None = None
@@ -180,6 +175,32 @@ class Driver:
             return Graph(self, self._call("cuGraphInstantiate", graph, 0))
         finally:
             self._call("cuGraphDestroy", graph)
+
+    def seconds(self, launches: Sequence[Launch]) -> list[float]:
+        """What each takes between two events on the stream, outside of a graph."""
+        self._prepare(launches)
+        events: list[Any] = []
+        try:
+            for _ in range(len(launches) + 1):
+                events.append(self._call("cuEventCreate", 0))
+            self._call("cuEventRecord", events[0], self._stream)
+            for launch, event in zip(launches, events[1:], strict=True):
+                self._launch(launch)
+                self._call("cuEventRecord", event, self._stream)
+            self._call("cuStreamSynchronize", self._stream)
+            pairs = zip(events, events[1:], strict=False)
+            return [float(self._call("cuEventElapsedTime", begin, end)) / 1e3 for begin, end in pairs]
+        finally:
+            for event in events:
+                self._call("cuEventDestroy", event)
+
+    def _prepare(self, launches: Sequence[Launch]) -> None:
+        for launch in launches:
+            if max(launch.grid[1:]) > MOST_BLOCKS or launch.grid[0] >= 2**31:
+                raise EngineError(f"{launch.kernel}: a grid of {launch.grid} blocks is too large: use a smaller batch")
+        self._enter()
+        for launch in launches:  # loading a function is not allowed while a stream records
+            self._function(launch.kernel)
 
     def _function(self, kernel: str) -> Any:
         if kernel not in self._functions:

@@ -126,6 +126,16 @@ class CudaEngine(Dial):
             self.device.wait()
             return (time.perf_counter() - begin) / repeats
 
+    def seconds_per_step(self, batch: int, ratio: float, repeats: int = 5) -> list[tuple[str, str, float]]:
+        """(step, kernel, seconds on the device) of every launch at a ratio, in order: the median of runs one by one, behind one
+        that warms up. What lies between launches of a graph is not in it."""
+        index = self.index(ratio)
+        with self._lock:
+            launches = self._plan(batch).launches(index)
+            times = [self.device.seconds([launch for _, launch in launches]) for _ in range(repeats + 1)]
+        each = np.median(np.array(times[1:]), axis=0)
+        return [(name, launch.kernel, float(t)) for (name, launch), t in zip(launches, each, strict=True)]
+
     def _run(self, arrays: list[Array], outputs: list[Array], n: int, index: int) -> None:
         plan = self._plan(n)
         given = dict(zip(self.program.inputs, arrays, strict=True))

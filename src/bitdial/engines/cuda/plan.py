@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitdial.engines.cuda.arguments import Span
+from bitdial.engines.cuda.arguments import Launch, Span
 from bitdial.engines.cuda.compiler import Compiler
 from bitdial.engines.cuda.device import ALIGNMENT, Device, DeviceMemoryError, Recorded
 from bitdial.errors import EngineError
@@ -77,10 +77,14 @@ class Plan:
     def run(self, ratio: int) -> None:
         """Run the launches of a ratio, recorded at first use."""
         if ratio not in self.recorded:
-            self.ratio = ratio
-            launches = (step.launch(self) for step in self.compiled.steps)
-            self.recorded[ratio] = self.device.record([launch for launch in launches if launch is not None])
+            self.recorded[ratio] = self.device.record([launch for _, launch in self.launches(ratio)])
         self.recorded[ratio].run()
+
+    def launches(self, ratio: int) -> list[tuple[str, Launch]]:
+        """(name of the step, its launch) of every step that runs at a ratio."""
+        self.ratio = ratio
+        found = ((step.name, step.launch(self)) for step in self.compiled.steps)
+        return [(name, launch) for name, launch in found if launch is not None]
 
     def close(self) -> None:
         for recorded in self.recorded.values():

@@ -65,21 +65,22 @@ PAPER = (
 
 @dataclass(frozen=True)
 class Loop:
-    """Warp instructions of a step, of a run's border beside it, of what comes behind the loop; registers of a thread."""
+    """Warp instructions of a step, of a run's border beside it, of what comes behind the loop (results one by one, and four at
+    a time); registers of a thread."""
 
     step: dict[int, float]
     border: float
-    end: float
+    end: tuple[float, float]
     registers: int
 
 
 @cache
 def loops(architecture: str) -> Loop:
     """Counted in the machine code of conv_unsigned."""
-    high, low, border = counted(architecture, 0, 0), counted(architecture, 1, 0), counted(architecture, 1, 1)
+    high, low, border = (counted(architecture, *of) for of in ((0, 0, 0), (1, 0, 1), (1, 1, 1)))
     registers = 1 + max(int(r) for r in re.findall(r"\bR(\d+)\b", _conv_code(architecture, ())))  # of the kernel as it is
     step = {0: float(high[0].total()), 1: float(low[0].total())}
-    return Loop({**step, 2: step[1]}, border[0].total() - step[1], border[1], registers)
+    return Loop({**step, 2: step[1]}, border[0].total() - step[1], (high[1], border[1]), registers)
 
 
 def _conv_code(architecture: str, more: Sequence[str]) -> str:
@@ -93,10 +94,11 @@ def _conv_code(architecture: str, more: Sequence[str]) -> str:
 
 
 @cache
-def counted(architecture: str, kind: int, borders: int) -> tuple[Counter[str], float]:
+def counted(architecture: str, kind: int, borders: int, fours: int) -> tuple[Counter[str], float]:
     """(warp instructions of a step of one kind by name, each as often as it runs; instructions behind the loop). borders: every
-    step ends a run."""
-    body = _conv_code(architecture, [f"-DBITDIAL_ONLY_KIND={kind}", f"-DBITDIAL_ONLY_BORDERS={borders}"])
+    step ends a run. fours: results are written four at a time."""
+    body = _conv_code(architecture, [f"-DBITDIAL_ONLY_KIND={kind}", f"-DBITDIAL_ONLY_BORDERS={borders}",
+                                     f"-DBITDIAL_ONLY_FOURS={fours}"])  # fmt: skip
     labels: dict[str, int] = {}
     names: list[str] = []
     ranges: list[tuple[int, int]] = []  # of loops
@@ -115,7 +117,7 @@ def counted(architecture: str, kind: int, borders: int) -> tuple[Counter[str], f
         if inside and ("IMMA" in names[begin:end] or ("LDGSTS" in names[begin:end] and kind == 0)):
             count += Counter(names[begin:end])
     tail = max((r for r in ranges if r[0] >= main[1]), key=lambda r: r[1] - r[0])
-    return count, (tail[1] - tail[0]) * 16.0
+    return count, (tail[1] - tail[0]) * (4.0 if fours else 16.0)  # unrolled twice
 
 
 def disassembler() -> str:
@@ -147,7 +149,8 @@ def seconds(compiled: Compiler, card: Card, batch: int, ratio: int) -> float:
         compute = 0.0
         if launch.kernel.startswith("conv"):
             table = compiled.pool.arrays[_table(compiled, launch.arguments.steps.data)]
-            compute = _layer(table, loops(card.architecture), card, int(np.prod(launch.grid)), launch.grid[2])
+            compute = _layer(table, loops(card.architecture), card, int(np.prod(launch.grid)), launch.grid[2],
+                             launch.arguments.out.fours)  # fmt: skip
             padded = launch.arguments.padded
             size += sum(padded * (32 if kind == 1 else 64) for kind in table[:, 0])
         total += max(compute, size / card.gb_per_s / 1e9) + LAUNCH
@@ -158,10 +161,10 @@ def _table(compiled: Compiler, address: int) -> int:
     return compiled.pool.offsets.index(address - 4096)
 
 
-def _layer(steps: Any, loop: Loop, card: Card, blocks: int, groups: int) -> float:
+def _layer(steps: Any, loop: Loop, card: Card, blocks: int, groups: int, fours: int) -> float:
     resident = min(65536 // (-(-loop.registers // 8) * 8 * THREADS), card.shared // SHARED, 16)
     per_sm = -(-blocks // card.sms)
-    cycles = loop.end
+    cycles = loop.end[fours]
     for kind, halves, _, row in steps:
         rate = card.int8 * (2 if kind == 1 and card.architecture in NATIVE_INT4 else 1)
         tensor = BLOCK_MACS / rate * halves / 2

@@ -28,6 +28,9 @@ struct Global {
   uint64_t bytes;
   __device__ __forceinline__ T get(int64_t i) const { return data[i]; }
   __device__ __forceinline__ void put(int64_t i, T value) const { data[i] = value; }
+  // Four bytes at once, from an element whose address is a multiple of 4.
+  __device__ __forceinline__ uint32_t get_word(int64_t i) const { return *reinterpret_cast<const uint32_t*>(data + i); }
+  __device__ __forceinline__ void put_word(int64_t i, uint32_t word) const { *reinterpret_cast<uint32_t*>(data + i) = word; }
   __device__ __forceinline__ bool there() const { return data != nullptr; }
   __device__ __forceinline__ bool aligned16(int64_t i) const { return reinterpret_cast<uint64_t>(data + i) % 16 == 0; }
   // Sixteen bytes at once, from an element whose address is a multiple of 16.
@@ -46,6 +49,10 @@ struct Shared {
     *reinterpret_cast<uint4*>(bitdial_shared + offset) = make_uint4(w.v[0], w.v[1], w.v[2], w.v[3]);
   }
   DEVICE void put_word(int offset, uint32_t value) { *reinterpret_cast<uint32_t*>(bitdial_shared + offset) = value; }
+  DEVICE Words4 get16(int offset) {
+    const uint4 w = *reinterpret_cast<const uint4*>(bitdial_shared + offset);
+    return {{w.x, w.y, w.z, w.w}};
+  }
   DEVICE uint32_t word(int offset) { return *reinterpret_cast<const uint32_t*>(bitdial_shared + offset); }
 };
 

@@ -15,6 +15,7 @@ struct Epilogue {
   int64_t r_sample, r_place, r_channel;
   float residual_factor, lo, hi;
   int32_t r_signed, one_multiplier, accumulators;  // accumulators: store the sums themselves, for tests
+  int32_t fours;  // 8-bit results lie side by side in words of four channels, and so does the residual, if there is one
 };
 
 // What a channel brings to each of its sums.
@@ -46,6 +47,22 @@ DEVICE void finish_at(const Epilogue& out, int acc, const Scale& scale, int64_t 
   t = smaller(larger(t, out.lo), out.hi);
   if (out.yf.there()) out.yf.put(y_at, t);
   else out.y8.put(y_at, static_cast<uint8_t>(rounded(t)));
+}
+
+// Four channels at once, where `fours` says so: the same operations, in one word.
+DEVICE void finish_word(const Epilogue& out, const Words4& acc, const Scale (&scale)[4], int64_t y_at, int64_t r_at) {
+  const uint32_t r = out.r8.there() ? out.r8.get_word(r_at) : 0;
+  uint32_t word = 0;
+#pragma unroll
+  for (int e = 0; e < 4; e++) {
+    float t = times(to_float(static_cast<int>(acc.v[e]) + scale[e].bias), scale[e].multiplier);
+    if (out.r8.there()) {
+      const uint8_t q = static_cast<uint8_t>(r >> (8 * e));
+      t = plus(t, times(to_float(out.r_signed ? static_cast<int8_t>(q) : q), out.residual_factor));
+    }
+    word |= static_cast<uint32_t>(rounded(smaller(larger(t, out.lo), out.hi)) & 255) << (8 * e);
+  }
+  out.y8.put_word(y_at, word);
 }
 
 DEVICE void finish(const Epilogue& out, int acc, const Scale& scale, int sample, int place, int channel) {

@@ -33,10 +33,12 @@ struct ConvArgs {
 DEVICE int kind_of(const ConvArgs&, int) { return BITDIAL_ONLY_KIND; }
 DEVICE int halves_of(const ConvArgs&, int) { return 2; }
 DEVICE int shift_row_of(const ConvArgs&, int) { return BITDIAL_ONLY_BORDERS ? 0 : -1; }
+DEVICE bool fours_of(const ConvArgs&) { return BITDIAL_ONLY_FOURS; }
 #else
 DEVICE int kind_of(const ConvArgs& args, int step) { return args.steps.get(step * 4); }
 DEVICE int halves_of(const ConvArgs& args, int step) { return args.steps.get(step * 4 + 1); }
 DEVICE int shift_row_of(const ConvArgs& args, int step) { return args.steps.get(step * 4 + 3); }
+DEVICE bool fours_of(const ConvArgs& args) { return args.out.fours; }
 #endif
 
 // The byte position in the input of a chunk for a row, or -1 outside of it.
@@ -226,6 +228,27 @@ DEVICE void advance(Walk& w) {
 
 DEVICE int sum_at(const Walk& w) { return static_cast<int>(Shared::word((w.row * SUMS + w.column) * 4)); }
 
+// A block's results in words of four channels: 16 threads a row, 8 rows at a time.
+DEVICE void write_words(const ConvArgs& args, int group, int column) {
+  const int local = column + thread_index() % 16 * 4, channel = group * args.outputs + local;
+  const int area = args.out_height * args.out_width;
+  int row = thread_index() / 16;
+  const int start = block_x() * 64 + row;
+  if (local >= args.outputs) return;
+  Scale scale[4];
+#pragma unroll
+  for (int e = 0; e < 4; e++) scale[e] = scale_of(args.out, channel + e);
+  int sample = start / area, place = start % area;
+#pragma unroll 2
+  for (int i = 0; i < 8; i++, row += 8) {
+    if (block_x() * 64 + row < args.rows)
+      finish_word(args.out, Shared::get16((row * SUMS + local - column) * 4), scale,
+                  sample * args.out.y_sample + place * args.out.y_place + channel,
+                  sample * args.out.r_sample + place * args.out.r_place + channel);
+    for (place += 8; place >= area; place -= area) sample++;
+  }
+}
+
 template <bool SIGNED, bool ELEMENTS, bool NATIVE>
 DEVICE void convolve(const ConvArgs& args) {
   const int thread = thread_index(), warp = thread / 32;
@@ -275,6 +298,10 @@ DEVICE void convolve(const ConvArgs& args) {
   add_shifted<NATIVE>(args, kind, 0, column + warp_column, acc, part);  // else the compiler drops the products
 #endif
   lay_out(acc, warp_row, warp_column);
+  if (fours_of(args)) {
+    write_words(args, group, column);
+    return;
+  }
   const int area = args.out_height * args.out_width;
   Walk w = walk(args.out);
   const int start = block_x() * 64 + w.row;

@@ -20,7 +20,7 @@ from bitdial.quantization.program import Program
 ROOT = Path(__file__).parents[2]
 THREADS, ROWS, COLUMNS, DEPTH = 128, 64, 64, 64  # of a block and of its step, whose four warps make 32 by 32 each
 CARD = gpu_model.Card("card", "sm_86", sms=10, ghz=1.0, int8=1024, gb_per_s=1e9, shared=100 << 10)
-LOOP = gpu_model.Loop({0: 100.0, 1: 150.0, 2: 150.0}, border=80.0, end=1000.0, registers=100)
+LOOP = gpu_model.Loop({0: 100.0, 1: 150.0, 2: 150.0}, border=80.0, end=(1000.0, 400.0), registers=100)
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +44,16 @@ def test_a_step_does_what_the_shape_of_a_block_asks_for(architecture: str) -> No
     except StopIteration:
         pytest.skip("NO NVDISASM: the instructions are not looked at; pip install nvidia-cuda-nvdisasm")
     native = architecture == "sm_86"
-    for kind, borders in ((0, 0), (1, 0), (1, 1)):
-        found, end = gpu_model.counted(architecture, kind, borders)
+    for kind, borders, fours in ((0, 0, 0), (1, 0, 1), (1, 1, 1)):
+        found, end = gpu_model.counted(architecture, kind, borders, fours)
         nibbles = kind == 1 and native  # activations in half bytes
         assert found["IMMA"] == 32 * 32 * DEPTH // (16 * 8 * (64 if nibbles else 32))
         assert found["LDSM"] == 32 * DEPTH // (512 * (2 if nibbles else 1))
         assert found["LDGSTS"] == COLUMNS * DEPTH // (16 * THREADS * (2 if kind else 1))
         assert found["STS"] == ROWS * DEPTH // (16 * THREADS * (2 if nibbles else 1))
         assert found["HFMA2"] == (ROWS * DEPTH // (2 * THREADS) if kind else 0)
-        assert found["BAR"] == 1 and end > 32 * 10
-    border = gpu_model.counted(architecture, 1, 1)[0].total() - gpu_model.counted(architecture, 1, 0)[0].total()
+        assert found["BAR"] == 1 and end > 32 * 10 / (2 if fours else 1)
+    border = gpu_model.counted(architecture, 1, 1, 1)[0].total() - gpu_model.counted(architecture, 1, 0, 1)[0].total()
     assert border > 2 * 32 * 32 // 32  # a shift and a sum for each accumulator of a lane
 
 
@@ -85,11 +85,12 @@ def test_the_time_of_a_layer() -> None:
     steps = np.array([[0, 2, 0, -1], [1, 2, 0, -1], [1, 1, 0, 5]])
     # tensor cores: 256, 128, 64 cycles; CUDA cores: 100, 150, 150 + 80; loads: 200 each
     cycles = 1000 + 256 + 200 + 230
-    assert gpu_model._layer(steps, LOOP, CARD, 25, 1) == pytest.approx(3 * cycles / 1e9)
+    assert gpu_model._layer(steps, LOOP, CARD, 25, 1, 0) == pytest.approx(3 * cycles / 1e9)
     many = 1000 + 256 + 150 + 230  # 60 blocks: four are resident, by registers; loads cost 150
-    assert gpu_model._layer(steps, LOOP, CARD, 60, 1) == pytest.approx(6 * many / 1e9)
+    assert gpu_model._layer(steps, LOOP, CARD, 60, 1, 0) == pytest.approx(6 * many / 1e9)
+    assert gpu_model._layer(steps, LOOP, CARD, 60, 1, 1) == pytest.approx(6 * (many - 600) / 1e9)  # results four at a time
     unpacked = gpu_model.Card("card", "sm_90", 10, 1.0, 1024, 1e9, 100 << 10)  # 4 bits are no faster there
-    assert gpu_model._layer(steps, LOOP, unpacked, 60, 1) == pytest.approx(6 * (1000 + 256 + 256 + 230) / 1e9)
+    assert gpu_model._layer(steps, LOOP, unpacked, 60, 1, 0) == pytest.approx(6 * (1000 + 256 + 256 + 230) / 1e9)
 
 
 def test_it_says_model_and_whose_figures_stand_beside(

@@ -47,6 +47,18 @@ struct Global {
     emulation::touch_global(data + i, sizeof(T), true);
     data[i] = value;
   }
+  uint32_t get_word(int64_t i) const {
+    check(i, 4, 4);
+    emulation::touch_global(data + i, 4, false);
+    uint32_t w;
+    std::memcpy(&w, data + i, 4);
+    return w;
+  }
+  void put_word(int64_t i, uint32_t word) const {
+    check(i, 4, 4);
+    emulation::touch_global(data + i, 4, true);
+    std::memcpy(data + i, &word, 4);
+  }
   bool there() const { return data != nullptr; }
   bool aligned16(int64_t i) const { return reinterpret_cast<uintptr_t>(data + i) % 16 == 0; }
   Words4 get16(int64_t i) const {
@@ -66,6 +78,11 @@ struct Shared {
   static void put(int offset, uint8_t value) { *emulation::touch_shared(offset, 1, true) = value; }
   static void put16(int offset, const Words4& w) { std::memcpy(emulation::touch_shared(offset, 16, true), &w, 16); }
   static void put_word(int offset, uint32_t value) { std::memcpy(emulation::touch_shared(offset, 4, true), &value, 4); }
+  static Words4 get16(int offset) {
+    Words4 w;
+    std::memcpy(&w, emulation::touch_shared(offset, 16, false), 16);
+    return w;
+  }
   static uint32_t word(int offset) {
     uint32_t w;
     std::memcpy(&w, emulation::touch_shared(offset, 4, false), 4);

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from cpu_layers import KINDS, LayerCase, layer_cases, make_case, mixed_product
-from cuda_layers import accumulators, layer_of
+from cuda_layers import accumulators, layer_of, placed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bitdial.engines.cuda.arguments import Epilogue
+from bitdial.engines.cuda.device import Pool
 from bitdial.engines.cuda.emulated import EmulatedDevice
-from bitdial.engines.cuda.packing import Packer, pack_bytes, unpack_bytes
+from bitdial.engines.cuda.packing import Packer, pack_bytes, pitch, unpack_bytes
+from bitdial.engines.cuda.products import Plane, Product
 from bitdial.quantization.instructions import Window
 
 EVERY = [0, 1, 2, 3, 4]
@@ -71,6 +74,38 @@ def test_dynamic_extraction(device: EmulatedDevice, limits: tuple[int, int, bool
     x[2] = 0
     x[3, 5, 2, 2] = case.x.max()
     check(replace(case, x=x), device, EVERY)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_results_in_words_are_those_one_by_one(device: EmulatedDevice, signed: bool, residual: bool) -> None:
+    """Four channels at a time: two convolution groups, a block's last rows and columns missing, samples that end in a block."""
+    rng = np.random.default_rng(8)
+    case = make_case(rng, batch=3, per=16, rows=68, size=(5, 5), group=16, conv_groups=2, kernel=(1, 1))
+    layer, window = layer_of(case), Window((1, 1), (1, 1), (0, 0), (1, 1))
+    outputs, pool = 136, Pool()
+    product = Product(Packer(layer, window, case.signed, device.native_int4).run(), window, pool)
+    bias, multiplier = pool.add(rng.integers(-999, 999, outputs).astype(np.int32)), pool.add(
+        rng.uniform(1e-3, 3e-3, outputs).astype(np.float32))  # fmt: skip
+    pool.upload(device)
+    width = pitch(outputs)
+    x = np.zeros((3, 25, pitch(32)), np.uint8)
+    x[..., :32] = (case.x & 255).astype(np.uint8).reshape(3, 32, 25).swapaxes(1, 2)
+    given_, r = placed(device, x), placed(device, rng.integers(0, 256, (3, 25, width)).astype(np.uint8))
+    found = []
+    for fours in (0, 1):
+        y = placed(device, np.zeros((3, 25, width), np.uint8))
+        lo, hi = (-127.0, 127.0) if signed else (0.0, 255.0)
+        out = Epilogue(
+            y8=y, r8=r if residual else None, bias=pool.at(bias), multipliers=pool.at(multiplier), y_sample=25 * width,
+            y_place=width, y_channel=1, r_sample=25 * width, r_place=width, r_channel=1, residual_factor=0.37, lo=lo, hi=hi,
+            r_signed=int(signed), fours=fours,
+        )  # fmt: skip
+        device.launch(product.launch(2, 3, given_, Plane(5, 5, pitch(32), 25 * pitch(32)), (5, 5), out))
+        found.append(np.empty((3, 25, width), np.uint8))
+        device.download(y, found[-1])
+    assert np.array_equal(*found) and len(np.unique(found[0][..., :outputs])) > 100
+    assert not found[0][..., outputs:].any()
 
 
 def test_packed_steps_are_shared_by_ratios(device: EmulatedDevice) -> None:

@@ -53,7 +53,7 @@ class Epilogue(_Args):
         *_fields(Global, "y8 yf r8 rf bias multipliers"),
         *_fields(_I64, "y_sample y_place y_channel r_sample r_place r_channel"),
         *_fields(_F32, "residual_factor lo hi"),
-        *_fields(_I32, "r_signed one_multiplier accumulators"),
+        *_fields(_I32, "r_signed one_multiplier accumulators fours"),
     ]
 
 

@@ -82,6 +82,9 @@ def _epilogue(
         r_place, r_channel = r.strides(image)
         values |= {"r_sample": r.sample, "r_place": r_place, "r_channel": r_channel, "r_signed": int(r.signed),
                    "residual_factor": step.layer.residual_factor}  # fmt: skip
+    # Positions begin at multiples of 16 bytes; the channels of convolution groups must not share a word.
+    fours = not y.is_float and channel == 1 and (r is None or (not r.is_float and r.strides(image)[1] == 1))
+    values["fours"] = int(fours and step.layer.bias.shape[1] // step.layer.conv_groups % 4 == 0)
     width = step.layer.bias.shape[1] * 4
 
     def make(frame: Frame) -> Epilogue:

@@ -35,7 +35,7 @@ from bitdial.errors import DataError
 from bitdial.quantization.program import Program
 from common import RESULTS, ROOT, Progress, note, print_table, run_command
 
-NETWORKS = "resnet18,resnet50,vit_s,vit_b,resnet20,vgg"  # the last two with trained weights
+NETWORKS = "resnet18,resnet50,vit_s,vit_b,minilm_l6_48,resnet20,vgg"  # the last two with trained weights
 SHOWN = 12  # layers of a network
 CHECKED = 3  # samples whose outputs are compared
 Array = npt.NDArray[Any]
@@ -92,29 +92,30 @@ def on_gpu(networks: Sequence[str], options: argparse.Namespace) -> None:
     budget, found = Budget(options.seconds), dict[str, Any]()
     batches = [int(b) for b in options.batches.split(",")]
     device: dict[str, Any] = {}
-    engines: dict[str, tuple[CudaEngine, Array]] = {}
+    engines: dict[str, tuple[CudaEngine, list[Array]]] = {}
     for network in networks:
         files = prepared(network, options.cache)
         if budget.left() <= 0 or not all(f.exists() for f in files):
             note(f"{network}: left out: {'not prepared (--prepare)' if not all(f.exists() for f in files) else 'out of time'}")
             continue
-        program, x, expected = load(files)
+        program, inputs, expected = load(files)
         engine = CudaEngine(program, gpu=options.gpu)
         device = {k: v for k, v in engine.describe()["engine"].items() if k in ("device", "architecture", "low_products")}
-        differing = unequal(engine, x, expected)
+        differing = unequal(engine, inputs, expected)
         note(f"{network}: {'EQUAL at all ratios' if not differing else f'DIFFERS at ratios {differing}'}")
         found[network] = {"differing": differing, "rows": [], "layers": []}
         if not differing:
-            engines[network] = engine, x
-    for network, (engine, x) in engines.items():
+            engines[network] = engine, inputs
+    for network, (engine, inputs) in engines.items():
         for batch in batches:
             if budget.left() > 0:
-                found[network]["rows"] += measure(engine, x, [batch], options.repeats)
+                found[network]["rows"] += measure(engine, inputs, [batch], options.repeats)
     for network, (engine, _) in engines.items():
         if budget.left() > 0:
             found[network]["layers"] = layers(engine, batches[-1])
     tasks = [] if options.no_peers else [
-        gpu_peers.Task(network, np.resize(x, (batches[-1], *x.shape[1:])), options.cache) for network, (_, x) in engines.items()
+        gpu_peers.Task(network, [batch_of([x], batches[-1]) for x in inputs], options.cache)
+        for network, (_, inputs) in engines.items()
     ]  # fmt: skip
     peers = gpu_peers.compare(tasks, budget.left)
     show(found, peers, device)
@@ -161,11 +162,11 @@ def emulated(networks: Sequence[str], cache: Path, results: Path, samples: int) 
         if not all(f.exists() for f in files):
             note(f"{network}: left out: not prepared (--prepare)")
             continue
-        program, x, expected = load(files)
+        program, inputs, expected = load(files)
         for native in (True, False):
             device = EmulatedDevice(build(ROOT / "build" / "emulation", native), native, memory=64 << 30)
             engine = CudaEngine(program, device=device)
-            differing = unequal(engine, x[:samples], [want[:samples] for want in expected])
+            differing = unequal(engine, inputs, [want[:samples] for want in expected])
             kind = "native 4-bit products" if native else "unpacked"
             row = {"differing": differing, "ratios": program.ratios, "launches": len(device.launches), "samples": samples}
             found[f"{network}, {kind}"] = row
@@ -181,11 +182,12 @@ def emulated(networks: Sequence[str], cache: Path, results: Path, samples: int) 
         raise SystemExit(1)
 
 
-def load(files: tuple[Path, Path]) -> tuple[Program, Array, list[Array]]:
-    """(program, samples, expected outputs per ratio)."""
+def load(files: tuple[Path, Path]) -> tuple[Program, list[Array], list[Array]]:
+    """(program, samples of every input, expected outputs per ratio)."""
     program = load_program(files[0])
     with np.load(files[1]) as stored:
-        return program, stored["x"], [stored[f"ratio{i}"] for i in range(len(program.ratios))]
+        inputs = [stored[f"x{i}"] for i in range(len(program.inputs))]
+        return program, inputs, [stored[f"ratio{i}"] for i in range(len(program.ratios))]
 
 
 def prepared(network: str, cache: Path) -> tuple[Path, Path]:
@@ -196,60 +198,54 @@ def prepared(network: str, cache: Path) -> tuple[Path, Path]:
 def prepare(network: str, cache: Path) -> None:
     """Make both, where they are not there: for target "cuda", the outputs by the CPU engine, or the reference engine where that
     is missing: they give the same bits."""
-    import torch
-
-    import bitdial
     from common import data_folder
-    from peers.networks import (
-        NETWORKS,
-        calibration,
-        float_network,
-        input_batch,
-        quantize_config,
-    )
+    from peers.networks import NETWORKS, build_artifact, input_batch
 
     progress = Progress(network)
     artifact, outputs = prepared(network, cache)
     cache.mkdir(parents=True, exist_ok=True)
     (cache / ".gitignore").write_text("*\n", encoding="ascii")  # nothing of a cache belongs to the project
     if not artifact.exists():
-        samples = [torch.from_numpy(x) for x in calibration(network)]
-        config = quantize_config().updated(target="cuda")
-        data = data_folder() if NETWORKS[network].weights else None
-        bitdial.quantize(float_network(network, data), samples, config, progress=progress).save(artifact)
+        build_artifact(network, artifact, data_folder() if NETWORKS[network].weights else None, progress, "cuda")
     program = load_program(artifact)
     if not gpu_peers.missing("onnx", "onnxruntime"):
         gpu_peers.prepare_int8(network, cache, None)
-    (x,) = input_batch(network, CHECKED)
-    np.savez(outputs, x=x, **exact_outputs(program, x))  # type: ignore[arg-type]
+    save_outputs(outputs, program, input_batch(network, CHECKED))
     progress.done("prepared")
 
 
-def exact_outputs(program: Program, x: Array) -> dict[str, Array]:
-    """The first output at every ratio, from an engine that defines results."""
+def save_outputs(path: Path, program: Program, inputs: Sequence[Array]) -> None:
+    """Inputs, and the first output at every ratio, from an engine that defines results."""
     engine = create_engine(program, default_engine(program))
-    return {f"ratio{i}": first(engine.run(x, ratio)) for i, ratio in enumerate(program.ratios)}
+    expected = {f"ratio{i}": first(engine.run(batch_of(inputs), ratio)) for i, ratio in enumerate(program.ratios)}
+    np.savez(path, **{f"x{i}": x for i, x in enumerate(inputs)}, **expected)  # type: ignore[arg-type]
+
+
+def batch_of(inputs: Sequence[Array], n: int | None = None) -> Any:
+    """What an engine takes: n samples, cut or repeated; None: as they are."""
+    sized = [x if n is None else np.resize(x, (n, *x.shape[1:])) for x in inputs]
+    return sized[0] if len(sized) == 1 else sized
 
 
 def first(result: Any) -> Array:
     return np.asarray(result[0] if isinstance(result, tuple) else result)
 
 
-def unequal(engine: CudaEngine, x: Array, expected: Sequence[Array]) -> list[float]:
+def unequal(engine: CudaEngine, inputs: Sequence[Array], expected: Sequence[Array]) -> list[float]:
     """The ratios at which outputs differ in a bit (but for the sign of zero), alone or in a batch."""
     found = []
     for ratio, want in zip(engine.ratios, expected, strict=True):
-        equal = np.array_equal(first(engine.run(x, ratio)), want)
-        if not equal or (len(x) > 1 and not np.array_equal(first(engine.run(x[:1], ratio)), want[:1])):
+        equal = np.array_equal(first(engine.run(batch_of(inputs, len(want)), ratio)), want)
+        if not equal or (len(want) > 1 and not np.array_equal(first(engine.run(batch_of(inputs, 1), ratio)), want[:1])):
             found.append(ratio)
     return found
 
 
-def measure(engine: CudaEngine, x: Array, batches: Sequence[int], repeats: int = 15) -> list[dict[str, float]]:
+def measure(engine: CudaEngine, inputs: Sequence[Array], batches: Sequence[int], repeats: int = 15) -> list[dict[str, float]]:
     """Milliseconds per batch size and ratio."""
     rows = []
     for batch in batches:
-        data = np.resize(x, (batch, *x.shape[1:]))
+        data = batch_of(inputs, batch)
         ratios = sorted({engine.ratios[0], engine.ratios[len(engine.ratios) // 2], engine.ratios[-1]})
         for ratio in ratios:
             other = ratios[0] if ratio != ratios[0] else ratios[-1]
@@ -267,7 +263,7 @@ def measure(engine: CudaEngine, x: Array, batches: Sequence[int], repeats: int =
     return rows
 
 
-def _milliseconds(engine: CudaEngine, data: Array, ratio: float) -> float:
+def _milliseconds(engine: CudaEngine, data: Any, ratio: float) -> float:
     begin = time.perf_counter()
     engine.run(data, ratio)
     return 1e3 * (time.perf_counter() - begin)

@@ -27,9 +27,13 @@ class Task:
     """cache: folder of prepared files. device: "cuda"; "cpu" in tests."""
 
     network: str
-    x: npt.NDArray[Any]
+    inputs: Sequence[npt.NDArray[Any]]
     cache: Path
     device: str = "cuda"
+
+    @property
+    def batch(self) -> int:
+        return len(self.inputs[0])
 
 
 def missing(*packages: str) -> str:
@@ -72,12 +76,13 @@ def _float_network(task: Task) -> Any:
 def _compiled(task: Task, model: Any) -> Run:
     torch = importlib.import_module("torch")
     model = torch.compile(model, mode="reduce-overhead", dynamic=False)  # with CUDA graphs
-    x = torch.from_numpy(task.x).to(task.device, torch.bfloat16)
-    x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    given = [torch.from_numpy(x).to(task.device) for x in task.inputs]
+    given = [x.bfloat16() if x.is_floating_point() else x for x in given]
+    given = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in given]
 
     def run() -> Any:
         with torch.inference_mode():
-            y = model(x)
+            y = model(*given)
         if task.device == "cuda":
             torch.cuda.synchronize()
         return y
@@ -94,7 +99,7 @@ def onnxruntime_int8(provider: str) -> Callable[[Task], Run]:
         if not model.exists():
             raise FileNotFoundError(f"{model.name} was not prepared (--prepare)")
         options = ort.SessionOptions()
-        options.add_free_dimension_override_by_name("N", len(task.x))
+        options.add_free_dimension_override_by_name("N", task.batch)
         settings = {"trt_int8_enable": "1"} if provider.startswith("Tensorrt") else {}
         known = set(ort.get_available_providers()) - {provider}
         rest = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in known]
@@ -102,7 +107,8 @@ def onnxruntime_int8(provider: str) -> Callable[[Task], Run]:
         if provider not in session.get_providers():
             raise RuntimeError(f"{provider} did not load")
         binding = session.io_binding()
-        binding.bind_ortvalue_input(session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(task.x, task.device, 0))
+        for port, x in zip(session.get_inputs(), task.inputs, strict=True):
+            binding.bind_ortvalue_input(port.name, ort.OrtValue.ortvalue_from_numpy(x, task.device, 0))
         for output in session.get_outputs():
             binding.bind_output(output.name, task.device)
 
@@ -149,7 +155,7 @@ def compare(tasks: Sequence[Task], seconds_left: Callable[[], float]) -> list[di
     rows: list[dict[str, Any]] = []
     for task in tasks:
         for name, (lacks, prepare) in PEERS.items():
-            row: dict[str, Any] = {"peer": name, "network": task.network, "batch": len(task.x)}
+            row: dict[str, Any] = {"peer": name, "network": task.network, "batch": task.batch}
             problem = lacks()
             if not problem and seconds_left() < LEAST_SECONDS:
                 problem = "out of time"

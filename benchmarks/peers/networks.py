@@ -129,12 +129,14 @@ def quantize_config() -> QuantizeConfig:
     )
 
 
-def build_artifact(name: str, path: Path, data: Path | None, progress: Callable[[str, float], None]) -> None:
+def build_artifact(
+    name: str, path: Path, data: Path | None, progress: Callable[[str, float], None], target: str = "paper"
+) -> None:
     """Quantize the network and write its .bitdial file."""
     from bitdial.artifact import save_program
     from bitdial.pipeline import prepare, quantize_prepared
 
-    samples, config = [torch.from_numpy(x) for x in calibration(name)], quantize_config()
+    samples, config = [torch.from_numpy(x) for x in calibration(name)], quantize_config().updated(target=target)
     prepared = prepare(float_network(name, data), samples, config, progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_program(quantize_prepared(prepared, config, progress=progress), path)

@@ -51,18 +51,19 @@ def device() -> EmulatedDevice:
     return EmulatedDevice(build(ROOT / "build" / "emulation", True), True)
 
 
-def test_it_compares_and_measures(program: Program, device: EmulatedDevice) -> None:
-    x = batch(3)
+def test_it_compares_and_measures(program: Program, device: EmulatedDevice, tmp_path: Path) -> None:
     engine = CudaEngine(program, device=device)
-    expected = list(gpu_check.exact_outputs(program, x).values())
-    assert gpu_check.unequal(engine, x, expected) == []
-    rows = gpu_check.measure(engine, x, [1], repeats=1)
+    gpu_check.save_outputs(tmp_path / "outputs.npz", program, [batch(3)])
+    save_program(program, tmp_path / "program.bitdial")
+    _, inputs, expected = gpu_check.load((tmp_path / "program.bitdial", tmp_path / "outputs.npz"))
+    assert gpu_check.unequal(engine, inputs, expected) == []
+    rows = gpu_check.measure(engine, inputs, [1], repeats=1)
     assert [r["ratio"] for r in rows] == [0.0, 0.5, 1.0] and all(r["device_ms"] > 0 for r in rows)
     layers = gpu_check.layers(engine, 2)
     assert {r["layer"] for r in layers} == {step.name for step in engine.compiled.steps}
     assert all(r["first_ms"] > 0 and r["last_ms"] > 0 for r in layers)
     expected[2] = np.nextafter(expected[2], np.float32(9))
-    assert gpu_check.unequal(engine, x, expected) == [program.ratios[2]]
+    assert gpu_check.unequal(engine, inputs, expected) == [program.ratios[2]]
 
 
 def batch(n: int) -> npt.NDArray[np.float32]:
@@ -85,8 +86,7 @@ def with_gpu(
     monkeypatch.setattr(driver, "open_device", lambda gpu: opened(gpu, fake, lambda architecture: b"code"))
     files = gpu_check.prepared("small", tmp_path)
     save_program(program, files[0])
-    x = batch(3)
-    np.savez(files[1], x=x, **gpu_check.exact_outputs(program, x))  # type: ignore[arg-type]
+    gpu_check.save_outputs(files[1], program, [batch(3)])
 
     def run(*more: str) -> dict[str, Any]:
         folders = ["--cache", str(tmp_path), "--results", str(tmp_path)]
@@ -140,6 +140,24 @@ def test_nothing_is_begun_out_of_time(
     assert "small: left out: out of time" in capsys.readouterr().err
 
 
+def test_token_numbers_and_masks(device: EmulatedDevice, tmp_path: Path) -> None:
+    """A network of two inputs of integers is prepared, stored and compared."""
+    sys.path.insert(0, str(ROOT / "tests" / "engines" / "cpu"))
+    try:
+        from transformer_networks import transformer
+    finally:
+        sys.path.pop(0)
+    program, inputs = transformer("encoder")
+    files = gpu_check.prepared("encoder", tmp_path)
+    save_program(program, files[0])
+    gpu_check.save_outputs(files[1], program, [x[:2] for x in inputs])
+    program, stored, expected = gpu_check.load(files)
+    assert [x.dtype.name for x in stored] == ["int64", "int64"]
+    engine = CudaEngine(program, device=device)
+    assert gpu_check.unequal(engine, stored, expected) == []
+    assert len(gpu_check.measure(engine, stored, [3], repeats=1)) == 3
+
+
 def test_a_difference_is_an_error(with_gpu: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     path = gpu_check.prepared("small", tmp_path)[1]
     with np.load(path) as stored:
@@ -175,7 +193,7 @@ def test_torch_runs_its_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(networks, "float_network", lambda name, data: model)
     monkeypatch.setattr(torch, "compile", lambda model, mode, dynamic: model)
     monkeypatch.setitem(sys.modules, "torchao.quantization", fake)
-    task = gpu_peers.Task("small", batch(2), tmp_path, "cpu")
+    task = gpu_peers.Task("small", [batch(2)], tmp_path, "cpu")
     for prepare in (gpu_peers.torch_bfloat16, gpu_peers.torchao_int8):
         y = prepare(task)()
         assert y.shape == (2, 2) and y.dtype == torch.bfloat16
@@ -188,7 +206,7 @@ def test_onnx_runtime_runs_what_was_prepared(tmp_path: Path) -> None:
         pytest.skip("NO ONNX RUNTIME")
     import onnx
 
-    task = gpu_peers.Task("small", batch(2), tmp_path, "cpu")
+    task = gpu_peers.Task("small", [batch(2)], tmp_path, "cpu")
     prepare = gpu_peers.onnxruntime_int8("CPUExecutionProvider")
     with pytest.raises(FileNotFoundError, match="was not prepared"):
         prepare(task)
@@ -197,5 +215,5 @@ def test_onnx_runtime_runs_what_was_prepared(tmp_path: Path) -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(gpu_peers.int8_model("small", tmp_path)))
     run = prepare(task)
-    assert np.array_equal(run().copy_outputs_to_cpu()[0], -task.x)
+    assert np.array_equal(run().copy_outputs_to_cpu()[0], -task.inputs[0])
     assert gpu_peers.milliseconds(run, 2) > 0

@@ -68,7 +68,8 @@ def squares_of(moves: npt.NDArray[np.float32], scores: npt.NDArray[np.float32] |
     """float32 [samples, groups]: squared distances. moves: float32 [samples, directions, groups]. scores: float32 [samples,
     directions], before any move, of the largest classes less that of the rest; None: the directions are random ones."""
     if scores is None:
-        return np.square(moves).mean(axis=1)
+        squares: npt.NDArray[np.float32] = np.square(moves).mean(axis=1)
+        return squares
     before = scores[:, :, None]
     return _divergence(before, before + moves).astype(np.float32)
 

@@ -291,7 +291,10 @@ def test_requests_that_wait_share_a_batch_and_caps_are_kept(tmp_path: Path) -> N
                 answers.append({**reply.json()["parameters"], "cap": cap})
 
         with ThreadPoolExecutor(24) as pool:
-            list(pool.map(ask, [None, 0.0, 0.5] * 8))
+            for _ in range(20):  # on a busy machine requests may come too slowly to meet each other
+                list(pool.map(ask, [None, 0.0, 0.5] * 8))
+                if max((a["batch"] for a in answers), default=0) > 4:
+                    break
         assert len(answers) >= 4
         assert all(a["cap"] is None or a["ratio"] <= a["cap"] for a in answers)
         assert max(a["batch"] for a in answers) > 4  # some shared one

@@ -9,11 +9,11 @@ Their distance is the root of the Kullback-Leibler divergence of the shares of c
 and not of a derivative, which is next to nothing where a network is sure of its answer until the moves are large enough to
 change it. Of other outputs, random signs: the mean over directions of the square is |J e|^2.
 
-What counts is how a choice does on samples that nobody has seen. Rank correlation of predicted distances with exact ones on such
-samples, over sets that searches chose and random ones, with squares added (with the moves of groups added before they are squared):
-ResNet-20 0.97 (0.88), VGG 0.98 (0.95), ViT 0.99 (0.98), EfficientNet-Lite0 0.98 (0.97), MiniLM-L6 0.91 (0.93). What is then chosen
-is nearer by up to 20 %, on all five: with cross terms a search finds groups whose moves cancel on the calibration samples, and on no
-others. The last three are ranked the same from 16, 32, 64 and all samples.
+What counts is how a choice does on samples that nobody has seen. Rank correlation of predicted distances with exact ones on
+such samples, over sets that searches chose and random ones, with squares added (and with the moves of groups added before they
+are squared): ResNet-20 0.97 (0.88), VGG 0.98 (0.95), ViT 0.99 (0.98), EfficientNet-Lite0 0.98 (0.97), MiniLM-L6 0.91 (0.93).
+What is then chosen is nearer by up to 20 %, on all five: with cross terms a search finds groups whose moves cancel on the
+calibration samples, and on no others. The last three are ranked the same from 16, 32, 64 and all samples.
 
 Errors are those of the layer's own low weights and activations (inputs of the 8-bit model, means restored to first order).
 What they do to each other downstream beyond first order is left out.

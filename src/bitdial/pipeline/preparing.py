@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitdial.engines.reference.arithmetic import channels_last
-from bitdial.engines.reference.influence import counting_rows
+from bitdial.engines.reference.influence import backward_samples, counting_rows
 from bitdial.errors import CalibrationError
 from bitdial.graph.capture import capture
 from bitdial.graph.interpreter import constant_tensors, run_graph
@@ -65,7 +65,7 @@ class Prepared:
         """Layer -> share of the rows of the calibration samples that count; found at the first call, `size` samples at a time."""
         if self._counting is None:
             layers = [node.name for node in self.graph.nodes if node.weight is not None]
-            self._counting = counting_rows(self.graph, layers, self.batches(size))
+            self._counting = counting_rows(self.graph, layers, self.batches(backward_samples(self.graph, size)))
         return self._counting
 
 

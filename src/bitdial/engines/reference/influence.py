@@ -18,6 +18,14 @@ from torch import Tensor
 from bitdial.graph.interpreter import constant_tensors, run_graph
 from bitdial.graph.ir import Graph
 
+GRAPH_BYTES = 512 << 20  # of values that a backward pass may hold: bounds the samples per pass
+
+
+def backward_samples(graph: Graph, at_most: int) -> int:
+    """Samples per backward pass through a network: as many as GRAPH_BYTES hold with their gradients, at least one."""
+    per_sample = 8 * sum(t.elements for t in graph.types.values())
+    return max(1, min(at_most, GRAPH_BYTES // max(1, per_sample)))
+
 
 def differentiable_constants(graph: Graph) -> dict[str, Tensor]:
     """The constants of a network of indices, from which gradients can start: what they look up, all but weights and biases."""

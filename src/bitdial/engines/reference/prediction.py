@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from bitdial.engines.reference.arithmetic import channels_last, extract, to_eight_bit
-from bitdial.engines.reference.influence import differentiable_constants
+from bitdial.engines.reference.influence import backward_samples, differentiable_constants
 from bitdial.engines.reference.labels import Labels
 from bitdial.engines.reference.search import SearchStatistics
 from bitdial.graph.interpreter import constant_tensors, run_graph
@@ -39,7 +39,6 @@ from bitdial.graph.ir import Graph, Node
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import read_back_weights
 
-GRAPH_BYTES = 512 << 20  # of values that a backward pass may hold: bounds the samples per pass
 TOP = 2  # scores per sample that are followed each on its own
 TEMPERATURE = 2.0  # of the shares of classes
 DIRECTIONS = 2  # random ones, of outputs that are no class scores
@@ -104,7 +103,7 @@ def predict(
     `group_mean_shifts`); empty: means are not restored.
     """
     samples = len(inputs[0])
-    size = max(1, min(samples, GRAPH_BYTES // max(1, _graph_bytes(graph))))
+    size = backward_samples(graph, samples)
     generator = torch.Generator().manual_seed(seed)
     errors = {n: _LayerError(graph.node(n), program, mean_shifts.get(n)) for n in layers}
     starts = range(0, samples, size)
@@ -149,11 +148,6 @@ class _Follow:
         shape = (self.directions, *labels.shape)
         signs = torch.randint(0, 2, shape, generator=self.generator).to(labels.dtype) * 2 - 1
         return (labels * signs).reshape(self.directions, len(outputs), -1).sum(dim=2).T
-
-
-def _graph_bytes(graph: Graph) -> int:
-    """Bytes of all values of one sample and of their gradients."""
-    return 8 * sum(t.elements for t in graph.types.values())
 
 
 def _batch_moves(

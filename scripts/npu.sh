@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the NPU's hardware: brings Yosys and Verilator (34 MB; bitdial[npu]) into .venv and runs all of tests/rtl, the slow ones too:
 # Amaranth's simulator, the Verilog in Verilator, Yosys' proofs, and with the data folder the trained ResNet-20.
-#   scripts/npu.sh                 some ten minutes; the first time a minute more, in which Yosys (WebAssembly) is translated
+#   scripts/npu.sh                 five to ten minutes; the first time a minute more, in which Yosys (WebAssembly) is translated
 #   scripts/npu.sh -k verilator    arguments go to pytest
 # ./test runs the same tests, the slow ones with --slow, and skips what needs a tool that is not there.
 set -euo pipefail

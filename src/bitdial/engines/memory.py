@@ -6,6 +6,7 @@ Values of rank 4 lie channels last (h, w, c), all others row by row with the las
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,3 +169,23 @@ def arguments(step: Float) -> tuple[list[Any], dict[str, Any]]:
         return value
 
     return [plain(v) for v in step.node.attrs["args"]], {k: plain(v) for k, v in step.node.attrs["kwargs"].items()}
+
+
+def clamp_limits(step: Float) -> tuple[float, float]:
+    """Limits of aten's clamp, clamp_min and clamp_max; infinite where there is none. Raises Unsupported where they are values."""
+    (_, *limits), kwargs = arguments(step)
+    lo, hi = [*limits, None, None][:2]
+    lo, hi = kwargs.get("min", lo), kwargs.get("max", hi)
+    if step.operation == "aten.clamp_max.default":
+        lo, hi = None, lo if hi is None else hi
+    if isinstance(lo, str) or isinstance(hi, str):
+        raise Unsupported("its limits are values")
+    return -math.inf if lo is None else float(lo), math.inf if hi is None else float(hi)
+
+
+def common_type(found: Sequence[str]) -> str:
+    """The type that operands of these types are compared or chosen in. Raises Unsupported where none of them is known."""
+    for dtype in ("float32", "int64", "int32", "bool"):
+        if dtype in found:
+            return "int64" if dtype == "int32" else dtype
+    raise Unsupported(f"it reads {found[0]}")

@@ -15,7 +15,6 @@ from bitdial.engines.cpu.operands import (
     MOST_AXES,
     as_type,
     combine,
-    common_type,
     dtype_of,
     made,
     operand_of,
@@ -23,7 +22,7 @@ from bitdial.engines.cpu.operands import (
     whole_step,
 )  # fmt: skip
 from bitdial.engines.cpu.values import Values, is_move
-from bitdial.engines.memory import Unsupported, arguments
+from bitdial.engines.memory import Unsupported, arguments, clamp_limits, common_type
 from bitdial.engines.views import Axis, View, common_axes, size_of, sizes_of
 from bitdial.graph.ir import Node, TensorType
 from bitdial.quantization.instructions import Float
@@ -91,7 +90,7 @@ def _comparison(op: str, turned: bool = False) -> Callable[[Values, Float], None
     def handler(c: Values, step: Float) -> None:
         (a, b), _ = arguments(step)
         a, b = (b, a) if turned else (a, b)
-        whole_step(c, step.name, op, common_type(c, [a, b]), [a, b])
+        whole_step(c, step.name, op, common_type([dtype_of(c, v) for v in (a, b)]), [a, b])
 
     return handler
 
@@ -102,10 +101,10 @@ def _logic(op: str) -> Callable[[Values, Float], None]:
         if c.types[step.name].dtype != "bool":
             raise Unsupported(f"{step.operation} of {c.types[step.name].dtype}")
         if op == "not":
-            kind = common_type(c, values)
+            kind = common_type([dtype_of(c, v) for v in values])
             whole_step(c, step.name, "eq", kind, [values[0], False if kind == "bool" else 0])
         else:
-            kinds = common_type(c, values)
+            kinds = common_type([dtype_of(c, v) for v in values])
             whole_step(c, step.name, op, kinds, values)
 
     return handler
@@ -170,17 +169,6 @@ def _limited(limits: Callable[[Float], tuple[float, float]]) -> Callable[[Values
         combine(c, step.name, "mul", step.inputs[0], 1.0, *limits(step))
 
     return handler
-
-
-def _clamp_limits(step: Float) -> tuple[float, float]:
-    (_, *limits), kwargs = arguments(step)
-    lo, hi = [*limits, None, None][:2]
-    lo, hi = kwargs.get("min", lo), kwargs.get("max", hi)
-    if step.operation == "aten.clamp_max.default":
-        lo, hi = None, lo if hi is None else hi
-    if isinstance(lo, str) or isinstance(hi, str):
-        raise Unsupported("its limits are values")
-    return -INFINITY if lo is None else float(lo), INFINITY if hi is None else float(hi)
 
 
 def _negative(c: Values, step: Float) -> None:
@@ -395,7 +383,7 @@ OPERATORS: dict[str, Callable[[Values, Float], None]] = {
     "aten.logical_xor.default": _logic("xor"), "aten.bitwise_and.Tensor": _logic("and"),
     "aten.bitwise_or.Tensor": _logic("or"), "aten.rsub.Scalar": _arithmetic("sub", True),
     "aten.rsub.Tensor": _arithmetic("sub", True), "aten.relu.default": _limited(lambda step: (0.0, INFINITY)),
-    **{f"aten.{name}.default": _limited(_clamp_limits) for name in ("clamp", "clamp_min", "clamp_max")},
+    **{f"aten.{name}.default": _limited(clamp_limits) for name in ("clamp", "clamp_min", "clamp_max")},
     **{f"aten.{op}.{kind}": _arithmetic(op) for op in ("add", "sub", "mul", "div") for kind in ("Tensor", "Scalar")},
     **{f"aten.{name}.{kind}": _comparison(*how) for name, how in _COMPARISONS.items() for kind in ("Tensor", "Scalar")},
 }  # fmt: skip

@@ -135,12 +135,3 @@ def dtype_of(c: Values, value: Any) -> str:
     if value in c.program.constants:
         return np.asarray(c.program.constants[value]).dtype.name
     return c.types[value].dtype
-
-
-def common_type(c: Values, values: Sequence[Any]) -> str:
-    """The type that operands are compared or chosen in."""
-    found = [dtype_of(c, v) for v in values]
-    for dtype in ("float32", "int64", "int32", "bool"):
-        if dtype in found:
-            return "int64" if dtype == "int32" else dtype
-    raise Unsupported(f"it reads {found[0]}")

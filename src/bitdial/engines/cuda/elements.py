@@ -12,7 +12,7 @@ from bitdial.engines.cuda import arguments as kernels
 from bitdial.engines.cuda.arguments import ElementsArgs, Launch, WholeRowsArgs
 from bitdial.engines.cuda.elementwise import blocks, places_of, pointwise
 from bitdial.engines.cuda.values import TYPES, Frame, LookUp, Offsets, Seen, Values, broadcast, seen
-from bitdial.engines.memory import Unsupported, arguments
+from bitdial.engines.memory import Unsupported, arguments, common_type
 from bitdial.engines.views import sizes_of
 from bitdial.graph.ir import TensorType
 from bitdial.quantization.instructions import Float
@@ -72,15 +72,6 @@ def dtype_of(c: Values, value: Any) -> str:
     return c.types[value].dtype
 
 
-def common_type(c: Values, values: Sequence[Any]) -> str:
-    """The type that operands are compared or chosen in."""
-    found = [dtype_of(c, v) for v in values]
-    for dtype in ("float32", "int64", "int32", "bool"):
-        if dtype in found:
-            return "int64" if dtype == "int32" else dtype
-    raise Unsupported(f"it reads {found[0]}")
-
-
 def copied(c: Values, name: str, source: Seen, value: str | None = None, target: Offsets | None = None) -> None:
     """Elements of any type as they are."""
     dtype = c.buffer(value or name).dtype
@@ -93,7 +84,7 @@ def copied(c: Values, name: str, source: Seen, value: str | None = None, target:
 def comparison(op: int, turned: bool = False) -> Handler:
     def handler(c: Values, step: Float) -> None:
         (a, b), _ = arguments(step)
-        step_of(c, step.name, op, common_type(c, [a, b]), [b, a] if turned else [a, b])
+        step_of(c, step.name, op, common_type([dtype_of(c, v) for v in (a, b)]), [b, a] if turned else [a, b])
 
     return handler
 
@@ -105,7 +96,7 @@ def logic(op: int) -> Handler:
         values, _ = arguments(step)
         if c.types[step.name].dtype != "bool":
             raise Unsupported(f"{step.operation} of {c.types[step.name].dtype}")
-        kind = common_type(c, values)
+        kind = common_type([dtype_of(c, v) for v in values])
         step_of(c, step.name, op, kind, [values[0], KINDS[kind](0)] if op == kernels.ELEMENT_EQ else values)
 
     return handler
@@ -143,7 +134,7 @@ def convert(c: Values, step: Float) -> None:
     if own == dtype:
         c.views[step.name] = c.view(x)
     elif dtype == "bool":
-        kind = common_type(c, [x])
+        kind = common_type([dtype_of(c, x)])
         step_of(c, step.name, kernels.ELEMENT_NE, kind, [x, KINDS[kind](0)])
     else:
         copied(c, step.name, _operand(c, step.name, x, dtype))

@@ -13,7 +13,7 @@ from bitdial.engines.cuda import elements
 from bitdial.engines.cuda.arguments import Epilogue, Launch, MatMulArgs, RowsArgs
 from bitdial.engines.cuda.elementwise import INFINITY, combine, concatenate, move
 from bitdial.engines.cuda.values import Frame, Offsets, Values
-from bitdial.engines.memory import Unsupported, arguments
+from bitdial.engines.memory import Unsupported, arguments, clamp_limits
 from bitdial.engines.views import sizes_of, strided
 from bitdial.graph.ir import Node, TensorType
 from bitdial.graph.operators import MOVEMENT, softmax_axis
@@ -170,14 +170,7 @@ def _arithmetic(op: int, turned: bool = False) -> Callable[[Values, Float], None
 
 def _clamp(c: Values, step: Float) -> None:
     """aten clamp, clamp_min and clamp_max."""
-    (x, *limits), kwargs = arguments(step)
-    lo, hi = [*limits, None, None][:2]
-    lo, hi = kwargs.get("min", lo), kwargs.get("max", hi)
-    if step.operation == "aten.clamp_max.default":
-        lo, hi = None, lo if hi is None else hi
-    if isinstance(lo, str) or isinstance(hi, str):
-        raise Unsupported("its limits are values")
-    combine(c, step.name, kernels.OP_SCALE, [x], -INFINITY if lo is None else float(lo), INFINITY if hi is None else float(hi))
+    combine(c, step.name, kernels.OP_SCALE, [arguments(step)[0][0]], *clamp_limits(step))
 
 
 def _square(c: Values, step: Float) -> None:

@@ -96,7 +96,7 @@ def _correct_one(
                 assert isinstance(step, Contract)
                 setting = settings[step.name]
                 own[step.name] = executor.epilogue(step, executor.products(step, inputs[i], setting), own, setting)
-                inputs[i] = inputs[i][:0]  # no longer needed
+                inputs[i] = torch.empty(0)  # its memory is no longer needed
             elif isinstance(step, Move):  # its operand's bytes as they are
                 own[step.name] = move_values(executor, step, [own.stored(step.operands()[0], executor.constants)], n)
             else:

@@ -21,7 +21,7 @@ from bitdial.engines.reference.executor import Executor
 from bitdial.engines.reference.patches import patch_rows
 from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph, Node
-from bitdial.quantization.calibration import TensorStatistics
+from bitdial.quantization.calibration import TensorStatistics, rows_of
 from bitdial.quantization.program import Program
 
 Floats = npt.NDArray[np.float32]
@@ -48,11 +48,6 @@ class FloatRun:
     places: dict[str, list[Tensor]] = field(default_factory=dict)
     draws: dict[str, list[Tensor]] = field(default_factory=dict)
     patch_count: int = 0
-
-
-def rows_of(x: Tensor, axis: int) -> Tensor:
-    """[places, channels]: a value with its channel axis last and the others flattened."""
-    return x.movedim(axis, -1).reshape(-1, x.shape[axis])
 
 
 def float_run(

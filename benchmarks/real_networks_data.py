@@ -18,6 +18,9 @@ from torch import nn
 
 from bitdial.errors import DataError
 from common import calibration_images, data_folder, file_digest, test_images, trained_network, weights_file
+from peers import networks
+from peers.networks import NETWORKS as SPECS
+from peers.networks import float_network
 from scores import PairRanks, Score, TopOne
 from sentence_encoder import ENCODER, PACKAGE, encoder_folder, load_encoder, tokenize
 
@@ -176,3 +179,20 @@ def _cifar(name: str) -> Network:
 
 
 NETWORKS = {network.name: network for network in (LITE0, MINILM, *map(_cifar, ("resnet20", "resnet56", "vgg", "vit")))}
+
+
+# Random weights, photographs for calibration: what preparing costs needs no trained network. `preparation.py` only.
+
+
+def _photographed(name: str) -> Network:
+    def untested(n: int | None) -> tuple[Arrays, Score]:
+        raise DataError(f"{name} has random weights: there is no accuracy to measure")
+
+    return Network(
+        name, 128, tuple({"torchvision", "PIL", *(("timm",) if SPECS[name].spec.startswith("timm:") else ())}),
+        ("imagenet_sample/images.zip", "imagenet_sample/labels.csv"), lambda: Path(networks.__file__),
+        lambda: float_network(name, None), lambda n: [_photographs("calibration", n)[0]], untested, SPECS[name].transformer,
+    )  # fmt: skip
+
+
+UNTRAINED = {name: _photographed(name) for name in ("mobilenet_v2", "resnet50", "vit_s")}

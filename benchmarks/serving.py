@@ -2,6 +2,7 @@
 
     python benchmarks/serving.py                                  # VGG (CIFAR, 16 images a request) and ResNet-50 (one image)
     python benchmarks/serving.py --networks vgg --parts poisson   # one part of one network
+    python benchmarks/serving.py --networks vit_s,minilm_l6_128 --parts engine,burst  # transformers (BITDIAL_CPU_ISA=avx2)
 
 Parts, each a set of rows in serving.KIND.json (rows that are there already are kept; --fresh starts over):
 
@@ -9,6 +10,7 @@ Parts, each a set of rows in serving.KIND.json (rows that are there already are 
   poisson     Poisson arrivals at rising rates: fixed 0, 25, 50, 75, 100 % and the controller; which rate each sustains
   trace       a real trace, sped up until it exceeds what the server carries at 8 bits in a fifth of its 5 s windows: controller,
               baselines, oracle
+  burst       calm, burst, calm, as at the end of ./demo: 8 bits, then the dial; rates from what this machine carries
   simulation  the same trace in the simulation, with the service table that the server measured
 
 A request that cannot be answered within the SLO is dropped or refused; percentiles over all requests count it as infinite.
@@ -19,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,11 +38,16 @@ from bitdial.simulation.comparison import run_policy
 from bitdial.simulation.fleet import Fleet, Load, Noise
 from bitdial.simulation.oracle import best_schedule
 from bitdial.simulation.shaping import overload
-from common import data_folder, note, percent, print_table, run_command
+from common import ROOT, data_folder, note, percent, print_table, run_command
 from results import ResultFile
-from serving_harness import Setting, begin, engine_seconds, figures, play, server, sustained
+from serving_harness import Setting, begin, engine_seconds, figures, play, server, sustained, unpin
 
-SETTINGS = {"vgg": Setting(images=16, slo=0.060), "resnet50": Setting(images=1, slo=0.120)}
+SETTINGS = {
+    "vgg": Setting(images=16, slo=0.060),
+    "resnet50": Setting(images=1, slo=0.120),
+    "vit_s": Setting(images=1, slo=0.100),
+    "minilm_l6_128": Setting(images=8, slo=0.250),
+}
 FIXED = ("fixed:0", "fixed:0.25", "fixed:0.5", "fixed:0.75", "fixed:1")
 ADAPTIVE = "planned"
 TRACE_POLICIES = (ADAPTIVE, "lookahead", "slackfit", "ladder", "fixed:0", "fixed:0.5", "fixed:1", "oracle")
@@ -52,6 +61,7 @@ class Bench:
     def __init__(self, network: str, model: Path, options: argparse.Namespace, results: ResultFile) -> None:
         self.network, self.model, self.options, self.results = network, model, options, results
         self.setting = SETTINGS[network]
+        self.isa = os.environ.get("BITDIAL_CPU_ISA", "")
         self.program = load_program(model)
         self.folder = options.cache
         self.table_file = self.folder / f"{network}.service-table.json"
@@ -77,7 +87,8 @@ class Bench:
             seconds = engine_seconds(self.model, self.setting.images)
             return {"ratios": self.program.ratios, "seconds": seconds, "speedup": seconds[0] / seconds[-1]}
 
-        return list(self.row("engine", {}, measure)["seconds"])
+        name, settings = (f"engine/{self.isa}", {"isa": self.isa}) if self.isa else ("engine", {})
+        return list(self.row(name, settings, measure)["seconds"])
 
     def table(self) -> ServiceTable:
         """The service table as the server itself measures it at its start (batches through the worker)."""
@@ -191,6 +202,21 @@ class Bench:
                 ).as_json(),
             )
 
+    def burst(self) -> None:
+        """One row: both policies of the demo's burst."""
+        sys.path.insert(0, str(ROOT / "examples" / "demo"))
+        from burst import run_burst
+
+        calm, high = self.options.seconds / 2, self.options.seconds
+        settings = {"seconds": [calm, high], "seed": self.options.seed, "isa": self.isa or "best"}
+
+        def measure() -> dict[str, Any]:
+            unpin()
+            found = run_burst(self.model, (calm, high), self.options.seed, lambda *_: None, samples=self.setting.images)
+            return found.as_json()
+
+        self.row(f"burst/{self.isa or 'best'}", settings, measure)
+
     # ---- tables --------------------------------------------------------------------------------------------------------------
 
     def rows(self, part: str) -> dict[str, dict[str, Any]]:
@@ -211,6 +237,7 @@ class Bench:
             "" if seconds[0] / seconds[-1] >= 1.2 else "Below 1.2x: the dial cannot help this network on this machine.",
         )
         self.show_poisson(seconds)
+        self.show_burst()
         self.show_trace()
 
     def show_poisson(self, seconds: list[float]) -> None:
@@ -252,6 +279,23 @@ class Bench:
                 for r in points.values()
             ],
         )  # fmt: skip
+
+    def show_burst(self) -> None:
+        """The demo's burst, without and with the dial."""
+        for isa, r in self.rows("burst").items():
+            print_table(
+                f"{self.network} ({isa} instructions): calm {r['calm_rate']:.1f} requests/s, burst {r['burst_rate']:.1f}, "
+                f"within {r['slo_ms']:.0f} ms",
+                ["policy", "in time", "p50 ms", "p99 ms", "mean ratio", "turned away"],
+                [
+                    [
+                        name, percent(run["attainment"]), _ms(run["latency_ms"]["p50"]), _ms(run["latency_ms"]["p99"]),
+                        f"{run['mean_ratio'] or 0:.2f}", str(run["counts"]["shed"] + run["counts"]["expired"]),
+                    ]
+                    for name, run in r["runs"].items()
+                ],
+                "requests/s carried: {:.1f} at 8 bits, {:.1f} at the top ratio ({:.2f}x)".format(*r["carried_rates"], r["gain"]),
+            )  # fmt: skip
 
     def show_trace(self) -> None:
         """Policies on the trace, real and simulated."""

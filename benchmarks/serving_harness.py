@@ -44,6 +44,12 @@ def pin(core: int) -> None:
         os.sched_setaffinity(0, {core})
 
 
+def unpin() -> None:
+    """Let this process and those that it starts use every core."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
 @contextlib.contextmanager
 def server(model: Path, setting: Setting, policy: str, *options: str, log: Path | None = None) -> Iterator[Target]:
     """`bitdial serve` on the server's core, its workers with it; ends with SIGTERM."""
@@ -98,7 +104,8 @@ def engine_seconds(model: Path, images: int, rounds: int = 41) -> list[float]:
     try:
         program = load_program(model)
         engine = create_engine(program, "cpu", threads=1, batch_hint=images)
-        batch = random_inputs(program, images)[0]
+        inputs = random_inputs(program, images)
+        batch = inputs if len(inputs) > 1 else inputs[0]
         times: list[list[float]] = [[] for _ in engine.ratios]
         for at in range(rounds + 3):
             for index, ratio in enumerate(engine.ratios):

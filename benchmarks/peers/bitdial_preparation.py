@@ -1,4 +1,4 @@
-"""bitdial quantizes one of the networks of `real_networks.py`, in a process of its own."""
+"""bitdial quantizes one of the networks of `real_networks_data.py`, in a process of its own."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class BitdialPreparation:
         from bitdial.artifact import save_program
         from bitdial.pipeline import prepare, quantize_prepared
         from bitdial.quantization.config import QuantizeConfig
-        from real_networks_data import NETWORKS
+        from real_networks_data import NETWORKS, UNTRAINED
 
         if settings["threads"]:
             torch.set_num_threads(settings["threads"])
-        model = NETWORKS[settings["network"]].load()
+        model = (NETWORKS | UNTRAINED)[settings["network"]].load()
         inputs = [torch.from_numpy(np.load(path)) for path in settings["samples"]]
         config = QuantizeConfig(**settings["config"])
         stages = Stages()

@@ -14,7 +14,7 @@ from bitdial.errors import EngineError
 from bitdial.loadtest import LoadPlan, Result, Schedule, Target, parse_url, run_load, steps, summarize
 from bitdial.serving.control import ServiceTable, Settings
 
-IMAGES = 64  # of a request: large enough that computing, not HTTP, is what queues
+IMAGES = 64  # of a request for digits: large enough that computing, not HTTP, is what queues
 POLICIES = {"8 bits only": "fixed:0", "with the dial": "planned"}
 CALM = 0.5  # of what 8 bits carry
 FILL = 0.6  # how far the burst goes from there to what the top ratio carries
@@ -24,17 +24,19 @@ LEAST_GAIN = 1.2
 @dataclass(frozen=True)
 class Burst:
     """What came of it. results: by the names in POLICIES. gain: of the top ratio in throughput. rates: requests/s, calm and
-    burst. slo: seconds."""
+    burst. carried: by 8 bits and by the top ratio. slo: seconds."""
 
     results: dict[str, Result]
     gain: float
     rates: tuple[float, float]
+    carried: tuple[float, float]
     slo: float
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able."""
         return {
             "gain": self.gain,
+            "carried_rates": list(self.carried),
             "calm_rate": self.rates[0],
             "burst_rate": self.rates[1],
             "slo_ms": 1000.0 * self.slo,
@@ -42,41 +44,41 @@ class Burst:
         }
 
 
-def run_burst(model: Path, seconds: tuple[float, float], seed: int, progress: Callable[[str, float], None]) -> Burst:
+def run_burst(
+    model: Path, seconds: tuple[float, float], seed: int, progress: Callable[[str, float], None], *, samples: int = IMAGES
+) -> Burst:
     """Serve the model twice, each time under the same arrivals: calm, burst, calm.
 
-    seconds: of each calm part, of the burst. Raises EngineError if the server does not start.
+    seconds: of each calm part, of the burst. samples: of a request. Raises EngineError if the server does not start.
     """
     results: dict[str, Result] = {}
     table: ServiceTable | None = None
-    slo, rates = 1.0, (0.0, 0.0)
+    slo, rates, low, high = 1.0, (0.0, 0.0), 0.0, 0.0
     for at, (name, policy) in enumerate(POLICIES.items()):
         progress("burst", at / len(POLICIES))
         if table is None:
-            with _Server(model, 1.0, "fixed:0") as first:  # measures what a request costs, and remembers it
+            with _Server(model, samples, 1.0, "fixed:0") as first:  # measures what a request costs, and remembers it
                 table = first.table
-            slo = round(max(0.02, 6.0 * table.latency(0, IMAGES)), 4)
+            slo = round(max(0.02, 6.0 * table.latency(0, samples)), 4)
             top = Settings().allowed(table)[-1]
-            low, high = (table.throughput(i, IMAGES) / IMAGES for i in (0, top))
+            low, high = (table.throughput(i, samples) / samples for i in (0, top))
             rates = (CALM * low, low + FILL * max(high - low, 0.0))
-        with _Server(model, slo, policy) as server:
+        with _Server(model, samples, slo, policy) as server:
             levels = [(rates[0], seconds[0]), (rates[1], seconds[1]), (rates[0], seconds[0])]
             times = steps(levels, seed)
             schedule = Schedule(times, 2 * seconds[0] + seconds[1], "calm, burst, calm")
-            plan = LoadPlan(schedule=schedule, samples=IMAGES, slo=slo, send_slo=False, seed=seed, title=name)
+            plan = LoadPlan(schedule=schedule, samples=samples, slo=slo, send_slo=False, seed=seed, title=name)
             results[name] = run_load(server.target, "digits", plan)
-    assert table is not None
-    gain = table.throughput(Settings().allowed(table)[-1], IMAGES) / table.throughput(0, IMAGES)
-    return Burst(results, gain, rates, slo)
+    return Burst(results, high / low, rates, (low, high), slo)
 
 
 class _Server:
     """`bitdial serve` as a process of its own, for as long as the block lasts."""
 
-    def __init__(self, model: Path, slo: float, policy: str) -> None:
+    def __init__(self, model: Path, samples: int, slo: float, policy: str) -> None:
         self.command = [
             sys.executable, "-m", "bitdial", "serve", f"digits={model}", "--port", "0", "--slo-ms", f"{1000 * slo:g}",
-            "--policy", policy, "--max-batch", str(IMAGES), "--threads", "1", "--json", "--quiet",
+            "--policy", policy, "--max-batch", str(samples), "--threads", "1", "--json", "--quiet",
         ]  # fmt: skip
 
     def __enter__(self) -> _Server:

@@ -451,7 +451,7 @@ class Demo:
             ["bitdial serve", f"within {1000 * found.slo:.0f} ms", "p99 ms", "accuracy", "mean ratio", "turned away"],
             lines,
             f"9  a burst: {calm:.0f} requests/s of {IMAGES} images, then {burst:.0f}, then {calm:.0f} again "
-            f"(8 bits carry {calm / 0.5:.0f})",
+            f"(8 bits carry {found.carried[0]:.0f})",
         )
         if found.gain < LEAST_GAIN:
             self.terminal.say(

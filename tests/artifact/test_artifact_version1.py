@@ -45,6 +45,7 @@ from bitdial.engines import create_engine
 from bitdial.quantization.instructions import INSTRUCTIONS
 
 OLD = Path(__file__).with_name("version1.bitdial")
+STORED = sorted(Path(__file__).with_name("stored").glob("*.bitdial"))  # see stored/write.py
 
 
 def test_it_holds_every_instruction():
@@ -69,6 +70,21 @@ def test_it_gives_the_outputs_it_gave(assert_same, engine, again):
     for i, ratio in enumerate(program.ratios):
         for j, found in enumerate(running.run(stored["x"], ratio)):
             np.testing.assert_array_equal(np.asarray(found), stored[f"ratio{i}_output{j}"])
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
+def test_ten_stored_models_give_the_bits_they_gave(file, engine):
+    program = load_program(file)
+    with np.load(file.with_suffix(".npz")) as stored:
+        x = [stored[name] for name in stored if name.startswith("input")]
+        running = create_engine(program, engine)
+        for i, ratio in enumerate(program.ratios):
+            found = running.run(x if len(x) > 1 else x[0], ratio)
+            outputs = found if isinstance(found, tuple) else (found,)
+            assert len(outputs) == sum(name.startswith(f"ratio{i}_") for name in stored)
+            for j, out in enumerate(outputs):
+                assert np.asarray(out).tobytes() == stored[f"ratio{i}_output{j}"].tobytes()
 
 
 def test_damage_in_an_old_file_is_found_and_the_rest_shown(tmp_path):

@@ -62,3 +62,14 @@ def test_commands_exist() -> None:
         assert (ROOT / script).exists() and f"./{script}" in README
     for path in re.findall(r"\]\(([^)#]+)\)", README):
         assert path.startswith("http") or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_named_in_documents_exist(document: str) -> None:
+    """A path in backquotes stands for itself, or for its end below a folder that the same paragraph or the map is about."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 55  # a page
+    folders = [ROOT / name for name in ("src", "csrc", "benchmarks", "scripts", "docs")]
+    files = [str(path.relative_to(ROOT)) for folder in folders for path in folder.rglob("*")]
+    for name in re.findall(r"`([\w./]+(?:\.(?:py|h|cpp|md|sh|toml)|/))`", text):
+        assert (ROOT / name).exists() or any(f"/{file}/".endswith(f"/{name.rstrip('/')}/") for file in files), name

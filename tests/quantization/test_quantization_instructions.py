@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bitdial.engines.cpu import compiler
+from bitdial.engines.cuda import compiler as cuda
 from bitdial.engines.reference import executor
 from bitdial.errors import GraphError
 from bitdial.export.c import lowering
@@ -35,7 +36,7 @@ ONE = HEAD | {"inputs": ("a",)}
 PLAIN: dict[str, Any] = HEAD | {"activation": None}
 
 
-@pytest.mark.parametrize("module", [executor, compiler, lowering, export, twin])
+@pytest.mark.parametrize("module", [executor, compiler, cuda, lowering, export, twin])
 def test_every_instruction_has_a_handler(module: Any) -> None:
     own = {Contract, MatMul} if module is executor else {Contract} if module is twin else set()  # methods of those
     assert set(module.HANDLERS) | own == set(INSTRUCTIONS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from bitdial.errors import ConfigError, RatioError, SelectionError
+from bitdial.quantization.config import QuantizeConfig
 from bitdial.selection import (
     SelectionProblem,
     get_selector,
@@ -147,6 +148,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
 
 def test_registry() -> None:
     assert {get_selector(name).name for name in selector_names()} == {"random", "greedy", "evolutionary"}
+    assert set(selector_names()) == set(get_args(QuantizeConfig.model_fields["selector"].annotation))
     with pytest.raises(ConfigError, match="choose one of random, greedy, evolutionary"):
         get_selector("best")
     with pytest.raises(ConfigError, match="swaps"):

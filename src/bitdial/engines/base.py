@@ -9,7 +9,6 @@ import numbers
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from bitdial.errors import EngineError, RatioError
@@ -114,9 +113,10 @@ class EngineSpec:
 
 @functools.cache
 def engine_specs() -> dict[str, EngineSpec]:
-    """Every engine by name, compiled ones first, modelled ones last: each folder beside this file that exports a SPEC."""
-    folders = pkgutil.iter_modules([str(Path(__file__).parent)])
-    modules = [importlib.import_module(f"bitdial.engines.{folder.name}") for folder in folders if folder.ispkg]
+    """Every engine by name, compiled ones first, modelled ones last: each folder beside this file exports a SPEC."""
+    package = importlib.import_module("bitdial.engines")
+    folders = pkgutil.iter_modules(package.__path__, "bitdial.engines.")
+    modules = [importlib.import_module(folder.name) for folder in folders if folder.ispkg]
     specs: list[EngineSpec] = [module.SPEC for module in modules]
     return {spec.name: spec for spec in sorted(specs, key=lambda s: (s.modelled, not s.compiled, s.name))}
 

@@ -39,7 +39,7 @@ def test_statistics_of_values(make_layer_program: Any, random_integers: Any, sig
 
 @pytest.mark.parametrize("kind", ["linear", "1x1", "3x3", "strided"])
 def test_mean_shift_of_a_group(make_layer_program: Any, random_integers: Any, kind: str) -> None:
-    """Lowering one group lowers the mean accumulators by its row: exactly so without borders, nearly so with them."""
+    """Extracting one group lowers the mean accumulators by its row: exactly so without borders, nearly so with them."""
     rng = np.random.default_rng(1)
     kernel = {"linear": (), "1x1": (1, 1), "3x3": (3, 3), "strided": (3, 3)}[kind]
     weight = np.clip(np.rint(rng.normal(size=(6, 5, *kernel)) * 40), -127, 127).astype(np.int8)

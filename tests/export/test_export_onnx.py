@@ -297,7 +297,7 @@ def test_parts_add_up_to_the_mixed_product(data: st.DataObject) -> None:
 
 
 def test_real_scales_would_move_ties() -> None:
-    """Why the graph counts in steps: with real scales some exact ties of lowering round the other way."""
+    """Why the graph counts in steps: with real scales some exact ties of extracting round the other way."""
     rng = np.random.default_rng(0)
     scales = rng.uniform(0.001, 0.1, 2000).astype(np.float32)
     q, moved = np.arange(256, dtype=np.float32), 0

@@ -144,7 +144,7 @@ def test_what_they_cannot_do_is_left_to_torch() -> None:
     assert kernels.requantize(square[:, :, ::2], vector, None, None, 1.0, -8, 7, torch.float32) is None
     assert kernels.requantize(square, torch.ones(4, 6, 1, 1), None, None, 1.0, -8, 7, torch.float32) is None
     assert kernels.requantize(square[:0], vector, None, None, 1.0, -8, 7, torch.float32) is None
-    assert kernels.lower(square, *[torch.ones(4, 6, 1, 1)] * 4) is None  # a shift per sample
+    assert kernels.extract(square, *[torch.ones(4, 6, 1, 1)] * 4) is None  # a shift per sample
     learned = torch.ones(1, 6, 1, 1, requires_grad=True)
     requantize(square, learned, torch.zeros(1, 6, 1, 1), -8, 7).sum().backward()
     assert learned.grad is not None and float(learned.grad.abs().sum()) > 0

@@ -126,7 +126,7 @@ def extract_weights(weights: npt.NDArray[np.int8], shift: npt.NDArray[np.uint8],
 def read_back(low: npt.NDArray[np.int8], shift: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
     """8-bit weights that stand for packed low values (1-D, shift of the same length): low << shift, within -127..127.
 
-    They lower to `low` again: the only value beyond 127 that a lowered weight reaches is 128, and 127 rounds up to it.
+    They extract to `low` again: the only value beyond 127 that an extracted weight reaches is 128, and 127 rounds up to it.
     """
     weights = np.empty_like(low)
     for start in range(0, len(low), _CHUNK):

@@ -146,7 +146,7 @@ def requantize_grad(
     return of_acc, of_residual, of_bias
 
 
-def lower(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor] | None:
+def extract(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor] | None:
     """(clamp(rne(x * inverse), lo, hi) * power, where nothing was clipped), vectors over one axis."""
     if not usable(x, x.dtype):
         return None

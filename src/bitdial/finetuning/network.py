@@ -26,7 +26,7 @@ from bitdial.errors import ConfigError
 from bitdial.finetuning.instructions import HANDLERS
 from bitdial.finetuning.normalization import OutputNorm
 from bitdial.finetuning.rounding import extract, keep_some, read_back, requantize, round_clamp
-from bitdial.finetuning.tables import Lowering, bias_corrections, correction_unit, latent_low_weights, lowering
+from bitdial.finetuning.tables import LowVectors, bias_corrections, correction_unit, latent_low_weights, low_vectors
 from bitdial.graph.batch_axis import BatchAxis, batch_axes
 from bitdial.graph.inputs import check_inputs
 from bitdial.graph.interpreter import apply_activation
@@ -142,7 +142,7 @@ class TrainableNetwork(nn.Module):
         self.program = program
         self.schedule = Schedule(program.instructions, {*program.constants, *program.outputs})
         self.axes: dict[str, BatchAxis | None] = batch_axes(program.graph) if program.extraction == "dynamic" else {}
-        self.lowerings: dict[tuple[str, int], Lowering | None] = {}
+        self.low_vectors: dict[tuple[str, int], LowVectors | None] = {}
         self.tables: dict[str, tuple[Tensor, Tensor]] = {}  # of functions of 8-bit values, made when first needed
         for name, layer in program.layers.items():
             if layer.weight is None:
@@ -152,7 +152,7 @@ class TrainableNetwork(nn.Module):
             shape[1 if layer.kind == "conv" else -1] = -1
             signed = program.qparams[source].signed
             for index in range(len(program.ratios)):
-                self.lowerings[name, index] = lowering(layer, index, signed, shape, self.device, self.dtype)
+                self.low_vectors[name, index] = low_vectors(layer, index, signed, shape, self.device, self.dtype)
         for name, values in bias_corrections(program).items():
             with torch.no_grad():
                 self.corrections[_key(name)].copy_(torch.from_numpy(values))
@@ -242,7 +242,7 @@ class TrainableNetwork(nn.Module):
     def quantized_weight(self, name: str, index: int, weight: Tensor, scale: Tensor) -> Tensor:
         """Integers [O, I, *kernel] of a layer at a ratio, low groups read back."""
         integers = round_clamp(weight / scale.reshape(-1, *[1] * (weight.dim() - 1)), -127, 127)
-        low = self.lowerings[name, index]
+        low = self.low_vectors[name, index]
         if low is None:
             return integers
         limit = low.weight_limit
@@ -250,9 +250,9 @@ class TrainableNetwork(nn.Module):
             return torch.where(low.weight_low, read_back(self.low_weights[_key(name)], low.weight_power, limit), integers)
         return extract(integers, low.weight_inverse, low.weight_power, -limit, limit)
 
-    def _lowered(self, step: Contract, x: Tensor, low: Lowering, batch: int) -> Tensor:
+    def _extracted(self, step: Contract, x: Tensor, low: LowVectors, batch: int) -> Tensor:
         """The inputs of a layer, extracted as far as they are low."""
-        y = self._extracted(step, x, low, batch)
+        y = self._read_back(step, x, low, batch)
         if self.dropping is None or not self.training:
             return y
         return torch.where(keep_some(x, self.dropping), x, y)
@@ -262,7 +262,7 @@ class TrainableNetwork(nn.Module):
         value: Tensor = self.corrections[_key(name)][index]
         return value * self.correction_unit[name] if name in self.correction_unit else value
 
-    def _extracted(self, step: Contract, x: Tensor, low: Lowering, batch: int) -> Tensor:
+    def _read_back(self, step: Contract, x: Tensor, low: LowVectors, batch: int) -> Tensor:
         if self.program.extraction != "dynamic":
             return extract(x, low.inverse, low.power, low.lo, low.hi)
         place = self.axes.get(step.inputs[0])
@@ -281,9 +281,9 @@ class TrainableNetwork(nn.Module):
         name = step.name
         weight, bias = self.layer_parameters(name)
         x = self._value(step.inputs[0], values)
-        low = self.lowerings[name, index]
+        low = self.low_vectors[name, index]
         if low is not None:
-            x = self._lowered(step, x, low, batch)
+            x = self._extracted(step, x, low, batch)
         unit = self.scale(step.inputs[0])
         scale = self.weight_scale(name, weight, bias, unit)
         integers = arithmetic.channels_last(self.quantized_weight(name, index, weight, scale).to(self.dtype))

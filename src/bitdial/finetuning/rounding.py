@@ -115,7 +115,7 @@ def round_clamp(t: Tensor, lo: float, hi: float, dtype: torch.dtype = torch.floa
     return result
 
 
-class _Lower(torch.autograd.Function):
+class _Extract(torch.autograd.Function):
     """clamp(rne(x * inverse), lo, hi) * power; gradient 1 where nothing is clipped."""
 
     @staticmethod
@@ -152,11 +152,11 @@ def extract(x: Tensor, inverse: Tensor, power: Tensor, lo: Tensor, hi: Tensor) -
     bfloat16 too: 8-bit integers and powers of two have no more than its 8 bits of precision.
     """
     with torch.no_grad():
-        done = kernels.lower(x, inverse, power, lo, hi)
+        done = kernels.extract(x, inverse, power, lo, hi)
     if done is not None:
         compiled: Tensor = _Computed.apply(x, *done, kernels.pass_through)  # type: ignore[no-untyped-call]
         return compiled
-    result: Tensor = _Lower.apply(x, inverse, power, lo, hi)  # type: ignore[no-untyped-call]
+    result: Tensor = _Extract.apply(x, inverse, power, lo, hi)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -15,8 +15,8 @@ BORDER = 0.45  # of a step: how near to the next low weight one may start
 
 
 @dataclass
-class Lowering:
-    """One layer at one ratio: vectors over its feature channels and weights.
+class LowVectors:
+    """What extracts one layer at one ratio: vectors over its feature channels and weights.
 
     inverse, power, lo, hi              [C], broadcastable against the layer's input: see `rounding.extract`
     weight_inverse, weight_power        [O, I, 1..]: 2^-shift and 2^shift; 1 where a weight stays at 8 bits
@@ -36,10 +36,10 @@ class Lowering:
     low: Tensor
 
 
-def lowering(
+def low_vectors(
     layer: QuantizedLayer, index: int, signed: bool, shape: list[int], device: torch.device, dtype: torch.dtype
-) -> Lowering | None:
-    """The lowering of a layer at ratio index `index`; None if no group is low. shape: of a vector over channels."""
+) -> LowVectors | None:
+    """What extracts a layer at ratio index `index`; None if no group is low. shape: of a vector over channels."""
     assert layer.weight is not None
     low = layer.low[index]
     if not low.any():
@@ -61,7 +61,7 @@ def lowering(
         return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=kind).reshape(to)
 
     wide = [outputs, per_group, *tail]
-    return Lowering(
+    return LowVectors(
         vector(np.exp2(-shift), shape, dtype),
         vector(np.exp2(shift), shape, dtype),
         vector(-limit if signed else np.zeros_like(limit), shape, dtype),

@@ -89,9 +89,9 @@ def tune_low_weights(
     The program given is not changed. Raises DataError for a checkpoint of another run, OutputError.
     """
     started = time.perf_counter()
-    lowered = [i for i in range(1, len(program.ratios)) if any(layer.low[i].any() for layer in program.layers.values())]
+    low_indices = [i for i in range(1, len(program.ratios)) if any(layer.low[i].any() for layer in program.layers.values())]
     outputs = _float_outputs(prepared)
-    refusal = _refusal(prepared, program, lowered, outputs)
+    refusal = _refusal(prepared, program, low_indices, outputs)
     if refusal:
         return Tuned(program, {"kept": "solved", "reason": refusal})
     order = torch.randperm(prepared.samples, generator=generator(seed, _SPLIT_STREAM))
@@ -121,7 +121,7 @@ def tune_low_weights(
             total = sum(len(t) * float(distance(executor.run(list(x), setting)[0].float(), t)) for x, t in validation)
         return total / held
 
-    result, judgement = _better(program, network, lowered, measure, restore if bias else None)
+    result, judgement = _better(program, network, low_indices, measure, restore if bias else None)
     changed, weights = _changes(program, result)
     return Tuned(
         result,
@@ -139,9 +139,9 @@ def tune_low_weights(
     )
 
 
-def _refusal(prepared: Prepared, program: Program, lowered: Sequence[int], outputs: Tensor) -> str:
+def _refusal(prepared: Prepared, program: Program, low_indices: Sequence[int], outputs: Tensor) -> str:
     """Why there is nothing to tune; "" where there is."""
-    if not lowered or all(layer.low_weight is None for layer in program.layers.values()):
+    if not low_indices or all(layer.low_weight is None for layer in program.layers.values()):
         return "no layer has low weights of its own"
     if prepared.samples < FEWEST:
         return f"{prepared.samples} calibration samples are too few: a fifth is held out of at least {FEWEST}"
@@ -164,7 +164,7 @@ def _told(progress: Progress, at: TrainingProgress) -> None:
 def _better(
     program: Program,
     network: TrainableNetwork,
-    lowered: Sequence[int],
+    low_indices: Sequence[int],
     measure: Callable[[Program, int], float],
     restore: Restore | None,
 ) -> tuple[Program, dict[str, Any]]:
@@ -172,11 +172,11 @@ def _better(
 
     Candidates that are worse than the solved program at any ratio are none.
     """
-    solved = {i: measure(program, i) for i in lowered}
+    solved = {i: measure(program, i) for i in low_indices}
     rows, low = _learned_rows(program, network), network.learned_low_weights()
     best, best_gain, found = 0, 0.0, dict(solved)
-    for below in (0, *lowered[:-1]):  # ratio indices up to this one stay as they were solved
-        own = [i for i in lowered if i > below]
+    for below in (0, *low_indices[:-1]):  # ratio indices up to this one stay as they were solved
+        own = [i for i in low_indices if i > below]
         candidate = _with(program, low, rows, below, own)
         distances = {**solved, **{i: measure(candidate, i) for i in own}}
         if any(not distances[i] <= solved[i] for i in own):
@@ -185,24 +185,24 @@ def _better(
         if gain > best_gain:
             best, best_gain, found = below, gain, distances
     told: dict[str, Any] = {
-        "ratios": [program.ratios[i] for i in lowered],
-        "solved": [solved[i] for i in lowered],
+        "ratios": [program.ratios[i] for i in low_indices],
+        "solved": [solved[i] for i in low_indices],
     }
     if best_gain == 0.0:
         return program, {"kept": "solved", **told}
-    own = [i for i in lowered if i > best]
+    own = [i for i in low_indices if i > best]
     result = _with(program, low, rows, best, own)
-    taken = ["solved" if i <= best else "learned" for i in lowered]
+    taken = ["solved" if i <= best else "learned" for i in low_indices]
     if restore is not None:
         restored = _with(program, low, rows, best, own)
         restore(restored, own)
         for i in own:
             value = measure(restored, i)
             if value < found[i]:
-                found[i], taken[lowered.index(i)] = value, "restored"
+                found[i], taken[low_indices.index(i)] = value, "restored"
                 for name, layer in restored.layers.items():
                     result.layers[name].bias[i] = layer.bias[i]
-    return result, {"kept": "tuned", **told, "tuned": [found[i] for i in lowered], "bias": taken}
+    return result, {"kept": "tuned", **told, "tuned": [found[i] for i in low_indices], "bias": taken}
 
 
 def _with(program: Program, low: Mapping[str, Any], rows: Rows, below: int, own: Sequence[int]) -> Program:

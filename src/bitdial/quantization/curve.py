@@ -40,7 +40,7 @@ def sample_count(curve: Iterable[Mapping[str, Any]]) -> int | None:
 def non_increasing(shares: Sequence[float | None]) -> tuple[float | None, ...]:
     """Shares (accuracies, agreements) of ascending ratios, made non-increasing: the running minimum from the smallest ratio.
 
-    Lowering more cannot help a network, so that a rise is noise of so many samples; who believes it turns the dial up for
+    Extracting more cannot help a network, so that a rise is noise of so many samples; who believes it turns the dial up for
     nothing, or holds a floor that only the highest ratio happens to pass. The running minimum and not a least-squares fit (pool
     adjacent violators): all losses are stated against the smallest ratio, which a fit would raise by the noise of the
     others, and a floor is a promise, so that no ratio may count as better than it was measured. A ratio that was measured too

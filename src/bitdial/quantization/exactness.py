@@ -107,7 +107,7 @@ def exact_mechanisms(
     if weight_low is not None:
         largest = int(np.abs(weight_low.astype(np.int64)).max(initial=0))
         if largest > wmax:
-            raise ConfigError(f"low weights reach {largest}, beyond their limit {wmax}: lower them with that limit")
+            raise ConfigError(f"low weights reach {largest}, beyond their limit {wmax}: extract them with that limit")
     names = {"direct"}
     if _fast_inner_product_fits(low, high, largest):
         names.add("fip")

@@ -127,7 +127,7 @@ def weight_shifts(
     samples: LayerSamples, granularity: WeightGranularity
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
     """Shifts uint8 [O, n_local] given the layer's activation shifts, and the output error float64 [n_groups] (real units,
-    summed over outputs) that lowering each group alone then causes, activations and weights together.
+    summed over outputs) that extracting each group alone then causes, activations and weights together.
 
     Groups are taken in order, and each shift is chosen for the error that the groups before it have left: an error that
     cancels theirs is worth more than a small one, and clipping in every group would add up.

@@ -42,7 +42,7 @@ class _DirectSelector(ABC):
 
     @abstractmethod
     def _keys(self, ranks: FloatArray, rng: np.random.Generator) -> FloatArray:
-        """float64 [n_groups]: groups are lowered by ascending key."""
+        """float64 [n_groups]: groups are extracted by ascending key."""
 
     def _complete(self, space: SearchSpace, model: LatencyModel | None, rng: np.random.Generator) -> BoolArray:
         """bool [n_groups]: the set of one target."""
@@ -120,7 +120,7 @@ class _DirectSelector(ABC):
 
 
 class RandomSelector(_DirectSelector):
-    """Lowers groups in a uniformly random order, whatever their scores: the baseline that a score has to beat."""
+    """Extracts groups in a uniformly random order, whatever their scores: the baseline that a score has to beat."""
 
     name: str = "random"
 
@@ -129,7 +129,7 @@ class RandomSelector(_DirectSelector):
 
 
 class GreedySelector(_DirectSelector):
-    """Lowers groups by ascending score per MAC (why per MAC: see `density_ranks`). Uses no randomness.
+    """Extracts groups by ascending score per MAC (why per MAC: see `density_ranks`). Uses no randomness.
 
     With a latency goal that this misses: the completion of `latency_completion`.
     """

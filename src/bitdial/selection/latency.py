@@ -148,7 +148,7 @@ def _reorder_layers(space: SearchSpace, model: LatencyModel, mask: BoolArray, wa
 
 
 def _layer_keys(space: SearchSpace, order: list[int]) -> FloatArray:
-    """Keys that lower whole layers in an order (layer numbers), cheap groups of each first."""
+    """Keys that extract whole layers in an order (layer numbers), cheap groups of each first."""
     place = np.empty(len(order))
     place[order] = np.arange(len(order))
     keys: FloatArray = place[space.problem.layer_index] + 0.5 * space.ranks
@@ -160,7 +160,7 @@ def _fill(space: SearchSpace, mask: BoolArray, keys: FloatArray) -> BoolArray:
 
 
 class _Relaxation:
-    """How many groups each layer lowers at given prices. Costs, gains and MACs are shares of their totals.
+    """How many groups each layer extracts at given prices. Costs, gains and MACs are shares of their totals.
 
     Arrays [n_layers, 1 + groups of the largest layer]: entry k of a layer is the option "its k cheapest groups, fixed ones
     first"; options that do not exist, or would raise fixed groups, cost infinity.
@@ -200,7 +200,7 @@ class _Relaxation:
         return self.positions < counts[self.problem.layer_index], macs
 
     def solve(self, price: float) -> tuple[BoolArray, BoolArray]:
-        """Masks at most and at least at the target; the second lowers what the first does and (ties aside) a layer more."""
+        """Masks at most and at least at the target; the second extracts what the first does and (ties aside) a layer more."""
         bound = self.dearest + price * self.steepest
         low, high = -bound, bound
         below, above = self._take(price, low)[0], self._take(price, high)[0]

@@ -28,10 +28,10 @@ T = TypeVar("T", bound=np.generic)
 
 @dataclass(frozen=True, eq=False)
 class SelectionProblem:
-    """The low-eligible layers of a network and what lowering each of their groups costs and brings.
+    """The low-eligible layers of a network and what extracting each of their groups costs and brings.
 
     layer_names  in network order, no name twice
-    scores       per layer float64 [groups of the layer]: believed error of lowering the group, >= 0, smaller = cheaper;
+    scores       per layer float64 [groups of the layer]: believed error of extracting the group, >= 0, smaller = cheaper;
                  comparable between layers as far as the caller can make it so (see `rescale_scores`)
     macs         per layer int64 [groups of the layer]: multiply-accumulates per sample, > 0
 

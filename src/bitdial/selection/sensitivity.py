@@ -11,7 +11,7 @@ from bitdial.selection.scoring import Scorer
 
 
 def layer_sensitivity(problem: SelectionProblem, evaluate: Evaluate, n_images: int) -> FloatArray:
-    """float64 [n_layers]: measured fitness with each layer lowered whole, alone. One candidate per layer, one call.
+    """float64 [n_layers]: measured fitness with each layer extracted whole, alone. One candidate per layer, one call.
 
     Raises SelectionError if n_images is below 1 or the evaluation returns anything but one finite number per candidate.
     """

@@ -1,4 +1,4 @@
-"""Meeting a target share of low MACs, lowering and raising groups in an order of the caller's choice. NumPy only."""
+"""Meeting a target share of low MACs, extracting and restoring groups in an order of the caller's choice. NumPy only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitdial.selection.problem import BoolArray, FloatArray, SelectionProblem
 
 
 def density_ranks(problem: SelectionProblem) -> FloatArray:
-    """float64 [n_groups] in 0..1: rank of each group by score per MAC, 0 = lowered first; equal densities share a rank.
+    """float64 [n_groups] in 0..1: rank of each group by score per MAC, 0 = extracted first; equal densities share a rank.
 
     Score per MAC, not score: a target is a share of MACs, so the least total error for it is a knapsack problem, and
     taking items by density is its optimum up to the last item (exact where all groups have equal MACs). Ranks, not the
@@ -26,12 +26,12 @@ def density_ranks(problem: SelectionProblem) -> FloatArray:
 def meet_target(
     problem: SelectionProblem, mask: BoolArray, target: float, *, fixed: BoolArray, keys: FloatArray
 ) -> BoolArray:
-    """Lower or raise groups until the share of low MACs is as near `target` as single toggles bring it.
+    """Extract or restore groups until the share of low MACs is as near `target` as single toggles bring it.
 
     mask    bool [n_groups]: where to start
     target  share of low MACs, in 0..1
     fixed   bool [n_groups]: groups that stay low (the nested set of a lower target)
-    keys    float64 [n_groups]: groups are lowered by ascending key and raised by descending key; ties by position
+    keys    float64 [n_groups]: groups are extracted by ascending key and restored by descending key; ties by position
 
     Returns a new bool [n_groups] that contains `fixed`. No single further toggle would bring it nearer to the target,
     so it misses the target by at most half the MACs of the smallest group that could still be toggled in the direction

@@ -34,7 +34,7 @@ class SearchSpace:
         return greedy_completion(self.problem, self.target, self.fixed, self.ranks)
 
     def repair(self, mask: BoolArray, noise: float, rng: np.random.Generator) -> BoolArray:
-        """The mask brought to the target, cheap groups by noisy score lowered first and dear ones raised first.
+        """The mask brought to the target, cheap groups by noisy score extracted first and dear ones raised first.
 
         noise: standard deviation of what is added to the ranks (0..1). Without it, repair would make every child the
         same at its margin; with much of it, the scores would not count.
@@ -108,7 +108,7 @@ def swap_within_layers(space: SearchSpace, mask: BoolArray, n_swaps: int, rng: n
             break
         part = problem.layer_slices[int(rng.choice(problem.n_layers, p=weights / weights.sum()))]
         raised = rng.choice(np.flatnonzero(result[part] & ~space.fixed[part]))
-        lowered = rng.choice(np.flatnonzero(~result[part]))
+        extracted = rng.choice(np.flatnonzero(~result[part]))
         result[part.start + raised] = False
-        result[part.start + lowered] = True
+        result[part.start + extracted] = True
     return result

@@ -29,7 +29,7 @@ Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Place:
+class Strided:
     """Element (head, outer, inner) of a sample lies heads[head] + outer * `outer` + inner * `inner` elements behind the origin of
     a tensor. table: uint8 [256] that replaces stored bytes, or None. zero: what these are more than their values."""
 
@@ -74,7 +74,7 @@ def _strides(view: View, shape: Sequence[int], transposed: bool = False) -> tupl
 # ---- operands --------------------------------------------------------------------------------------------------------------
 
 
-def _operand(c: Values, value: str, result: Sequence[int], transposed: bool, table: Quantize | None = None) -> Place:
+def _operand(c: Values, value: str, result: Sequence[int], transposed: bool, table: Quantize | None = None) -> Strided:
     """An 8-bit operand [.., outer, inner], or [.., inner, outer] if `transposed`, of a product of shape `result` (for a batch of
     one). table: what makes it of dequantized values, and is not compiled itself."""
     sizes, place = sizes_of(c.types[value])
@@ -91,10 +91,10 @@ def _operand(c: Values, value: str, result: Sequence[int], transposed: bool, tab
     if buffer.dtype != "8-bit":
         raise Unsupported("an operand of a product of two activations is float")
     outer, inner, heads = _strides(view, (*result[:-2], *sizes[-2:]), transposed)
-    return Place(buffer.tensor, outer, inner, heads, replaced, 128 if c.program.qparams[value].signed else 0)
+    return Strided(buffer.tensor, outer, inner, heads, replaced, 128 if c.program.qparams[value].signed else 0)
 
 
-def _result(c: Values, step: MatMul) -> tuple[Place, list[str]]:
+def _result(c: Values, step: MatMul) -> tuple[Strided, list[str]]:
     """(where the elements of a product go: behind the moves that alone read it, as far as strides allow; those moves)."""
     shape, _ = sizes_of(c.types[step.name])
     moves: list[Move] = []
@@ -124,7 +124,7 @@ def _result(c: Values, step: MatMul) -> tuple[Place, list[str]]:
             if fresh:
                 c.buffers.pop(value, None)
             continue
-        return Place(buffer.tensor, outer, inner, heads), [m.name for m in moves[:count]]
+        return Strided(buffer.tensor, outer, inner, heads), [m.name for m in moves[:count]]
     raise Unsupported("the result of a product of two activations has no fixed strides")
 
 

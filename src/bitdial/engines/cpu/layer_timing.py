@@ -1,5 +1,5 @@
 """Times one convolution or linear layer of a given shape with every exact kernel: the whole operation, as the engine runs it
-(lowering, transforms, group shifts, prefix of low groups and rest of high ones, epilogue).
+(extraction, transforms, group shifts, prefix of low groups and rest of high ones, epilogue).
 
 The figures choose defaults, fill the latency tables that the quantizer reads, and are what `benchmarks/cpu_kernels.py`
 prints.

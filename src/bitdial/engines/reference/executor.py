@@ -39,7 +39,7 @@ from bitdial.quantization.weights import read_back_weights
 
 @dataclass
 class Setting:
-    """How one layer runs in one call: its weights with low groups read back, its lowering vectors, its bias row.
+    """How one layer runs in one call: its weights with low groups read back, the vectors that extract its input, its bias row.
 
     weight: float32 integers. inverse, power, low, high: float32 [C], or None if no group is low. bias: float64 [O].
     bound: largest |accumulator| with these weights.

@@ -132,7 +132,7 @@ def tap_means(node: Node, layer: QuantizedLayer, mean: npt.NDArray[np.float64]) 
 
 
 def group_mean_shifts(node: Node, layer: QuantizedLayer, statistics: ValueStatistics) -> npt.NDArray[np.float64]:
-    """float64 [n_groups, O]: how much lowering one group lowers each output's mean accumulator, to first order.
+    """float64 [n_groups, O]: how much extracting one group lowers each output's mean accumulator, to first order.
 
     Adding the rows of the low groups to the 8-bit bias restores the means (design notes, section 1, "bias per ratio").
     """
@@ -143,7 +143,7 @@ def group_mean_shifts(node: Node, layer: QuantizedLayer, statistics: ValueStatis
     levels = np.stack([read_back(q, s, layer.amax, statistics.signed) for s in range(8)]).astype(np.float64)
     total = np.maximum(statistics.histogram.sum(axis=1), 1.0)
     change = ((statistics.histogram * (levels[shift] - q)).sum(axis=1)) / total  # mean of (low - eight) per channel
-    lowered = means + torch.from_numpy(change)[:, None] * inside[None]
+    extracted = means + torch.from_numpy(change)[:, None] * inside[None]
     n_local = layer.weight_shift.shape[1]
     low = read_back_weights(layer)
     outputs, per_group = layer.weight.shape[:2]
@@ -154,7 +154,7 @@ def group_mean_shifts(node: Node, layer: QuantizedLayer, statistics: ValueStatis
     for g in range(layer.conv_groups):
         own = slice(g * per_group, (g + 1) * per_group)
         out = slice(g * rows, (g + 1) * rows)
-        gain = (w8[out] * means[own].numpy() - w4[out] * lowered[own].numpy()).sum(axis=2)  # [rows, per_group]
+        gain = (w8[out] * means[own].numpy() - w4[out] * extracted[own].numpy()).sum(axis=2)  # [rows, per_group]
         local = layer.group_bounds[g * n_local : (g + 1) * n_local].astype(np.int64) - g * per_group
         result[g * n_local : (g + 1) * n_local, out] = np.add.reduceat(gain, local, axis=1).T
     return result

@@ -57,7 +57,7 @@ def _weighted(w: Writer, step: Contract) -> str:
         elif part.extracted:
             x = extract_static(w, step, x, part, encoding, axis, rank)
         weight = _weight(w, step, part)
-        # dynamic shifts: a lowered value never leaves the 8-bit range by more than the last rounding
+        # dynamic shifts: an extracted value never leaves the 8-bit range by more than the last rounding
         bound = part.row_sum() * 256 if dynamic else part.bound(layer.conv_groups)
         for digit, digit_bound, power_of_two in _digits(w, step, x, part.row_sum(), bound):
             sums.append((_product(w, step, digit, weight), digit_bound, power_of_two))

@@ -34,7 +34,7 @@ def _needs_limit(part: Part, encoding: QParams, type_limit: int) -> bool:
 
 
 def extract_static(w: Writer, step: Contract, x: str, part: Part, encoding: QParams, axis: int, rank: int) -> str:
-    """x: the part's channels as float32 integers. Returns the same, lowered by the shifts stored with the model."""
+    """x: the part's channels as float32 integers. Returns the same, extracted by the shifts stored with the model."""
     b = w.b
     four = part.low_weight is not None and int(part.limit.max()) <= (7 if encoding.signed else 15)
     four = four and b.opset >= FIRST_INT4_OPSET

@@ -22,8 +22,8 @@ class Part:
 
     local            int64 [c]: channels within each convolution group, ascending; all channels of a layer without
     weight           int8 [O, c, *kernel]: what the products use: 8-bit weights, or low ones shifted back
-    shift            int64 [C'] activation shift of every channel of the part (conv_groups * c), 0 where not lowered
-    limit            int64 [C'] largest magnitude after lowering, in low steps (amax, or the 8-bit limit)
+    shift            int64 [C'] activation shift of every channel of the part (conv_groups * c), 0 where not extracted
+    limit            int64 [C'] largest magnitude after extracting, in low steps (amax, or the 8-bit limit)
     extracted        some channel is read at low precision
     low_weight       int8 [O, c, *kernel], -7..7, if the part is stored in 4 bits, else None
     weight_shift     uint8 [O, c / group]: shifts that go with low_weight

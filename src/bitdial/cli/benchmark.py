@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
-import json as json_text
+import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -66,50 +66,46 @@ def benchmark(
         option("--html", "FILE.html", "Write picture and table as one self-contained page.", options.OUTPUT_PANEL),
     ] = None,
     seed: options.Seed = 0,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Measure latency and throughput by ratio, batch and threads on this machine.
 
     All settings are measured in turn, round by round, so that drift of the machine hits all alike. Inputs are random; the
     accuracy shown is the curve stored in the file.
     """
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        batches = parse_counts(batch, "--batch", MOST_IMAGES)
-        thread_counts = parse_counts(threads, "--threads", MOST_THREADS)
-        wanted = None if ratio.strip() == "all" else reading.parse_ratios(ratio, "--ratio")
-        files.check_outputs(output=output, plot=plot, html=html)
-        from bitdial.artifact import load_program
-        from bitdial.benchmarking.latency import measure_latency
-        from bitdial.benchmarking.timing import Plan
+    batches = parse_counts(batch, "--batch", MOST_IMAGES)
+    thread_counts = parse_counts(threads, "--threads", MOST_THREADS)
+    wanted = None if ratio.strip() == "all" else reading.parse_ratios(ratio, "--ratio")
+    files.check_outputs(output=output, plot=plot, html=html)
+    from bitdial.artifact import load_program
+    from bitdial.benchmarking.latency import measure_latency
+    from bitdial.benchmarking.timing import Plan
 
-        plan = Plan(repeats=repeats, seed=seed, budget=budget)
-        name = choose_engine(engine, terminal)
-        isas, more = choose_isas(isa, name), options.npu_options(npu, name)
-        program = load_program(model)
-        _note_what_differs(terminal, program, thread_counts, wanted)
-        with terminal.progress() as progress:
-            rows = measure_latency(
-                program, name, batches=batches, threads=thread_counts, ratios=wanted, isas=isas, plan=plan, seed=seed,
-                progress=progress, options=more,
-            )  # fmt: skip
-        here = describe_machine()
-        content: dict[str, Any] = {
-            "command": "benchmark",
-            "model": str(model),
-            "engine": name,
-            "machine": here,
-            "settings": {"repeats": repeats, "seed": seed, "budget_seconds": budget, "inputs": "random"},
-            "rows": [row.as_json() for row in rows],
-        }
-        written = write_outputs(content, output, plot, html, lambda: latency_report(model.stem, name, here, rows))
-        _print(terminal, model.name, name, here, rows)
-        for path in written:
-            terminal.say(f"wrote {path}")
-        content["files"] = [str(path) for path in written]
-        terminal.emit(content)
+    plan = Plan(repeats=repeats, seed=seed, budget=budget)
+    name = choose_engine(engine, terminal)
+    isas, more = choose_isas(isa, name), options.npu_options(npu, name)
+    program = load_program(model)
+    _note_what_differs(terminal, program, thread_counts, wanted)
+    with terminal.progress() as progress:
+        rows = measure_latency(
+            program, name, batches=batches, threads=thread_counts, ratios=wanted, isas=isas, plan=plan, seed=seed,
+            progress=progress, options=more,
+        )  # fmt: skip
+    here = describe_machine()
+    content: dict[str, Any] = {
+        "command": "benchmark",
+        "model": str(model),
+        "engine": name,
+        "machine": here,
+        "settings": {"repeats": repeats, "seed": seed, "budget_seconds": budget, "inputs": "random"},
+        "rows": [row.as_json() for row in rows],
+    }
+    written = write_outputs(content, output, plot, html, lambda: latency_report(model.stem, name, here, rows))
+    _print(terminal, model.name, name, here, rows)
+    for path in written:
+        terminal.say(f"wrote {path}")
+    content["files"] = [str(path) for path in written]
+    terminal.emit(content)
 
 
 def parse_counts(text: str, option: str, most: int) -> tuple[int, ...]:
@@ -228,7 +224,7 @@ def write_outputs(
 
     contents: dict[Path, bytes] = {}
     if output is not None:
-        contents[output] = (json_text.dumps(plain(content), allow_nan=False, indent=1) + "\n").encode()
+        contents[output] = (json.dumps(plain(content), allow_nan=False, indent=1) + "\n").encode()
     if plot is not None or html is not None:
         report = make_report()
         if plot is not None:

@@ -27,53 +27,49 @@ def compare(
     batch_size: options.BatchSize = 100,
     seed: options.Seed = 0,
     threads: options.Threads = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Compare sizes, settings and curves of two models: the stored curves, or fresh ones on the test part of --data."""
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        from bitdial.artifact import inspect_file
+    from bitdial.artifact import inspect_file
 
-        paths = [first, second]
-        files = [inspect_file(path) for path in paths]
-        if "data" not in data:
-            curves = [[dict(row) for row in file["curve"] or []] for file in files]
-            settings = [_evaluation(file) for file in files]
-            comparable = bool(settings[0]) and settings[0] == settings[1]
-            if not all(curves):
-                missing = " and ".join(path.name for path, curve in zip(paths, curves, strict=True) if not curve)
-                terminal.note(f"note: no curve is stored in {missing}; --data measures one")
-            elif not comparable:
-                terminal.note(
-                    "note: the stored curves were not measured on the same images; --data measures both on the same"
-                )
-        else:
-            from bitdial.cli.data import DataOptions
+    paths = [first, second]
+    files = [inspect_file(path) for path in paths]
+    if "data" not in data:
+        curves = [[dict(row) for row in file["curve"] or []] for file in files]
+        settings = [_evaluation(file) for file in files]
+        comparable = bool(settings[0]) and settings[0] == settings[1]
+        if not all(curves):
+            missing = " and ".join(path.name for path, curve in zip(paths, curves, strict=True) if not curve)
+            terminal.note(f"note: no curve is stored in {missing}; --data measures one")
+        elif not comparable:
+            terminal.note(
+                "note: the stored curves were not measured on the same images; --data measures both on the same"
+            )
+    else:
+        from bitdial.cli.data import DataOptions
 
-            given = DataOptions(**data)
-            curves = _measure(terminal, paths, given, images, engine, batch_size, seed, threads)
-            comparable = True
-        merged = merge(curves[0], curves[1], comparable)
-        _print(terminal, paths, files, merged)
-        terminal.emit(
-            {
-                "command": "compare",
-                "models": [
-                    {
-                        "path": str(path),
-                        "sizes": file["sizes"],
-                        "band": file["band"],
-                        "config": _config(file),
-                        "curve": curve,
-                    }
-                    for path, file, curve in zip(paths, files, curves, strict=True)
-                ],
-                "same_images": comparable,
-                "rows": merged,
-            }
-        )
+        given = DataOptions(**data)
+        curves = _measure(terminal, paths, given, images, engine, batch_size, seed, threads)
+        comparable = True
+    merged = merge(curves[0], curves[1], comparable)
+    _print(terminal, paths, files, merged)
+    terminal.emit(
+        {
+            "command": "compare",
+            "models": [
+                {
+                    "path": str(path),
+                    "sizes": file["sizes"],
+                    "band": file["band"],
+                    "config": _config(file),
+                    "curve": curve,
+                }
+                for path, file, curve in zip(paths, files, curves, strict=True)
+            ],
+            "same_images": comparable,
+            "rows": merged,
+        }
+    )
 
 
 def merge(first: list[dict[str, Any]], second: list[dict[str, Any]], comparable: bool) -> list[dict[str, Any]]:

@@ -55,63 +55,59 @@ def compile(
     report: options.Report = None,
     threads: options.Threads = None,
     force: options.Force = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Give every layer one precision under budgets (QuantuneV2); the file runs like any other.
 
     Layers are ranked by local metrics of two runs over the calibration images, one before and one after quantization: no
     retraining, no search. A budget that cannot be met is refused with the nearest value that can.
     """
-    terminal = Terminal(json, quiet)
     started = time.perf_counter()
-    with terminal.running():
-        if plan != "layerwise":
-            raise ConfigError(f"--plan {plan} is unknown: layerwise is the one there is (bitdial quantize makes dials)")
-        if "data" not in data:
-            raise ConfigError("compile needs --data: pictures like those the network will see")
-        files.check_output(output, force)
-        if report is not None:
-            from bitdial.cli.report import check_report
+    if plan != "layerwise":
+        raise ConfigError(f"--plan {plan} is unknown: layerwise is the one there is (bitdial quantize makes dials)")
+    if "data" not in data:
+        raise ConfigError("compile needs --data: pictures like those the network will see")
+    files.check_output(output, force)
+    if report is not None:
+        from bitdial.cli.report import check_report
 
-            check_report(report)
-        from bitdial.selection.layerwise import LayerwiseConfig
+        check_report(report)
+    from bitdial.selection.layerwise import LayerwiseConfig
 
-        in_time = isinstance(settings.get("budget_latency"), float)
-        source = latency or ("table" if "latency_table" in settings else "measured" if in_time else "macs")
-        config = LayerwiseConfig(**settings, latency=source)
-        machine.set_threads(threads)
-        from bitdial.cli.data import DataOptions
-        from bitdial.quantization.config import QuantizeConfig
+    in_time = isinstance(settings.get("budget_latency"), float)
+    source = latency or ("table" if "latency_table" in settings else "measured" if in_time else "macs")
+    config = LayerwiseConfig(**settings, latency=source)
+    machine.set_threads(threads)
+    from bitdial.cli.data import DataOptions
+    from bitdial.quantization.config import QuantizeConfig
 
-        given = DataOptions(**data)
-        task = Task(terminal, QuantizeConfig(seed=config.seed, batch_size=config.batch_size), given, model, weights)
-        network, calibration, test = task.load(num_classes, settings.get("calibration_images"), evaluate, eval_images)
-        compiled = _compile(task, network, calibration, config, validation_images)
-        baselines = _measure(task, compiled, network, test) if test is not None else []
-        summary = compiled.save(output)
-        terminal.interrupted = lambda: f"stopped; {output} is written"
-        _print_result(terminal, task, compiled, baselines, output, summary)
-        written = _write_report(output, report, task) if report is not None else []
-        for path in written:
-            terminal.say(f"wrote {path}")
-        seconds = time.perf_counter() - started
-        terminal.say(f"took {duration(seconds)}")
-        terminal.emit(
-            {
-                "command": "compile",
-                "output": str(output),
-                "sizes": {k: v for k, v in vars(summary).items() if k != "path"},
-                "plan": compiled.program.provenance["layerwise"],
-                "warnings": compiled.program.provenance.get("warnings", []),
-                "curve": compiled.program.curve,
-                "baselines": baselines,
-                "evaluation": {k: v for k, v in task.evaluation.items() if k != "baselines"},
-                "report": [str(path) for path in written],
-                "seconds": seconds,
-            }
-        )
+    given = DataOptions(**data)
+    task = Task(terminal, QuantizeConfig(seed=config.seed, batch_size=config.batch_size), given, model, weights)
+    network, calibration, test = task.load(num_classes, settings.get("calibration_images"), evaluate, eval_images)
+    compiled = _compile(task, network, calibration, config, validation_images)
+    baselines = _measure(task, compiled, network, test) if test is not None else []
+    summary = compiled.save(output)
+    terminal.interrupted = lambda: f"stopped; {output} is written"
+    _print_result(terminal, task, compiled, baselines, output, summary)
+    written = _write_report(output, report, task) if report is not None else []
+    for path in written:
+        terminal.say(f"wrote {path}")
+    seconds = time.perf_counter() - started
+    terminal.say(f"took {duration(seconds)}")
+    terminal.emit(
+        {
+            "command": "compile",
+            "output": str(output),
+            "sizes": {k: v for k, v in vars(summary).items() if k != "path"},
+            "plan": compiled.program.provenance["layerwise"],
+            "warnings": compiled.program.provenance.get("warnings", []),
+            "curve": compiled.program.curve,
+            "baselines": baselines,
+            "evaluation": {k: v for k, v in task.evaluation.items() if k != "baselines"},
+            "report": [str(path) for path in written],
+            "seconds": seconds,
+        }
+    )
 
 
 def _compile(

@@ -2,7 +2,8 @@
 
 A parameter `given: Annotated[Given, options_of("package.module:Config")]` of a command stands for one option per field that
 `bitdial.settings.setting` made. The command gets what was given on the command line (or by a variable) by the fields' names;
-the config has the defaults, which --help shows. `command` makes of such a function what typer takes.
+the config has the defaults, which --help shows. A parameter `terminal: Terminal` stands for --json, --quiet and --debug, and
+the command runs inside `Terminal.running`. `command` makes of such a function what typer takes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,19 @@ import typer
 from typer.core import TyperCommand
 
 from bitdial.cli.reading import READERS
+from bitdial.cli.terminal import Terminal
 from bitdial.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+OUTPUT_PANEL = "Output"
 _CONTEXT = "typer_context"
+_TERMINAL = {
+    "json": ("--json", "Print one JSON object to standard output, and nothing else."),
+    "quiet": ("--quiet -q", "No progress bars and no notes."),
+    "debug": ("--debug", "Show where an error arose (traceback)."),  # `bitdial.cli.main` looks for it
+}
 
 
 class Given(dict[str, Any]):
@@ -163,6 +171,10 @@ class Command:
         for name, parameter in inspect.signature(self.function, eval_str=True).parameters.items():
             if name in self.groups:
                 parameters += [option.parameter() for option in self.groups[name]]
+            elif parameter.annotation is Terminal:
+                for own, (names, told) in _TERMINAL.items():
+                    option = typer.Option(*names.split(), help=told, rich_help_panel=OUTPUT_PANEL)
+                    parameters.append(parameter.replace(name=own, default=False, annotation=Annotated[bool, option]))
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         if self.groups:
@@ -184,7 +196,11 @@ class Command:
                         given[option.name] = option.read(value)
                         given.flags.append(option.flag)
                 values[parameter] = given
-            return self.function(**values)
+            if values.pop("debug", None) is None:  # it has no terminal
+                return self.function(**values)
+            terminal = Terminal(values.pop("json"), values.pop("quiet"))
+            with terminal.running():
+                return self.function(terminal=terminal, **values)
         except ConfigError as error:  # it names a setting, as in models.0.slo_ms; who gave it as an option knows that name
             place, colon, rest = str(error).partition(": ")
             flag = next((flags[part] for part in place.split(".") if part in flags), None)

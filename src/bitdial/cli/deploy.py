@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_text
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -88,9 +88,7 @@ def deploy(
             "--dry-run", "", "Only print the configuration, as 'serve deploy' and KubeRay take it.", options.OUTPUT_PANEL
         ),
     ] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Serve a model on a Ray cluster: replicas with a dial each, and as many of them as the load needs.
 
@@ -101,42 +99,40 @@ def deploy(
     does not change when the dial turns. A burst turns the dial up at once. If it lasts, replicas come after --up-delay and
     their start, queues become short, and the dial returns by itself. They go after --down-delay.
     """
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        from bitdial.serving.ray.config import make_deploy_config, serve_document
-        from bitdial.serving.server.config import model_arguments, read_key_file
+    from bitdial.serving.ray.config import make_deploy_config, serve_document
+    from bitdial.serving.server.config import model_arguments, read_key_file
 
-        if detach and address is None:
-            raise ConfigError(
-                "--detach needs the --address of a cluster: one that is started here ends with this command"
-            )
-        entry: dict[str, Any] = {**model_arguments([str(model)])[0], **dial, **engine}
-        for key in ("path", "table"):
-            if key in entry:
-                entry[key] = str(Path(entry[key]).absolute())
-        if name is not None:
-            entry["name"] = name
-        config = make_deploy_config(
-            {
-                **cluster,
-                "models": [entry],
-                "max_replicas": cluster.get("min_replicas", 1) if max_replicas is None else max_replicas,
-                "api_key": None if api_key_file is None else read_key_file(api_key_file),
-            }
+    if detach and address is None:
+        raise ConfigError(
+            "--detach needs the --address of a cluster: one that is started here ends with this command"
         )
-        if dry_run:
-            document = serve_document(config)
-            terminal.say(json_text.dumps(document, indent=2))
-            terminal.emit(document)
-            return
-        if remove:
-            from bitdial.serving.ray.deployment import remove as take_down
+    entry: dict[str, Any] = {**model_arguments([str(model)])[0], **dial, **engine}
+    for key in ("path", "table"):
+        if key in entry:
+            entry[key] = str(Path(entry[key]).absolute())
+    if name is not None:
+        entry["name"] = name
+    config = make_deploy_config(
+        {
+            **cluster,
+            "models": [entry],
+            "max_replicas": cluster.get("min_replicas", 1) if max_replicas is None else max_replicas,
+            "api_key": None if api_key_file is None else read_key_file(api_key_file),
+        }
+    )
+    if dry_run:
+        document = serve_document(config)
+        terminal.say(json.dumps(document, indent=2))
+        terminal.emit(document)
+        return
+    if remove:
+        from bitdial.serving.ray.deployment import remove as take_down
 
-            take_down(config.name, address)
-            terminal.say(f"{config.name} has been taken down")
-            terminal.emit({"command": "deploy", "application": config.name, "removed": True})
-            return
-        _run(terminal, config, address, detach)
+        take_down(config.name, address)
+        terminal.say(f"{config.name} has been taken down")
+        terminal.emit({"command": "deploy", "application": config.name, "removed": True})
+        return
+    _run(terminal, config, address, detach)
 
 
 def _run(terminal: Terminal, config: DeployConfig, address: str | None, detach: bool) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import typer
 
-from bitdial.cli import machine, options
+from bitdial.cli import machine
+from bitdial.cli.configs import command
 from bitdial.cli.terminal import Terminal, size_name
 
 PYTHON = (3, 10)
@@ -35,16 +36,15 @@ OPTIONAL = {
 }
 
 
-def doctor(json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
+@command
+def doctor(*, terminal: Terminal) -> None:
     """Say what this machine can do and what is missing.
 
     Exit code 0 unless something that bitdial always needs is missing; torch is not among it.
     """
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        found = examine()
-        terminal.emit(found)
-        _print(terminal, found)
+    found = examine()
+    terminal.emit(found)
+    _print(terminal, found)
     if found["missing_required"]:
         raise typer.Exit(1)
 

@@ -32,61 +32,57 @@ def evaluate(
     batch_size: options.BatchSize = 100,
     seed: options.Seed = 0,
     threads: options.Threads = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Measure accuracy, and agreement with the 8-bit model, at each setting of the dial."""
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        wanted = reading.parse_ratios(ratios) if ratios is not None else None
-        if "data" not in data:
-            raise ConfigError("evaluate needs --data: the images to measure on")
-        from bitdial.api import load
-        from bitdial.cli.data import Batches, DataOptions, check_fit, draw
-        from bitdial.cli.measure import measure_curve, print_curve, table_ratios
+    wanted = reading.parse_ratios(ratios) if ratios is not None else None
+    if "data" not in data:
+        raise ConfigError("evaluate needs --data: the images to measure on")
+    from bitdial.api import load
+    from bitdial.cli.data import Batches, DataOptions, check_fit, draw
+    from bitdial.cli.measure import measure_curve, print_curve, table_ratios
 
-        machine.set_threads(threads)
-        quantized = load(model, engine, **engine_options(engine, threads))
-        program = quantized.program
-        chosen = table_ratios(program, wanted)
-        if wanted is not None and list(wanted) != chosen:
-            have = ", ".join(f"{100 * r:.4g}" for r in program.ratios)
-            terminal.note(f"note: the model has the ratios {have} %; the nearest at or below those asked for are used")
-        given = DataOptions(**data)
-        stored = program.provenance.get("source") or {}
-        everything = given.load(split, stored)
-        check_fit(program, everything)
-        used = draw(everything, images, seed)
-        started = time.perf_counter()
-        with terminal.progress() as progress:
-            rows = measure_curve(quantized, Batches(used, batch_size), chosen, progress)
-        seconds = time.perf_counter() - started
-        print_curve(
-            terminal,
-            rows,
-            [],
-            program.ratios[0],
-            f"{model.name} on {len(used)} images of {given.describe(stored)['data']}",
-        )
-        terminal.say(f"{len(used)} of {len(everything)} {split} images, engine {engine}, {duration(seconds)}")
-        terminal.emit(
-            {
-                "command": "evaluate",
-                "model": str(model),
-                "engine": engine,
-                "data": {
-                    **given.describe(stored),
-                    "split": split,
-                    "images": len(used),
-                    "of": len(everything),
-                    "seed": seed,
-                },
-                "agreement_against": program.ratios[0],
-                "curve": rows,
-                "seconds": seconds,
-            }
-        )
+    machine.set_threads(threads)
+    quantized = load(model, engine, **engine_options(engine, threads))
+    program = quantized.program
+    chosen = table_ratios(program, wanted)
+    if wanted is not None and list(wanted) != chosen:
+        have = ", ".join(f"{100 * r:.4g}" for r in program.ratios)
+        terminal.note(f"note: the model has the ratios {have} %; the nearest at or below those asked for are used")
+    given = DataOptions(**data)
+    stored = program.provenance.get("source") or {}
+    everything = given.load(split, stored)
+    check_fit(program, everything)
+    used = draw(everything, images, seed)
+    started = time.perf_counter()
+    with terminal.progress() as progress:
+        rows = measure_curve(quantized, Batches(used, batch_size), chosen, progress)
+    seconds = time.perf_counter() - started
+    print_curve(
+        terminal,
+        rows,
+        [],
+        program.ratios[0],
+        f"{model.name} on {len(used)} images of {given.describe(stored)['data']}",
+    )
+    terminal.say(f"{len(used)} of {len(everything)} {split} images, engine {engine}, {duration(seconds)}")
+    terminal.emit(
+        {
+            "command": "evaluate",
+            "model": str(model),
+            "engine": engine,
+            "data": {
+                **given.describe(stored),
+                "split": split,
+                "images": len(used),
+                "of": len(everything),
+                "seed": seed,
+            },
+            "agreement_against": program.ratios[0],
+            "curve": rows,
+            "seconds": seconds,
+        }
+    )
 
 
 def engine_options(engine: str, threads: int | None) -> dict[str, Any]:

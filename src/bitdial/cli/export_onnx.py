@@ -63,41 +63,37 @@ def export_onnx(
     ] = None,
     seed: options.Seed = 0,
     force: options.Force = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Write the model at one fixed ratio as an ONNX graph of quantize/dequantize pairs with 4-bit and 8-bit weights."""
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        wanted = reading.parse_share(ratio, "--ratio")
-        from bitdial.artifact import load_program
-        from bitdial.cli.data import DataOptions
-        from bitdial.cli.files import check_output
-        from bitdial.export.onnx import to_onnx
-        from bitdial.files import write_atomically
+    wanted = reading.parse_share(ratio, "--ratio")
+    from bitdial.artifact import load_program
+    from bitdial.cli.data import DataOptions
+    from bitdial.cli.files import check_output
+    from bitdial.export.onnx import to_onnx
+    from bitdial.files import write_atomically
 
-        check_output(output, force)
-        program = load_program(model)
-        written = to_onnx(program, wanted, opset=opset, low=low, digest=_digest(model))
-        if abs(written.ratio - wanted) > 1e-9:
-            terminal.note(f"note: the model has no ratio {ratio_name(wanted)}; {ratio_name(written.ratio)} is written")
-        given = DataOptions(**data) if "data" in data else None
-        found, seconds = None, 0.0
-        if _wants_check(check, terminal):
-            started = time.perf_counter()
-            found = _compare(written, program, given, images, seed)
-            seconds = time.perf_counter() - started
-            if not found.passed:
-                raise ExportError(
-                    f"nothing was written: on {found.samples} samples ONNX Runtime {found.runtime} is up to "
-                    f"{found.max_steps:.3g} output steps from bitdial ({percent(found.within_step)} of them within 1), top-1 "
-                    f"the same for {percent(found.top1)}; the limits are {found.limits}; --no-check writes the file all "
-                    "the same"
-                )
-        write_atomically(output, written.data, "the ONNX model")
-        _print(terminal, output, written, found, seconds)
-        terminal.emit(_json(model, output, written, found))
+    check_output(output, force)
+    program = load_program(model)
+    written = to_onnx(program, wanted, opset=opset, low=low, digest=_digest(model))
+    if abs(written.ratio - wanted) > 1e-9:
+        terminal.note(f"note: the model has no ratio {ratio_name(wanted)}; {ratio_name(written.ratio)} is written")
+    given = DataOptions(**data) if "data" in data else None
+    found, seconds = None, 0.0
+    if _wants_check(check, terminal):
+        started = time.perf_counter()
+        found = _compare(written, program, given, images, seed)
+        seconds = time.perf_counter() - started
+        if not found.passed:
+            raise ExportError(
+                f"nothing was written: on {found.samples} samples ONNX Runtime {found.runtime} is up to "
+                f"{found.max_steps:.3g} output steps from bitdial ({percent(found.within_step)} of them within 1), top-1 "
+                f"the same for {percent(found.top1)}; the limits are {found.limits}; --no-check writes the file all "
+                "the same"
+            )
+    write_atomically(output, written.data, "the ONNX model")
+    _print(terminal, output, written, found, seconds)
+    terminal.emit(_json(model, output, written, found))
 
 
 def _digest(path: Path) -> str:

@@ -111,9 +111,7 @@ def finetune(
         option("--plot", "FILE.png|.svg", "Also write its pictures as one (needs matplotlib).", options.OUTPUT_PANEL),
     ] = None,
     force: options.Force = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Train a quantized network on, so that one model is good at every ratio of its dial.
 
@@ -121,96 +119,94 @@ def finetune(
     network is quantized first. Ctrl-C keeps the state after the present update (a second one stops at once): the same command
     goes on there and ends with the same weights. If the loss diverges, the best state so far is written, and said so.
     """
-    terminal = Terminal(json, quiet)
     started = time.perf_counter()
-    with terminal.running():
-        _check_sources(start, model, weights, data, output)
-        assert model is not None
-        files.check_output(output, force)
-        _check_reports(report, plot)
-        from bitdial.finetuning.config import FinetuneConfig
+    _check_sources(start, model, weights, data, output)
+    assert model is not None
+    files.check_output(output, force)
+    _check_reports(report, plot)
+    from bitdial.finetuning.config import FinetuneConfig
 
-        settings = FinetuneConfig(**training)
-        if start is not None and quantizing:
-            name = quantizing.flags[0]
-            raise ConfigError(f"{name} is decided by {start.name} already; leave it out, or leave {start.name} out")
-        machine.set_threads(threads)
-        from bitdial.artifact import load_program
-        from bitdial.cli.data import DataOptions
-        from bitdial.cli.finetune_work import Work, check_classes, load_test, split_train, warnings_of
-        from bitdial.pipeline.finetuning import checked_device
-        from bitdial.pipeline.start import start_config
-        from bitdial.quantization.config import QuantizeConfig
-        from bitdial.zoo.registry import build_model
+    settings = FinetuneConfig(**training)
+    if start is not None and quantizing:
+        name = quantizing.flags[0]
+        raise ConfigError(f"{name} is decided by {start.name} already; leave it out, or leave {start.name} out")
+    machine.set_threads(threads)
+    from bitdial.artifact import load_program
+    from bitdial.cli.data import DataOptions
+    from bitdial.cli.finetune_work import Work, check_classes, load_test, split_train, warnings_of
+    from bitdial.pipeline.finetuning import checked_device
+    from bitdial.pipeline.start import start_config
+    from bitdial.quantization.config import QuantizeConfig
+    from bitdial.zoo.registry import build_model
 
-        checked_device(settings)
-        program = load_program(start) if start is not None else None
-        if program is not None and start is not None:
-            config = start_config(program, start.name)
-        else:
-            config = QuantizeConfig(**quantizing, seed=settings.seed)
-        stored = (program.provenance.get("source") or {}) if program is not None else {}
-        given = DataOptions(**data)
-        network = build_model(model, weights, num_classes)
-        train = given.load("train", stored)
-        if program is not None:
-            wanted = _calibration_images(program)
-        else:
-            wanted = quantizing.get("calibration_images", min(config.calibration_images, len(train)))
-        parts = split_train(train, wanted, config.seed, validation_images, train_images, augment)
-        test, of = load_test(given, stored, evaluate, eval_images, config.seed, terminal)
-        if program is not None:
-            for part in (train, test):
-                if part is not None:
-                    check_classes(program, part)
-        work = Work(
-            terminal, model, weights, config, settings, given, output, program, start.name if start else "", stored
-        )
-        if not resume:
-            work.forget()
-        prepared, before = work.begin(network, parts)
-        if program is None:
-            for part in (train, test):
-                if part is not None:
-                    check_classes(before, part)
-        said = "augmented by flips and shifts" if parts.augmented else "as they are"
-        terminal.note(
-            f"training on {len(parts.training)} images, {said}; {len(parts.validation)} held out for validation; "
-            f"{settings.torch_device}, {'bfloat16' if settings.bfloat16 else 'float32'}"
-        )
-        done = work.train(prepared, before, parts)
-        after = done.program
-        work.describe(after, done, parts)
-        summary = _save(after, output)  # now, so that stopping the evaluation loses nothing
+    checked_device(settings)
+    program = load_program(start) if start is not None else None
+    if program is not None and start is not None:
+        config = start_config(program, start.name)
+    else:
+        config = QuantizeConfig(**quantizing, seed=settings.seed)
+    stored = (program.provenance.get("source") or {}) if program is not None else {}
+    given = DataOptions(**data)
+    network = build_model(model, weights, num_classes)
+    train = given.load("train", stored)
+    if program is not None:
+        wanted = _calibration_images(program)
+    else:
+        wanted = quantizing.get("calibration_images", min(config.calibration_images, len(train)))
+    parts = split_train(train, wanted, config.seed, validation_images, train_images, augment)
+    test, of = load_test(given, stored, evaluate, eval_images, config.seed, terminal)
+    if program is not None:
+        for part in (train, test):
+            if part is not None:
+                check_classes(program, part)
+    work = Work(
+        terminal, model, weights, config, settings, given, output, program, start.name if start else "", stored
+    )
+    if not resume:
         work.forget()
-        terminal.interrupted = lambda: f"stopped; {output} is written, without its curve"
-        if test is not None:
-            work.compare(network, before, after, test, of)
-            summary = _save(after, output)
-        terminal.interrupted = lambda: f"stopped; {output} is written"
-        work.print_result(after, done, parts)
-        terminal.say(f"wrote {output}, {size_name(summary.total)}")
-        written = _write_reports(after, output, report, plot)
-        for path in written:
-            terminal.say(f"wrote {path}")
-        seconds = time.perf_counter() - started
-        terminal.say(f"took {duration(seconds)}, {duration(done.record.seconds)} of it training")
-        provenance = after.provenance["finetuning"]
-        terminal.emit(
-            {
-                "command": "finetune",
-                "output": str(output),
-                "sizes": {k: v for k, v in vars(summary).items() if k != "path"},
-                "curve": after.curve,
-                "before": provenance.get("before", []),
-                "differences": provenance.get("differences", []),
-                "evaluation": after.provenance.get("evaluation") if test is not None else None,
-                "training": {k: v for k, v in provenance.items() if k not in ("before", "differences")},
-                "warnings": [*after.provenance.get("warnings", ()), *warnings_of(after, len(parts.validation))],
-                "report": [str(path) for path in written],
-                "seconds": seconds,
-            }
-        )
+    prepared, before = work.begin(network, parts)
+    if program is None:
+        for part in (train, test):
+            if part is not None:
+                check_classes(before, part)
+    said = "augmented by flips and shifts" if parts.augmented else "as they are"
+    terminal.note(
+        f"training on {len(parts.training)} images, {said}; {len(parts.validation)} held out for validation; "
+        f"{settings.torch_device}, {'bfloat16' if settings.bfloat16 else 'float32'}"
+    )
+    done = work.train(prepared, before, parts)
+    after = done.program
+    work.describe(after, done, parts)
+    summary = _save(after, output)  # now, so that stopping the evaluation loses nothing
+    work.forget()
+    terminal.interrupted = lambda: f"stopped; {output} is written, without its curve"
+    if test is not None:
+        work.compare(network, before, after, test, of)
+        summary = _save(after, output)
+    terminal.interrupted = lambda: f"stopped; {output} is written"
+    work.print_result(after, done, parts)
+    terminal.say(f"wrote {output}, {size_name(summary.total)}")
+    written = _write_reports(after, output, report, plot)
+    for path in written:
+        terminal.say(f"wrote {path}")
+    seconds = time.perf_counter() - started
+    terminal.say(f"took {duration(seconds)}, {duration(done.record.seconds)} of it training")
+    provenance = after.provenance["finetuning"]
+    terminal.emit(
+        {
+            "command": "finetune",
+            "output": str(output),
+            "sizes": {k: v for k, v in vars(summary).items() if k != "path"},
+            "curve": after.curve,
+            "before": provenance.get("before", []),
+            "differences": provenance.get("differences", []),
+            "evaluation": after.provenance.get("evaluation") if test is not None else None,
+            "training": {k: v for k, v in provenance.items() if k not in ("before", "differences")},
+            "warnings": [*after.provenance.get("warnings", ()), *warnings_of(after, len(parts.validation))],
+            "report": [str(path) for path in written],
+            "seconds": seconds,
+        }
+    )
 
 
 def _check_sources(start: Path | None, model: str | None, weights: Path | None, data: Given, output: Path) -> None:

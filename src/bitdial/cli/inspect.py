@@ -51,61 +51,57 @@ def inspect(
     ] = None,
     memory: options.Memory = None,
     npu: options.Npu,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Show what a .bitdial file holds: sizes, settings, layers, what runs in float and why, the stored curve.
 
     With --engine cpu also how it runs on this machine: which kernel computes each layer at each ratio, and how fast;
     with --engine npu what a model of the NPU says.
     """
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        asked = EngineOptions(engine, isa, threads, batch, kernels, memory, npu)
-        asked.check()
-        from bitdial.artifact import inspect_file, load_program, verify_file
+    asked = EngineOptions(engine, isa, threads, batch, kernels, memory, npu)
+    asked.check()
+    from bitdial.artifact import inspect_file, load_program, verify_file
 
-        if verify:
-            findings = verify_file(model)
-            for finding in findings:
-                terminal.note(f"damaged: {finding}")
-            if findings:
-                raise ArtifactError(f"{model} is not sound: {findings[0]}")
-        file = inspect_file(model)
-        if file["damaged"]:
-            raise ArtifactError(file["damaged"][0])
-        from bitdial.engines.describe import describe_program
-        from bitdial.quantization.answers import kept_answers
+    if verify:
+        findings = verify_file(model)
+        for finding in findings:
+            terminal.note(f"damaged: {finding}")
+        if findings:
+            raise ArtifactError(f"{model} is not sound: {findings[0]}")
+    file = inspect_file(model)
+    if file["damaged"]:
+        raise ArtifactError(file["damaged"][0])
+    from bitdial.engines.describe import describe_program
+    from bitdial.quantization.answers import kept_answers
 
-        program = load_program(model)
-        described = describe_program(program)
-        _print_file(terminal, file, described, verify)
-        if program.curve:
-            from bitdial.cli.measure import print_curve, report_rows
+    program = load_program(model)
+    described = describe_program(program)
+    _print_file(terminal, file, described, verify)
+    if program.curve:
+        from bitdial.cli.measure import print_curve, report_rows
 
-            evaluation = program.provenance.get("evaluation")
-            terminal.say()
-            print_curve(terminal, program.curve, report_rows(evaluation), program.ratios[0], _measured_on(evaluation))
-        else:
-            terminal.say("no curve is stored; bitdial evaluate measures one")
-        if (kept := kept_answers(program)) is not None:
-            terminal.say(kept.summary())
-        _print_float(terminal, described)
-        if (plan := program.provenance.get("layerwise")) is not None:
-            print_plan(terminal, plan)
-        if layers:
-            _print_layers(terminal, described)
-        if graph:
-            terminal.say()
-            terminal.say(str(program.graph))
-        content: dict[str, Any] = {"command": "inspect", "file": file, "description": described, "verified": verify}
-        if graph:
-            content["graph"] = str(program.graph)
-        if asked.name is not None:
-            content["engine"] = examine_engine(program, asked)
-            print_engine(terminal, content["engine"])
-        terminal.emit(content)
+        evaluation = program.provenance.get("evaluation")
+        terminal.say()
+        print_curve(terminal, program.curve, report_rows(evaluation), program.ratios[0], _measured_on(evaluation))
+    else:
+        terminal.say("no curve is stored; bitdial evaluate measures one")
+    if (kept := kept_answers(program)) is not None:
+        terminal.say(kept.summary())
+    _print_float(terminal, described)
+    if (plan := program.provenance.get("layerwise")) is not None:
+        print_plan(terminal, plan)
+    if layers:
+        _print_layers(terminal, described)
+    if graph:
+        terminal.say()
+        terminal.say(str(program.graph))
+    content: dict[str, Any] = {"command": "inspect", "file": file, "description": described, "verified": verify}
+    if graph:
+        content["graph"] = str(program.graph)
+    if asked.name is not None:
+        content["engine"] = examine_engine(program, asked)
+        print_engine(terminal, content["engine"])
+    terminal.emit(content)
 
 
 def _measured_on(evaluation: dict[str, Any] | None) -> str:

@@ -66,50 +66,46 @@ def loadtest(
     ] = None,
     html: Annotated[Path | None, option("--html", "FILE.html", "Write a self-contained page.", _OUTPUT)] = None,
     png: Annotated[Path | None, option("--png", "FILE.png|.svg", "Draw it (needs matplotlib).", _OUTPUT)] = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Put a server of the Open Inference Protocol v2 under load and report latency, ratio and accuracy over time.
 
     Open loop: every request leaves when it is due, whatever became of the ones before, and latency is counted from the time
     it was due. How late the generator itself was is reported; give it a core of its own. Ctrl-C ends the test and reports.
     """
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        if compare:
-            if arrivals or data is not None:
-                raise ConfigError("--compare sends nothing: leave out the arrivals and --data")
-            page = html if html is not None else output
-            if html is not None and output is not None:
-                raise ConfigError("--compare writes one page: give either -o or --html")
-            files.check_outputs(html=page, png=png)
-            _compare(terminal, [Path(name) for name in target], requests.get("title"), page, png)
-            return
-        if len(target) > 2:
-            raise ConfigError(f"'{target[2]}' is one argument too many: a load test takes URL and MODEL")
-        files.check_outputs(output=output, html=html, png=png)
-        from bitdial.cli.arrivals import Arrivals, make_schedule
-        from bitdial.loadtest import LoadPlan, parse_url, read_labelled, run_load
+    if compare:
+        if arrivals or data is not None:
+            raise ConfigError("--compare sends nothing: leave out the arrivals and --data")
+        page = html if html is not None else output
+        if html is not None and output is not None:
+            raise ConfigError("--compare writes one page: give either -o or --html")
+        files.check_outputs(html=page, png=png)
+        _compare(terminal, [Path(name) for name in target], requests.get("title"), page, png)
+        return
+    if len(target) > 2:
+        raise ConfigError(f"'{target[2]}' is one argument too many: a load test takes URL and MODEL")
+    files.check_outputs(output=output, html=html, png=png)
+    from bitdial.cli.arrivals import Arrivals, make_schedule
+    from bitdial.loadtest import LoadPlan, parse_url, read_labelled, run_load
 
-        schedule = make_schedule(Arrivals(**arrivals), requests.get("seed", 0))
-        plan = LoadPlan(**requests, schedule=schedule)
-        place, named = parse_url(target[0], api_key=read_key(api_key_file), ca_file=ca, verify=not insecure)
-        labelled = None if data is None else read_labelled(data)
-        terminal.note(f"{len(schedule.times):,} requests in {schedule.seconds:.6g} s ({schedule.text}) to {place.url}")
-        with _progress(terminal) as observer:
-            result = run_load(place, target[1] if len(target) > 1 else named, plan, data=labelled, observer=observer)
-        report = _report([result], None, plan.title)
-        written = _write(report, result, output, html, png)
-        _print(terminal, report)
-        for path in written:
-            terminal.say(f"wrote {path}")
-        terminal.emit(_content(result, written))
-        if not result.ok.any():
-            terminal.note("error: no request was answered")
-            raise typer.Exit(1)
-        if result.settings["stopped_early"]:
-            raise typer.Exit(130)
+    schedule = make_schedule(Arrivals(**arrivals), requests.get("seed", 0))
+    plan = LoadPlan(**requests, schedule=schedule)
+    place, named = parse_url(target[0], api_key=read_key(api_key_file), ca_file=ca, verify=not insecure)
+    labelled = None if data is None else read_labelled(data)
+    terminal.note(f"{len(schedule.times):,} requests in {schedule.seconds:.6g} s ({schedule.text}) to {place.url}")
+    with _progress(terminal) as observer:
+        result = run_load(place, target[1] if len(target) > 1 else named, plan, data=labelled, observer=observer)
+    report = _report([result], None, plan.title)
+    written = _write(report, result, output, html, png)
+    _print(terminal, report)
+    for path in written:
+        terminal.say(f"wrote {path}")
+    terminal.emit(_content(result, written))
+    if not result.ok.any():
+        terminal.note("error: no request was answered")
+        raise typer.Exit(1)
+    if result.settings["stopped_early"]:
+        raise typer.Exit(130)
 
 
 def read_key(path: Path | None) -> str | None:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bitdial.cli.configs import Given, options_of
+from bitdial.cli.configs import OUTPUT_PANEL, Given, options_of
 
-DATA_PANEL, EVALUATION_PANEL, ENGINE_PANEL, OUTPUT_PANEL = "Data", "Evaluation", "Engine", "Output"
+DATA_PANEL, EVALUATION_PANEL, ENGINE_PANEL = "Data", "Evaluation", "Engine"
 DIAL_PANEL, BATCHING_PANEL = "The dial", "Batching and limits"
 
 
@@ -58,11 +58,6 @@ Npu = Annotated[Given, options_of("bitdial.engines.npu.options:NpuOptions")]
 ModelOutput = Annotated[Path, option("--output -o", "OUT.bitdial", "The file to write.")]
 Report = Annotated[Path | None, option("--report", "FILE.html", "Also write the report.", OUTPUT_PANEL)]
 Force = Annotated[bool, option("--force -f", "", "Replace files that exist already.", OUTPUT_PANEL)]
-Json = Annotated[
-    bool, option("--json", "", "Print one JSON object to standard output, and nothing else.", OUTPUT_PANEL)
-]
-Quiet = Annotated[bool, option("--quiet -q", "", "No progress bars and no notes.", OUTPUT_PANEL)]
-Debug = Annotated[bool, option("--debug", "", "Show where an error arose (traceback).", OUTPUT_PANEL)]
 
 
 def npu_options(given: Given, engine: str | None) -> dict[str, Any]:

@@ -61,83 +61,79 @@ def quantize(
     report: options.Report = None,
     threads: options.Threads = None,
     force: options.Force = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Quantize a trained network once; the file it writes runs at any setting of its dial.
 
     Calibration and search use the train part of the data, evaluation the test part. Ctrl-C during the search loses
     nothing: the same command goes on where it stopped.
     """
-    terminal = Terminal(json, quiet)
     started = time.perf_counter()
-    with terminal.running():
-        if "data" not in data:
-            raise ConfigError(
-                "quantize needs --data: pictures like those the network will see. Random numbers would give a model "
-                "that looks quantized and is not accurate"
-            )
-        files.check_output(output, force)
-        if report is not None:
-            from bitdial.cli.report import check_report
-
-            check_report(report)
-        from bitdial.quantization.config import QuantizeConfig
-
-        config = QuantizeConfig(**settings, nested=not independent)
-        kept = check_band(band, config)
-        machine.set_threads(threads)
-        from bitdial.cli.data import DataOptions
-
-        given = DataOptions(**data)
-        task = Task(terminal, config, given, model, weights)
-        network, calibration, test = task.load(num_classes, settings.get("calibration_images"), evaluate, eval_images)
-        from bitdial.pipeline.effort import tuning_checkpoint
-
-        checkpoint = output.with_name(output.name + ".search.json")
-        tuning = tuning_checkpoint(checkpoint)
-        if not resume:
-            _forget(checkpoint, tuning)
-        elif checkpoint.exists():
-            terminal.note(f"note: going on with the search in {checkpoint}")
-        if tuning.exists():
-            terminal.note(f"note: going on with the tuning in {tuning}")
-        terminal.interrupted = lambda: (
-            f"stopped; {_what(tuning)} is kept in {tuning if tuning.exists() else checkpoint}: the same command goes on from "
-            "there, --no-resume starts anew"
-            if checkpoint.exists() or tuning.exists()
-            else "stopped before the search had anything to keep; nothing was written"
+    if "data" not in data:
+        raise ConfigError(
+            "quantize needs --data: pictures like those the network will see. Random numbers would give a model "
+            "that looks quantized and is not accurate"
         )
-        quantized = task.quantize(network, calibration, checkpoint)
-        baselines = task.measure(quantized, network, calibration, test, naive) if test is not None else []
-        summary = quantized.save(output, band=kept)
+    files.check_output(output, force)
+    if report is not None:
+        from bitdial.cli.report import check_report
+
+        check_report(report)
+    from bitdial.quantization.config import QuantizeConfig
+
+    config = QuantizeConfig(**settings, nested=not independent)
+    kept = check_band(band, config)
+    machine.set_threads(threads)
+    from bitdial.cli.data import DataOptions
+
+    given = DataOptions(**data)
+    task = Task(terminal, config, given, model, weights)
+    network, calibration, test = task.load(num_classes, settings.get("calibration_images"), evaluate, eval_images)
+    from bitdial.pipeline.effort import tuning_checkpoint
+
+    checkpoint = output.with_name(output.name + ".search.json")
+    tuning = tuning_checkpoint(checkpoint)
+    if not resume:
         _forget(checkpoint, tuning)
-        terminal.interrupted = lambda: f"stopped; {output} is written"
-        task.print_result(quantized, baselines, output, summary, kept)
-        written = _write_report(output, report, task, test) if report is not None else []
-        for path in written:
-            terminal.say(f"wrote {path}")
-        seconds = time.perf_counter() - started
-        terminal.say(f"took {duration(seconds)}")
-        terminal.emit(
-            {
-                "command": "quantize",
-                "output": str(output),
-                "sizes": {k: v for k, v in vars(summary).items() if k != "path"},
-                "band": kept,
-                "curve": quantized.program.curve,
-                "baselines": baselines,
-                "low_share": {ratio_name(r): task.share(quantized, i) for i, r in enumerate(quantized.ratios)},
-                "evaluation": {k: v for k, v in task.evaluation.items() if k != "baselines"},
-                "answers": quantized.program.provenance.get("answers"),
-                "search": quantized.program.provenance["search"],
-                **{k: v for k, v in quantized.program.provenance.items() if k == "effort"},
-                "warnings": quantized.program.provenance.get("warnings", []),
-                "report": [str(path) for path in written],
-                "seconds": seconds,
-            }
-        )
+    elif checkpoint.exists():
+        terminal.note(f"note: going on with the search in {checkpoint}")
+    if tuning.exists():
+        terminal.note(f"note: going on with the tuning in {tuning}")
+    terminal.interrupted = lambda: (
+        f"stopped; {_what(tuning)} is kept in {tuning if tuning.exists() else checkpoint}: the same command goes on from "
+        "there, --no-resume starts anew"
+        if checkpoint.exists() or tuning.exists()
+        else "stopped before the search had anything to keep; nothing was written"
+    )
+    quantized = task.quantize(network, calibration, checkpoint)
+    baselines = task.measure(quantized, network, calibration, test, naive) if test is not None else []
+    summary = quantized.save(output, band=kept)
+    _forget(checkpoint, tuning)
+    terminal.interrupted = lambda: f"stopped; {output} is written"
+    task.print_result(quantized, baselines, output, summary, kept)
+    written = _write_report(output, report, task, test) if report is not None else []
+    for path in written:
+        terminal.say(f"wrote {path}")
+    seconds = time.perf_counter() - started
+    terminal.say(f"took {duration(seconds)}")
+    terminal.emit(
+        {
+            "command": "quantize",
+            "output": str(output),
+            "sizes": {k: v for k, v in vars(summary).items() if k != "path"},
+            "band": kept,
+            "curve": quantized.program.curve,
+            "baselines": baselines,
+            "low_share": {ratio_name(r): task.share(quantized, i) for i, r in enumerate(quantized.ratios)},
+            "evaluation": {k: v for k, v in task.evaluation.items() if k != "baselines"},
+            "answers": quantized.program.provenance.get("answers"),
+            "search": quantized.program.provenance["search"],
+            **{k: v for k, v in quantized.program.provenance.items() if k == "effort"},
+            "warnings": quantized.program.provenance.get("warnings", []),
+            "report": [str(path) for path in written],
+            "seconds": seconds,
+        }
+    )
 
 
 def _what(tuning: Path) -> str:

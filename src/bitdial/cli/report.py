@@ -37,9 +37,7 @@ def report(
     batch_size: options.BatchSize = 100,
     seed: options.Seed = 0,
     threads: options.Threads = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Write the report of a model: curve, map of low groups, value ranges, what ran in float, search.
 
@@ -49,59 +47,57 @@ def report(
 
     With --data: a fresh curve on the test part, and how many low values saturate.
     """
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        check_report(output, png, csv)
-        from bitdial.artifact import load_program
-        from bitdial.cli.measure import report_rows
+    check_report(output, png, csv)
+    from bitdial.artifact import load_program
+    from bitdial.cli.measure import report_rows
 
-        program = load_program(model)
-        evaluation = program.provenance.get("evaluation") or {}
-        curve: list[dict[str, Any]] | None = None
-        saturation: list[dict[str, Any]] = []
-        if "data" in data:
-            from bitdial.cli.data import Batches, DataOptions, check_fit, draw
-            from bitdial.cli.measure import measure_curve
+    program = load_program(model)
+    evaluation = program.provenance.get("evaluation") or {}
+    curve: list[dict[str, Any]] | None = None
+    saturation: list[dict[str, Any]] = []
+    if "data" in data:
+        from bitdial.cli.data import Batches, DataOptions, check_fit, draw
+        from bitdial.cli.measure import measure_curve
 
-            machine.set_threads(threads)
-            from bitdial.api import QuantizedModel
+        machine.set_threads(threads)
+        from bitdial.api import QuantizedModel
 
-            given = DataOptions(**data)
-            stored = program.provenance.get("source") or {}
-            everything = given.load("test", stored)
-            check_fit(program, everything)
-            used = draw(everything, images, seed)
-            batches = Batches(used, batch_size)
-            with terminal.progress() as progress:
-                curve = measure_curve(QuantizedModel(program, engine), batches, None, progress)
-                few = Batches(draw(used, SATURATION_IMAGES, seed), batch_size)
-                saturation = count_saturated(program, few, progress)
-            record = {
-                **given.describe(stored),
-                "split": "test",
-                "images": len(used),
-                "of": len(everything),
-                "seed": seed,
-            }
-            if evaluation and record != {k: v for k, v in evaluation.items() if k != "baselines"}:
-                terminal.note("note: the stored baselines were measured on other images and are left out")
-                evaluation = {}
-        elif images is not None:
-            raise ConfigError("--images says how much of the data to use: give --data too")
-        content = build_report(
-            program,
-            title or model.stem,
-            curve=curve,
-            baselines=report_rows(evaluation),
-            saturation=saturation,
-            engine=engine,
-        )
-        written = write_report(content, output, png, csv)
-        for path in written:
-            terminal.say(f"wrote {path}")
-        if "data" not in data and not program.curve:
-            terminal.note("note: the model holds no curve; --data measures one")
-        terminal.emit({"command": "report", "model": str(model), "files": [str(path) for path in written]})
+        given = DataOptions(**data)
+        stored = program.provenance.get("source") or {}
+        everything = given.load("test", stored)
+        check_fit(program, everything)
+        used = draw(everything, images, seed)
+        batches = Batches(used, batch_size)
+        with terminal.progress() as progress:
+            curve = measure_curve(QuantizedModel(program, engine), batches, None, progress)
+            few = Batches(draw(used, SATURATION_IMAGES, seed), batch_size)
+            saturation = count_saturated(program, few, progress)
+        record = {
+            **given.describe(stored),
+            "split": "test",
+            "images": len(used),
+            "of": len(everything),
+            "seed": seed,
+        }
+        if evaluation and record != {k: v for k, v in evaluation.items() if k != "baselines"}:
+            terminal.note("note: the stored baselines were measured on other images and are left out")
+            evaluation = {}
+    elif images is not None:
+        raise ConfigError("--images says how much of the data to use: give --data too")
+    content = build_report(
+        program,
+        title or model.stem,
+        curve=curve,
+        baselines=report_rows(evaluation),
+        saturation=saturation,
+        engine=engine,
+    )
+    written = write_report(content, output, png, csv)
+    for path in written:
+        terminal.say(f"wrote {path}")
+    if "data" not in data and not program.curve:
+        terminal.note("note: the model holds no curve; --data measures one")
+    terminal.emit({"command": "report", "model": str(model), "files": [str(path) for path in written]})
 
 
 def check_report(output: Path, png: Path | None = None, csv: Path | None = None) -> None:

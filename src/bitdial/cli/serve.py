@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_text
+import json
 import logging
 import os
 import sys
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitdial.cli import options
 from bitdial.cli.configs import Given, command, options_of
 from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, percent, plain, ratio_name, safe
@@ -41,9 +40,7 @@ def serve(
     dashboard: Annotated[
         bool, option("--dashboard", "", "Print a Grafana dashboard of the metrics, to import, and stop.")
     ] = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Serve models over HTTP and hold a latency bound: the dial goes up when load does, and back as soon as it can.
 
@@ -53,22 +50,20 @@ def serve(
     if dashboard:
         from bitdial.serving.page import file_bytes
 
-        print(file_bytes("grafana.json").decode(), end="")
+        print(file_bytes("grafana.json").decode(), end="", file=terminal._out)
         return
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        from bitdial.serving.server.config import KEY_VARIABLE, make_config, read_config_file, read_key_file
+    from bitdial.serving.server.config import KEY_VARIABLE, make_config, read_config_file, read_key_file
 
-        if api_key_file is not None:
-            if server.get("api_key", os.environ.get(KEY_VARIABLE)) != os.environ.get(KEY_VARIABLE):
-                raise ConfigError("--api-key and --api-key-file are both given; use one")
-            server["api_key"] = read_key_file(api_key_file)
-        read = None if config is None else read_config_file(config)
-        given = make_config(list(models or []), read, server, model, None if config is None else config.parent)
-        _warn(terminal, given, api_key_file)
-        check_tables(given)
-        _log(quiet)
-        status = _run(terminal, given)
+    if api_key_file is not None:
+        if server.get("api_key", os.environ.get(KEY_VARIABLE)) != os.environ.get(KEY_VARIABLE):
+            raise ConfigError("--api-key and --api-key-file are both given; use one")
+        server["api_key"] = read_key_file(api_key_file)
+    read = None if config is None else read_config_file(config)
+    given = make_config(list(models or []), read, server, model, None if config is None else config.parent)
+    _warn(terminal, given, api_key_file)
+    check_tables(given)
+    _log(terminal.quiet)
+    status = _run(terminal, given)
     if status:
         raise typer.Exit(status)
 
@@ -109,7 +104,7 @@ def save_tables(server: Server) -> None:
     for config in server.config.models:
         if config.save_table is not None:
             table = server.models[config.name].scheduler.table.table
-            text = json_text.dumps(table.as_json(), indent=1) + "\n"
+            text = json.dumps(table.as_json(), indent=1) + "\n"
             write_atomically(config.save_table, text.encode(), "the service table")
 
 
@@ -205,7 +200,7 @@ def announce(terminal: Terminal, server: Server) -> None:
     terminal.say(f"ready at {server.address} (live page, /metrics, /v2/...); bound: {_bounds(server)}; Ctrl-C to stop")
     sys.stdout.flush()
     if terminal.as_json:
-        print(json_text.dumps(plain(content), allow_nan=False), file=terminal._out, flush=True)
+        print(json.dumps(plain(content), allow_nan=False), file=terminal._out, flush=True)
 
 
 def _bounds(server: Server) -> str:

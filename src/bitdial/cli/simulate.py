@@ -91,82 +91,78 @@ def simulate(
         ),
     ] = None,
     seed: options.Seed = 0,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    terminal: Terminal,
 ) -> None:  # fmt: skip
     """Simulate servers under a load, from measured service times and with the controller that `bitdial serve` runs.
 
     With --replicas auto: the smallest fleet that keeps the SLO with the policy, and with the smallest ratio only. All random
     choices come from --seed; equal arguments give equal figures.
     """
-    terminal = Terminal(json, quiet)
-    with terminal.running():
-        if replay is not None:
-            replay_decisions(terminal, replay)
-            return
-        if table is None:
-            raise ConfigError(
-                "give a file of service times (bitdial serve MODEL --save-table FILE writes one), or --replay"
-            )
-        files.check_outputs(output=output, plot=plot, record=record, save_schedule=save_schedule)
-        from bitdial.cli.arrivals import SimulatedArrivals, make_load
-        from bitdial.quantization.curve import rise_remark
-        from bitdial.serving.control import make_policy
-        from bitdial.serving.server.config import make_options
-        from bitdial.simulation import Fleet, Load, Noise, Sizing
-
-        times = read_table(table, max_batch or max(samples, 1 if samples > 1 else 32), terminal, engine)
-        settings = make_options(
-            **dial, max_batch=max_batch or (samples if samples > 1 else times.batches[-1])
-        ).settings()
-        automatic = replicas.strip() == "auto"
-        fleet = Fleet(**servers, replicas=1 if automatic else parse_replicas(replicas))
-        spread = Noise(**noise)
-        allowed = settings.allowed(times)
-        if policy != "oracle":
-            make_policy(policy)
-        one = [
-            fleet.workers * times.throughput(i, max(samples, settings.max_batch)) / samples for i in (allowed[0], allowed[-1])
-        ]
-        played = make_load(SimulatedArrivals(**load), window, fleet.replicas * one[0], automatic, seed)
-        requests = Load(played.times, samples)
-        work = Work(terminal, times, settings, requests, fleet, spread, seed)
-        content: dict[str, Any] = {
-            "command": "simulate",
-            "table": str(table),
-            "load": {"text": played.text, "requests": requests.arrivals.size, "seconds": played.seconds, "samples": samples},
-            "settings": settings.model_dump(),
-            "fleet": {**fleet.model_dump(), "replicas": "auto" if automatic else fleet.replicas},
-            "noise": spread.model_dump(),
-            "seed": seed,
-            "capacity_per_replica": {"smallest_ratio": one[0], "largest_ratio": one[1], "unit": "requests/s"},
-        }
-        terminal.say(f"load: {played.text}; {count_name(requests.arrivals.size)} requests in {duration(played.seconds)}")
-        terminal.say(
-            f"one server carries {one[0]:.1f} requests/s at ratio {ratio_name(times.ratios[allowed[0]])}, {one[1]:.1f} at "
-            f"{ratio_name(times.ratios[allowed[-1]])} ({one[1] / one[0]:.2f}x)"
+    if replay is not None:
+        replay_decisions(terminal, replay)
+        return
+    if table is None:
+        raise ConfigError(
+            "give a file of service times (bitdial serve MODEL --save-table FILE writes one), or --replay"
         )
-        if settings.bound_by(times) == "model file":
-            terminal.note("note: the dial stops at the ceiling found when the model was quantized; --max-ratio overrides")
-        if remark := rise_remark(times.accuracy):
-            terminal.note(f"note: {remark}")
-        rows: list[ComparisonRow] = []
-        if automatic:
-            sizing = Sizing(**wanted)
-            content["sizing"] = {**sizing.model_dump(), **work.size(policy, sizing)}
-        else:
-            rows = work.run(policy, compare, record)
-            content["rows"] = [row.as_json() for row in rows]
-            content["window_seconds"] = window
-            content["series"] = work.series(rows, window)
-        written = write_outputs(
-            content, output, plot, lambda: work.picture(rows, window, table.stem, played.text), save_schedule,
-            work.script(rows) if save_schedule is not None else None,
-        )  # fmt: skip
-        for path in written:
-            terminal.say(f"wrote {path}")
-        terminal.emit(content)
+    files.check_outputs(output=output, plot=plot, record=record, save_schedule=save_schedule)
+    from bitdial.cli.arrivals import SimulatedArrivals, make_load
+    from bitdial.quantization.curve import rise_remark
+    from bitdial.serving.control import make_policy
+    from bitdial.serving.server.config import make_options
+    from bitdial.simulation import Fleet, Load, Noise, Sizing
+
+    times = read_table(table, max_batch or max(samples, 1 if samples > 1 else 32), terminal, engine)
+    settings = make_options(
+        **dial, max_batch=max_batch or (samples if samples > 1 else times.batches[-1])
+    ).settings()
+    automatic = replicas.strip() == "auto"
+    fleet = Fleet(**servers, replicas=1 if automatic else parse_replicas(replicas))
+    spread = Noise(**noise)
+    allowed = settings.allowed(times)
+    if policy != "oracle":
+        make_policy(policy)
+    one = [
+        fleet.workers * times.throughput(i, max(samples, settings.max_batch)) / samples for i in (allowed[0], allowed[-1])
+    ]
+    played = make_load(SimulatedArrivals(**load), window, fleet.replicas * one[0], automatic, seed)
+    requests = Load(played.times, samples)
+    work = Work(terminal, times, settings, requests, fleet, spread, seed)
+    content: dict[str, Any] = {
+        "command": "simulate",
+        "table": str(table),
+        "load": {"text": played.text, "requests": requests.arrivals.size, "seconds": played.seconds, "samples": samples},
+        "settings": settings.model_dump(),
+        "fleet": {**fleet.model_dump(), "replicas": "auto" if automatic else fleet.replicas},
+        "noise": spread.model_dump(),
+        "seed": seed,
+        "capacity_per_replica": {"smallest_ratio": one[0], "largest_ratio": one[1], "unit": "requests/s"},
+    }
+    terminal.say(f"load: {played.text}; {count_name(requests.arrivals.size)} requests in {duration(played.seconds)}")
+    terminal.say(
+        f"one server carries {one[0]:.1f} requests/s at ratio {ratio_name(times.ratios[allowed[0]])}, {one[1]:.1f} at "
+        f"{ratio_name(times.ratios[allowed[-1]])} ({one[1] / one[0]:.2f}x)"
+    )
+    if settings.bound_by(times) == "model file":
+        terminal.note("note: the dial stops at the ceiling found when the model was quantized; --max-ratio overrides")
+    if remark := rise_remark(times.accuracy):
+        terminal.note(f"note: {remark}")
+    rows: list[ComparisonRow] = []
+    if automatic:
+        sizing = Sizing(**wanted)
+        content["sizing"] = {**sizing.model_dump(), **work.size(policy, sizing)}
+    else:
+        rows = work.run(policy, compare, record)
+        content["rows"] = [row.as_json() for row in rows]
+        content["window_seconds"] = window
+        content["series"] = work.series(rows, window)
+    written = write_outputs(
+        content, output, plot, lambda: work.picture(rows, window, table.stem, played.text), save_schedule,
+        work.script(rows) if save_schedule is not None else None,
+    )  # fmt: skip
+    for path in written:
+        terminal.say(f"wrote {path}")
+    terminal.emit(content)
 
 
 def read_table(path: Path, max_batch: int, terminal: Terminal, engine: Given | None = None) -> ServiceTable:

@@ -102,7 +102,7 @@ def _measure(
     threads: int | None,
 ) -> list[list[dict[str, Any]]]:
     from bitdial.api import load
-    from bitdial.cli.data import Batches, check_fit, draw
+    from bitdial.cli.data import Batches
     from bitdial.cli.measure import measure_curve
 
     machine.set_threads(threads)
@@ -113,11 +113,8 @@ def _measure(
             "the two models were quantized with different --mean, --std, --resize or --split-seed; give these, so that "
             "both see the same images"
         )
-    everything = given.load("test", sources[0])
-    for model in models:
-        check_fit(model.program, everything)
-    used = draw(everything, images, seed)
-    terminal.say(f"measured on {len(used)} of {len(everything)} test images, engine {engine}")
+    used, record = given.drawn("test", images, seed, sources[0], *(model.program for model in models))
+    terminal.say(f"measured on {len(used)} of {record['of']} test images, engine {engine}")
     curves = []
     with terminal.progress() as progress:
         for path, model in zip(paths, models, strict=True):

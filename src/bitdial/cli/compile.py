@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from bitdial.api import QuantizedModel
     from bitdial.selection.layerwise import LayerwiseConfig
-    from bitdial.zoo.datasets import ImageSet
 
 _PLAN, _BUDGETS, _EVALUATION = "Plan", "Budgets", options.EVALUATION_PANEL
 
@@ -85,11 +84,11 @@ def compile(
     task = Task(terminal, QuantizeConfig(seed=config.seed, batch_size=config.batch_size), given, model, weights)
     network, calibration, test = task.load(num_classes, settings.get("calibration_images"), evaluate, eval_images)
     compiled = _compile(task, network, calibration, config, validation_images)
-    baselines = _measure(task, compiled, network, test) if test is not None else []
+    baselines = task.measure(compiled, network, test) if test is not None else []
     summary = compiled.save(output)
     terminal.interrupted = lambda: f"stopped; {output} is written"
     _print_result(terminal, task, compiled, baselines, output, summary)
-    written = _write_report(output, report, task) if report is not None else []
+    written = task.write_report(output, report, None) if report is not None else []
     for path in written:
         terminal.say(f"wrote {path}")
     seconds = time.perf_counter() - started
@@ -115,7 +114,7 @@ def _compile(
 ) -> QuantizedModel:
     """The compiled model; its provenance names its sources."""
     from bitdial.api import compile as run
-    from bitdial.cli.data import Batches, describe_source
+    from bitdial.cli.data import Batches, name_sources
 
     validation = None
     if config.accuracy_floor is not None:
@@ -123,26 +122,8 @@ def _compile(
         validation = Batches(train.head(min(validation_images, len(train))), 100)
     with task.terminal.progress() as progress:
         compiled = run(network, calibration, config, validation=validation, progress=progress)
-    compiled.program.provenance["cpu"] = machine.cpu_model()
-    compiled.program.provenance["source"] = describe_source(task.spec, task.weights, task.given)
+    name_sources(compiled.program, task.spec, task.weights, task.given)
     return compiled
-
-
-def _measure(
-    task: Task, compiled: QuantizedModel, network: torch.nn.Module, test: ImageSet
-) -> list[dict[str, Any]]:
-    """The curve into the program, float32 into its provenance; returns the baselines."""
-    from bitdial.cli.data import Batches, check_fit
-    from bitdial.cli.measure import measure_baselines, measure_curve
-
-    check_fit(compiled.program, test)
-    batches = Batches(test, 100)
-    with task.terminal.progress() as progress:
-        compiled.program.curve = measure_curve(compiled, batches, None, progress)
-        rows = measure_baselines(network, None, lambda x: compiled(x, compiled.ratios[0]), batches, progress)
-    task.evaluation["baselines"] = rows
-    compiled.program.provenance["evaluation"] = task.evaluation
-    return rows
 
 
 def _print_result(
@@ -172,13 +153,3 @@ def _print_result(
     if "accuracy" in reached:
         terminal.say(f"accuracy on validation images: {percent(reached['accuracy'])}")
     terminal.say(f"wrote {output}, {size_name(summary.total)}")
-
-
-def _write_report(output: Path, report: Path, task: Task) -> list[Path]:
-    from bitdial.artifact import load_program
-    from bitdial.cli.measure import report_rows
-    from bitdial.cli.report import build_report, write_report
-
-    program = load_program(output)
-    rows = report_rows(program.provenance.get("evaluation"))
-    return write_report(build_report(program, output.stem, baselines=rows, saturation=[]), report)

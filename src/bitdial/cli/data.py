@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitdial.cli.machine import cpu_model
+from bitdial.cli.terminal import Terminal
 from bitdial.errors import ConfigError, DataError
 from bitdial.settings import BaseConfig, setting
 
@@ -93,6 +95,31 @@ class DataOptions(BaseConfig):
             download=self.download,
         )
 
+    def drawn(
+        self, split: Split, n: int | None, seed: int, stored: Mapping[str, Any] | None = None, *programs: Program
+    ) -> tuple[ImageSet, dict[str, Any]]:
+        """(`n` images of a split, as `draw` has them; JSON-able: what tells whether another evaluation saw the same). The whole
+        split is checked against `programs` (`check_fit`). Raises DataError, ConfigError."""
+        everything = self.load(split, stored)
+        for program in programs:
+            check_fit(program, everything)
+        used = draw(everything, n, seed)
+        record = {"split": split, "images": len(used), "of": len(everything), "seed": seed}
+        return used, {**self.describe(stored), **record}
+
+    def test_images(
+        self, wanted: bool | None, n: int, seed: int, terminal: Terminal, stored: Mapping[str, Any] | None = None
+    ) -> tuple[ImageSet | None, dict[str, Any]]:
+        """`drawn` of the test part; (None, {}) for no evaluation. Raises DataError if one was asked for and cannot be."""
+        if wanted is not False:
+            try:
+                return self.drawn("test", n, seed, stored)
+            except DataError as error:
+                if wanted:
+                    raise
+                terminal.note(f"note: no evaluation ({error})")
+        return None, {}
+
     def describe(self, stored: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """JSON-able: what a later evaluation needs to read the same data in the same way (no folder names)."""
         known = stored or {}
@@ -111,9 +138,10 @@ class DataOptions(BaseConfig):
         }
 
 
-def describe_source(spec: str, weights: Path | None, given: DataOptions) -> dict[str, Any]:
-    """JSON-able: what a model is made from (no folder names), for its provenance."""
-    return {
+def name_sources(program: Program, spec: str, weights: Path | None, given: DataOptions) -> None:
+    """Write into a new program's provenance what it is made from (no folder names), and by which processor."""
+    program.provenance["cpu"] = cpu_model()
+    program.provenance["source"] = {
         "model": spec.replace("\\", "/").rpartition("/")[2] if ".py:" in spec or spec.lower().endswith(".onnx") else spec,
         "weights": None if weights is None else weights.name,
         **given.describe(),

@@ -39,7 +39,7 @@ def evaluate(
     if "data" not in data:
         raise ConfigError("evaluate needs --data: the images to measure on")
     from bitdial.api import load
-    from bitdial.cli.data import Batches, DataOptions, check_fit, draw
+    from bitdial.cli.data import Batches, DataOptions
     from bitdial.cli.measure import measure_curve, print_curve, table_ratios
 
     machine.set_threads(threads)
@@ -51,9 +51,7 @@ def evaluate(
         terminal.note(f"note: the model has the ratios {have} %; the nearest at or below those asked for are used")
     given = DataOptions(**data)
     stored = program.provenance.get("source") or {}
-    everything = given.load(split, stored)
-    check_fit(program, everything)
-    used = draw(everything, images, seed)
+    used, record = given.drawn(split, images, seed, stored, program)
     started = time.perf_counter()
     with terminal.progress() as progress:
         rows = measure_curve(quantized, Batches(used, batch_size), chosen, progress)
@@ -63,21 +61,15 @@ def evaluate(
         rows,
         [],
         program.ratios[0],
-        f"{model.name} on {len(used)} images of {given.describe(stored)['data']}",
+        f"{model.name} on {len(used)} images of {record['data']}",
     )
-    terminal.say(f"{len(used)} of {len(everything)} {split} images, engine {engine}, {duration(seconds)}")
+    terminal.say(f"{len(used)} of {record['of']} {split} images, engine {engine}, {duration(seconds)}")
     terminal.emit(
         {
             "command": "evaluate",
             "model": str(model),
             "engine": engine,
-            "data": {
-                **given.describe(stored),
-                "split": split,
-                "images": len(used),
-                "of": len(everything),
-                "seed": seed,
-            },
+            "data": record,
             "agreement_against": program.ratios[0],
             "curve": rows,
             "seconds": seconds,

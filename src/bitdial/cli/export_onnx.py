@@ -120,13 +120,9 @@ def _compare(
     if given is None:
         batches: Iterator[list[Any]] = random_batches(program, images or RANDOM_SAMPLES, seed, BATCH)
     else:
-        from bitdial.cli.data import check_fit, draw
-
         if len(program.inputs) != 1:
             raise ConfigError("--data needs a model of one input; leave it out to compare on random numbers")
-        everything = given.load("test", program.provenance.get("source") or {})
-        check_fit(program, everything)
-        used = draw(everything, images or DATA_SAMPLES, seed)
+        used, _ = given.drawn("test", images or DATA_SAMPLES, seed, program.provenance.get("source"), program)
         batches = ([pixels] for pixels, _ in used.batches(BATCH))
     return compare(written.data, program, engine, written.ratio, batches)
 

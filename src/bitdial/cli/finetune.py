@@ -133,7 +133,7 @@ def finetune(
     machine.set_threads(threads)
     from bitdial.artifact import load_program
     from bitdial.cli.data import DataOptions
-    from bitdial.cli.finetune_work import Work, check_classes, load_test, split_train, warnings_of
+    from bitdial.cli.finetune_work import Work, check_classes, split_train, warnings_of
     from bitdial.pipeline.finetuning import checked_device
     from bitdial.pipeline.start import start_config
     from bitdial.quantization.config import QuantizeConfig
@@ -154,7 +154,7 @@ def finetune(
     else:
         wanted = quantizing.get("calibration_images", min(config.calibration_images, len(train)))
     parts = split_train(train, wanted, config.seed, validation_images, train_images, augment)
-    test, of = load_test(given, stored, evaluate, eval_images, config.seed, terminal)
+    test, record = given.test_images(evaluate, eval_images, config.seed, terminal, stored)
     if program is not None:
         for part in (train, test):
             if part is not None:
@@ -181,7 +181,7 @@ def finetune(
     work.forget()
     terminal.interrupted = lambda: f"stopped; {output} is written, without its curve"
     if test is not None:
-        work.compare(network, before, after, test, of)
+        work.compare(network, before, after, test, record)
         summary = _save(after, output)
     terminal.interrupted = lambda: f"stopped; {output} is written"
     work.print_result(after, done, parts)

@@ -16,7 +16,7 @@ import torch
 from bitdial.api import QuantizedModel, prepare_model
 from bitdial.artifact import load_program, save_program
 from bitdial.cli import machine
-from bitdial.cli.data import Batches, DataOptions, check_fit, describe_source, draw
+from bitdial.cli.data import Batches, DataOptions, check_fit, name_sources
 from bitdial.cli.terminal import Terminal, percent, ratio_name
 from bitdial.errors import ArtifactError, DataError
 from bitdial.finetuning.config import FinetuneConfig
@@ -193,8 +193,7 @@ class Work:
             program = self._kept(prepared)
             if program is None:
                 program = quantize_prepared(prepared, self.config, progress=progress, checkpoint=self.search)
-                program.provenance["cpu"] = machine.cpu_model()
-                program.provenance["source"] = describe_source(self.spec, self.weights, self.given)
+                name_sources(program, self.spec, self.weights, self.given)
                 save_program(program, self.kept_start)
                 self.search.unlink(missing_ok=True)
                 tuning_checkpoint(self.search).unlink(missing_ok=True)
@@ -256,12 +255,10 @@ class Work:
         provenance["seconds"]["total"] = done.seconds
         program.provenance.pop("evaluation", None)  # it was of the start
 
-    def compare(self, network: nn.Module, before: Program, after: Program, test: ImageSet, of: int) -> None:
-        """The curves of both and the float network's accuracy on the test images, into the provenance and curve of `after`."""
+    def compare(self, network: nn.Module, before: Program, after: Program, test: ImageSet, record: Row) -> None:
+        """The curves of both and the float network's accuracy on the test images, into the provenance and curve of `after`.
+        record: what was measured on."""
         batches = Batches(test, 100)
-        record: Row = {
-            **self.given.describe(self.stored), "split": "test", "images": len(test), "of": of, "seed": self.config.seed,
-        }  # fmt: skip
         with self.terminal.progress() as progress:
             old, old_hits = _measure(before, batches, lambda share: progress("measuring the curve before", share))
             new, new_hits = _measure(after, batches, lambda share: progress("measuring the curve after", share))
@@ -350,19 +347,3 @@ def _measure(
     for index, row in enumerate(rows):
         row["low_share"] = low_share_of_all(program, index)
     return rows, [np.concatenate(parts) for parts in hits]
-
-
-def load_test(
-    given: DataOptions, stored: Mapping[str, Any], wanted: bool | None, images: int, seed: int, terminal: Terminal
-) -> tuple[ImageSet | None, int]:
-    """(test images, how many there are in all); (None, 0) for no evaluation. Raises DataError if one was asked for."""
-    if wanted is False:
-        return None, 0
-    try:
-        everything = given.load("test", stored)
-    except DataError as error:
-        if wanted:
-            raise
-        terminal.note(f"note: no evaluation ({error})")
-        return None, 0
-    return draw(everything, images, seed), len(everything)

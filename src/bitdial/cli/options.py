@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bitdial.cli.configs import OUTPUT_PANEL, Given, options_of
+from bitdial.cli.configs import OUTPUT_PANEL as OUTPUT_PANEL
+from bitdial.cli.configs import Given, options_of
 
 DATA_PANEL, EVALUATION_PANEL, ENGINE_PANEL = "Data", "Evaluation", "Engine"
 DIAL_PANEL, BATCHING_PANEL = "The dial", "Batching and limits"

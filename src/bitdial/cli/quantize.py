@@ -11,7 +11,7 @@ from bitdial.cli import files, machine, options, reading
 from bitdial.cli.configs import Given, command, options_of
 from bitdial.cli.options import option
 from bitdial.cli.terminal import Terminal, duration, percent, ratio_name, size_name
-from bitdial.errors import ConfigError, DataError
+from bitdial.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -106,12 +106,13 @@ def quantize(
         else "stopped before the search had anything to keep; nothing was written"
     )
     quantized = task.quantize(network, calibration, checkpoint)
-    baselines = task.measure(quantized, network, calibration, test, naive) if test is not None else []
+    naive_on = calibration if naive and config.extraction != "naive" else None
+    baselines = task.measure(quantized, network, test, naive_on) if test is not None else []
     summary = quantized.save(output, band=kept)
     _forget(checkpoint, tuning)
     terminal.interrupted = lambda: f"stopped; {output} is written"
     task.print_result(quantized, baselines, output, summary, kept)
-    written = _write_report(output, report, task, test) if report is not None else []
+    written = task.write_report(output, report, test) if report is not None else []
     for path in written:
         terminal.say(f"wrote {path}")
     seconds = time.perf_counter() - started
@@ -175,7 +176,6 @@ class Task:
         """The network, calibration images [n, C, H, W] of the train part, and test images (None: no evaluation)."""
         import torch
 
-        from bitdial.cli.data import draw
         from bitdial.zoo.registry import build_model
 
         network = build_model(self.spec, self.weights, num_classes)
@@ -186,42 +186,28 @@ class Task:
             self.terminal.note(f"note: {train.name} has {len(train)} train images; all are used for calibration")
         n = images if images is not None else min(self.config.calibration_images, len(train))
         chosen = train.calibration_subset(n, self.config.seed)
-        test = None
-        if evaluate is not False:
-            try:
-                everything = self.given.load("test")
-            except DataError as error:
-                if evaluate:
-                    raise
-                self.terminal.note(f"note: no evaluation ({error})")
-            else:
-                test = draw(everything, eval_images, self.config.seed)
-                self.evaluation = {
-                    **self.given.describe(), "split": "test", "images": len(test), "of": len(everything),
-                    "seed": self.config.seed,
-                }  # fmt: skip
+        test, self.evaluation = self.given.test_images(evaluate, eval_images, self.config.seed, self.terminal)
         return network, torch.from_numpy(chosen.array()), test
 
     def quantize(self, network: torch.nn.Module, calibration: torch.Tensor, checkpoint: Path) -> QuantizedModel:
         """Calibrate, search, correct; the model's provenance then names its sources."""
         from bitdial.api import quantize as run
-        from bitdial.cli.data import describe_source
+        from bitdial.cli.data import name_sources
 
         with self.terminal.progress() as progress:
             quantized = run(network, calibration, self.config, progress=progress, checkpoint=checkpoint)
-        quantized.program.provenance["cpu"] = machine.cpu_model()
-        quantized.program.provenance["source"] = describe_source(self.spec, self.weights, self.given)
+        name_sources(quantized.program, self.spec, self.weights, self.given)
         return quantized
 
     def measure(
         self,
         quantized: QuantizedModel,
         network: torch.nn.Module,
-        calibration: torch.Tensor,
         test: ImageSet,
-        naive: bool,
+        naive_on: torch.Tensor | None = None,
     ) -> list[dict[str, Any]]:
-        """The curve into the program, the baselines into its provenance; returns the baselines."""
+        """The curve into the program, the baselines into its provenance; returns the baselines. naive_on: calibration images for
+        the naive one, None: without it."""
         from bitdial.cli.data import Batches, check_fit
         from bitdial.cli.measure import measure_baselines, measure_curve, naive_program
 
@@ -229,9 +215,8 @@ class Task:
         batches = Batches(test, 100)
         with self.terminal.progress() as progress:
             quantized.program.curve = measure_curve(quantized, batches, None, progress)
-            wanted = naive and self.config.extraction != "naive"
-            baseline = naive_program(network, calibration, self.config, progress) if wanted else None
-            rows = measure_baselines(network, baseline, lambda x: quantized(x, 0.0), batches, progress)
+            naive = None if naive_on is None else naive_program(network, naive_on, self.config, progress)
+            rows = measure_baselines(network, naive, lambda x: quantized(x, quantized.ratios[0]), batches, progress)
         self.evaluation["baselines"] = rows
         quantized.program.provenance["evaluation"] = self.evaluation
         return rows
@@ -264,19 +249,18 @@ class Task:
         if floats:
             self.terminal.say(f"  {floats} operators run in float; bitdial inspect lists them with the reasons")
 
+    def write_report(self, output: Path, report: Path, saturated_on: ImageSet | None) -> list[Path]:
+        """The report of the file as written (with a band it holds fewer ratios than were measured)."""
+        from bitdial.artifact import load_program
+        from bitdial.cli.data import Batches, draw
+        from bitdial.cli.measure import report_rows
+        from bitdial.cli.report import SATURATION_IMAGES, build_report, count_saturated, write_report
 
-def _write_report(output: Path, report: Path, task: Task, test: ImageSet | None) -> list[Path]:
-    """The report of the file as written (with a band it holds fewer ratios than were measured)."""
-    from bitdial.artifact import load_program
-    from bitdial.cli.data import Batches, draw
-    from bitdial.cli.measure import report_rows
-    from bitdial.cli.report import SATURATION_IMAGES, build_report, count_saturated, write_report
-
-    program = load_program(output)
-    saturation: list[dict[str, Any]] = []
-    if test is not None:
-        with task.terminal.progress() as progress:
-            few = Batches(draw(test, SATURATION_IMAGES, task.config.seed), 100)
-            saturation = count_saturated(program, few, progress)
-    rows = report_rows(program.provenance.get("evaluation"))
-    return write_report(build_report(program, output.stem, baselines=rows, saturation=saturation), report)
+        program = load_program(output)
+        saturation: list[dict[str, Any]] = []
+        if saturated_on is not None:
+            with self.terminal.progress() as progress:
+                few = Batches(draw(saturated_on, SATURATION_IMAGES, self.config.seed), 100)
+                saturation = count_saturated(program, few, progress)
+        rows = report_rows(program.provenance.get("evaluation"))
+        return write_report(build_report(program, output.stem, baselines=rows, saturation=saturation), report)

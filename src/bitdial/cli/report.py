@@ -56,7 +56,7 @@ def report(
     curve: list[dict[str, Any]] | None = None
     saturation: list[dict[str, Any]] = []
     if "data" in data:
-        from bitdial.cli.data import Batches, DataOptions, check_fit, draw
+        from bitdial.cli.data import Batches, DataOptions, draw
         from bitdial.cli.measure import measure_curve
 
         machine.set_threads(threads)
@@ -64,21 +64,12 @@ def report(
 
         given = DataOptions(**data)
         stored = program.provenance.get("source") or {}
-        everything = given.load("test", stored)
-        check_fit(program, everything)
-        used = draw(everything, images, seed)
+        used, record = given.drawn("test", images, seed, stored, program)
         batches = Batches(used, batch_size)
         with terminal.progress() as progress:
             curve = measure_curve(QuantizedModel(program, engine), batches, None, progress)
             few = Batches(draw(used, SATURATION_IMAGES, seed), batch_size)
             saturation = count_saturated(program, few, progress)
-        record = {
-            **given.describe(stored),
-            "split": "test",
-            "images": len(used),
-            "of": len(everything),
-            "seed": seed,
-        }
         if evaluation and record != {k: v for k, v in evaluation.items() if k != "baselines"}:
             terminal.note("note: the stored baselines were measured on other images and are left out")
             evaluation = {}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,7 @@ from bitdial.selection.latency import (
     latency_population,
     move_layers,
 )
-from bitdial.selection.problem import (
-    BoolArray,
-    Costs,
-    Evaluate,
-    FloatArray,
-    LatencyGoal,
-    SearchProgress,
-    SelectionProblem,
-    SelectionResult,
-    check_request,
-)
+from bitdial.selection.problem import BoolArray, FloatArray, Request, SearchProgress, SelectionResult, Selector
 from bitdial.selection.scoring import Scorer
 from bitdial.selection.targets import density_ranks
 from bitdial.selection.variation import SearchSpace, crossover, initial_population, swap_within_layers
@@ -132,84 +121,53 @@ def _check_range(name: str, value: float, most: float) -> None:
         raise ConfigError(f"{name} is {value!r}: give a finite number of at least 0{limit}")
 
 
-class EvolutionarySelector:
+class EvolutionarySelector(Selector):
     """Searches masks for the lowest fitness at each target, in order, each target containing the former (if nested)."""
 
-    name: str = "evolutionary"
+    name = "evolutionary"
 
     def __init__(self, settings: EvolutionarySettings | None = None) -> None:
         self.settings = settings if settings is not None else EvolutionarySettings()
 
-    def select(
-        self,
-        problem: SelectionProblem,
-        targets: Sequence[float],
-        evaluate: Evaluate | None,
-        *,
-        seed: int,
-        nested: bool = True,
-        n_images: int = 0,
-        progress: Callable[[SearchProgress], None] | None = None,
-        checkpoint: Path | None = None,
-        latency: LatencyGoal | None = None,
-        costs: Costs | None = None,
-    ) -> SelectionResult:
-        """See `Selector.select`; `evaluate` is required.
+    def choose(self, request: Request) -> SelectionResult:
+        """`evaluate` is required.
 
         With `checkpoint`, the state is saved after every generation and every target, and a search that finds its own
         state there goes on from it; the file of a finished search is left in place and answers a repeated call at once.
         Raises SelectionError also for a checkpoint of another search, OutputError where it cannot be written.
         """
-        checked = check_request(targets, evaluate, seed=seed, n_images=n_images)
-        if evaluate is None:
+        if request.evaluate is None:
             raise SelectionError(
                 "the evolutionary selector needs an evaluation of candidates: pass `evaluate`, or use selector 'greedy'"
             )
-        if checkpoint is not None:
-            checkpoint = Path(checkpoint)
-            if not checkpoint.parent.is_dir():
-                raise OutputError(
-                    f"cannot write the search checkpoint {checkpoint}: its directory does not exist; make it"
-                )
-        search = _Search(
-            self.settings, problem, checked, evaluate, int(seed), nested, int(n_images), progress, checkpoint, latency, costs,
-        )  # fmt: skip
-        return search.run()
+        if request.checkpoint is not None and not Path(request.checkpoint).parent.is_dir():
+            raise OutputError(
+                f"cannot write the search checkpoint {request.checkpoint}: its directory does not exist; make it"
+            )
+        return _Search(self.settings, request).run()
 
 
 class _Search:
     """One call of `EvolutionarySelector.select`."""
 
-    def __init__(
-        self,
-        settings: EvolutionarySettings,
-        problem: SelectionProblem,
-        targets: tuple[float, ...],
-        evaluate: Evaluate,
-        seed: int,
-        nested: bool,
-        n_images: int,
-        progress: Callable[[SearchProgress], None] | None,
-        checkpoint: Path | None,
-        latency: LatencyGoal | None,
-        costs: Costs | None,
-    ) -> None:
+    def __init__(self, settings: EvolutionarySettings, request: Request) -> None:
+        problem, latency = request.problem, request.latency
         self.settings = settings
         self.problem = problem
-        self.targets = targets
-        self.seed = seed
-        self.nested = nested
-        self.n_images = n_images
-        self.progress = progress
-        self.checkpoint = checkpoint
-        self.scorer = Scorer(evaluate)
+        self.targets = request.targets
+        self.seed = request.seed
+        self.nested = request.nested
+        self.n_images = request.n_images
+        self.progress = request.progress
+        self.checkpoint = None if request.checkpoint is None else Path(request.checkpoint)
+        self.scorer = Scorer(request.evaluate)
         self.ranks = density_ranks(problem)
         self.identity: dict[str, Any] = {
             "problem": problem.digest,
-            "targets": list(targets),
-            "nested": nested,
-            "seed": seed,
-            "n_images": n_images,
+            "targets": list(self.targets),
+            "nested": self.nested,
+            "seed": self.seed,
+            "n_images": self.n_images,
             "settings": asdict(settings),
         }
         self.latency = LatencyModel(problem, latency) if latency is not None else None
@@ -219,10 +177,10 @@ class _Search:
         self.greedy = np.zeros(problem.n_groups, dtype=np.bool_)  # greedy completion of the present target
         self.started = time.perf_counter()
         self.state = SearchState()
-        if checkpoint is not None:
-            self.state = load_checkpoint(checkpoint, self.identity, problem.n_groups) or self.state
+        if self.checkpoint is not None:
+            self.state = load_checkpoint(self.checkpoint, self.identity, problem.n_groups) or self.state
         self.seconds_before = self.state.seconds
-        self.costs, self.former = costs, self.state.costs
+        self.costs, self.former = request.costs, self.state.costs
         self.scorer.evaluations = self.state.evaluations
         self.scorer.image_evaluations = self.state.image_evaluations
         self.scorer.cache_hits = self.state.cache_hits
@@ -255,9 +213,7 @@ class _Search:
             fitness=np.array(state.fitness),
             greedy_fitness=np.array(state.greedy_fitness),
             history=state.history,
-            evaluations=self.scorer.evaluations,
-            image_evaluations=self.scorer.image_evaluations,
-            cache_hits=self.scorer.cache_hits,
+            **self.scorer.counts(),
             seconds=self._seconds(),
             nested=self.nested,
             latency=self.latency.seconds(np.stack(state.masks)) if self.latency is not None else None,
@@ -368,16 +324,7 @@ class _Search:
 
     def _record(self, index: int, generation: int, fitness: FloatArray, n_images: int) -> None:
         """Note a scored generation of target `index` in the history."""
-        self.state.history.append(
-            {
-                "target": self.targets[index],
-                "generation": generation,
-                "best": float(fitness.min()),
-                "mean": float(fitness.mean()),
-                "n_images": n_images,
-                "evaluations": self.scorer.evaluations,
-            }
-        )
+        self.state.history.append(self.scorer.row(self.targets[index], generation, fitness, n_images))
 
     def _finish_generation(self, index: int, generation: Generation) -> None:
         """Note a scored generation, save it, report it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -266,60 +267,63 @@ def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-class Selector(Protocol):
-    """One way of choosing the low groups. Implementations are deterministic for a seed."""
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a selector is asked for.
 
-    name: str
-
-    def select(
-        self,
-        problem: SelectionProblem,
-        targets: Sequence[float],
-        evaluate: Evaluate | None,
-        *,
-        seed: int,
-        nested: bool = True,
-        n_images: int = 0,
-        progress: Callable[[SearchProgress], None] | None = None,
-        checkpoint: Path | None = None,
-        latency: LatencyGoal | None = None,
-        costs: Costs | None = None,
-    ) -> SelectionResult:
-        """Choose the low groups for every target share.
-
-        targets     strictly ascending, in 0..1; at 0 nothing is low, at 1 everything
-        evaluate    scores candidates; selectors that need none only report the fitness of what they chose
-        nested      each target's set contains the former's; otherwise every target is solved on its own
-        n_images    calibration images a full evaluation uses; at least 1 where `evaluate` is given
-        progress    called now and then, see SearchProgress
-        checkpoint  file from which an interrupted search resumes and to which it is saved; selectors that take no time
-                    ignore it
-        latency     what every target has to gain in predicted time, where that is possible; "random" only reports it
-        costs       what the caller counts (see Costs), so that the counts of an interrupted search are in its checkpoint
-
-        Raises RatioError for a target outside 0..1, SelectionError for everything else that is impossible.
-        """
-        ...
-
-
-def check_request(
-    targets: Sequence[float], evaluate: Evaluate | None, *, seed: int, n_images: int
-) -> tuple[float, ...]:
-    """The targets as floats, after checking what all selectors ask of their arguments.
+    targets     shares, strictly ascending, in 0..1; at 0 nothing is low, at 1 everything
+    evaluate    scores candidates; selectors that need none only report the fitness of what they chose
+    nested      each target's set contains the former's; otherwise every target is solved on its own
+    n_images    calibration images a full evaluation uses; at least 1 where `evaluate` is given
+    progress    called now and then, see SearchProgress
+    checkpoint  file from which an interrupted search resumes and to which it is saved; selectors that take no time
+                ignore it
+    latency     what every target has to gain in predicted time, where that is possible; "random" only reports it
+    costs       what the caller counts (see Costs), so that the counts of an interrupted search are in its checkpoint
 
     Raises RatioError for a target outside 0..1, SelectionError for targets that are none or not strictly ascending, a
     negative seed, or n_images below 1 where `evaluate` is given.
     """
-    checked = tuple(float(t) for t in targets)
-    if not checked:
-        raise SelectionError("no targets were given: ask for at least one share in 0..1")
-    for target in checked:
-        if not 0.0 <= target <= 1.0:  # also catches nan
-            raise RatioError(f"target {target} is not a share: give numbers in 0..1")
-    if any(a >= b for a, b in itertools.pairwise(checked)):
-        raise SelectionError(f"targets must be strictly ascending, got {list(checked)}: sort them and drop duplicates")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise SelectionError(f"seed {seed!r} is not a non-negative integer: choose one, for example 0")
-    if evaluate is not None and n_images < 1:
-        raise SelectionError(f"n_images is {n_images}: score candidates on at least 1 calibration image")
-    return checked
+
+    problem: SelectionProblem
+    targets: tuple[float, ...]
+    evaluate: Evaluate | None = None
+    seed: int = 0
+    nested: bool = True
+    n_images: int = 0
+    progress: Callable[[SearchProgress], None] | None = None
+    checkpoint: Path | None = None
+    latency: LatencyGoal | None = None
+    costs: Costs | None = None
+
+    def __post_init__(self) -> None:
+        targets, seed = tuple(float(t) for t in self.targets), self.seed
+        if not targets:
+            raise SelectionError("no targets were given: ask for at least one share in 0..1")
+        for target in targets:
+            if not 0.0 <= target <= 1.0:  # also catches nan
+                raise RatioError(f"target {target} is not a share: give numbers in 0..1")
+        if any(a >= b for a, b in itertools.pairwise(targets)):
+            raise SelectionError(f"targets must be strictly ascending, got {list(targets)}: sort them and drop duplicates")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise SelectionError(f"seed {seed!r} is not a non-negative integer: choose one, for example 0")
+        if self.evaluate is not None and self.n_images < 1:
+            raise SelectionError(f"n_images is {self.n_images}: score candidates on at least 1 calibration image")
+        for name, value in {"targets": targets, "seed": int(seed), "n_images": int(self.n_images)}.items():
+            object.__setattr__(self, name, value)
+
+
+class Selector(ABC):
+    """One way of choosing the low groups. Implementations are deterministic for a seed."""
+
+    name: str
+
+    @abstractmethod
+    def choose(self, request: Request) -> SelectionResult:
+        """The low groups for every target share. Raises SelectionError for what is impossible."""
+
+    def select(
+        self, problem: SelectionProblem, targets: Sequence[float], evaluate: Evaluate | None = None, **more: Any
+    ) -> SelectionResult:
+        """`choose`, from the fields of a `Request`; raises what that does."""
+        return self.choose(Request(problem, tuple(targets), evaluate, **more))

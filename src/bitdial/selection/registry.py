@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 from bitdial.errors import ConfigError
 from bitdial.selection.baselines import GreedySelector, RandomSelector
 from bitdial.selection.evolutionary import EvolutionarySelector, EvolutionarySettings
-from bitdial.selection.problem import (
-    Evaluate,
-    LatencyGoal,
-    SearchProgress,
-    SelectionProblem,
-    SelectionResult,
-    Selector,
-)
+from bitdial.selection.problem import Evaluate, Request, SelectionProblem, SelectionResult, Selector
 
 DEFAULT_SELECTOR = "evolutionary"
 
@@ -53,29 +46,9 @@ def get_selector(name: str, **settings: Any) -> Selector:
 
 
 def select_groups(
-    name: str,
-    problem: SelectionProblem,
-    targets: Sequence[float],
-    evaluate: Evaluate | None = None,
-    *,
-    seed: int = 0,
-    nested: bool = True,
-    n_images: int = 0,
-    progress: Callable[[SearchProgress], None] | None = None,
-    checkpoint: Path | None = None,
-    latency: LatencyGoal | None = None,
-    **settings: Any,
+    name: str, problem: SelectionProblem, targets: Sequence[float], evaluate: Evaluate | None = None, **given: Any
 ) -> SelectionResult:
-    """`get_selector(name, **settings).select(...)` in one call; see both for arguments and errors."""
-    selector = get_selector(name, **settings)
-    return selector.select(
-        problem,
-        targets,
-        evaluate,
-        seed=seed,
-        nested=nested,
-        n_images=n_images,
-        progress=progress,
-        checkpoint=checkpoint,
-        latency=latency,
-    )
+    """`get_selector(name, **settings).select(...)` in one call; see both for arguments (given: those of either) and errors."""
+    asked = {field.name for field in fields(Request)}
+    selector = get_selector(name, **{key: value for key, value in given.items() if key not in asked})
+    return selector.select(problem, targets, evaluate, **{key: given[key] for key in given if key in asked})

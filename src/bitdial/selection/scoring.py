@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from bitdial.errors import SelectionError
@@ -27,16 +29,29 @@ class Scorer:
     """An `Evaluate` with a memory of the candidates scored on the present number of images.
 
     The memory is dropped when that number changes: searches only ever go to more images, so old entries are never
-    needed again, and a checkpoint stays small.
+    needed again, and a checkpoint stays small. evaluate: None where nothing is to be scored.
     """
 
-    def __init__(self, evaluate: Evaluate) -> None:
+    def __init__(self, evaluate: Evaluate | None) -> None:
         self._evaluate = evaluate
         self.n_images = 0
         self.memory: dict[bytes, float] = {}
         self.evaluations = 0
         self.image_evaluations = 0
         self.cache_hits = 0
+
+    def counts(self) -> dict[str, Any]:
+        """As a `SelectionResult` has them."""
+        return {
+            "evaluations": self.evaluations, "image_evaluations": self.image_evaluations, "cache_hits": self.cache_hits,
+        }  # fmt: skip
+
+    def row(self, target: float, generation: int, fitness: FloatArray, n_images: int) -> dict[str, float]:
+        """A row of a `SelectionResult`'s history."""
+        return {
+            "target": target, "generation": generation, "best": float(fitness.min()), "mean": float(fitness.mean()),
+            "n_images": n_images, "evaluations": self.evaluations,
+        }  # fmt: skip
 
     def forget(self) -> None:
         """Drop the memory."""
@@ -57,6 +72,7 @@ class Scorer:
         if n_images != self.n_images:
             self.forget()
             self.n_images = n_images
+        assert self._evaluate is not None
         keys = [pack(mask) for mask in masks]
         new = {key: row for row, key in reversed(list(enumerate(keys))) if key not in self.memory}
         rows = sorted(new.values())

@@ -90,15 +90,3 @@ def evaluate_curve(
             }
         )
     return rows
-
-
-def evaluate_float(
-    model: Run, run_eight_bit: Run | None, batches: Iterable[Batch], metric: Metric | None = None
-) -> dict[str, Any]:
-    """Accuracy of a float model, and its agreement with the 8-bit model if that is given."""
-
-    def run(inputs: Any, ratio: float) -> Any:
-        return model(inputs) if ratio < 0 else (run_eight_bit or model)(inputs)
-
-    rows = evaluate_curve(run, [0.0, -1.0] if run_eight_bit else [-1.0], batches, metric)
-    return rows[-1]

@@ -465,17 +465,4 @@ def check_types(program: Program) -> None:
                     raise CalibrationError(f"layer '{step.name}' reads '{value}', which is not 8-bit")
 
 
-def describe_precision(program: Program) -> dict[str, Any]:
-    """Counts for reports: integer layers, eligible ones, float operators, quantize/dequantize nodes."""
-    ops = [step.operation for step in program.instructions]
-    return {
-        "integer_layers": len(program.layers),
-        "eligible_layers": sum(layer.eligible for layer in program.layers.values()),
-        "float_operators": len(program.float_reasons),
-        "quantize": ops.count("quantize"),
-        "dequantize": ops.count("dequantize"),
-        "reorders": ops.count("gather"),
-    }
-
-
-__all__ = ["build_program", "describe_precision", "eligibility", "positions", "statistics_plan", "verify"]
+__all__ = ["build_program", "eligibility", "positions", "statistics_plan", "verify"]

@@ -55,12 +55,6 @@ class WrongMethod(ServingError):
         self.allow = allow
 
 
-class SlowClient(ServingError):
-    """The request did not arrive whole within the time allowed."""
-
-    status = 408
-
-
 class TooLarge(ServingError):
     """The request's body is larger than the server takes."""
 

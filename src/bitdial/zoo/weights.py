@@ -46,17 +46,12 @@ def read_weights(path: Path) -> StateDict:
     return state
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Read `path` into `model`, every parameter and buffer by name and shape.
+def assign_weights(model: nn.Module, state: StateDict, origin: str) -> None:
+    """Copy `state` into `model`, every parameter and buffer by name and shape; `origin` names the source in errors.
 
     Only the counters `num_batches_tracked` of BatchNorm may be absent: they play no part in evaluation.
     Raises DataError naming missing, unexpected and wrongly shaped entries, and entries that are not finite.
     """
-    assign_weights(model, read_weights(path), str(path))
-
-
-def assign_weights(model: nn.Module, state: StateDict, origin: str) -> None:
-    """Copy `state` into `model` as `load_weights` does; `origin` names the source in errors."""
     own = model.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]

@@ -216,7 +216,7 @@ def _contract(c: Lowering, step: Contract) -> Step:
         raise Unsupported("its residual is float and its result is not")
     if residual is not None and y.is_float and not residual.is_float:
         raise Unsupported("its residual is 8-bit and its result is not")
-    packed = weights.pack_layer(layer, c.program.qparams[step.inputs[0]], c.ratios, y.is_float)
+    packed = weights.pack_layer(layer, c.program.qparams[step.inputs[0]], c.ratios)
     lo, hi = (0.0 if math.isinf(v) else v for v in step.limits)
     limits = 0 if step.clamp is not None else sum(b for b, v in zip((1, 2), step.limits, strict=True) if not math.isinf(v))
     kernel, stride, padding, dilation = _small(step.window or memory.UNIT).pairs

@@ -58,7 +58,7 @@ class PackedLayer:
     fours: bool = False  # low operands of four bits, which ARM's SIMD multiplies four at an instruction
 
 
-def pack_layer(layer: QuantizedLayer, activation: QParams, ratios: Sequence[int], float_output: bool) -> PackedLayer:
+def pack_layer(layer: QuantizedLayer, activation: QParams, ratios: Sequence[int]) -> PackedLayer:
     """A layer at the exported ratio indices. Raises ExportError for shifts or sums outside what the C code holds."""
     assert layer.weight is not None
     weight = layer.weight.reshape(*layer.weight.shape[:2], -1)  # [O, I, taps]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -79,135 +79,97 @@ def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, st
     return encode(registry), content_type
 
 
+GAUGES: dict[str, tuple[str, Callable[[ModelMetrics, Recent], float | None]]] = {
+    "ratio": ("Share of the work that runs at low precision, as the dial is set now.", lambda m, r: m.ratios[m.index]),
+    "mean_ratio": ("Mean ratio of the samples answered in the last minute.", lambda m, r: r.ratio),
+    "expected_accuracy": (
+        "Accuracy (0 to 1) measured at the ratios at which the samples of the last minute were answered, mean over samples.",
+        lambda m, r: r.accuracy,
+    ),
+    "slo_attainment": (
+        "Share of the last minute's requests answered within their SLO; shed, expired and failed ones count as missed.",
+        lambda m, r: r.attainment,
+    ),
+    "slo_seconds": ("The server's latency bound.", lambda m, r: m.slo),
+    "queue_depth": ("Requests that wait.", lambda m, r: m.queue_depth),
+    "queue_samples": ("Samples that wait.", lambda m, r: m.queue_samples),
+    "oldest_wait_seconds": ("How long the oldest waiting request has waited.", lambda m, r: m.oldest_wait),
+    "workers": ("Workers that run.", lambda m, r: m.workers),
+    "time_dilation": (
+        "Seconds of the wall clock in one second of this model's figures: 1, unless its engine's time is modelled.",
+        lambda m, r: m.dilation,
+    ),
+}
+COUNTERS: dict[str, tuple[str, Callable[[ModelMetrics], int]]] = {
+    "arrivals": ("Well-formed requests that came in.", lambda m: m.arrived_requests),
+    "arrived_samples": ("Samples in the requests that came in.", lambda m: m.arrived_samples),
+    "slo_met": ("Requests answered within their SLO.", lambda m: m.outcomes["ok"].count),
+    "switches": ("Changes of the ratio.", lambda m: m.switches),
+    "expired": (
+        "Requests dropped because their answer would have come too late.", lambda m: m.outcomes["expired"].count
+    ),
+    "worker_restarts": ("Workers started anew after a crash or a hang.", lambda m: m.restarts),
+    "overruns": (
+        "Batches whose arithmetic took longer than the modelled time; raise --dilation if there are many.",
+        lambda m: m.overruns,
+    ),
+}  # fmt: skip
+# With a label of their own beside the model's.
+LABELLED: dict[str, tuple[str, str, Callable[[ModelMetrics], dict[str, int]]]] = {
+    "requests": (
+        "outcome",
+        "Requests by outcome: ok (in time), late, shed (refused), expired (dropped), failed (server's error), invalid (sender's "
+        "error), cancelled (sender left).",
+        lambda m: m.counts(m.outcomes),
+    ),
+    "samples": ("ratio", "Samples answered, by the ratio they ran at.", lambda m: m.counts(m.samples_by_ratio)),
+    "batches": ("ratio", "Batches by the ratio they ran at.", lambda m: m.counts(m.batches_by_ratio)),
+    "shed": ("reason", "Requests refused for lack of capacity, by reason.", lambda m: m.counts(m.shed_reasons)),
+    "failures": ("reason", "Requests that failed by the server's fault, by reason.", lambda m: m.counts(m.failures)),
+    "reloads": ("result", "Reloads of the model file, by result.", lambda m: m.counts(m.reloads)),
+}
+HISTOGRAMS: dict[str, tuple[str, Callable[[ModelMetrics], Distribution]]] = {
+    "batch_size_samples": ("Samples in a batch.", lambda m: m.batch_samples),
+    "queue_latency_seconds": ("Time that answered requests waited for their batch.", lambda m: m.queue_latency),
+    "compute_latency_seconds": ("Time inside the engine of the batch of answered requests.", lambda m: m.compute_latency),
+    "total_latency_seconds": ("Time from the arrival of answered requests to their answer.", lambda m: m.total_latency),
+}
+
+
 def _families(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
     build = InfoMetricFamily("bitdial_build", "Version of bitdial and of Python.")
     build.add_metric([], {"version": __version__, "python": platform.python_version()})
     yield build
-    yield from _gauges(models)
-    yield from _counters(models)
-    yield from _histograms(models)
+    recent = [m.history.recent(m.clock(), RECENT) for m in models]
+    for name, (text, shown) in GAUGES.items():
+        gauge = GaugeMetricFamily(f"bitdial_{name}", text, labels=["model"])
+        for metrics, last in zip(models, recent, strict=True):
+            value = shown(metrics, last)
+            gauge.add_metric([metrics.model], float("nan") if value is None else value)
+        yield gauge
+    for name, (text, counted) in COUNTERS.items():
+        counter = CounterMetricFamily(f"bitdial_{name}", text, labels=["model"])
+        for metrics in models:
+            counter.add_metric([metrics.model], counted(metrics))
+        yield counter
+    for name, (label, text, table) in LABELLED.items():
+        counter = CounterMetricFamily(f"bitdial_{name}", text, labels=["model", label])
+        for metrics in models:
+            for key, count in table(metrics).items():
+                counter.add_metric([metrics.model, key], count)
+        yield counter
+    for name, (text, distribution) in HISTOGRAMS.items():
+        histogram = HistogramMetricFamily(f"bitdial_{name}", text, labels=["model"])
+        for metrics in models:
+            histogram.add_metric([metrics.model], *_buckets(distribution(metrics)))
+        yield histogram
 
 
-def _gauges(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
-    def gauge(name: str, text: str, values: Sequence[float | None]) -> Metric:
-        family = GaugeMetricFamily(f"bitdial_{name}", text, labels=["model"])
-        for metrics, value in zip(models, values, strict=True):
-            family.add_metric([metrics.model], float("nan") if value is None else value)
-        return family
-
-    recent: list[Recent] = [m.history.recent(m.clock(), RECENT) for m in models]
-    yield gauge(
-        "ratio",
-        "Share of the work that runs at low precision, as the dial is set now.",
-        [m.ratios[m.index] for m in models],
-    )
-    yield gauge("mean_ratio", "Mean ratio of the samples answered in the last minute.", [r.ratio for r in recent])
-    yield gauge(
-        "expected_accuracy",
-        "Accuracy (0 to 1) measured at the ratios at which the samples of the last minute were answered, mean over samples.",
-        [r.accuracy for r in recent],
-    )
-    yield gauge(
-        "slo_attainment",
-        "Share of the last minute's requests answered within their SLO; shed, expired and failed ones count as missed.",
-        [r.attainment for r in recent],
-    )
-    yield gauge("slo_seconds", "The server's latency bound.", [m.slo for m in models])
-    yield gauge("queue_depth", "Requests that wait.", [m.queue_depth for m in models])
-    yield gauge("queue_samples", "Samples that wait.", [m.queue_samples for m in models])
-    yield gauge(
-        "oldest_wait_seconds", "How long the oldest waiting request has waited.", [m.oldest_wait for m in models]
-    )
-    yield gauge("workers", "Workers that run.", [m.workers for m in models])
-    yield gauge(
-        "time_dilation",
-        "Seconds of the wall clock in one second of this model's figures: 1, unless its engine's time is modelled.",
-        [m.dilation for m in models],
-    )
-
-
-def _counters(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
-    def counter(name: str, text: str, values: Sequence[int]) -> Metric:
-        family = CounterMetricFamily(f"bitdial_{name}", text, labels=["model"])
-        for metrics, value in zip(models, values, strict=True):
-            family.add_metric([metrics.model], value)
-        return family
-
-    def counters(name: str, text: str, label: str, tables: Sequence[dict[str, int]]) -> Metric:
-        family = CounterMetricFamily(f"bitdial_{name}", text, labels=["model", label])
-        for metrics, table in zip(models, tables, strict=True):
-            for key, value in table.items():
-                family.add_metric([metrics.model, key], value)
-        return family
-
-    yield counter("arrivals", "Well-formed requests that came in.", [m.arrived_requests for m in models])
-    yield counter("arrived_samples", "Samples in the requests that came in.", [m.arrived_samples for m in models])
-    yield counters(
-        "requests",
-        "Requests by outcome: ok (in time), late, shed (refused), expired (dropped), failed (server's error), invalid (sender's "
-        "error), cancelled (sender left).",
-        "outcome",
-        [m.counts(m.outcomes) for m in models],
-    )
-    yield counter("slo_met", "Requests answered within their SLO.", [m.outcomes["ok"].count for m in models])
-    yield counters(
-        "samples", "Samples answered, by the ratio they ran at.", "ratio", [m.counts(m.samples_by_ratio) for m in models]
-    )
-    yield counters(
-        "batches", "Batches by the ratio they ran at.", "ratio", [m.counts(m.batches_by_ratio) for m in models]
-    )
-    yield counter("switches", "Changes of the ratio.", [m.switches for m in models])
-    yield counters(
-        "shed",
-        "Requests refused for lack of capacity, by reason.",
-        "reason",
-        [m.counts(m.shed_reasons) for m in models],
-    )
-    yield counter(
-        "expired",
-        "Requests dropped because their answer would have come too late.",
-        [m.outcomes["expired"].count for m in models],
-    )
-    yield counters(
-        "failures",
-        "Requests that failed by the server's fault, by reason.",
-        "reason",
-        [m.counts(m.failures) for m in models],
-    )
-    yield counter("worker_restarts", "Workers started anew after a crash or a hang.", [m.restarts for m in models])
-    yield counter(
-        "overruns",
-        "Batches whose arithmetic took longer than the modelled time; raise --dilation if there are many.",
-        [m.overruns for m in models],
-    )
-    yield counters("reloads", "Reloads of the model file, by result.", "result", [m.counts(m.reloads) for m in models])
-
-
-def _histograms(models: Sequence[ModelMetrics]) -> Iterator[Metric]:
-    def histogram(name: str, text: str, distributions: Sequence[Distribution]) -> Metric:
-        family = HistogramMetricFamily(f"bitdial_{name}", text, labels=["model"])
-        for metrics, distribution in zip(models, distributions, strict=True):
-            buckets: list[tuple[str, float]] = []
-            total, below = distribution.total, 0
-            for bound, count in zip((*distribution.bounds, float("inf")), list(distribution.counts), strict=True):
-                below += count
-                buckets.append((f"{bound}" if math.isfinite(bound) else "+Inf", below))
-            family.add_metric([metrics.model], buckets, total)
-        return family
-
-    yield histogram("batch_size_samples", "Samples in a batch.", [m.batch_samples for m in models])
-    yield histogram(
-        "queue_latency_seconds",
-        "Time that answered requests waited for their batch.",
-        [m.queue_latency for m in models],
-    )
-    yield histogram(
-        "compute_latency_seconds",
-        "Time inside the engine of the batch of answered requests.",
-        [m.compute_latency for m in models],
-    )
-    yield histogram(
-        "total_latency_seconds",
-        "Time from the arrival of answered requests to their answer.",
-        [m.total_latency for m in models],
-    )
+def _buckets(distribution: Distribution) -> tuple[list[tuple[str, float]], float]:
+    """(bound -> how many lie at or below it, sum)."""
+    total, below = distribution.total, 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip((*distribution.bounds, float("inf")), list(distribution.counts), strict=True):
+        below += count
+        buckets.append((f"{bound}" if math.isfinite(bound) else "+Inf", below))
+    return buckets, total

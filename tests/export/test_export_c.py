@@ -132,6 +132,15 @@ def test_export_c_some_layers_store_low_weights(programs: dict[str, Program], tm
     check_all(program, export_c(program, ratios=[2]), tmp_path / "fixed")
 
 
+def test_export_c_repeats_values(tmp_path: Path) -> None:
+    b = nets.Network(3, 8, 8)
+    one = b.pool("max_pool", b.conv("x", 8, 3), 8, 8)
+    wide = b.node("expand", [one], {"shape": [["N", 1], 8, 5, 4]})
+    program = nets.quantized(b.done(b.head(b.conv(wide, 8, 3))))
+    assert any(isinstance(step, Move) and step.operation == "expand" for step in program.instructions)
+    check_all(program, export_c(program), tmp_path)
+
+
 @pytest.mark.parametrize("target", ["avx512vnni", "avx2"])
 def test_export_c_widths_per_layer(target: str, tmp_path: Path) -> None:
     """What a target chooses: limits that differ by layer and are no powers of two, up to 127 and 63."""

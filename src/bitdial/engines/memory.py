@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.graph.ir import BatchDim, TensorType, Values
-from bitdial.quantization.instructions import Contract, Float, Move, SumPool, Window
+from bitdial.quantization.instructions import Contract, Float, SumPool, Window
 
 COPY_AXES = 5  # loops of a copy step, the samples' not counted
 Offsets = npt.NDArray[np.int64]
@@ -100,15 +100,6 @@ def plane_window(window: Window) -> Window:
     if len(window.kernel) != 2:
         raise Unsupported("pooling over one or three axes")
     return window
-
-
-def moved_index(step: Move, graph: Values) -> tuple[Offsets, list[int], list[int]]:
-    """(index of the source element per target element, -1 where it pads; shapes of one sample of input and result)."""
-    in_shape, out_shape = sample_shape(graph.types[step.inputs[0]]), sample_shape(graph.types[step.name])
-    source = step.index_map(tuple(in_shape))
-    if source is None or list(source.shape[1:]) != out_shape:
-        raise Unsupported(f"this {step.operation} moves values between samples, or has no compiled form")
-    return source.reshape(-1), in_shape, out_shape
 
 
 def offsets_of(buffer: Buffer) -> Offsets:

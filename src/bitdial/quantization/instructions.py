@@ -40,7 +40,6 @@ from bitdial.quantization.layer import QuantizedLayer
 from bitdial.quantization.weights import check_low_weight
 
 INFINITY = math.inf
-Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,11 +362,6 @@ class Move(Instruction):
         if self.node.op == "pad" and self.node.attrs.get("value", 0.0) != 0:
             raise self.broken("it pads with something other than 0")
 
-    def index_map(self, shape: tuple[int, ...]) -> Index | None:
-        """int64 [1, ...]: for one sample, the flat index into an input of `shape` (batch left out) of every element of the
-        result; -1 where it pads. None where values move between samples, or the operator has no such map."""
-        return moved(self.node, np.arange(math.prod(shape)).reshape(1, *shape))
-
 
 @dataclass(frozen=True, eq=False)
 class Float(Instruction):
@@ -411,38 +405,3 @@ def _is_activation(value: dict[str, Any]) -> bool:
     return value.keys() == {"kind", "lo", "hi"} and value["kind"] == "clamp" and all(
         isinstance(v, (int, float)) and v == v for v in limits
     )  # fmt: skip
-
-
-def moved(node: Node, index: Index) -> Index | None:
-    """What a movement operator does to an array of indices of one sample ([1, ...]); -1 where it pads. None: not known."""
-    a = node.attrs
-    if node.op == "reshape":
-        return index.reshape(1, -1) if len(a["shape"]) == 0 else _reshaped(index, a["shape"])
-    if node.op == "permute":
-        return np.transpose(index, a["axes"]) if int(a["axes"][0]) == 0 else None
-    axes = [int(v) % index.ndim for v in a.get("axes", [a.get("axis", 0)])]
-    if node.op in ("slice", "select", "gather", "roll") and 0 in axes:
-        return None
-    if node.op == "slice":
-        cut = [slice(None)] * index.ndim
-        cut[axes[0]] = slice(int(a["start"]), int(a["stop"]), int(a["step"]))
-        return index[tuple(cut)]
-    if node.op == "select":
-        chosen: Index = np.take(index, int(a["index"]), axis=axes[0])
-        return chosen
-    if node.op == "gather":
-        return np.take(index, np.asarray(a["indices"]), axis=axes[0])
-    if node.op == "roll":
-        return np.roll(index, a["shifts"], axis=axes)
-    if node.op == "pad" and float(a["value"]) == 0.0 and list(a["pads"][0]) == [0, 0]:
-        return np.pad(index, a["pads"], constant_values=-1)
-    return None
-
-
-def _reshaped(index: Index, shape: list[Any]) -> Index | None:
-    first = shape[0]
-    if not (isinstance(first, (list, tuple)) and first[0] == "N" and int(first[1]) == 1):
-        return None
-    if any(isinstance(d, (list, tuple)) for d in shape[1:]):
-        return None
-    return index.reshape(1, *[int(d) for d in shape[1:]])

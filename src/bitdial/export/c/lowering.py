@@ -10,6 +10,7 @@ import numpy as np
 
 from bitdial.engines import memory
 from bitdial.engines.memory import Buffer, Unsupported
+from bitdial.engines.views import check_samples_stay, unit_index
 from bitdial.errors import ExportError
 from bitdial.export.c import weights
 from bitdial.export.c.literals import float_literal
@@ -434,7 +435,10 @@ def _move(c: Lowering, step: Move) -> Step | None:
     x, y = c.eight(step.inputs[0]), c.buffer(step.name)
     if x.signed != y.signed:
         raise Unsupported("its result is encoded otherwise than its input")
-    flat, in_shape, out_shape = memory.moved_index(step, c.program)
+    types = c.program.types[step.inputs[0]], c.program.types[step.name]
+    check_samples_stay(step.node, *types)
+    in_shape, out_shape = (memory.sample_shape(type_) for type_ in types)
+    flat, _ = unit_index([1, *in_shape], [step.node], whole=False)
     start, end = memory.offsets_of(x), memory.offsets_of(y)
     origin = np.full(y.count, -1, np.int64)
     keep = flat >= 0

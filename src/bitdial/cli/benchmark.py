@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from bitdial.cli import files, machine, options, reading
 from bitdial.cli.configs import command
 from bitdial.cli.options import option
-from bitdial.cli.terminal import Terminal, percent, plain, ratio_name
+from bitdial.cli.terminal import Terminal, percent, ratio_name
 from bitdial.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -80,6 +79,8 @@ def benchmark(
     from bitdial.artifact import load_program
     from bitdial.benchmarking.latency import measure_latency
     from bitdial.benchmarking.timing import Plan
+    from bitdial.report.latency import latency_chart
+    from bitdial.report.latency_page import render_latency_html
 
     plan = Plan(repeats=repeats, seed=seed, budget=budget)
     name = choose_engine(engine, terminal)
@@ -100,7 +101,10 @@ def benchmark(
         "settings": {"repeats": repeats, "seed": seed, "budget_seconds": budget, "inputs": "random"},
         "rows": [row.as_json() for row in rows],
     }
-    written = write_outputs(content, output, plot, html, lambda: latency_report(model.stem, name, here, rows))
+    report = latency_report(model.stem, name, here, rows)
+    written = files.write_made(
+        (output, lambda: content), (plot, lambda: latency_chart(report)), (html, lambda: render_latency_html(report))
+    )
     _print(terminal, model.name, name, here, rows)
     for path in written:
         terminal.say(f"wrote {path}")
@@ -210,33 +214,6 @@ def machine_line(engine: str, here: dict[str, Any], rows: Sequence[LatencyRow]) 
     threads = sorted({row.threads for row in rows})
     counted = f"{', '.join(map(str, threads))} thread{'' if threads == [1] else 's'}"
     return ", ".join(part for part in (here["cpu"], f"engine {engine}", isas, counted) if part)
-
-
-def write_outputs(
-    content: dict[str, Any],
-    output: Path | None,
-    plot: Path | None,
-    html: Path | None,
-    make_report: Any,
-) -> list[Path]:
-    """Draw everything, then write all files or none; returns them. Raises OutputError, ConfigError."""
-    from bitdial.report.writing import write_files
-
-    contents: dict[Path, bytes] = {}
-    if output is not None:
-        contents[output] = (json.dumps(plain(content), allow_nan=False, indent=1) + "\n").encode()
-    if plot is not None or html is not None:
-        report = make_report()
-        if plot is not None:
-            from bitdial.report.drawing import plot_for
-            from bitdial.report.latency import latency_chart
-
-            contents[plot] = plot_for(latency_chart(report), plot)
-        if html is not None:
-            from bitdial.report.latency_page import render_latency_html
-
-            contents[html] = render_latency_html(report).encode()
-    return write_files(contents)
 
 
 def _note_what_differs(

@@ -103,9 +103,7 @@ def deploy(
     from bitdial.serving.server.config import model_arguments, read_key_file
 
     if detach and address is None:
-        raise ConfigError(
-            "--detach needs the --address of a cluster: one that is started here ends with this command"
-        )
+        raise ConfigError("--detach needs the --address of a cluster: one that is started here ends with this command")
     entry: dict[str, Any] = {**model_arguments([str(model)])[0], **dial, **engine}
     for key in ("path", "table"):
         if key in entry:

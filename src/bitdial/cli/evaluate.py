@@ -56,13 +56,7 @@ def evaluate(
     with terminal.progress() as progress:
         rows = measure_curve(quantized, Batches(used, batch_size), chosen, progress)
     seconds = time.perf_counter() - started
-    print_curve(
-        terminal,
-        rows,
-        [],
-        program.ratios[0],
-        f"{model.name} on {len(used)} images of {record['data']}",
-    )
+    print_curve(terminal, rows, [], program.ratios[0], f"{model.name} on {len(used)} images of {record['data']}")
     terminal.say(f"{len(used)} of {record['of']} {split} images, engine {engine}, {duration(seconds)}")
     terminal.emit(
         {

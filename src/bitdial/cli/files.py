@@ -1,11 +1,15 @@
-"""Checks of output places before long work begins."""
+"""Files that a command writes: their places are checked before long work begins, and at its end all are written or none."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from bitdial.cli.terminal import plain
 from bitdial.errors import ConfigError, OutputError
 from bitdial.files import remedy
 
@@ -35,6 +39,24 @@ def check_outputs(**outputs: Path | None) -> None:
 
             check_plot_path(path, option)
         check_output(path, force=option in _DRAWN or path.suffix.lower() in _REPLACED.get(option, ()), option=option)
+
+
+def write_made(*outputs: tuple[Path | None, Callable[[], Any]]) -> list[Path]:
+    """Make what was asked for (a path, and what makes its text, bytes, picture or JSON-able object), then write all files or
+    none; returns them. Raises OutputError, ConfigError."""
+    from bitdial.report.drawing import Chart, plot_for
+    from bitdial.report.writing import write_files
+
+    contents: dict[Path, bytes] = {}
+    for path, make in outputs:
+        if path is not None:
+            made = make()
+            if isinstance(made, Chart):
+                made = plot_for(made, path)
+            elif isinstance(made, Mapping):
+                made = json.dumps(plain(made), allow_nan=False, indent=1) + "\n"
+            contents[path] = made.encode() if isinstance(made, str) else made
+    return write_files(contents)
 
 
 def check_folder(folder: Path, option: str) -> None:

@@ -159,9 +159,7 @@ def finetune(
         for part in (train, test):
             if part is not None:
                 check_classes(program, part)
-    work = Work(
-        terminal, model, weights, config, settings, given, output, program, start.name if start else "", stored
-    )
+    work = Work(terminal, model, weights, config, settings, given, output, program, start.name if start else "", stored)
     if not resume:
         work.forget()
     prepared, before = work.begin(network, parts)
@@ -259,16 +257,9 @@ def _write_reports(program: Program, output: Path, report: Path | None, plot: Pa
     """The page and the picture, of the model as written."""
     if report is None and plot is None:
         return []
-    from bitdial.report.drawing import plot_for
     from bitdial.report.finetuning import finetuning_report
     from bitdial.report.finetuning_page import finetuning_chart, render_finetuning_html
-    from bitdial.report.writing import write_files
 
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     content = finetuning_report(program, output.stem, created)
-    contents: dict[Path, bytes] = {}
-    if report is not None:
-        contents[report] = render_finetuning_html(content).encode()
-    if plot is not None:
-        contents[plot] = plot_for(finetuning_chart(content), plot)
-    return write_files(contents)
+    return files.write_made((report, lambda: render_finetuning_html(content)), (plot, lambda: finetuning_chart(content)))

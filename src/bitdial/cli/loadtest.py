@@ -86,7 +86,9 @@ def loadtest(
         raise ConfigError(f"'{target[2]}' is one argument too many: a load test takes URL and MODEL")
     files.check_outputs(output=output, html=html, png=png)
     from bitdial.cli.arrivals import Arrivals, make_schedule
-    from bitdial.loadtest import LoadPlan, parse_url, read_labelled, run_load
+    from bitdial.loadtest import LoadPlan, parse_url, read_labelled, result_json, run_load
+    from bitdial.report.loadtest import load_report
+    from bitdial.report.loadtest_page import load_chart, render_load_html
 
     schedule = make_schedule(Arrivals(**arrivals), requests.get("seed", 0))
     plan = LoadPlan(**requests, schedule=schedule)
@@ -95,8 +97,10 @@ def loadtest(
     terminal.note(f"{len(schedule.times):,} requests in {schedule.seconds:.6g} s ({schedule.text}) to {place.url}")
     with _progress(terminal) as observer:
         result = run_load(place, target[1] if len(target) > 1 else named, plan, data=labelled, observer=observer)
-    report = _report([result], None, plan.title)
-    written = _write(report, result, output, html, png)
+    report = load_report([result], None, plan.title or "")
+    written = files.write_made(
+        (output, lambda: result_json(result)), (html, lambda: render_load_html(report)), (png, lambda: load_chart(report))
+    )
     _print(terminal, report)
     for path in written:
         terminal.say(f"wrote {path}")
@@ -121,39 +125,14 @@ def read_key(path: Path | None) -> str | None:
     return key
 
 
-def _report(results: list[Result], names: list[str] | None, title: str | None) -> LoadReport:
-    from bitdial.report.loadtest import load_report
-
-    return load_report(results, names, title or "")
-
-
-def _write(report: LoadReport, result: Result | None, output: Path | None, html: Path | None, png: Path | None) -> list[Path]:
-    """Draw everything, then write all files or none."""
-    from bitdial.report.writing import write_files
-
-    contents: dict[Path, bytes] = {}
-    if output is not None and result is not None:
-        from bitdial.loadtest import result_json
-
-        contents[output] = result_json(result)
-    if html is not None:
-        from bitdial.report.loadtest_page import render_load_html
-
-        contents[html] = render_load_html(report).encode()
-    if png is not None:
-        from bitdial.report.drawing import plot_for
-        from bitdial.report.loadtest_page import load_chart
-
-        contents[png] = plot_for(load_chart(report), png)
-    return write_files(contents)
-
-
 def _compare(terminal: Terminal, paths: list[Path], title: str | None, html: Path | None, png: Path | None) -> None:
     from bitdial.loadtest import read_result, summarize
+    from bitdial.report.loadtest import load_report
+    from bitdial.report.loadtest_page import load_chart, render_load_html
 
     results = [read_result(path) for path in paths]
-    report = _report(results, [r.title or p.stem for r, p in zip(results, paths, strict=True)], title)
-    written = _write(report, None, None, html, png)
+    report = load_report(results, [r.title or p.stem for r, p in zip(results, paths, strict=True)], title or "")
+    written = files.write_made((html, lambda: render_load_html(report)), (png, lambda: load_chart(report)))
     _print(terminal, report)
     for path in written:
         terminal.say(f"wrote {path}")

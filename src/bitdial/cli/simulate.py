@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from bitdial.cli import files, options
 from bitdial.cli.configs import Given, command, options_of
 from bitdial.cli.options import option
-from bitdial.cli.simulate_work import Work, replay_decisions, write_outputs
+from bitdial.cli.simulate_work import Work, replay_decisions
 from bitdial.cli.terminal import Terminal, count_name, duration, ratio_name
 from bitdial.errors import ConfigError, DataError
 
@@ -113,9 +114,7 @@ def simulate(
     from bitdial.simulation import Fleet, Load, Noise, Sizing
 
     times = read_table(table, max_batch or max(samples, 1 if samples > 1 else 32), terminal, engine)
-    settings = make_options(
-        **dial, max_batch=max_batch or (samples if samples > 1 else times.batches[-1])
-    ).settings()
+    settings = make_options(**dial, max_batch=max_batch or (samples if samples > 1 else times.batches[-1])).settings()
     automatic = replicas.strip() == "auto"
     fleet = Fleet(**servers, replicas=1 if automatic else parse_replicas(replicas))
     spread = Noise(**noise)
@@ -156,9 +155,11 @@ def simulate(
         content["rows"] = [row.as_json() for row in rows]
         content["window_seconds"] = window
         content["series"] = work.series(rows, window)
-    written = write_outputs(
-        content, output, plot, lambda: work.picture(rows, window, table.stem, played.text), save_schedule,
-        work.script(rows) if save_schedule is not None else None,
+    from bitdial.report.simulation import simulation_chart
+
+    written = files.write_made(
+        (plot, lambda: simulation_chart(work.picture(rows, window, table.stem, played.text))),
+        (output, lambda: content), (save_schedule, lambda: json.dumps(work.script(rows))),
     )  # fmt: skip
     for path in written:
         terminal.say(f"wrote {path}")

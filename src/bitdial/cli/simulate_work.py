@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json as json_text
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bitdial.cli.terminal import Terminal, count_name, percent, plain, ratio_name
+from bitdial.cli.terminal import Terminal, count_name, percent, ratio_name
 from bitdial.errors import ConfigError, DataError, OutputError
 from bitdial.files import remedy
 
@@ -185,30 +184,6 @@ class Work:
             for i in dict.fromkeys((ratios[0], ratios[-1]))
         }
         return SimulationReport(f"{title}  ·  {told}", window, self.settings.slo, dict(series), capacities)
-
-
-def write_outputs(
-    content: dict[str, Any],
-    output: Path | None,
-    plot: Path | None,
-    make_picture: Callable[[], SimulationReport],
-    schedule_path: Path | None,
-    schedule: dict[str, Any] | None,
-) -> list[Path]:
-    """Draw the picture, then write all files or none; returns them. Raises OutputError, ConfigError."""
-    from bitdial.report.writing import write_files
-
-    contents: dict[Path, bytes] = {}
-    if plot is not None:
-        from bitdial.report.drawing import plot_for
-        from bitdial.report.simulation import simulation_chart
-
-        contents[plot] = plot_for(simulation_chart(make_picture()), plot)
-    if output is not None:
-        contents[output] = (json_text.dumps(plain(content), allow_nan=False, indent=1) + "\n").encode()
-    if schedule_path is not None and schedule is not None:
-        contents[schedule_path] = json_text.dumps(schedule).encode()
-    return write_files(contents)
 
 
 def replay_decisions(terminal: Terminal, path: Path) -> None:

@@ -18,15 +18,7 @@ from bitdial.layout.labels import FROZEN, Ids, Labels
 from bitdial.layout.pads import lift_pads
 from bitdial.layout.propagate import BATCH, Follower, Propagation, SoftRead, concrete, propagate
 from bitdial.layout.rules import flat_ids
-from bitdial.layout.segments import (
-    Order,
-    Rows,
-    Segments,
-    apply_segments,
-    components,
-    find_segments,
-    sort_segments,
-)
+from bitdial.layout.segments import Order, Rows, Segments, apply_segments, components, find_segments, sort_segments
 
 Ranges = Mapping[str, npt.NDArray[np.float64]]
 SMALLEST = 2.0**-8  # of the widest channel; narrower ones count as this narrow, so that dead channels do not dominate

@@ -249,12 +249,16 @@ def mean(run: Run, node: Node) -> Labels:
     return x
 
 
-def reshape(run: Run, node: Node) -> Labels:
-    result = lb.reshape(run.value(node.inputs[0]), run.shape(node.name))
+def moved(run: Run, node: Node, result: Labels | None, does: str) -> Labels:
+    """The labels of values that change places. None: what the operator `does` it does across channels."""
     if result is None:
-        return run.give_up(node, f"'{node.name}' reshapes across channels", node.inputs[:1])
+        return run.give_up(node, f"'{node.name}' {does} across channels", node.inputs[:1])
     run.flow(node, node.inputs[0], node.name)
     return result
+
+
+def reshape(run: Run, node: Node) -> Labels:
+    return moved(run, node, lb.reshape(run.value(node.inputs[0]), run.shape(node.name)), "reshapes")
 
 
 def permute(run: Run, node: Node) -> Labels:
@@ -263,49 +267,34 @@ def permute(run: Run, node: Node) -> Labels:
 
 
 def expand(run: Run, node: Node) -> Labels:
-    result = lb.expand(run.value(node.inputs[0]), run.shape(node.name))
-    if result is None:
-        return run.give_up(node, f"'{node.name}' expands across channels", node.inputs[:1])
-    run.flow(node, node.inputs[0], node.name)
-    return result
+    return moved(run, node, lb.expand(run.value(node.inputs[0]), run.shape(node.name)), "expands")
 
 
-def _take(run: Run, node: Node, x: Labels, axis: int, indices: Ids, zero_fill: bool = True) -> Labels | None:
+def _take(run: Run, node: Node, axis: int, indices: Ids, does: str) -> Labels:
     """Pick positions of an axis. A single position of the moving axis is frozen: nothing is left to move along."""
+    x = run.value(node.inputs[0])
     if len(indices) == 1 and x.moving_axis == axis:
-        if x.axes[axis] == (x.sizes[x.moving or 0],):
-            picked = x.ids.take(indices, axis=x.moving)
-            run.state.freeze(picked, f"'{node.name}' picks one channel")
-            return run.unlabelled(node)
-        return None
-    result = lb.take(x, axis, indices, zero_fill=zero_fill)
-    if result is not None:
-        run.flow(node, node.inputs[0], node.name)
-    return result
+        if x.axes[axis] != (x.sizes[x.moving or 0],):
+            return moved(run, node, None, does)
+        run.state.freeze(x.ids.take(indices, axis=x.moving), f"'{node.name}' picks one channel")
+        return run.unlabelled(node)
+    return moved(run, node, lb.take(x, axis, indices, zero_fill=True), does)
 
 
 def slice_(run: Run, node: Node) -> Labels:
     a = node.attrs
-    x = run.value(node.inputs[0])
-    result = _take(run, node, x, a["axis"], np.arange(x.shape[a["axis"]])[a["start"] : a["stop"] : a["step"]])
-    return result if result is not None else run.give_up(node, f"'{node.name}' slices across channels", node.inputs[:1])
+    places = np.arange(run.shape(node.inputs[0])[a["axis"]])
+    return _take(run, node, a["axis"], places[a["start"] : a["stop"] : a["step"]], "slices")
 
 
 def select(run: Run, node: Node) -> Labels:
     axis = node.attrs["axis"]
-    x = run.value(node.inputs[0])
-    result = _take(run, node, x, axis, np.array([node.attrs["index"]]))
-    if result is None:
-        return run.give_up(node, f"'{node.name}' picks across channels", node.inputs[:1])
+    result = _take(run, node, axis, np.array([node.attrs["index"]]), "picks")
     return lb.drop_axis(result, axis) if result.moving is not None else result
 
 
 def gather(run: Run, node: Node) -> Labels:
-    x = run.value(node.inputs[0])
-    result = _take(run, node, x, node.attrs["axis"], np.asarray(node.attrs["indices"], np.int64))
-    return (
-        result if result is not None else run.give_up(node, f"'{node.name}' gathers across channels", node.inputs[:1])
-    )
+    return _take(run, node, node.attrs["axis"], np.asarray(node.attrs["indices"], np.int64), "gathers")
 
 
 def roll(run: Run, node: Node) -> Labels:
@@ -314,10 +303,7 @@ def roll(run: Run, node: Node) -> Labels:
     for shift, axis in zip(node.attrs["shifts"], node.attrs["axes"], strict=True):
         if result is not None and x.shape[axis] > 1:
             result = lb.take(result, axis, np.roll(np.arange(x.shape[axis]), shift))
-    if result is None:
-        return run.give_up(node, f"'{node.name}' rolls across channels", node.inputs[:1])
-    run.flow(node, node.inputs[0], node.name)
-    return result
+    return moved(run, node, result, "rolls")
 
 
 def pad(run: Run, node: Node) -> Labels:
@@ -327,10 +313,7 @@ def pad(run: Run, node: Node) -> Labels:
         if result is not None and (before or after):
             indices = np.concatenate([np.full(before, -1), np.arange(x.shape[axis]), np.full(after, -1)])
             result = lb.take(result, axis, indices, zero_fill=node.attrs.get("value", 0.0) == 0.0)
-    if result is None:
-        return run.give_up(node, f"'{node.name}' pads across channels", node.inputs[:1])
-    run.flow(node, node.inputs[0], node.name)
-    return result
+    return moved(run, node, result, "pads")
 
 
 def concat(run: Run, node: Node) -> Labels:

@@ -198,43 +198,29 @@ def split_positions(labels: Labels, test_count: int | float, seed: int) -> tuple
 
 
 def _load_path(path: Path, split: Split, settings: Preprocessing, seed: int, cache_dir: Path | None) -> ImageSet:
+    places: dict[str, tuple[Path, str] | None] = {}
+    remedy = f"add a folder {split}/ to it"
     if path.is_dir():
-        places = {name: _split_place(path, name) for name in ("train", "test")}
-        if any(places.values()):
-            if split == "all":
-                return _concatenate(
-                    path, [_whole(p, "", settings, cache_dir) for p in places.values() if p is not None]
-                )
-            place = places[split]
-            if place is None:
-                raise DataError(
-                    f"{path} has no {split} part beside the other; add a folder {split}/, {split}.zip or {split}.npz"
-                )
-            return _whole(place, "", settings, cache_dir)
-        if not any(path.iterdir()):
-            raise DataError(f"folder {path} is empty; put pictures at CLASS/NAME.jpg inside, or train/ and test/")
+        places = {name: _split_place(path, name) for name in _SPLIT_FOLDERS}
+        remedy = f"add a folder {split}/, {split}.zip or {split}.npz"
     elif path.suffix.lower() == ".zip":
         tops = zip_top_folders(path)
-        inner = {name: next((n for n in names if n in tops), None) for name, names in _SPLIT_FOLDERS.items()}
-        if any(inner.values()):
-            if split == "all":
-                return _concatenate(
-                    path, [_whole(path, n, settings, cache_dir) for n in inner.values() if n is not None]
-                )
-            chosen = inner[split]
-            if chosen is None:
-                raise DataError(f"{path} has no {split} part beside the other one; add a folder {split}/ to it")
-            return _whole(path, chosen, settings, cache_dir)
-    everything = _whole(path, "", settings, cache_dir)
-    return _part(everything, split, seed)
+        for name, names in _SPLIT_FOLDERS.items():
+            places[name] = next(((path, n) for n in names if n in tops), None)
+    if found := [place for place in places.values() if place is not None]:
+        if split == "all":
+            return _concatenate(path, [_whole(*place, settings, cache_dir) for place in found])
+        if (place := places[split]) is None:
+            raise DataError(f"{path} has no {split} part beside the other; {remedy}")
+        return _whole(*place, settings, cache_dir)
+    if path.is_dir() and not any(path.iterdir()):
+        raise DataError(f"folder {path} is empty; put pictures at CLASS/NAME.jpg inside, or train/ and test/")
+    return _part(_whole(path, "", settings, cache_dir), split, seed)
 
 
-def _split_place(path: Path, split: str) -> Path | None:
-    for name in _SPLIT_FOLDERS[split]:
-        for candidate in (path / name, path / f"{name}.zip", path / f"{name}.npz"):
-            if candidate.exists():
-                return candidate
-    return None
+def _split_place(path: Path, split: str) -> tuple[Path, str] | None:
+    names = [end for name in _SPLIT_FOLDERS[split] for end in (name, f"{name}.zip", f"{name}.npz")]
+    return next(((path / name, "") for name in names if (path / name).exists()), None)
 
 
 def _whole(path: Path, inner: str, settings: Preprocessing, cache_dir: Path | None) -> ImageSet:

@@ -102,9 +102,7 @@ def _decode_length(item: Any, program: Program, stock: Tensors, where: str) -> t
     return length, shorter
 
 
-def _decode_instructions(
-    items: list[Any], stock: Tensors, where: str
-) -> tuple[list[Instruction], list[LayerHead]]:
+def _decode_instructions(items: list[Any], stock: Tensors, where: str) -> tuple[list[Instruction], list[LayerHead]]:
     """The instructions, whose layers have no arrays yet, and what is known of these layers, in the same order."""
     luts = stock.take("scalars/luts", np.uint8, None).reshape(-1)
     used = 0
@@ -150,9 +148,7 @@ def _fill_layers(
             outputs % layer.conv_groups or not 1 <= n_groups <= channels or head.columns != outputs
         ):
             raise ArtifactError(f"{here}: groups or bias do not fit the weight shape; get a sound copy of the file")
-        if n_groups % layer.conv_groups or (
-            shape is None and (n_groups or head.columns > 1 or layer.conv_groups != 1)
-        ):
+        if n_groups % layer.conv_groups or (shape is None and (n_groups or head.columns > 1 or layer.conv_groups != 1)):
             raise ArtifactError(f"{here}: groups do not fit the layer; get a sound copy of the file")
         outlines.append(
             Outline(

@@ -75,9 +75,7 @@ def layer_to_json(layer: QuantizedLayer, packed: bool, plane: bool) -> dict[str,
     }
 
 
-def instruction_from_json(
-    item: Any, where: str, table: Callable[[str], Array]
-) -> tuple[Instruction, LayerHead | None]:
+def instruction_from_json(item: Any, where: str, table: Callable[[str], Array]) -> tuple[Instruction, LayerHead | None]:
     """Undo `instruction_to_json`; nothing but types is checked yet. table: gives the next 256 entries as a dtype.
 
     Raises ArtifactError.

@@ -26,14 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitdial.artifact.packing import (
-    deflate,
-    inflate,
-    pack_ints,
-    pack_nibbles,
-    unpack_ints,
-    unpack_nibbles,
-)
+from bitdial.artifact.packing import deflate, inflate, pack_ints, pack_nibbles, unpack_ints, unpack_nibbles
 from bitdial.errors import ArtifactError
 from bitdial.quantization.program import QuantizedLayer
 

@@ -192,9 +192,7 @@ def _layers(program: Program, engine: str) -> list[LayerInfo]:
     return result
 
 
-def _integer_layer(
-    program: Program, step: Contract | MatMul, stored: Sequence[float] | None, engine: str
-) -> LayerInfo:
+def _integer_layer(program: Program, step: Contract | MatMul, stored: Sequence[float] | None, engine: str) -> LayerInfo:
     layer, signed = step.layer, program.qparams[step.inputs[0]].signed
     channels = int(layer.group_bounds[-1])
     known = layer.n_groups > 0 and stored is not None and len(stored) == channels

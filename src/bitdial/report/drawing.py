@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 FORMATS = {".png": "png", ".svg": "svg"}
 DPI = 160
 SMALL = 8.0  # points; of remarks and names beside lines
-DASHES: tuple[tuple[float, tuple[float, ...]], ...] = (
-    (0, (5, 3)),
-    (0, (1.5, 2.5)),
-    (0, (6, 2, 2, 2)),
-    (0, (3, 1.5)),
-)
+DASHES: tuple[tuple[float, tuple[float, ...]], ...] = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (6, 2, 2, 2)), (0, (3, 1.5)))
 MARKERS = ("o", "s", "D", "^", "P", "v")
 
 # Names come from models and may hold "$": nothing in them is mathematics. Text stays text in an SVG, and its identifiers

@@ -302,9 +302,7 @@ def _lookup(c: Lowering, step: Lookup) -> Step:
         values = np.roll(values, -128)  # indexed by the stored byte
     constant = Constant("table", (values & 255).astype(np.uint8))
     call = f"fq_table({{x}}, {{y}}, {x.count}, {{table}});"
-    return _step(
-        step, call, _one(step), "table", constants=[constant], overlays=[step.inputs[0]]
-    )
+    return _step(step, call, _one(step), "table", constants=[constant], overlays=[step.inputs[0]])
 
 
 def _two(c: Lowering, step: Add | Mul) -> Step:

@@ -85,9 +85,7 @@ def to_onnx(
         written = HANDLERS[type(step)](w, step)
         assert written == step.name
     outputs = [_output(w, value, position) for position, value in enumerate(program.outputs)]
-    inputs = [
-        builder.value_info(v, data_type(program.types[v].dtype), w.onnx_shape(v)) for v in program.inputs
-    ]
+    inputs = [builder.value_info(v, data_type(program.types[v].dtype), w.onnx_shape(v)) for v in program.inputs]
     metadata = {
         "bitdial_version": __version__,
         "bitdial_ratio": repr(float(program.ratios[index])),

@@ -64,9 +64,7 @@ class LayerwiseConfig(BaseConfig):
         "samples",
         description="Means are restored from the float run's samples; from two runs more, layer by layer; or not at all.",
     )
-    ignored: tuple[str, ...] = setting(
-        (), "Layers left in float32 and out of the plan (repeatable).", "PATTERN", _PLAN
-    )
+    ignored: tuple[str, ...] = setting((), "Layers left in float32 and out of the plan (repeatable).", "PATTERN", _PLAN)
     dial: bool = setting(
         False,
         "Keep ratio 0 (low layers at 8 bits) beside 100 %, the plan; low weights then take 8 bits in the file.",

@@ -91,9 +91,7 @@ def metric_values(layer: LayerEvidence, metric: str, sqnr_change: str = "local")
     return {p: measured * layer.operand_noise(p) / here for p in layer.precisions}
 
 
-def layer_losses(
-    layers: Sequence[LayerEvidence], metrics: Sequence[str], sqnr_change: str = "local"
-) -> Losses:
+def layer_losses(layers: Sequence[LayerEvidence], metrics: Sequence[str], sqnr_change: str = "local") -> Losses:
     """Layer -> precision -> loss: the mean of the metrics, each divided by its sum over the layers at their lowest precision.
 
     A metric that is 0 everywhere says nothing and is left out. Linear in the number of layers. Raises SelectionError for no

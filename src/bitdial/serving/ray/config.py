@@ -43,9 +43,7 @@ class DeployConfig(ServerConfig):
         "SHARE", _REPLICAS, read="share", gt=0, le=1,
     )  # fmt: skip
     up_delay: NotNegative = setting(15.0, "Add replicas when they were needed for so long.", "SECONDS", _REPLICAS)
-    down_delay: NotNegative = setting(
-        300.0, "Take some away when fewer were enough for so long.", "SECONDS", _REPLICAS
-    )
+    down_delay: NotNegative = setting(300.0, "Take some away when fewer were enough for so long.", "SECONDS", _REPLICAS)
     hysteresis: float = setting(
         0.2, "And only if fewer would do with so much more work.", "SHARE", _REPLICAS, read="share", ge=0, le=10
     )

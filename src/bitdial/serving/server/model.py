@@ -17,15 +17,7 @@ import numpy.typing as npt
 from bitdial.errors import BitdialError, ConfigError, InputError
 from bitdial.processor import usable_cores
 from bitdial.serving.control import Batch, Request, Scheduler, ServiceTable, Settings, make_policy
-from bitdial.serving.errors import (
-    BadRequest,
-    ComputeFailed,
-    Expired,
-    LoadFailed,
-    NotReady,
-    Overloaded,
-    ServingError,
-)
+from bitdial.serving.errors import BadRequest, ComputeFailed, Expired, LoadFailed, NotReady, Overloaded, ServingError
 from bitdial.serving.metrics import ModelMetrics
 from bitdial.serving.protocol.request import RequestReader
 from bitdial.serving.server.exchange import carry_over, prepare_version

@@ -38,6 +38,11 @@ class SelectionError(BitdialError, ValueError):
 class ArtifactError(BitdialError):
     """A .bitdial file is truncated, tampered with, of an unknown version, or otherwise unreadable."""
 
+    @classmethod
+    def damaged(cls, where: str, problem: str) -> ArtifactError:
+        """Of what no program would have written there."""
+        return cls(f"{where}: {problem}; get a sound copy of the file")
+
 
 class ArtifactVersionError(ArtifactError):
     """A .bitdial file was written by a newer bitdial."""

@@ -187,4 +187,4 @@ def _is_dim(dim: Dim) -> bool:
 
 
 def _broken(where: str, problem: str) -> ArtifactError:
-    return ArtifactError(f"{where}: {problem}; get a sound copy of the file, or quantize and save the model again")
+    return ArtifactError(f"{ArtifactError.damaged(where, problem)}, or quantize and save the model again")

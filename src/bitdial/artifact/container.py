@@ -143,7 +143,7 @@ def read_header(stream: BinaryIO, where: str) -> Header:
 
 
 def _entry(value: Any, where: str) -> Entry:
-    broken = ArtifactError(f"{where}: malformed entry in the header; get a sound copy of the file")
+    broken = ArtifactError.damaged(where, "malformed entry in the header")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise broken
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -174,7 +174,5 @@ def read_tensor(stream: BinaryIO, header: Header, name: str, where: str) -> tupl
             raise ArtifactError(f"{where}: the file ends within tensor '{name:.80}'; copy or save it again")
         filled += count
     if entry.dtype == "BOOL" and buffer and max(buffer) > 1:
-        raise ArtifactError(
-            f"{where}: tensor '{name:.80}' holds bytes that are no booleans; get a sound copy of the file"
-        )
+        raise ArtifactError.damaged(where, f"tensor '{name:.80}' holds bytes that are no booleans")
     return np.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(entry.shape), digest(buffer)

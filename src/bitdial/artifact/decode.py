@@ -38,7 +38,7 @@ def decode_program(manifest: dict[str, Any], tensors: dict[str, Array], file_siz
     constants: dict[str, Array] = {}
     for name in fields.strings("constants"):
         if name in constants:
-            raise ArtifactError(f"{where}: constant '{name:.80}' is named twice; get a sound copy of the file")
+            raise ArtifactError.damaged(where, f"constant '{name:.80}' is named twice")
         constants[name] = stock.take(f"constants/{name}", None, None)
     encodings = _pairs(fields, "qparams", bool)
     scales = stock.take("scalars/qparam_scale", np.float64, (len(encodings),))
@@ -63,13 +63,13 @@ def decode_program(manifest: dict[str, Any], tensors: dict[str, Array], file_siz
     for item in fields.optional_rows("lengths") or []:
         length, shorter = _decode_length(item, program, stock, where)
         if length in program.lengths:
-            raise ArtifactError(f"{where}: length {length} is there twice; get a sound copy of the file")
+            raise ArtifactError.damaged(where, f"length {length} is there twice")
         program.lengths[length] = shorter
     fields.done()
     stock.done()
     check_program(program, where)
     if stored_constants(program) != sorted(constants):
-        raise ArtifactError(f"{where}: constants that no instruction uses; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "constants that no instruction uses")
     return program
 
 
@@ -83,18 +83,18 @@ def _decode_length(item: Any, program: Program, stock: Tensors, where: str) -> t
     def table(dtype: str) -> Array:
         found = next(tables, None)
         if found is None or found.dtype.name != dtype:
-            raise ArtifactError(f"{here}: its tables are not those of the full length; get a sound copy of the file")
+            raise ArtifactError.damaged(here, "its tables are not those of the full length")
         return found
 
     rows = fields.rows("instructions")
     if len(rows) != len(program.instructions):
-        raise ArtifactError(f"{here}: its instructions are not those of the full length; get a sound copy of the file")
+        raise ArtifactError.damaged(here, "its instructions are not those of the full length")
     instructions = []
     for index, (row, own) in enumerate(zip(rows, program.instructions, strict=True)):
         step, head = instruction_from_json(row, f"{here}: instruction {index}", table)
         same = type(step) is type(own) and (step.name, step.operation, step.inputs) == (own.name, own.operation, own.inputs)
         if not same or (head is not None and head.layer.macs > program.layers[step.name].macs):
-            raise ArtifactError(f"{here}: instruction {index} is not that of the full length; get a sound copy of the file")
+            raise ArtifactError.damaged(here, f"instruction {index} is not that of the full length")
         instructions.append(step)
     constants = {name: stock.take(f"lengths/{length}/{name}", None, None) for name in fields.strings("constants")}
     shorter = Shorter(instructions, types_from_json(fields.mapping("types"), here), constants)
@@ -119,7 +119,7 @@ def _decode_instructions(items: list[Any], stock: Tensors, where: str) -> tuple[
         if head is not None:
             heads.append(head)
     if used != luts.size:
-        raise ArtifactError(f"{where}: 'scalars/luts' is not {used} bytes, 256 per table; get a sound copy of the file")
+        raise ArtifactError.damaged(where, f"'scalars/luts' is not {used} bytes, 256 per table")
     return instructions, heads
 
 
@@ -147,9 +147,9 @@ def _fill_layers(
         if shape is not None and (
             outputs % layer.conv_groups or not 1 <= n_groups <= channels or head.columns != outputs
         ):
-            raise ArtifactError(f"{here}: groups or bias do not fit the weight shape; get a sound copy of the file")
+            raise ArtifactError.damaged(here, "groups or bias do not fit the weight shape")
         if n_groups % layer.conv_groups or (shape is None and (n_groups or head.columns > 1 or layer.conv_groups != 1)):
-            raise ArtifactError(f"{here}: groups do not fit the layer; get a sound copy of the file")
+            raise ArtifactError.damaged(here, "groups do not fit the layer")
         outlines.append(
             Outline(
                 outputs=head.columns,
@@ -164,11 +164,11 @@ def _fill_layers(
             )
         )
     if expanded_bytes(outlines, n_ratios) > _TABLE_FLOOR + _TABLE_FACTOR * file_size:
-        raise ArtifactError(f"{where}: tables out of all proportion to the file's size; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "tables out of all proportion to the file's size")
     ratios = stock.take("scalars/multiplier_ratio", np.float64, (len(heads),))
     packed_tables = {f"tables/{kind}": stock.take(f"tables/{kind}", np.uint8, None) for kind in KINDS}
     if any(table.ndim != 1 for table in packed_tables.values()):
-        raise ArtifactError(f"{where}: a packed table is no vector; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "a packed table is no vector")
     decoded = decode_tables(packed_tables | {"scalars/multiplier_ratio": ratios}, outlines, n_ratios, nested, where)
     residuals = stock.take("scalars/residual_factor", np.float64, (len(heads),))
     for head, arrays, residual in zip(heads, decoded, residuals, strict=True):

@@ -161,7 +161,7 @@ def node_attributes(value: dict[str, Any], where: str) -> dict[str, Any]:
     """A node's attributes as read from a manifest."""
     attrs = from_plain(value, where)
     if not isinstance(attrs, dict):
-        raise ArtifactError(f"{where}: malformed; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "malformed")
     return attrs
 
 
@@ -248,7 +248,7 @@ def _type(value: Any, where: str) -> TensorType:
         or not isinstance(value[0], str)
         or not isinstance(value[1], list)
     ):
-        raise ArtifactError(f"{where}: malformed; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "malformed")
     return TensorType(tuple(_dim(d, where) for d in value[1]), value[0])
 
 
@@ -256,5 +256,5 @@ def _dim(value: Any, where: str) -> Dim:
     batch = isinstance(value, list) and len(value) == 2 and value[0] == "N"
     size = value[1] if batch else value
     if not isinstance(size, int) or isinstance(size, bool):
-        raise ArtifactError(f"{where}: malformed dimension {value!r:.40}; get a sound copy of the file")
+        raise ArtifactError.damaged(where, f"malformed dimension {value!r:.40}")
     return BatchDim(size) if batch else size

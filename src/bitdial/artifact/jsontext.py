@@ -35,13 +35,13 @@ def parse_bounded(text: str | bytes, where: str) -> Any:
         )
     separators = text.count(b",") if isinstance(text, bytes) else text.count(",")
     if separators > MAX_JSON_VALUES:
-        raise ArtifactError(f"{where}: more than {MAX_JSON_VALUES} JSON values; get a sound copy of the file")
+        raise ArtifactError.damaged(where, f"more than {MAX_JSON_VALUES} JSON values")
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except RecursionError as error:
-        raise ArtifactError(f"{where}: JSON nested too deep; get a sound copy of the file") from error
+        raise ArtifactError.damaged(where, "JSON nested too deep") from error
     except ValueError as error:  # includes JSONDecodeError, UnicodeDecodeError and over-long integers
-        raise ArtifactError(f"{where}: malformed JSON ({error}); get a sound copy of the file") from error
+        raise ArtifactError.damaged(where, f"malformed JSON ({error})") from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -89,20 +89,20 @@ def to_plain(value: Any, where: str, depth: int = 0) -> Any:
 def from_plain(value: Any, where: str, depth: int = 0) -> Any:
     """Undo `to_plain` for a value read from a file. Raises ArtifactError."""
     if depth > MAX_DEPTH:
-        raise ArtifactError(f"{where}: nested deeper than {MAX_DEPTH} levels; get a sound copy of the file")
+        raise ArtifactError.damaged(where, f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, list):
         return [from_plain(v, where, depth + 1) for v in value]
     if isinstance(value, dict):
         if _FLOAT_KEY in value:
             special = value[_FLOAT_KEY]
             if len(value) != 1 or not isinstance(special, str) or special not in _SPECIAL:
-                raise ArtifactError(f"{where}: malformed number {value!r:.80}; get a sound copy of the file")
+                raise ArtifactError.damaged(where, f"malformed number {value!r:.80}")
             return _SPECIAL[special]
         return {k: from_plain(v, where, depth + 1) for k, v in value.items()}
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ArtifactError(f"{where}: an integer beyond 64 bits; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "an integer beyond 64 bits")
     if isinstance(value, float) and not math.isfinite(value):  # "1e999" parses as infinity
-        raise ArtifactError(f"{where}: a number beyond float64; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "a number beyond float64")
     return value
 
 
@@ -111,14 +111,12 @@ class Fields:
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):
-            raise ArtifactError(
-                f"{where}: expected an object, found {type(value).__name__}; get a sound copy of the file"
-            )
+            raise ArtifactError.damaged(where, f"expected an object, found {type(value).__name__}")
         self._rest: dict[str, Any] = dict(value)
         self.where = where
 
     def fail(self, key: str, problem: str) -> ArtifactError:
-        return ArtifactError(f"{self.where}: field '{key}' {problem}; get a sound copy of the file")
+        return ArtifactError.damaged(self.where, f"field '{key}' {problem}")
 
     def any(self, key: str) -> Any:
         if key not in self._rest:

@@ -24,7 +24,7 @@ MIGRATIONS: dict[int, Migration] = {1: from_version_1}
 def parse_version(text: str, where: str) -> int:
     """The version written in a file. Raises ArtifactVersionError if newer than this bitdial, else ArtifactError."""
     if not text.isascii() or not text.isdigit() or len(text) > 9 or str(int(text)) != text:
-        raise ArtifactError(f"{where}: '{text:.20}' is no format version; get a sound copy of the file")
+        raise ArtifactError.damaged(where, f"'{text:.20}' is no format version")
     version = int(text)
     if version > CURRENT_VERSION:
         raise ArtifactVersionError(
@@ -51,7 +51,7 @@ def migrate(version: int, manifest: dict[str, Any], tensors: dict[str, Array], w
         try:
             manifest, tensors = MIGRATIONS[step](manifest, tensors)
         except GraphError as error:
-            raise ArtifactError(f"{where}: {error}; get a sound copy of the file") from error
+            raise ArtifactError.damaged(where, f"{error}") from error
         if not all(isinstance(t, np.ndarray) for t in tensors.values()):
             raise ArtifactError(f"{where}: the migration from version {step} is faulty; please report it")
     return manifest, tensors

@@ -31,7 +31,7 @@ def inflate(stream: Bytes, size: int, where: str) -> bytes:
 
     Raises ArtifactError if the stream is broken, holds fewer or more bytes, or is followed by others.
     """
-    broken = ArtifactError(f"{where}: the packed table is broken or not of {size} bytes; get a sound copy of the file")
+    broken = ArtifactError.damaged(where, f"the packed table is broken or not of {size} bytes")
     if size > _MAX_EXPANSION * (len(stream) + 1):
         raise broken
     decompressor = zlib.decompressobj(-15)

@@ -193,12 +193,10 @@ def _read(stream: BinaryIO, where: str) -> _Contents:
         )
     version = parse_version(metadata.get("version", ""), where)
     if metadata.keys() != _METADATA_KEYS:
-        raise ArtifactError(f"{where}: metadata are missing or unknown; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "metadata are missing or unknown")
     text = metadata["manifest"].encode("utf-8", "replace")
     if digest(text) != metadata["manifest_sha256"]:
-        raise ArtifactError(
-            f"{where}: the manifest is not the one that was saved (sha256); get a sound copy of the file"
-        )
+        raise ArtifactError.damaged(where, "the manifest is not the one that was saved (sha256)")
     manifest = parse_bounded(text, f"{where}: manifest")
     recorded = Fields(manifest, f"{where}: manifest").mapping("tensors")
     del manifest["tensors"]

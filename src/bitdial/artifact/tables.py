@@ -165,17 +165,13 @@ def decode_tables(
         if nested:
             level = take["low"](o.n_groups)
             if len(level) and level.max() > n_ratios:
-                raise ArtifactError(
-                    f"{where}: table 'low' names ratios that do not exist; get a sound copy of the file"
-                )
+                raise ArtifactError.damaged(where, "table 'low' names ratios that do not exist")
             low = level[None, :] <= np.arange(n_ratios)[:, None]
         else:
             low = take["low"](n_ratios * o.n_groups).reshape(n_ratios, o.n_groups).astype(np.bool_)
         width = take["group_width"](o.n_groups)
         if len(width) and (width.min() < 1 or int(width.sum(dtype=np.int64)) != o.channels):
-            raise ArtifactError(
-                f"{where}: table 'group_width' does not cover the channels; get a sound copy of the file"
-            )
+            raise ArtifactError.damaged(where, "table 'group_width' does not cover the channels")
         group_macs = take["group_macs"](o.n_groups) + _even_macs(o, width)
         scale = take["weight_scale"](o.scales).view(np.float32)
         predicted = _predict_multiplier(scale, float(multiplier_ratio[index]), o.multipliers)

@@ -22,13 +22,13 @@ class Tensors:
     def take(self, name: str, dtype: type[np.generic] | None, shape: tuple[int, ...] | None) -> Array:
         """`None`: any. Floats must be numbers, and finite but for -inf in constants (attention masks)."""
         if name not in self._rest:
-            raise ArtifactError(f"{self.where}: tensor '{name:.100}' is missing; get a sound copy of the file")
+            raise ArtifactError.damaged(self.where, f"tensor '{name:.100}' is missing")
         array = self._rest.pop(name)
         if (dtype is not None and array.dtype != dtype) or (shape is not None and array.shape != shape):
-            raise ArtifactError(
-                f"{self.where}: tensor '{name:.100}' is {array.dtype}{list(array.shape)}, not what the manifest says "
-                f"({'any' if dtype is None else np.dtype(dtype).name}{'' if shape is None else list(shape)}); "
-                "get a sound copy of the file"
+            raise ArtifactError.damaged(
+                self.where,
+                f"tensor '{name:.100}' is {array.dtype}{list(array.shape)}, not what the manifest says "
+                f"({'any' if dtype is None else np.dtype(dtype).name}{'' if shape is None else list(shape)})",
             )
         if array.dtype.kind == "f":
             fine = np.isfinite(array)
@@ -46,6 +46,4 @@ class Tensors:
 
     def done(self) -> None:
         if self._rest:
-            raise ArtifactError(
-                f"{self.where}: unknown tensor '{sorted(self._rest)[0]:.100}'; get a sound copy of the file"
-            )
+            raise ArtifactError.damaged(self.where, f"unknown tensor '{sorted(self._rest)[0]:.100}'")

@@ -80,7 +80,7 @@ def from_version_1(manifest: dict[str, Any], tensors: dict[str, Array]) -> tuple
     for name, length in manifest.pop("factors"):
         factors[name], flat = flat[:length], flat[length:]
     if flat.size or flat.dtype != np.float32 or not {*tables, *factors} <= {node.name for node in nodes}:
-        raise ArtifactError(f"{where}: 'scalars/factors' or tables that no node has; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "'scalars/factors' or tables that no node has")
     beside = Tables(
         types_from_json(types, where),
         {name: QParams(1.0, signed) for name, signed in manifest["qparams"]},  # only their signs are looked at
@@ -93,10 +93,10 @@ def from_version_1(manifest: dict[str, Any], tensors: dict[str, Array]) -> tuple
     by_name = {layer.name: row for layer, row in rows}
     of_layers = [step.name for step in steps if isinstance(step, (Contract, MatMul))]
     if of_layers != [layer.name for layer, _ in rows]:
-        raise ArtifactError(f"{where}: the layers are not those of the graph, in its order; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "the layers are not those of the graph, in its order")
     reasons = {step.name for step in steps if isinstance(step, Float)}
     if not reasons >= beside.float_reasons.keys():
-        raise ArtifactError(f"{where}: a float reason for what is no float operator; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "a float reason for what is no float operator")
     manifest["instructions"] = [instruction_to_json(step, by_name.get(step.name)) for step in steps]
     manifest["types"] = types
     if structure is not None:

@@ -82,10 +82,10 @@ def check_weight_size(head: LayerHead, stock: Tensors, where: str) -> None:
     layer, shape = head.layer, head.shape
     if shape is None:
         if head.packed or head.plane:
-            raise ArtifactError(f"{where}: a matmul has no weights; get a sound copy of the file")
+            raise ArtifactError.damaged(where, "a matmul has no weights")
         return
     if layer.wmax < 1:
-        raise ArtifactError(f"{where}: wmax is not positive; get a sound copy of the file")
+        raise ArtifactError.damaged(where, "wmax is not positive")
     count, bits = math.prod(shape), signed_bits(layer.wmax)
     size = {key: stock.size(f"layers/{layer.name}/{key}") for key in ("weight", "weight_high", "weight_low", "low_plane")}
     low = count - size["weight_high"]
@@ -95,16 +95,14 @@ def check_weight_size(head: LayerHead, stock: Tensors, where: str) -> None:
         fits = size["weight"] == count
     least = packed_size(low, bits) if head.packed else 1
     if not fits or (head.plane and not least <= size["low_plane"] <= packed_size(count, bits)):
-        raise ArtifactError(
-            f"{where}: the stored weights do not fill the shape {list(shape)}; get a sound copy of the file"
-        )
+        raise ArtifactError.damaged(where, f"the stored weights do not fill the shape {list(shape)}")
 
 
 def read_weights(head: LayerHead, stock: Tensors, where: str) -> None:
     """Give a layer, whose other arrays it has, its weights: undo `weight_tensors`. Raises ArtifactError."""
     layer, shape, bits = head.layer, head.shape, signed_bits(head.layer.wmax)
     assert shape is not None
-    broken = ArtifactError(f"{where}: the packed weights do not fit the groups or limits; get a sound copy of the file")
+    broken = ArtifactError.damaged(where, "the packed weights do not fit the groups or limits")
     prefix = f"layers/{layer.name}/"
     if not head.packed and not head.plane:
         layer.weight = stock.take(prefix + "weight", np.int8, shape)

@@ -140,10 +140,7 @@ _COMMANDS: dict[Callable[..., Any], tuple[str, ...]] = {
         "bitdial export-npu resnet20.bitdial -o resnet20-npu --pad-groups",
         "bitdial export-npu net.bitdial -o net-npu --rows 16 --columns 16",
     ),
-    doctor.doctor: (
-        "bitdial doctor",
-        "bitdial doctor --json",
-    ),
+    doctor.doctor: ("bitdial doctor", "bitdial doctor --json"),
 }
 for _command, _lines in _COMMANDS.items():
     app.command(

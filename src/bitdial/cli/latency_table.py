@@ -52,12 +52,7 @@ def latency_table(
     for key, times in table.layers.items():
         best = min(times.seconds, key=lambda name: times.seconds[name])
         rows.append(
-            [
-                key,
-                f"{times.seconds['direct'] * 1e6:.0f}",
-                best,
-                f"{times.seconds['direct'] / times.seconds[best]:.2f}",
-            ]
+            [key, f"{times.seconds['direct'] * 1e6:.0f}", best, f"{times.seconds['direct'] / times.seconds[best]:.2f}"]
         )
     terminal.table(["layer", "8-bit us", "fastest", "speedup"], rows)
     terminal.emit({"output": str(output), "target": table.target, "layers": len(table.layers)})

@@ -57,9 +57,7 @@ class Work:
                     rows.append(self._recorded(name, record, report))
                     continue
                 rows.append(
-                    run_policy(
-                        name, self.table, self.settings, self.load, self.fleet, self.noise, self.seed, report
-                    )
+                    run_policy(name, self.table, self.settings, self.load, self.fleet, self.noise, self.seed, report)
                 )  # fmt: skip
         took = time.perf_counter() - begun
         self._print(rows)

@@ -360,9 +360,7 @@ def run_facts(run: Run) -> dict[str, str]:
         "Request": f"{r.samples} sample{'' if r.samples == 1 else 's'}"
         + (f", {s['body_bytes']:,} bytes" if s.get("body_bytes") else "")
         + (", labelled" if s.get("labelled") else ", random values"),
-        "Time": (
-            f"modelled: one of its seconds took {s['dilation']:g} s" if s.get("dilation", 1.0) != 1.0 else ""
-        ),
+        "Time": (f"modelled: one of its seconds took {s['dilation']:g} s" if s.get("dilation", 1.0) != 1.0 else ""),
         "Time limit": f"{s['timeout_s']:g} s" if s.get("timeout_s") else "",
         "Generator": (
             f"{g['cpu_ms_per_request']:.3f} ms of processor time a request, " if g.get("cpu_ms_per_request") else ""

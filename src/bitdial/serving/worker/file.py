@@ -92,4 +92,4 @@ def read_descriptor(descriptor: int, path: str) -> bytes:
     try:
         return b"".join(_pieces(descriptor))
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}); get a sound copy of the file") from error
+        raise ArtifactError.damaged(path, f"cannot be read ({error})") from error

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from bitdial.errors import ConfigError, OutputError, SelectionError
 from bitdial.selection.baselines import target_seed
@@ -31,73 +31,79 @@ from bitdial.selection.problem import BoolArray, FloatArray, Request, SearchProg
 from bitdial.selection.scoring import Scorer
 from bitdial.selection.targets import density_ranks
 from bitdial.selection.variation import SearchSpace, crossover, initial_population, swap_within_layers
+from bitdial.settings import BaseConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PROPOSALS_PER_CHILD = 5  # a child that was scored before is made again this often, before its place stays empty
 MISSES_PER_CHILD = 40  # and so often, where it missed the latency goal: that costs no evaluation
 LAYER_MOVES, CONCENTRATED = 0.3, 0.5  # shares of children, with a latency goal; believed, not tuned
 
 
-@dataclass(frozen=True)
-class EvolutionarySettings:
-    """Settings of the evolutionary selector. Raises ConfigError where one is out of its range.
+class EvolutionarySettings(BaseConfig):
+    """Settings of the evolutionary selector.
 
     Population and generations are the design's. The other defaults were tuned on synthetic problems with correlated
     errors, where most alternatives differed by a few percent of the fitness; they were not tuned on networks.
-
-    population        candidates per generation, at least 2
-    generations       rounds of children after the initial population, at least 0
-    survivors         candidates kept from one generation to the next, 1 .. population - 1; each round scores at most
-                      population - survivors new ones
-    tournament        survivors drawn per parent, the best of which becomes it; 1 means no selection pressure here
-    crossover_rate    share of children with two parents, 0..1; the others are mutated copies
-    swaps             mean number of swaps per child (Poisson; at least one where there was no crossover), >= 0
-    repair_noise      noise on score ranks (0..1) when a child is brought back to the target, >= 0
-    initial_noise     noise on score ranks of the perturbed greedy completions in the initial population, each > 0
-    random_share      share of uniformly random candidates in the initial population, 0..1
-    image_schedule    pairs (share of the generations, share of the images), in order; the former add up to 1, the
-                      latter rise within 0..1. The final choice is always made on all images
-    final_candidates  how many of the last generation compete with greedy in the final choice, at least 1
-    context           anything else the fitness depends on (a hash of model and settings, say); a checkpoint of another
-                      context is refused
     """
 
-    population: int = 50
-    generations: int = 50
-    survivors: int = 20
-    tournament: int = 2
-    crossover_rate: float = 0.8
-    swaps: float = 1.0
-    repair_noise: float = 0.2
-    initial_noise: tuple[float, ...] = (0.1, 0.3, 0.8)
-    random_share: float = 0.1
-    image_schedule: tuple[tuple[float, float], ...] = ((0.4, 0.25), (0.4, 0.5), (0.2, 1.0))
-    final_candidates: int = 5
-    context: str = ""
+    population: int = Field(default=50, ge=2, strict=True, description="Candidates per generation.")
+    generations: int = Field(default=50, ge=0, strict=True, description="Rounds of children after the initial population.")
+    survivors: int = Field(
+        default=20, ge=1, strict=True,
+        description="Candidates kept from one generation to the next, fewer than population; each round scores at most "
+        "population - survivors new ones.",
+    )  # fmt: skip
+    tournament: int = Field(
+        default=2, ge=1, strict=True,
+        description="Survivors drawn per parent, the best of which becomes it; 1 means no selection pressure here.",
+    )  # fmt: skip
+    crossover_rate: float = Field(
+        default=0.8, ge=0, le=1, description="Share of children with two parents; the others are mutated copies."
+    )
+    swaps: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False,
+        description="Mean number of swaps per child (Poisson; at least one where there was no crossover).",
+    )  # fmt: skip
+    repair_noise: float = Field(
+        default=0.2, ge=0, allow_inf_nan=False,
+        description="Noise on score ranks (0..1) when a child is brought back to the target.",
+    )  # fmt: skip
+    initial_noise: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=(0.1, 0.3, 0.8), min_length=1,
+        description="Noise on score ranks of the perturbed greedy completions in the initial population.",
+    )  # fmt: skip
+    random_share: float = Field(
+        default=0.1, ge=0, le=1, description="Share of uniformly random candidates in the initial population."
+    )
+    image_schedule: tuple[tuple[float, float], ...] = Field(
+        default=((0.4, 0.25), (0.4, 0.5), (0.2, 1.0)),
+        description="Pairs (share of the generations, share of the images), in order; the former add up to 1, the latter rise "
+        "within 0..1. The final choice is always made on all images.",
+    )
+    final_candidates: int = Field(
+        default=5, ge=1, strict=True, description="How many of the last generation compete with greedy in the final choice."
+    )
+    context: str = Field(
+        default="",
+        description="Anything else the fitness depends on (a hash of model and settings, say); a checkpoint of another context "
+        "is refused.",
+    )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "initial_noise", tuple(float(n) for n in self.initial_noise))
-        object.__setattr__(self, "image_schedule", tuple((float(a), float(b)) for a, b in self.image_schedule))
-        _check_count("population", self.population, 2)
-        _check_count("generations", self.generations, 0)
-        _check_count("survivors", self.survivors, 1)
-        _check_count("tournament", self.tournament, 1)
-        _check_count("final_candidates", self.final_candidates, 1)
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
         if self.survivors >= self.population:
             raise ConfigError(
                 f"survivors ({self.survivors}) must be below population ({self.population}), or no children are made"
             )
-        _check_range("crossover_rate", self.crossover_rate, 1.0)
-        _check_range("random_share", self.random_share, 1.0)
-        _check_range("swaps", self.swaps, math.inf)
-        _check_range("repair_noise", self.repair_noise, math.inf)
-        if not self.initial_noise or not all(0.0 < n < math.inf for n in self.initial_noise):
-            raise ConfigError(f"initial_noise is {list(self.initial_noise)}: give at least one finite number above 0")
         shares = [share for share, _ in self.image_schedule]
         images = [share for _, share in self.image_schedule]
         if not shares or not all(s > 0 for s in shares) or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
             raise ConfigError(f"image_schedule: the shares of generations {shares} must be above 0 and add up to 1")
         if not all(0.0 < i <= 1.0 for i in images) or images != sorted(images):
             raise ConfigError(f"image_schedule: the shares of images {images} must rise within 0 (excluded) .. 1")
+        return self
 
     def images(self, generation: int, n_images: int) -> int:
         """How many of n_images images a generation (0 .. generations) is scored on; at least 1."""
@@ -108,17 +114,6 @@ class EvolutionarySettings:
             if done < end - 1e-9:
                 return max(1, math.ceil(images_share * n_images - 1e-9))
         return n_images
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}: give an integer of at least {least}")
-
-
-def _check_range(name: str, value: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= most or math.isinf(value):
-        limit = "" if math.isinf(most) else f" and at most {most:g}"
-        raise ConfigError(f"{name} is {value!r}: give a finite number of at least 0{limit}")
 
 
 class EvolutionarySelector(Selector):
@@ -168,7 +163,7 @@ class _Search:
             "nested": self.nested,
             "seed": self.seed,
             "n_images": self.n_images,
-            "settings": asdict(settings),
+            "settings": settings.model_dump(),
         }
         self.latency = LatencyModel(problem, latency) if latency is not None else None
         if latency is not None:

@@ -19,7 +19,7 @@ from bitdial.engines.base import EngineSpec
 from bitdial.engines.reference.engine import ReferenceEngine
 
 SPEC = EngineSpec(
-    name="abacus", compiled=True, options=frozenset({"beads"}), missing=lambda: "", can_run=lambda program: "",
+    name="abacus", compiled=True, options=frozenset({"beads"}), missing=lambda: "",
     create=lambda program, beads=10: ReferenceEngine(program), note="of wood",
 )
 '''

@@ -89,8 +89,8 @@ class EngineSpec:
     compiled  made for speed: taken by default where it can run, and what is measured; the others define results
     options   names that `create` takes
     missing   () -> "" if it can be used on this machine, else what is missing and how to get it
-    can_run   (program) -> "" or why it cannot run this one
     create    (program, **options) -> Engine
+    can_run   (program) -> "" or why it cannot run this one
     by_name   taken only where it is asked for by name
     note      what users should know of it, "" for nothing
     modelled  its times are those of a model of a machine that is not here
@@ -100,8 +100,8 @@ class EngineSpec:
     compiled: bool
     options: frozenset[str]
     missing: Callable[[], str]
-    can_run: Callable[[Program], str]
     create: Callable[..., Engine]
+    can_run: Callable[[Program], str] = lambda program: ""
     by_name: bool = False
     note: str = ""
     modelled: bool = False
@@ -109,6 +109,15 @@ class EngineSpec:
     def accepted(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the options that this engine has."""
         return {name: value for name, value in options.items() if name in self.options}
+
+
+def lazily(module: str, name: str) -> Callable[..., Any]:
+    """A function or class of a module that is imported when it is called: for what a spec must not import."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*arguments, **options)
+
+    return call
 
 
 @functools.cache

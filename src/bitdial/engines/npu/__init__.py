@@ -3,21 +3,12 @@ needed."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
-from bitdial.engines.base import Engine, EngineSpec, available_engines
-from bitdial.quantization.program import Program
+from bitdial.engines.base import EngineSpec, available_engines, lazily
 
 
 def _missing() -> str:
     others = {name: lacking for name, lacking in available_engines(modelled=False).items() if name in ("cpu", "reference")}
     return "" if "" in others.values() else f"no engine for its arithmetic can run: {'; '.join(others.values())}"
-
-
-def _create(program: Program, **options: Any) -> Engine:
-    engine: Engine = importlib.import_module("bitdial.engines.npu.engine").NpuEngine(program, **options)
-    return engine
 
 
 SPEC = EngineSpec(
@@ -27,7 +18,6 @@ SPEC = EngineSpec(
         "rows", "columns", "pad_groups", "megahertz", "dram_bytes_per_cycle", "energy", "threads", "check_finite",
     }),
     missing=_missing,
-    can_run=lambda program: "",
-    create=_create,
+    create=lazily("bitdial.engines.npu.engine", "NpuEngine"),
     by_name=True, modelled=True,
 )

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-from typing import Any
 
-from bitdial.engines.base import Engine, EngineSpec
-from bitdial.quantization.program import Program
+from bitdial.engines.base import EngineSpec, lazily
 
 
 def _missing() -> str:
     return "" if importlib.util.find_spec("torch") else "torch is not installed: pip install bitdial[quantize]"
-
-
-def _create(program: Program, **options: Any) -> Engine:
-    engine: Engine = importlib.import_module("bitdial.engines.reference.engine").ReferenceEngine(program, **options)
-    return engine
 
 
 SPEC = EngineSpec(
@@ -24,6 +16,5 @@ SPEC = EngineSpec(
     compiled=False,
     options=frozenset({"device", "check_finite"}),
     missing=_missing,
-    can_run=lambda program: "",
-    create=_create,
+    create=lazily("bitdial.engines.reference.engine", "ReferenceEngine"),
 )

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,12 @@ from bitdial.cli import export_onnx as command
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.errors import CalibrationError, ConfigError, ExportError, RatioError
 from bitdial.export.onnx import Comparison, OnnxModel, compare, export_onnx, random_batches, to_onnx
+from bitdial.export.onnx.builder import Builder
 from bitdial.export.onnx.check import rounds_in_float, session
+from bitdial.export.onnx.floats import unary
 from bitdial.export.onnx.parts import split_layer
 from bitdial.graph.capture import capture
+from bitdial.graph.operators import OPERATORS, Operator
 from bitdial.graph.passes import optimize
 from bitdial.pipeline import prepare, quantize_prepared
 from bitdial.quantization.config import QuantizeConfig
@@ -585,3 +588,11 @@ def test_trained_networks(
             ), (ratio, found)
         else:
             assert found.identical == 1.0, (ratio, found)
+
+
+def test_a_function_without_onnx_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not written as another one: the last branch was GELU for whatever came there."""
+    monkeypatch.setitem(OPERATORS, "wave", Operator("wave", "unary"))
+    writer: Any = SimpleNamespace(b=Builder(20))
+    with pytest.raises(ExportError, match="'y': wave has no ONNX form"):
+        unary(writer, "wave", {}, "x", "y")

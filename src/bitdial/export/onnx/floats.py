@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bitdial.errors import ExportError
 from bitdial.export.onnx.builder import BFLOAT16, FLOAT
 from bitdial.export.onnx.writer import Writer
 from bitdial.graph.bfloat16 import from_bits
@@ -16,7 +17,6 @@ from bitdial.graph.operators import OPERATORS
 from bitdial.quantization.instructions import Window
 
 FIRST_GELU_OPSET = 20
-
 
 
 def fused_activation(w: Writer, t: str, activation: dict[str, Any] | None, output: str) -> str:
@@ -104,6 +104,8 @@ def unary(w: Writer, op: str, a: dict[str, Any], x: str, output: str) -> str:
         return b.emit("Elu", [x], output, output=output, alpha=float(a.get("alpha", 1.0)))
     if op == "silu":
         return b.emit("Mul", [x, b.emit("Sigmoid", [x], f"{output}/t")], output, output=output)
+    if op != "gelu":
+        raise ExportError(f"'{output}': {op} has no ONNX form here; leave it out of the model, or write one in {__name__}")
     approximate = a.get("approximate", "none")
     if b.opset >= FIRST_GELU_OPSET:
         return b.emit("Gelu", [x], output, output=output, approximate=approximate)

@@ -27,7 +27,7 @@ import numpy as np
 
 from bitdial.artifact import load_program
 from bitdial.engines.cuda import compilation
-from bitdial.engines.cuda.arguments import Span
+from bitdial.engines.cuda.arguments import ConvArgs, Launch, Span
 from bitdial.engines.cuda.compiler import Compiler
 from bitdial.engines.cuda.device import NATIVE_INT4
 from common import RESULTS, ROOT, note, print_table, run_command
@@ -35,8 +35,9 @@ from gpu_check import prepared
 
 LATENCY = 600.0  # cycles from a step's loads to its products, for a block that is alone
 LAUNCH = 2e-6  # seconds between kernels of a graph
-BLOCK_MACS = 64 * 64 * 64
-THREADS, SHARED = 128, 18432 + 1024  # of a block
+BLOCK_MACS = 64 * 64 * 64  # of a step for 64 outputs
+SHARED = 1024  # bytes that a block takes beside its own
+SCHEDULERS = 4  # of a multiprocessor, a warp instruction a cycle each
 
 
 @dataclass(frozen=True)
@@ -65,40 +66,50 @@ PAPER = (
 
 @dataclass(frozen=True)
 class Loop:
-    """Warp instructions of a step, of a run's border beside it, of what comes behind the loop (results one by one, and four at
-    a time); registers of a thread."""
+    """Instructions of a warp for a step, for a run's border beside it, for what comes behind the loop (results one by one, and
+    four at a time); registers of a thread; threads of a block and its shared memory; columns: outputs of a block."""
 
     step: dict[int, float]
     border: float
     end: tuple[float, float]
     registers: int
+    threads: int = 128
+    shared: int = 18432
+    columns: int = 64
 
 
 @cache
-def loops(architecture: str) -> Loop:
-    """Counted in the machine code of conv_unsigned."""
-    high, low, border = (counted(architecture, *of) for of in ((0, 0, 0), (1, 0, 1), (1, 1, 1)))
-    registers = 1 + max(int(r) for r in re.findall(r"\bR(\d+)\b", _conv_code(architecture, ())))  # of the kernel as it is
+def loops(architecture: str, kernel: str) -> Loop:
+    """Counted in the machine code of a kernel, or of its counterpart for unsigned bytes in whole chunks."""
+    kernel = "conv_wide_unsigned" if "wide" in kernel else "conv_unsigned"
+    high, low, border = (counted(architecture, *of, kernel) for of in ((0, 0, 0), (1, 0, 1), (1, 1, 1)))
+    code = _conv_code(architecture, ())[kernel]  # the kernel as it is
+    registers = 1 + max(int(r) for r in re.findall(r"\bR(\d+)\b", code))
     step = {0: float(high[0].total()), 1: float(low[0].total())}
-    return Loop({**step, 2: step[1]}, border[0].total() - step[1], (high[1], border[1]), registers)
+    launch = Launch(kernel, (1, 1, 1), ConvArgs())
+    return Loop({**step, 2: step[1]}, border[0].total() - step[1], (high[1], border[1]), registers, launch.threads,
+                launch.shared_bytes, launch.threads // 2)  # fmt: skip
 
 
-def _conv_code(architecture: str, more: Sequence[str]) -> str:
-    """Machine code of conv_unsigned, as text."""
+@cache
+def _conv_code(architecture: str, more: tuple[str, ...]) -> dict[str, str]:
+    """Machine code of each kernel, as text."""
     code = compilation.compile_now(architecture, more)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "k.cubin").write_bytes(code)
         text = subprocess.run([disassembler(), "-c", f"{folder}/k.cubin"], capture_output=True, text=True, check=True).stdout
     cut = re.split(r"\.section\s+\.text\.(\w+),", text)
-    return dict(zip(cut[1::2], cut[2::2], strict=True))["conv_unsigned"]
+    return dict(zip(cut[1::2], cut[2::2], strict=True))
 
 
 @cache
-def counted(architecture: str, kind: int, borders: int, fours: int) -> tuple[Counter[str], float]:
-    """(warp instructions of a step of one kind by name, each as often as it runs; instructions behind the loop). borders: every
-    step ends a run. fours: results are written four at a time."""
-    body = _conv_code(architecture, [f"-DBITDIAL_ONLY_KIND={kind}", f"-DBITDIAL_ONLY_BORDERS={borders}",
-                                     f"-DBITDIAL_ONLY_FOURS={fours}"])  # fmt: skip
+def counted(
+    architecture: str, kind: int, borders: int, fours: int, kernel: str = "conv_unsigned"
+) -> tuple[Counter[str], float]:
+    """(instructions of a warp for a step of one kind by name, each as often as it runs; instructions behind the loop). borders:
+    every step ends a run. fours: results are written four at a time."""
+    definitions = {"KIND": kind, "BORDERS": borders, "FOURS": fours}
+    body = _conv_code(architecture, tuple(f"-DBITDIAL_ONLY_{name}={value}" for name, value in definitions.items()))[kernel]
     labels: dict[str, int] = {}
     names: list[str] = []
     ranges: list[tuple[int, int]] = []  # of loops
@@ -130,8 +141,9 @@ def disassembler() -> str:
 class Frame:
     """Stands for a plan: spans that say only how large values are."""
 
-    def __init__(self, compiled: Compiler, batch: int, ratio: int) -> None:
+    def __init__(self, compiled: Compiler, batch: int, ratio: int, multiprocessors: int) -> None:
         self.compiled, self.batch, self.ratio, self.pool = compiled, batch, ratio, compiled.pool
+        self.multiprocessors = multiprocessors
 
     def span(self, value: str) -> Span:
         buffer = self.compiled.buffers[self.compiled.root(value)]
@@ -140,7 +152,7 @@ class Frame:
 
 def seconds(compiled: Compiler, card: Card, batch: int, ratio: int) -> float:
     """Predicted seconds of a network: the sum over its launches."""
-    frame, total = Frame(compiled, batch, ratio), 0.0
+    frame, total = Frame(compiled, batch, ratio, card.sms), 0.0
     for step in compiled.steps:
         launch = step.launch(frame)  # type: ignore[arg-type]
         if launch is None:
@@ -149,8 +161,8 @@ def seconds(compiled: Compiler, card: Card, batch: int, ratio: int) -> float:
         compute = 0.0
         if launch.kernel.startswith("conv"):
             table = compiled.pool.arrays[_table(compiled, launch.arguments.steps.data)]
-            compute = _layer(table, loops(card.architecture), card, int(np.prod(launch.grid)), launch.grid[2],
-                             launch.arguments.out.fours)  # fmt: skip
+            loop = loops(card.architecture, launch.kernel)
+            compute = _layer(table, loop, card, int(np.prod(launch.grid)), launch.grid[2], launch.arguments.out.fours)
             padded = launch.arguments.padded
             size += sum(padded * (32 if kind == 1 else 64) for kind in table[:, 0])
         total += max(compute, size / card.gb_per_s / 1e9) + LAUNCH
@@ -162,13 +174,14 @@ def _table(compiled: Compiler, address: int) -> int:
 
 
 def _layer(steps: Any, loop: Loop, card: Card, blocks: int, groups: int, fours: int) -> float:
-    resident = min(65536 // (-(-loop.registers // 8) * 8 * THREADS), card.shared // SHARED, 16)
+    resident = min(65536 // (-(-loop.registers // 8) * 8 * loop.threads), card.shared // (loop.shared + SHARED), 16)
     per_sm = -(-blocks // card.sms)
-    cycles = loop.end[fours]
+    warps = loop.threads // 32 / SCHEDULERS  # of a block, that a scheduler issues one after the other
+    cycles = loop.end[fours] * warps
     for kind, halves, _, row in steps:
         rate = card.int8 * (2 if kind == 1 and card.architecture in NATIVE_INT4 else 1)
-        tensor = BLOCK_MACS / rate * halves / 2
-        issue = loop.step[int(kind)] + (loop.border if row >= 0 and kind else 0.0)
+        tensor = BLOCK_MACS * loop.columns / 64 / rate * halves / 2
+        issue = warps * (loop.step[int(kind)] + (loop.border if row >= 0 and kind else 0.0))
         cycles += max(tensor, issue, LATENCY / min(resident, per_sm)) / groups
     return per_sm * cycles / card.ghz / 1e9
 
@@ -195,14 +208,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             compiled = Compiler(program, card.architecture in NATIVE_INT4).run()
             compiled.pool.span = Span(4096, compiled.pool.size)
             times = [1e3 * seconds(compiled, card, options.batch, i) for i in indices]
-            loop = loops(card.architecture)
+            blocks = [loops(card.architecture, f"conv{kind}_unsigned") for kind in ("", "_wide")]
+            kinds = {f"{loop.columns} outputs": {"warp_instructions": loop.step, "border": loop.border,
+                                                 "registers": loop.registers} for loop in blocks}  # fmt: skip
             found.append({"network": network, "card": card.name, "batch": options.batch, "modelled_ms": times,
-                          "ratios": [program.ratios[i] for i in indices], "warp_instructions": loop.step, "border": loop.border,
-                          "registers": loop.registers})  # fmt: skip
-            counted = f"{loop.step[0]:.0f} / {loop.step[1]:.0f} + {loop.border:.0f}"
+                          "ratios": [program.ratios[i] for i in indices], "blocks": kinds})  # fmt: skip
+            counts = [f"{k['warp_instructions'][0]:.0f} / {k['warp_instructions'][1]:.0f} + {k['border']:.0f}"
+                      for k in kinds.values()]  # fmt: skip
             figures = [*(f"{t:.2f}" for t in times), f"{times[0] / times[2]:.2f}"]
-            rows.append([network, f"{card.name} ({card.architecture})", *figures, counted, str(loop.registers)])
-    columns = ["network", "card", "0 %: ms", "50 %: ms", "100 %: ms", "gain", "instructions: 8-bit / low + border", "registers"]
+            rows.append([network, f"{card.name} ({card.architecture})", *figures, *counts])
+    said = [f"instructions of a warp, {n} outputs: 8-bit / low + border" for n in (64, 128)]
+    columns = ["network", "card", "0 %: ms", "50 %: ms", "100 %: ms", "gain", *said]
     print_table(f"MODELLED, NOT MEASURED: CUDA engine, batch {options.batch}", columns, rows, PAPER)
     content = {"benchmark": "gpu_model", "model": "predicted from instruction counts; nothing was measured", "paper": PAPER,
                "rows": found}  # fmt: skip

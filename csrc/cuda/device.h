@@ -48,6 +48,9 @@ struct Shared {
   DEVICE void put16(int offset, const Words4& w) {
     *reinterpret_cast<uint4*>(bitdial_shared + offset) = make_uint4(w.v[0], w.v[1], w.v[2], w.v[3]);
   }
+  DEVICE void put8(int offset, uint32_t first, uint32_t second) {
+    *reinterpret_cast<uint2*>(bitdial_shared + offset) = make_uint2(first, second);
+  }
   DEVICE void put_word(int offset, uint32_t value) { *reinterpret_cast<uint32_t*>(bitdial_shared + offset) = value; }
   DEVICE Words4 get16(int offset) {
     const uint4 w = *reinterpret_cast<const uint4*>(bitdial_shared + offset);

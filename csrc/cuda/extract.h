@@ -30,7 +30,7 @@ DEVICE uint32_t extract_bytes(uint32_t v, const Extraction& how) {
   return permute(even, odd, 0x6420u);
 }
 
-// Eight low values of 4 bits in one register: those of the first chunk in the low halves of the bytes.
+// Eight low values of 4 bits in one register: the first four in the low halves of the bytes.
 DEVICE uint32_t join_nibbles(uint32_t first, uint32_t second) {
   return (first & 0x0f0f0f0fu) | ((second & 0x0f0f0f0fu) << 4);
 }

@@ -4,11 +4,13 @@
 #include "pointwise.h"
 #include "product.h"
 
-KERNEL(conv_unsigned, ConvArgs, 128) { convolve<false, false, BITDIAL_NATIVE_INT4 != 0>(args); }
+KERNEL(conv_unsigned, ConvArgs, 128) { convolve<false, false, BITDIAL_NATIVE_INT4 != 0, 64>(args); }
+KERNEL(conv_wide_unsigned, ConvArgs, 256) { convolve<false, false, BITDIAL_NATIVE_INT4 != 0, 128>(args); }
 #ifndef BITDIAL_ONLY_KIND
-KERNEL(conv_signed, ConvArgs, 128) { convolve<true, false, BITDIAL_NATIVE_INT4 != 0>(args); }
-KERNEL(conv_elements_unsigned, ConvArgs, 128) { convolve<false, true, BITDIAL_NATIVE_INT4 != 0>(args); }
-KERNEL(conv_elements_signed, ConvArgs, 128) { convolve<true, true, BITDIAL_NATIVE_INT4 != 0>(args); }
+KERNEL(conv_wide_signed, ConvArgs, 256) { convolve<true, false, BITDIAL_NATIVE_INT4 != 0, 128>(args); }
+KERNEL(conv_signed, ConvArgs, 128) { convolve<true, false, BITDIAL_NATIVE_INT4 != 0, 64>(args); }
+KERNEL(conv_elements_unsigned, ConvArgs, 128) { convolve<false, true, BITDIAL_NATIVE_INT4 != 0, 64>(args); }
+KERNEL(conv_elements_signed, ConvArgs, 128) { convolve<true, true, BITDIAL_NATIVE_INT4 != 0, 64>(args); }
 KERNEL(matmul_uu, MatMulArgs, 128) { multiply_matrices<false, false>(args); }
 KERNEL(matmul_us, MatMulArgs, 128) { multiply_matrices<false, true>(args); }
 KERNEL(matmul_su, MatMulArgs, 128) { multiply_matrices<true, false>(args); }

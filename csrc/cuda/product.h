@@ -1,16 +1,24 @@
 // GEMM and implicit-GEMM convolution over low and 8-bit groups in one launch, and the product of two activations.
 //
-// A block of 128 threads makes 64 rows (positions of the result) by 64 columns (output channels); each of its four warps 32 by 32. The
-// reduction goes in steps of 64: four chunks of 16 channels of one filter tap, as the layer's table lists them. Activations come
-// through registers, where low chunks are extracted on the way; weights lie packed in the order of the fragments and are copied
-// beside it. Both have two buffers, so that a step's products cover the next one's loads.
+// A block makes 64 rows (positions of the result) by COLUMNS columns (output channels), each of its warps 32 by 32: four warps for 64
+// columns, eight for 128, which share what is loaded and extracted. The reduction goes in steps of 64: four chunks of 16 channels of
+// one filter tap, as the layer's table lists them. Activations come through registers, where low chunks are extracted on the way;
+// weights lie packed in the order of the fragments and are copied beside it. Both have two buffers, so that a step's products cover
+// the next one's loads.
 #pragma once
 #include "epilogue.h"
 #include "extract.h"
 
 enum StepKind { STEP_BYTES = 0, STEP_NIBBLES = 1, STEP_LOW_BYTES = 2 };
-enum { ROW_BYTES = 80, A_BYTES = 64 * ROW_BYTES, B_BYTES = 4096, B_START = 2 * A_BYTES };  // rows of 80: no bank conflicts
-enum { SUMS = 68 };  // words of a row of sums
+enum { ROW_BYTES = 80, A_BYTES = 64 * ROW_BYTES, B_START = 2 * A_BYTES };  // rows of 80: no bank conflicts
+
+// Of a block: its threads, the chunks of a step that each of them loads, bytes of a buffer of weights, words of a row of sums.
+template <int COLUMNS>
+struct Block {
+  enum { THREADS = 2 * COLUMNS, CHUNKS = 128 / COLUMNS, B_BYTES = 64 * COLUMNS, SUMS = COLUMNS + 4, ACROSS = COLUMNS / 32 };
+  DEVICE int warp_row() { return thread_index() / 32 / ACROSS * 32; }
+  DEVICE int warp_column() { return thread_index() / 32 % ACROSS * 32; }
+};
 
 struct ConvArgs {
   Global<const uint8_t> x;
@@ -66,12 +74,12 @@ DEVICE int64_t place_in(const ConvArgs& args, const Row& row, int64_t place) {
   return row.sample + (static_cast<int64_t>(y) * args.width + x) * args.pitch + c;
 }
 
-// Two chunks of a row.
-template <bool ELEMENTS>
-DEVICE void fetch(const ConvArgs& args, const Row& row, int step, int pair, Words4 (&v)[2]) {
+// Chunks of a row, from the one of number `first` in the step.
+template <bool ELEMENTS, int CHUNKS>
+DEVICE void fetch(const ConvArgs& args, const Row& row, int step, int first, Words4 (&v)[CHUNKS]) {
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const int64_t chunk = static_cast<int64_t>(step) * 4 + pair * 2 + i;
+  for (int i = 0; i < CHUNKS; i++) {
+    const int64_t chunk = static_cast<int64_t>(step) * 4 + first + i;
     v[i] = Words4{{0, 0, 0, 0}};
     if (ELEMENTS) {
 #pragma unroll
@@ -86,13 +94,14 @@ DEVICE void fetch(const ConvArgs& args, const Row& row, int step, int pair, Word
   }
 }
 
-// Extract two chunks where their step is low and store them for ldmatrix.
-template <bool SIGNED, bool ELEMENTS, bool NATIVE>
-DEVICE void keep(const ConvArgs& args, int step, int kind, int row, int pair, int buffer, Words4 (&v)[2]) {
+// Extract chunks where their step is low and store them for ldmatrix: in half bytes, a chunk is eight bytes, its channels 0 to 7 in
+// the low halves (`pack_nibbles` lays the weights out alike).
+template <bool SIGNED, bool ELEMENTS, bool NATIVE, int CHUNKS>
+DEVICE void keep(const ConvArgs& args, int step, int kind, int row, int first, int buffer, Words4 (&v)[CHUNKS]) {
   if (kind != STEP_BYTES) {
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int64_t chunk = static_cast<int64_t>(step) * 4 + pair * 2 + i;
+    for (int i = 0; i < CHUNKS; i++) {
+      const int64_t chunk = static_cast<int64_t>(step) * 4 + first + i;
       const int32_t code = args.places.get((ELEMENTS ? chunk * 16 : chunk) * 4 + 3);  // one for all elements of a chunk
       const Extraction how = extraction(static_cast<uint32_t>(code), args.least, args.most);
 #pragma unroll
@@ -100,23 +109,21 @@ DEVICE void keep(const ConvArgs& args, int step, int kind, int row, int pair, in
     }
   }
   const int at = buffer * A_BYTES + row * ROW_BYTES;
-  if (NATIVE && kind == STEP_NIBBLES) {
-    Words4 joined;
 #pragma unroll
-    for (int w = 0; w < 4; w++) joined.v[w] = join_nibbles(v[0].v[w], v[1].v[w]);
-    Shared::put16(at + pair * 16, joined);
-  } else {
-    Shared::put16(at + pair * 32, v[0]);
-    Shared::put16(at + pair * 32 + 16, v[1]);
+  for (int i = 0; i < CHUNKS; i++) {
+    if (NATIVE && kind == STEP_NIBBLES)
+      Shared::put8(at + (first + i) * 8, join_nibbles(v[i].v[0], v[i].v[2]), join_nibbles(v[i].v[1], v[i].v[3]));
+    else Shared::put16(at + (first + i) * 16, v[i]);
   }
 }
 
+template <int COLUMNS>
 DEVICE void copy_weights(const ConvArgs& args, int step, int kind, int column, int buffer) {
   const int tile_bytes = kind == STEP_NIBBLES ? 256 : 512;  // of eight columns
   const int64_t from = static_cast<int64_t>(args.steps.get(step * 4 + 2)) * 16 + column / 8 * tile_bytes;
 #pragma unroll 1
-  for (int i = thread_index() * 16; i < 8 * tile_bytes; i += 128 * 16)
-    copy16_later(B_START + buffer * B_BYTES + i, args.weights, from + i);
+  for (int i = thread_index() * 16; i < COLUMNS / 8 * tile_bytes; i += Block<COLUMNS>::THREADS * 16)
+    copy16_later(B_START + buffer * Block<COLUMNS>::B_BYTES + i, args.weights, from + i);
 }
 
 // Eight low weights, times 16, in the high halves of two registers of bytes: three instructions for what the compiler's emulation
@@ -126,11 +133,11 @@ DEVICE void unpack_nibbles(uint32_t word, uint32_t (&b)[2]) {
   b[1] = word & 0xf0f0f0f0u;
 }
 
-template <bool SIGNED, bool NATIVE>
-DEVICE void multiply_step(int kind, int halves, int buffer, int warp_row, int warp_column, int (&acc)[2][4][4]) {
-  const int lane = thread_index() % 32;
+template <bool SIGNED, bool NATIVE, int COLUMNS>
+DEVICE void multiply_step(int kind, int halves, int buffer, int (&acc)[2][4][4]) {
+  const int lane = thread_index() % 32, warp_row = Block<COLUMNS>::warp_row(), warp_column = Block<COLUMNS>::warp_column();
   const int a_row = buffer * A_BYTES + (warp_row + lane % 16) * ROW_BYTES + lane / 16 * 16;
-  const int b_start = B_START + buffer * B_BYTES;
+  const int b_start = B_START + buffer * Block<COLUMNS>::B_BYTES;
   if (NATIVE && kind == STEP_NIBBLES) {
     uint32_t a[2][4];
     for (int i = 0; i < 2; i++) load_fragment(a[i], a_row + i * 16 * ROW_BYTES);
@@ -195,8 +202,9 @@ DEVICE void add_shifted(const ConvArgs& args, int kind, int shift_row, int colum
 
 // The sums of a block in shared memory, row by row: whatever order the fragments have, results are then written side by side. All
 // reads of shared memory lie before the last barrier.
-DEVICE void lay_out(const int (&acc)[2][4][4], int warp_row, int warp_column) {
-  const int lane = thread_index() % 32;
+template <int COLUMNS>
+DEVICE void lay_out(const int (&acc)[2][4][4]) {
+  const int lane = thread_index() % 32, warp_row = Block<COLUMNS>::warp_row(), warp_column = Block<COLUMNS>::warp_column();
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -204,35 +212,35 @@ DEVICE void lay_out(const int (&acc)[2][4][4], int warp_row, int warp_column) {
 #pragma unroll
       for (int h = 0; h < 4; h++) {
         const int row = warp_row + i * 16 + lane / 4 + h / 2 * 8, column = warp_column + j * 8 + lane % 4 * 2 + h % 2;
-        Shared::put_word((row * SUMS + column) * 4, static_cast<uint32_t>(acc[i][j][h]));
+        Shared::put_word((row * Block<COLUMNS>::SUMS + column) * 4, static_cast<uint32_t>(acc[i][j][h]));
       }
   barrier();
 }
 
-// A walk over a block's results by 128 threads, two rows (or columns) of it at a time: neighbours in memory at the same time.
+// A walk over a block's results, two rows (or two columns in 64) of it at a time: neighbours in memory at the same time.
+template <int COLUMNS>
 struct Walk {
   int row, column;
   bool along_rows;
+
+  DEVICE Walk begin(const Epilogue& out) {
+    const bool along_rows = out.y_channel == 1;
+    const int length = along_rows ? COLUMNS : 64, fast = thread_index() % length, slow = thread_index() / length;
+    return {along_rows ? slow : fast, along_rows ? fast : slow, along_rows};
+  }
+  DEVICE void advance(Walk& w) {
+    if (w.along_rows) w.row += 2;
+    else w.column += COLUMNS / 32;
+  }
+  DEVICE int sum_at(const Walk& w) { return static_cast<int>(Shared::word((w.row * Block<COLUMNS>::SUMS + w.column) * 4)); }
 };
 
-DEVICE Walk walk(const Epilogue& out) {
-  const int fast = thread_index() % 64, slow = thread_index() / 64;
-  const bool along_rows = out.y_channel == 1;
-  return {along_rows ? slow : fast, along_rows ? fast : slow, along_rows};
-}
-
-DEVICE void advance(Walk& w) {
-  if (w.along_rows) w.row += 2;
-  else w.column += 2;
-}
-
-DEVICE int sum_at(const Walk& w) { return static_cast<int>(Shared::word((w.row * SUMS + w.column) * 4)); }
-
-// A block's results in words of four channels: 16 threads a row, 8 rows at a time.
+// A block's results in words of four channels, 8 rows at a time.
+template <int COLUMNS>
 DEVICE void write_words(const ConvArgs& args, int group, int column) {
-  const int local = column + thread_index() % 16 * 4, channel = group * args.outputs + local;
+  const int local = column + thread_index() % (COLUMNS / 4) * 4, channel = group * args.outputs + local;
   const int area = args.out_height * args.out_width;
-  int row = thread_index() / 16;
+  int row = thread_index() / (COLUMNS / 4);
   const int start = block_x() * 64 + row;
   if (local >= args.outputs) return;
   Scale scale[4];
@@ -242,19 +250,19 @@ DEVICE void write_words(const ConvArgs& args, int group, int column) {
 #pragma unroll 2
   for (int i = 0; i < 8; i++, row += 8) {
     if (block_x() * 64 + row < args.rows)
-      finish_word(args.out, Shared::get16((row * SUMS + local - column) * 4), scale,
+      finish_word(args.out, Shared::get16((row * Block<COLUMNS>::SUMS + local - column) * 4), scale,
                   sample * args.out.y_sample + place * args.out.y_place + channel,
                   sample * args.out.r_sample + place * args.out.r_place + channel);
     for (place += 8; place >= area; place -= area) sample++;
   }
 }
 
-template <bool SIGNED, bool ELEMENTS, bool NATIVE>
+template <bool SIGNED, bool ELEMENTS, bool NATIVE, int COLUMNS>
 DEVICE void convolve(const ConvArgs& args) {
-  const int thread = thread_index(), warp = thread / 32;
-  const int group = block_z(), column = block_y() * 64;
-  const int own_row = thread / 2, pair = thread % 2;
-  const int warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;
+  enum { CHUNKS = Block<COLUMNS>::CHUNKS };
+  const int group = block_z(), column = block_y() * COLUMNS;
+  const int own_row = thread_index() * CHUNKS / 4, own_chunk = thread_index() * CHUNKS % 4;
+  const int warp_column = Block<COLUMNS>::warp_column();
   const Row row = row_of(args, block_x() * 64 + own_row);
   int acc[2][4][4], part[2][4][4];
 #pragma unroll
@@ -265,11 +273,11 @@ DEVICE void convolve(const ConvArgs& args) {
       for (int h = 0; h < 4; h++) acc[i][j][h] = part[i][j][h] = 0;
 
   const int first = args.starts.get(group), end = args.starts.get(group + 1);
-  Words4 next[2];
+  Words4 next[CHUNKS];
   int kind = kind_of(args, first);
-  copy_weights(args, first, kind, column, 0);
-  fetch<ELEMENTS>(args, row, first, pair, next);
-  keep<SIGNED, ELEMENTS, NATIVE>(args, first, kind, own_row, pair, 0, next);
+  copy_weights<COLUMNS>(args, first, kind, column, 0);
+  fetch<ELEMENTS>(args, row, first, own_chunk, next);
+  keep<SIGNED, ELEMENTS, NATIVE>(args, first, kind, own_row, own_chunk, 0, next);
   wait_for_copies();
   barrier();
 #pragma unroll 1
@@ -278,18 +286,18 @@ DEVICE void convolve(const ConvArgs& args) {
     int next_kind = kind;
     if (step + 1 < end) {
       next_kind = kind_of(args, step + 1);
-      copy_weights(args, step + 1, next_kind, column, 1 - buffer);
-      fetch<ELEMENTS>(args, row, step + 1, pair, next);
+      copy_weights<COLUMNS>(args, step + 1, next_kind, column, 1 - buffer);
+      fetch<ELEMENTS>(args, row, step + 1, own_chunk, next);
     }
     const int halves = halves_of(args, step);
     if (kind == STEP_BYTES) {
-      multiply_step<SIGNED, NATIVE>(kind, halves, buffer, warp_row, warp_column, acc);
+      multiply_step<SIGNED, NATIVE, COLUMNS>(kind, halves, buffer, acc);
     } else {
-      multiply_step<SIGNED, NATIVE>(kind, halves, buffer, warp_row, warp_column, part);
+      multiply_step<SIGNED, NATIVE, COLUMNS>(kind, halves, buffer, part);
       const int shift_row = shift_row_of(args, step);
       if (shift_row >= 0) add_shifted<NATIVE>(args, kind, shift_row, column + warp_column, acc, part);
     }
-    if (step + 1 < end) keep<SIGNED, ELEMENTS, NATIVE>(args, step + 1, next_kind, own_row, pair, 1 - buffer, next);
+    if (step + 1 < end) keep<SIGNED, ELEMENTS, NATIVE>(args, step + 1, next_kind, own_row, own_chunk, 1 - buffer, next);
     wait_for_copies();
     barrier();
     kind = next_kind;
@@ -297,22 +305,23 @@ DEVICE void convolve(const ConvArgs& args) {
 #if defined(BITDIAL_ONLY_KIND) && !BITDIAL_ONLY_BORDERS
   add_shifted<NATIVE>(args, kind, 0, column + warp_column, acc, part);  // else the compiler drops the products
 #endif
-  lay_out(acc, warp_row, warp_column);
+  lay_out<COLUMNS>(acc);
   if (fours_of(args)) {
-    write_words(args, group, column);
+    write_words<COLUMNS>(args, group, column);
     return;
   }
   const int area = args.out_height * args.out_width;
-  Walk w = walk(args.out);
+  using Blocks = Walk<COLUMNS>;
+  Blocks w = Blocks::begin(args.out);
   const int start = block_x() * 64 + w.row;
   int sample = start / area, place = start % area;
   Scale scale = {0, 1.0f};
 #pragma unroll 2
-  for (int i = 0; i < 32; i++, advance(w)) {
+  for (int i = 0; i < 32; i++, Blocks::advance(w)) {
     const int local = column + w.column, channel = group * args.outputs + local;
     if (block_x() * 64 + w.row < args.rows && local < args.outputs) {
       if (i == 0 || !w.along_rows) scale = scale_of(args.out, channel);
-      finish(args.out, sum_at(w), scale, sample, place, channel);
+      finish(args.out, Blocks::sum_at(w), scale, sample, place, channel);
     }
     if (w.along_rows)
       for (place += 2; place >= area; place -= area) sample++;
@@ -349,11 +358,11 @@ DEVICE void gather16(const Global<const uint8_t>& x, int64_t from, int stride, i
 
 template <bool A_SIGNED, bool B_SIGNED>
 DEVICE void multiply_matrices(const MatMulArgs& args) {
-  const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
+  const int thread = thread_index(), lane = thread % 32;
   const int n = block_z() / args.n_heads, head = block_z() % args.n_heads;
   const int64_t a_start = n * args.a_sample + args.heads.get(head * 3);
   const int64_t b_start = n * args.b_sample + args.heads.get(head * 3 + 1);
-  const int warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;
+  const int warp_row = Block<64>::warp_row(), warp_column = Block<64>::warp_column();
   int acc[2][4][4];
 #pragma unroll
   for (int i = 0; i < 2; i++)
@@ -390,14 +399,15 @@ DEVICE void multiply_matrices(const MatMulArgs& args) {
     }
     barrier();
   }
-  lay_out(acc, warp_row, warp_column);
-  Walk w = walk(args.out);
+  lay_out<64>(acc);
+  using Blocks = Walk<64>;
+  Blocks w = Blocks::begin(args.out);
   const Scale scale = scale_of(args.out, 0);
   const int64_t start = n * args.out.y_sample + args.heads.get(head * 3 + 2);
 #pragma unroll 2
-  for (int i = 0; i < 32; i++, advance(w)) {
+  for (int i = 0; i < 32; i++, Blocks::advance(w)) {
     const int r = block_x() * 64 + w.row, column = block_y() * 64 + w.column;
     if (r < args.rows && column < args.columns)
-      finish_at(args.out, sum_at(w), scale, start + r * args.out.y_place + column * args.out.y_channel, 0);
+      finish_at(args.out, Blocks::sum_at(w), scale, start + r * args.out.y_place + column * args.out.y_channel, 0);
   }
 }

@@ -18,7 +18,7 @@ from bitdial.engines.cuda.engine import CudaEngine
 from bitdial.quantization.program import Program
 
 ROOT = Path(__file__).parents[2]
-THREADS, ROWS, COLUMNS, DEPTH = 128, 64, 64, 64  # of a block and of its step, whose four warps make 32 by 32 each
+ROWS, DEPTH = 64, 64  # of a block and of its step; each warp makes 32 by 32
 CARD = gpu_model.Card("card", "sm_86", sms=10, ghz=1.0, int8=1024, gb_per_s=1e9, shared=100 << 10)
 LOOP = gpu_model.Loop({0: 100.0, 1: 150.0, 2: 150.0}, border=80.0, end=(1000.0, 400.0), registers=100)
 
@@ -34,8 +34,9 @@ def program() -> Program:
     return quantized(net.done(net.head(net.conv(net.conv(net.conv("x", 16), 48), 72))))
 
 
+@pytest.mark.parametrize(("kernel", "columns"), [("conv_unsigned", 64), ("conv_wide_unsigned", 128)])
 @pytest.mark.parametrize("architecture", ["sm_86", "sm_90"])
-def test_a_step_does_what_the_shape_of_a_block_asks_for(architecture: str) -> None:
+def test_a_step_does_what_the_shape_of_a_block_asks_for(architecture: str, kernel: str, columns: int) -> None:
     """Each as often as it runs: products, fragments, copies of 16 bytes, extraction of two values at once."""
     if compilation.compiler_missing():
         pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.compiler_missing()}")
@@ -43,17 +44,18 @@ def test_a_step_does_what_the_shape_of_a_block_asks_for(architecture: str) -> No
         gpu_model.disassembler()
     except StopIteration:
         pytest.skip("NO NVDISASM: the instructions are not looked at; pip install nvidia-cuda-nvdisasm")
-    native = architecture == "sm_86"
+    native, threads = architecture == "sm_86", 2 * columns
     for kind, borders, fours in ((0, 0, 0), (1, 0, 1), (1, 1, 1)):
-        found, end = gpu_model.counted(architecture, kind, borders, fours)
+        found, end = gpu_model.counted(architecture, kind, borders, fours, kernel)
         nibbles = kind == 1 and native  # activations in half bytes
         assert found["IMMA"] == 32 * 32 * DEPTH // (16 * 8 * (64 if nibbles else 32))
         assert found["LDSM"] == 32 * DEPTH // (512 * (2 if nibbles else 1))
-        assert found["LDGSTS"] == COLUMNS * DEPTH // (16 * THREADS * (2 if kind else 1))
-        assert found["STS"] == ROWS * DEPTH // (16 * THREADS * (2 if nibbles else 1))
-        assert found["HFMA2"] == (ROWS * DEPTH // (2 * THREADS) if kind else 0)
+        assert found["LDGSTS"] == columns * DEPTH // (16 * threads * (2 if kind else 1))
+        assert found["STS"] == (1 if nibbles else 128 // columns)  # of two chunks of half bytes, one store
+        assert found["HFMA2"] == (ROWS * DEPTH // (2 * threads) if kind else 0)
         assert found["BAR"] == 1 and end > 32 * 10 / (2 if fours else 1)
-    border = gpu_model.counted(architecture, 1, 1, 1)[0].total() - gpu_model.counted(architecture, 1, 0, 1)[0].total()
+    with_border, without = (gpu_model.counted(architecture, 1, borders, 1, kernel)[0].total() for borders in (1, 0))
+    border = with_border - without
     assert border > 2 * 32 * 32 // 32  # a shift and a sum for each accumulator of a lane
 
 
@@ -68,12 +70,12 @@ def test_modelled_steps_are_those_that_run(program: Program) -> None:
     for index, ratio in enumerate(program.ratios):
         modelled = 0
         for step in compiled.steps:
-            launch = step.launch(gpu_model.Frame(compiled, 3, index))  # type: ignore[arg-type]
+            launch = step.launch(gpu_model.Frame(compiled, 3, index, device.multiprocessors))  # type: ignore[arg-type]
             assert launch is not None and launch.kernel.startswith(("conv", "pool", "pointwise"))
             if launch.kernel.startswith("conv"):
                 table = compiled.pool.arrays[gpu_model._table(compiled, launch.arguments.steps.data)]
                 per_step = np.where(table[:, 0] == 1, 8, 8 * table[:, 1])  # a half step of nibbles has smaller products
-                modelled += int(np.prod(launch.grid)) * 4 * int(per_step.sum())
+                modelled += int(np.prod(launch.grid)) * (launch.threads // 32) * int(per_step.sum())
         before = device.products
         engine.run(np.zeros((3, 3, 9, 9), np.float32), ratio)
         assert device.products - before == modelled > 0, ratio
@@ -97,7 +99,7 @@ def test_it_says_model_and_whose_figures_stand_beside(
     program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(compilation, "compiler_missing", lambda: "")
-    monkeypatch.setattr(gpu_model, "loops", lambda architecture: LOOP)
+    monkeypatch.setattr(gpu_model, "loops", lambda architecture, kernel: LOOP)
     save_program(program, gpu_model.prepared("small", tmp_path)[0])
     gpu_model.main(["--networks", "small,none", "--batch", "2", "--cache", str(tmp_path), "--results", str(tmp_path)])
     printed = capsys.readouterr()

@@ -77,6 +77,10 @@ struct Global {
 struct Shared {
   static void put(int offset, uint8_t value) { *emulation::touch_shared(offset, 1, true) = value; }
   static void put16(int offset, const Words4& w) { std::memcpy(emulation::touch_shared(offset, 16, true), &w, 16); }
+  static void put8(int offset, uint32_t first, uint32_t second) {
+    const uint32_t both[2] = {first, second};
+    std::memcpy(emulation::touch_shared(offset, 8, true), both, 8);
+  }
   static void put_word(int offset, uint32_t value) { std::memcpy(emulation::touch_shared(offset, 4, true), &value, 4); }
   static Words4 get16(int offset) {
     Words4 w;

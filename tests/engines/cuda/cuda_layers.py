@@ -35,8 +35,10 @@ def placed(device: EmulatedDevice, array: npt.NDArray[Any]) -> Span:
     return span
 
 
-def accumulators(case: LayerCase, device: EmulatedDevice, indices: list[int]) -> list[npt.NDArray[np.int64]]:
-    """int64 [N, OH, OW, O] at each ratio of RATIOS asked for."""
+def accumulators(
+    case: LayerCase, device: EmulatedDevice, indices: list[int], multiprocessors: int = 0
+) -> list[npt.NDArray[np.int64]]:
+    """int64 [N, OH, OW, O] at each ratio of RATIOS asked for. multiprocessors: 0 for the widest blocks that the layer fits."""
     n, c, h, w = case.x.shape
     size, outputs = case.out_size, len(case.weight)
     window = Window(case.weight.shape[2:], case.stride, case.pad, case.dilation)
@@ -58,7 +60,7 @@ def accumulators(case: LayerCase, device: EmulatedDevice, indices: list[int]) ->
         dynamic = case.dynamic and lowering.low_at(index)
         for launch in lowering.launches(index, n, given, shifts, lower) if dynamic else ():
             device.launch(launch)
-        device.launch(product.launch(index, n, lower if dynamic else given, plane, size, epilogue))
+        device.launch(product.launch(index, n, lower if dynamic else given, plane, size, epilogue, multiprocessors))
         y = np.empty((n, *size, outputs), np.int32)
         device.download(out, y)
         found.append(y.astype(np.int64))

@@ -28,8 +28,9 @@ class FakeCuda:
 
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     CUdevice_attribute = SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
-    )
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=16,
+    )  # fmt: skip
 
     def __init__(self, device: EmulatedDevice, capability: tuple[int, int] = (9, 0), count: int = 1) -> None:
         self.device, self.capability, self.count = device, capability, count
@@ -66,7 +67,7 @@ class FakeCuda:
         return b"Imaginary GPU" + bytes(length - 13)
 
     def do_cuDeviceGetAttribute(self, attribute: int, device: int) -> int:
-        return self.capability[attribute - 75]
+        return self.device.multiprocessors if attribute == 16 else self.capability[attribute - 75]
 
     def do_cuDevicePrimaryCtxRetain(self, device: int) -> str:
         return "context"

@@ -20,10 +20,11 @@ from bitdial.engines.cuda.products import Plane, Product
 from bitdial.quantization.instructions import Window
 
 EVERY = [0, 1, 2, 3, 4]
+MANY = 10**6  # multiprocessors: so many that no layer has blocks for them all, and blocks stay small
 
 
-def check(case: LayerCase, device: EmulatedDevice, indices: list[int]) -> None:
-    for index, found in zip(indices, accumulators(case, device, indices), strict=True):
+def check(case: LayerCase, device: EmulatedDevice, indices: list[int], multiprocessors: int = MANY) -> None:
+    for index, found in zip(indices, accumulators(case, device, indices, multiprocessors), strict=True):
         assert np.array_equal(found, mixed_product(case, index)), (case, index)
 
 
@@ -63,6 +64,23 @@ def test_ragged_layers(device: EmulatedDevice, case: LayerCase) -> None:
     check(case, device, [0, 1, 3, 4])
 
 
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1), per=st.integers(1, 90), rows=st.integers(65, 128), conv_groups=st.integers(1, 2),
+       size=st.tuples(st.integers(1, 9), st.integers(1, 9)), group=st.sampled_from([16, 32]),
+       limits=st.sampled_from([(15, 7, False), (7, 7, True), (31, 14, False)]))  # fmt: skip
+def test_wide_blocks(
+    device: EmulatedDevice, seed: int, per: int, rows: int, conv_groups: int, size: tuple[int, int], group: int, limits: Any
+) -> None:
+    """128 outputs a block where there are blocks enough, of ragged layers too; the same sums as from blocks of 64."""
+    rng = np.random.default_rng(seed)
+    case = make_case(rng, batch=2, per=per, rows=rows, size=size, group=group, conv_groups=conv_groups, kernel=(1, 1),
+                     limits=limits, by_output=True)  # fmt: skip
+    device.launches.clear()
+    check(case, device, [0, 2, 4], 0)
+    name = f"{'un' if not case.signed else ''}signed"
+    assert set(device.launches) <= {f"conv_wide_{name}", f"conv_elements_{name}"}
+
+
 @pytest.mark.parametrize("limits", [(15, 7, False), (7, 7, True), (31, 14, False), (12, 5, False)])
 def test_dynamic_extraction(device: EmulatedDevice, limits: tuple[int, int, bool]) -> None:
     """Samples of differing size, of one value, of nothing but zeros: each by its own shifts."""
@@ -77,8 +95,8 @@ def test_dynamic_extraction(device: EmulatedDevice, limits: tuple[int, int, bool
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("residual", [False, True])
-def test_results_in_words_are_those_one_by_one(device: EmulatedDevice, signed: bool, residual: bool) -> None:
+@pytest.mark.parametrize(("residual", "sms"), [(False, 99), (True, 99), (True, 0)])
+def test_results_in_words_are_those_one_by_one(device: EmulatedDevice, signed: bool, residual: bool, sms: int) -> None:
     """Four channels at a time: two convolution groups, a block's last rows and columns missing, samples that end in a block."""
     rng = np.random.default_rng(8)
     case = make_case(rng, batch=3, per=16, rows=68, size=(5, 5), group=16, conv_groups=2, kernel=(1, 1))
@@ -101,7 +119,7 @@ def test_results_in_words_are_those_one_by_one(device: EmulatedDevice, signed: b
             y_place=width, y_channel=1, r_sample=25 * width, r_place=width, r_channel=1, residual_factor=0.37, lo=lo, hi=hi,
             r_signed=int(signed), fours=fours,
         )  # fmt: skip
-        device.launch(product.launch(2, 3, given_, Plane(5, 5, pitch(32), 25 * pitch(32)), (5, 5), out))
+        device.launch(product.launch(2, 3, given_, Plane(5, 5, pitch(32), 25 * pitch(32)), (5, 5), out, sms))
         found.append(np.empty((3, 25, width), np.uint8))
         device.download(y, found[-1])
     assert np.array_equal(*found) and len(np.unique(found[0][..., :outputs])) > 100

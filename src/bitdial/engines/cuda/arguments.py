@@ -135,9 +135,14 @@ class LowerArgs(_Args):
     ]
 
 
-THREADS = {f"{name}_kernel": 256 for name in ("pointwise", "elements", "pool", "depthwise", "lower")}  # of a block; else 128
-# Of a block, by the first word of a kernel's name.
-SHARED_BYTES = {"conv": 2 * 64 * 80 + 2 * 4096, "matmul": 64 * 68 * 4, "shift": 128 * 4}
+# Of a block, by the longest beginning of a kernel's name; else 128, and no shared memory.
+THREADS = {"conv_wide": 256, "pointwise": 256, "elements": 256, "pool": 256, "depthwise": 256, "lower": 256}
+SHARED_BYTES = {"conv": 2 * 64 * 80 + 2 * 4096, "conv_wide": 64 * 132 * 4, "matmul": 64 * 68 * 4, "shift": 128 * 4}
+
+
+def _of_kernel(table: dict[str, int], kernel: str, default: int) -> int:
+    known = [name for name in table if kernel.startswith(name)]
+    return table[max(known, key=len)] if known else default
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,8 @@ class Launch:
 
     @property
     def threads(self) -> int:
-        return THREADS.get(self.kernel, 128)
+        return _of_kernel(THREADS, self.kernel, 128)
 
     @property
     def shared_bytes(self) -> int:
-        return SHARED_BYTES.get(self.kernel.split("_")[0], 0)
+        return _of_kernel(SHARED_BYTES, self.kernel, 0)

@@ -136,7 +136,8 @@ def _contract(c: Compiler, step: Contract) -> None:
 
     def launch(frame: Frame) -> Launch:
         given = frame.span(lower if low_at(frame.ratio) else source)
-        return product.launch(frame.ratio, frame.batch * x.factor, given, plane, out_size, epilogue(frame))
+        return product.launch(frame.ratio, frame.batch * x.factor, given, plane, out_size, epilogue(frame),
+                              frame.multiprocessors)  # fmt: skip
 
     c.add(step.name, (*reads, lower), launch)
 

@@ -34,6 +34,7 @@ class Recorded(Protocol):
 
 class Device(Protocol):
     """name: of the product. architecture: "sm_90" and the like. native_int4: whether its tensor cores multiply 4-bit numbers.
+    multiprocessors: how many it has.
 
     All methods raise DeviceMemoryError or DeviceLostError, and other EngineErrors, that name the device. Work is done in order;
     `download` and `wait` wait for it. `seconds` runs launches one by one and says how long each took on the device.
@@ -42,6 +43,7 @@ class Device(Protocol):
     name: str
     architecture: str
     native_int4: bool
+    multiprocessors: int
 
     def allocate(self, size: int) -> Span: ...
     def free(self, span: Span) -> None: ...

@@ -78,9 +78,9 @@ class Driver:
         device = self._device = self._call("cuDeviceGet", gpu)
         self.name = self._call("cuDeviceGetName", 128, device).split(b"\0")[0].decode(errors="replace")
         attributes = cuda.CUdevice_attribute
-        major, minor = (
-            int(self._call("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}"), device))
-            for part in ("MAJOR", "MINOR")
+        major, minor, self.multiprocessors = (
+            int(self._call("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
+            for name in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR", "MULTIPROCESSOR_COUNT")
         )
         architecture = architecture_for(major, minor)
         if architecture is None:

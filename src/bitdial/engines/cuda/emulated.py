@@ -61,12 +61,13 @@ def build(folder: Path, native_int4: bool, extra: Path | None = None) -> Path:
 
 
 class EmulatedDevice:
-    """A device of the host. memory: bytes that it has, to try what happens when they run out."""
+    """A device of the host. memory: bytes that it has, to try what happens when they run out. multiprocessors: that it says it
+    has; few, so that small layers come in blocks of either kind."""
 
-    def __init__(self, library: Path, native_int4: bool, memory: int = 1 << 30) -> None:
+    def __init__(self, library: Path, native_int4: bool, memory: int = 1 << 30, multiprocessors: int = 4) -> None:
         self.name = "emulated device"
         self.architecture = "sm_86" if native_int4 else "sm_90"
-        self.native_int4 = native_int4
+        self.native_int4, self.multiprocessors = native_int4, multiprocessors
         self.left = memory
         self.launches: list[str] = []  # kernels that ran, by name
         self._memory: dict[int, npt.NDArray[np.uint8]] = {}

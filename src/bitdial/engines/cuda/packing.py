@@ -22,7 +22,7 @@ Bytes = npt.NDArray[np.uint8]
 STEP_BYTES, STEP_NIBBLES, STEP_LOW_BYTES = 0, 1, 2
 CHUNK, CHUNKS = 16, 4  # channels of a chunk, chunks of a step
 PITCH = 16  # bytes: a position's channels begin at a multiple of it, so that a chunk is one load
-COLUMNS = 64  # outputs of a block
+COLUMNS = 64  # outputs of a block, and what a layer's are padded to
 ELEMENTS_PAY = 2  # times as many chunks of whole channels as of picked elements: then single loads are fewer
 
 
@@ -104,12 +104,16 @@ def pack_bytes(weight: npt.NDArray[np.int8]) -> Bytes:
     return np.ascontiguousarray(split.transpose(0, 2, 1, 4, 3, 5)).view(np.uint8).reshape(-1)
 
 
-def pack_nibbles(weight: npt.NDArray[np.int8]) -> Bytes:
+def pack_nibbles(weight: npt.NDArray[np.int8], native: bool) -> Bytes:
     """[outputs, 64] of a step, in the order of the fragments of one m16n8k64 product: per 8 outputs, 256 bytes.
 
-    The chunks 0 and 1 (2 and 3) share bytes, low and high halves, as activations do (`join_nibbles`).
+    native: channels 0 to 7 of a chunk share bytes with its channels 8 to 15, as activations do (`keep` in product.h). Otherwise
+    the chunks 0 and 1 (2 and 3) share bytes: their halves are then the two registers of an 8-bit product.
     """
-    split = (weight.view(np.uint8) & 15).reshape(-1, 8, 2, 2, 4, 4)  # tile, output, register, half byte, lane of four, byte
+    split = weight.view(np.uint8) & 15
+    if native:  # tile, output, register, chunk, half byte, word of the half, byte
+        split = split.reshape(-1, 8, 2, 2, 2, 2, 4).swapaxes(3, 4)
+    split = split.reshape(-1, 8, 2, 2, 4, 4)  # tile, output, register, half byte, lane of four, byte
     joined = (split[:, :, :, 0] | (split[:, :, :, 1] << 4)).astype(np.uint8)
     return np.ascontiguousarray(joined.transpose(0, 2, 1, 3, 4)).reshape(-1)
 
@@ -127,7 +131,7 @@ class Packer:
 
     def __init__(self, layer: QuantizedLayer, window: Window, signed: bool, native: bool, dynamic: bool = False) -> None:
         assert layer.weight is not None
-        self.layer, self.window, self.signed, self.dynamic = layer, window, signed, dynamic
+        self.layer, self.window, self.signed, self.dynamic, self.native = layer, window, signed, dynamic, native
         outputs, self.per = layer.weight.shape[:2]
         self.outputs = outputs // layer.conv_groups
         self.padded = -(-self.outputs // COLUMNS) * COLUMNS
@@ -252,7 +256,7 @@ class Packer:
         for i in range(n_steps):
             chunks = min(CHUNKS, len(tap) - i * CHUNKS)
             cut = np.ascontiguousarray(weight[:, i * 64 : (i + 1) * 64])
-            blob = pack_nibbles(cut) if kind == STEP_NIBBLES else pack_bytes(cut)
+            blob = pack_nibbles(cut, self.native) if kind == STEP_NIBBLES else pack_bytes(cut)
             steps.append((kind, 2 if chunks > 2 else 1, self.filled // 16))
             self.blobs.append(blob)
             self.filled += len(blob)

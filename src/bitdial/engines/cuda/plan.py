@@ -40,7 +40,7 @@ class Plan:
 
     def __init__(self, compiled: Compiler, device: Device, batch: int) -> None:
         self.compiled, self.device, self.batch = compiled, device, batch
-        self.pool, self.ratio = compiled.pool, 0
+        self.pool, self.ratio, self.multiprocessors = compiled.pool, 0, device.multiprocessors
         self.recorded: dict[int, Recorded] = {}
         program, root = compiled.program, compiled.root
         lives: dict[str, tuple[int, int]] = {root(v): (0, 0) for v in program.inputs}

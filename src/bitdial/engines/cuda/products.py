@@ -13,6 +13,7 @@ from bitdial.engines.cuda.packing import COLUMNS, PackedLayer
 from bitdial.quantization.instructions import Window
 
 ROWS = 64  # positions of a block
+WIDE = 128  # outputs of a block of the wide kernels
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,22 @@ class Product:
             self._known[key] = self.pool.add(values)
         return self._known[key]
 
-    def launch(self, ratio: int, samples: int, x: Span, x_plane: Plane, out_size: tuple[int, int], out: Epilogue) -> Launch:
+    def columns(self, rows: int, groups: int, multiprocessors: int) -> int:
+        """Outputs of a block: the wide one shares loads and extraction, but there are half as many of it, which must not leave
+        multiprocessors idle that the others would use."""
+        packed = self.packed
+        blocks = -(-rows // ROWS) * (packed.padded // COLUMNS) * groups
+        fits = packed.padded % WIDE == 0 and not packed.elements
+        return WIDE if fits and blocks > multiprocessors else COLUMNS
+
+    def launch(
+        self, ratio: int, samples: int, x: Span, x_plane: Plane, out_size: tuple[int, int], out: Epilogue, multiprocessors: int
+    ) -> Launch:
         packed, at = self.packed, self.pool.at
         _, stride, pad, _ = self.window.pairs
         rows = samples * out_size[0] * out_size[1]
         groups = len(packed.starts[ratio]) - 1
+        columns = self.columns(rows, groups, multiprocessors)
         args = ConvArgs(
             x=x, weights=at(self.weights), steps=at(self.steps[ratio]), places=at(self.places[ratio]),
             starts=at(self.starts[ratio]), shifts=at(self.shifts), out=out, x_sample=x_plane.sample, rows=rows,
@@ -55,7 +67,8 @@ class Product:
             stride_y=stride[0], stride_x=stride[1], pad_y=pad[0], pad_x=pad[1], outputs=packed.outputs, padded=packed.padded,
             least=packed.limits[0], most=packed.limits[1],
         )  # fmt: skip
-        return Launch(packed.kernel, (-(-rows // ROWS), packed.padded // COLUMNS, groups), args)
+        kernel = packed.kernel if columns == COLUMNS else packed.kernel.replace("conv", "conv_wide")
+        return Launch(kernel, (-(-rows // ROWS), packed.padded // columns, groups), args)
 
 
 def depthwise_weights(weight: Any) -> Any:

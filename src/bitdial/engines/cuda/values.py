@@ -96,10 +96,12 @@ class Buffer(memory.Buffer):
 
 
 class Frame(Protocol):
-    """What a launch is made for: a ratio, a batch, and the addresses of values and constants for it."""
+    """What a launch is made for: a ratio, a batch, a device with so many multiprocessors, and the addresses of values and
+    constants for it."""
 
     batch: int
     ratio: int
+    multiprocessors: int
     pool: Pool
 
     def span(self, value: str) -> Span: ...

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bitdial.engines import attention
 from bitdial.engines.cpu import compile_attention, native
 from bitdial.engines.cpu.engine import CpuEngine
 from bitdial.engines.memory import Unsupported
@@ -303,15 +304,15 @@ def test_networks(name: str, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> N
     x = helpers.images(3, 12, seed=2).numpy()
     expected = reference_outputs(program, x)
 
-    def refuse(attention: compile_attention.Attention, c: Any) -> None:
+    def refuse(c: Any, found: attention.Attention) -> None:
         raise Unsupported("it is a test")
 
     for found, possible in ((True, True), (True, False), (False, True)):
         fuse = found and possible
         with monkeypatch.context() as patch:
-            patch.setattr(compile_attention, "FUSE", found)
+            patch.setattr(attention, "FUSE", found)
             if not possible:
-                patch.setattr(compile_attention.Attention, "compile", refuse)
+                patch.setattr(compile_attention, "attention", refuse)
             engines = [CpuEngine(program, isa=isa, threads=2 if isa == ISAS[0] else 1, kernels="fixed") for isa in ISAS]
         for engine in engines:
             kinds = [kind for _, kind in engine.native.steps()]

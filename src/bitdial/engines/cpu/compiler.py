@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from bitdial.engines import memory
+from bitdial.engines.attention import Attention, find_attention
 from bitdial.engines.cpu import compile_attention, compile_float, compile_moves, compile_rounding
-from bitdial.engines.cpu.compile_attention import Attention
 from bitdial.engines.cpu.values import Buffer, Values, own
 from bitdial.engines.memory import Unsupported
 from bitdial.graph.batch_axis import batch_axes
@@ -78,7 +78,7 @@ class Compiler(Values):
     def run(self) -> Compiled:
         for name in self.program.inputs:
             self.try_buffer(name, external=True)
-        attention = compile_attention.find_attention(self.program, self.readers)
+        attention = find_attention(self.program, self.readers)
         self.done.update(part.name for a in attention.values() for part in a.parts)
         for step in self.steps:
             if step.name in attention:
@@ -93,11 +93,11 @@ class Compiler(Values):
 
     def _attention(self, attention: Attention) -> None:
         """One step, or its instructions one by one."""
-        attention, before = attention.settled(self)
+        attention, before = compile_attention.settled(self, attention)
         if before is not None:
             self._compile(before)
         try:
-            attention.compile(self)
+            compile_attention.attention(self, attention)
             self.fused.add(attention.values.name)
         except Unsupported:
             self.done.difference_update(part.name for part in attention.parts)

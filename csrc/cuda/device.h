@@ -15,7 +15,9 @@ typedef long long int64_t;
 typedef unsigned long long uint64_t;
 
 #define DEVICE static __device__ __forceinline__
-#define KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Args args)
+// blocks: that a multiprocessor shall hold at once, which leaves each thread so many registers; without it some compilers put values aside.
+#define KERNEL(name, Args, threads, blocks) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Args args)
 
 struct Words4 {
   uint32_t v[4];
@@ -32,6 +34,7 @@ struct Global {
   __device__ __forceinline__ uint32_t get_word(int64_t i) const { return *reinterpret_cast<const uint32_t*>(data + i); }
   __device__ __forceinline__ void put_word(int64_t i, uint32_t word) const { *reinterpret_cast<uint32_t*>(data + i) = word; }
   __device__ __forceinline__ bool there() const { return data != nullptr; }
+  __device__ __forceinline__ bool aligned4(int64_t i) const { return reinterpret_cast<uint64_t>(data + i) % 4 == 0; }
   __device__ __forceinline__ bool aligned16(int64_t i) const { return reinterpret_cast<uint64_t>(data + i) % 16 == 0; }
   // Sixteen bytes at once, from an element whose address is a multiple of 16.
   __device__ __forceinline__ Words4 get16(int64_t i) const {

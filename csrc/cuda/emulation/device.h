@@ -23,7 +23,7 @@ void add_kernel(const char* name, void (*run)(const void* args), size_t args_siz
 }  // namespace emulation
 
 #define DEVICE static inline
-#define KERNEL(name, Args, threads)                                                                      \
+#define KERNEL(name, Args, threads, blocks) \
   static void name##_body(const Args args);                                                              \
   static void name##_run(const void* args) { name##_body(*static_cast<const Args*>(args)); }             \
   static const bool name##_known = (emulation::add_kernel(#name, name##_run, sizeof(Args), threads), true); \
@@ -60,6 +60,7 @@ struct Global {
     std::memcpy(data + i, &word, 4);
   }
   bool there() const { return data != nullptr; }
+  bool aligned4(int64_t i) const { return reinterpret_cast<uintptr_t>(data + i) % 4 == 0; }
   bool aligned16(int64_t i) const { return reinterpret_cast<uintptr_t>(data + i) % 16 == 0; }
   Words4 get16(int64_t i) const {
     check(i, 16, 16);

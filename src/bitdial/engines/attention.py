@@ -1,14 +1,14 @@
 """Attention among the instructions of a program, for engines that compute it in one step.
 
 It is recognized before anything is compiled: a product, what is added to it or multiplied with it, softmax, Quantize and the
-second product, where nothing else reads what lies in between. An engine leaves those instructions out and compiles one step in the
-place of the last; where that proves impossible it compiles them one by one after all.
+second product, where nothing else reads what lies in between. An engine leaves those instructions out and compiles one step in
+the place of the last; where that proves impossible it compiles them one by one after all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,10 @@ class Attention:
     values: MatMul
     rounding: Quantize | None
     parts: tuple[Instruction, ...]  # all of them, in order
+
+    def without_rounding(self) -> Attention:
+        """For engines that compile what makes the queries by itself."""
+        return replace(self, rounding=None, parts=tuple(p for p in self.parts if p is not self.rounding))
 
     @property
     def layers(self) -> list[str]:

@@ -7,7 +7,7 @@ struct ProbeArgs {
 };
 
 // Four bytes a thread.
-KERNEL(probe_extract, ProbeArgs, 64) {
+KERNEL(probe_extract, ProbeArgs, 64, 2) {
   for (int64_t i = thread_index(); i * 4 < static_cast<int64_t>(args.x.bytes); i += 64) {
     uint32_t v = 0;
     for (int e = 0; e < 4; e++) v |= static_cast<uint32_t>(args.x.get(i * 4 + e)) << (8 * e);
@@ -17,7 +17,7 @@ KERNEL(probe_extract, ProbeArgs, 64) {
   }
 }
 
-KERNEL(probe_mistake, ProbeArgs, 64) {
+KERNEL(probe_mistake, ProbeArgs, 64, 2) {
   const int thread = thread_index();
   uint32_t fragment[4];
   switch (args.mistake) {

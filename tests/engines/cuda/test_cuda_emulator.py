@@ -76,6 +76,7 @@ def test_arguments_have_the_layout_of_the_kernels(probes: EmulatedDevice) -> Non
     with pytest.raises(EngineError, match="no kernel"):
         probes.launch(Launch("nothing", (1, 1, 1), ProbeArgs()))
     takes = {"conv": arguments.ConvArgs, "matmul": arguments.MatMulArgs, "pointwise": arguments.PointwiseArgs,
+             "attention": arguments.AttentionArgs,
              "pool": arguments.WindowArgs, "depthwise": arguments.WindowArgs, "elements": arguments.ElementsArgs,
              "whole": arguments.WholeRowsArgs, "shift": arguments.LowerArgs, "lower": arguments.LowerArgs}  # fmt: skip
     assert Span(0, 8).at(3) == Span(3, 5)

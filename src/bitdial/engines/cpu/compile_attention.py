@@ -178,7 +178,7 @@ def settled(c: Values, found: Attention) -> tuple[Attention, Quantize | None]:
     lazy = None if found.rounding is None else c.lazy.get(found.rounding.inputs[0])
     if found.rounding is None or (lazy is not None and lazy.factor is not None and lazy.view is not None):
         return found, None
-    return replace(found, rounding=None, parts=tuple(p for p in found.parts if p is not found.rounding)), found.rounding
+    return found.without_rounding(), found.rounding
 
 
 def attention(c: Values, found: Attention) -> None:

@@ -12,6 +12,9 @@ OP_SCALE, OP_LOOKUP, OP_ADD, OP_MUL, OP_COPY, OP_FADD, OP_FSUB, OP_FMUL, OP_FDIV
  ELEMENT_AND, ELEMENT_OR, ELEMENT_XOR, ELEMENT_WHERE, ELEMENT_LOOK_UP) = range(15)  # fmt: skip
 
 
+TERM_ADD, TERM_SUB, TERM_MUL, TERM_DIV, TERM_FILL, TERM_KEEP = range(6)
+
+
 @dataclass(frozen=True)
 class Span:
     """Bytes of device memory: where they begin, and how many may be touched."""
@@ -73,6 +76,26 @@ class MatMulArgs(_Args):
         ("out", Epilogue),
         *_fields(_I64, "a_sample b_sample"),
         *_fields(_I32, "rows columns depth n_heads a_row a_depth b_column b_depth"),
+    ]
+
+
+class Term(_Args):
+    _fields_ = [
+        *_fields(Global, "floats truths heads"),
+        ("sample", _I64),
+        *_fields(_I32, "row key op"),
+        ("number", _F32),
+    ]
+
+
+class AttentionArgs(_Args):
+    _fields_ = [
+        *_fields(Global, "q k v heads"),
+        ("terms", Term * 4),
+        ("out", Epilogue),
+        *_fields(_I64, "q_sample k_sample v_sample"),
+        *_fields(_I32, "rows keys depth width n_heads n_terms q_row q_depth k_key k_depth v_key v_width padded pitch"),
+        *_fields(_F32, "factor weight_factor weight_lo weight_hi"),
     ]
 
 
@@ -147,11 +170,12 @@ def _of_kernel(table: dict[str, int], kernel: str, default: int) -> int:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel by name, its grid of blocks, and its arguments."""
+    """A kernel by name, its grid of blocks, and its arguments. shared: bytes of shared memory, where they depend on these."""
 
     kernel: str
     grid: tuple[int, int, int]
     arguments: ctypes.Structure
+    shared: int = 0
 
     @property
     def threads(self) -> int:
@@ -159,4 +183,4 @@ class Launch:
 
     @property
     def shared_bytes(self) -> int:
-        return _of_kernel(SHARED_BYTES, self.kernel, 0)
+        return self.shared or _of_kernel(SHARED_BYTES, self.kernel, 0)

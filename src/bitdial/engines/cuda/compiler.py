@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bitdial.engines import memory
+from bitdial.engines.attention import Attention, find_attention
 from bitdial.engines.cuda import dynamic as dynamic_extraction
 from bitdial.engines.cuda import elements, elementwise, transformer
 from bitdial.engines.cuda.arguments import Epilogue, Launch
@@ -43,12 +44,28 @@ class Compiler(Values):
         """Fill `steps`, `buffers` and `pool`. Raises EngineError that names the first instruction without a compiled form."""
         for name in self.program.inputs:
             self._named(name, "input", self.buffer, name)
+        attention = {name: found.without_rounding() for name, found in find_attention(self.program, self.readers).items()}
+        parts = {part.name for found in attention.values() for part in found.parts}
         for step in self.program.instructions:
-            self._named(step.name, step.operation, HANDLERS[type(step)], self, step)
+            if step.name in attention:
+                self._attention(attention[step.name])
+            elif step.name not in parts:
+                self._compile(step)
         for name in self.program.outputs:
             if not self._named(name, "output", self.buffer, name).dtype:
                 raise EngineError(f"the cuda engine cannot give output '{name}': it is of 8 bits")
         return self
+
+    def _compile(self, step: Instruction) -> None:
+        self._named(step.name, step.operation, HANDLERS[type(step)], self, step)
+
+    def _attention(self, found: Attention) -> None:
+        """One step, or its instructions one by one."""
+        try:
+            transformer.attention(self, found)
+        except Unsupported:
+            for part in found.parts:
+                self._compile(part)
 
     def copy(self, name: str, source: Seen, value: str | None = None, target: Offsets | None = None) -> None:
         elements.copied(self, name, source, value, target)

@@ -1,4 +1,4 @@
-"""Products of two activations, softmax, LayerNorm, sums, and the float operators between them."""
+"""Products of two activations, attention, softmax, LayerNorm, sums, and the float operators between them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from bitdial.engines.attention import Attention, Joined
 from bitdial.engines.cuda import arguments as kernels
 from bitdial.engines.cuda import elements
-from bitdial.engines.cuda.arguments import Epilogue, Launch, MatMulArgs, RowsArgs
+from bitdial.engines.cuda.arguments import AttentionArgs, Epilogue, Launch, MatMulArgs, RowsArgs
 from bitdial.engines.cuda.elementwise import INFINITY, combine, concatenate, move
 from bitdial.engines.cuda.values import Frame, Offsets, Values
 from bitdial.engines.memory import Unsupported, arguments, clamp_limits
@@ -19,7 +20,10 @@ from bitdial.graph.ir import Node, TensorType
 from bitdial.graph.operators import MOVEMENT, softmax_axis
 from bitdial.quantization.instructions import Float, MatMul
 
-TILE = 64  # rows and columns of a block of a product
+TILE = 64  # rows and columns of a block of a product; keys and features of a tile of attention
+MOST_SHARED = 48 << 10  # bytes that every architecture gives a block
+TERMS = {"add": kernels.TERM_ADD, "sub": kernels.TERM_SUB, "mul": kernels.TERM_MUL, "div": kernels.TERM_DIV,
+         "fill": kernels.TERM_FILL, "keep": kernels.TERM_KEEP}  # fmt: skip
 ROWS = 8  # of a block of the kernels of rows
 
 
@@ -57,6 +61,99 @@ def matmul(c: Values, step: MatMul) -> None:
         return Launch(f"matmul_{signs}", (-(-rows // TILE), -(-columns // TILE), frame.batch * len(a_heads)), args)
 
     c.add(step.name, (a_name, b_name), launch)
+
+
+def attention(c: Values, found: Attention) -> None:
+    """Scores, what they meet, softmax and the second product in one launch. Raises Unsupported where it takes several."""
+    scores, values = found.scores, found.values
+    y = c.buffer(values.name)
+    sizes, place = sizes_of(c.types[scores.name])
+    if len(sizes) < 3 or place != 0 or y.shape[:-1] != tuple(sizes[:-1]) or sizes_of(c.types[found.weights.name])[0] != sizes:
+        raise Unsupported("attention whose products broadcast")
+    q_name, q = _operand(c, scores.inputs[0], sizes, False)
+    k_name, k = _operand(c, scores.inputs[1], sizes, not scores.transpose_b)
+    v_name, v = _operand(c, values.inputs[1], y.shape, not values.transpose_b)
+    names = (q_name, k_name, v_name)
+    if not all(c.buffer(name).signed for name in names):
+        raise Unsupported("attention of unsigned values")
+    (rows, keys), depth, width = sizes[-2:], q.shape[2], y.shape[-1]
+    padded, pitch = -(-keys // TILE) * TILE, -(-max(keys, depth) // TILE) * TILE + 16
+    fits = [r for r in (32, 16) if attention_bytes(r, padded, pitch) <= MOST_SHARED]
+    if not fits:
+        raise Unsupported("attention over so many keys")
+    q_row, q_depth, q_heads = strided(q)
+    k_key, k_depth, k_heads = strided(k)
+    v_width, v_key, v_heads = strided(v)
+    y_place, y_channel, y_heads = strided(y.offsets().reshape(-1, *y.shape[-2:]))
+    terms = [_term(c, joined) for joined in found.joined]
+    heads = multiplier = -1
+    if not c.dry:
+        heads = c.pool.add(np.stack([q_heads, k_heads, v_heads, y_heads], axis=1).astype(np.int32))
+        multiplier = c.pool.add(values.layer.multiplier)
+    block = 16 if rows <= 16 else fits[0]
+    samples = [c.buffer(name).item for name in names]
+    lo, hi = values.limits
+
+    def launch(frame: Frame) -> Launch:
+        span = frame.span(values.name)
+        out = Epilogue(
+            y8=None if y.is_float else span, yf=span if y.is_float else None, multipliers=frame.pool.at(multiplier), lo=lo, hi=hi,
+            y_sample=y.item, y_place=y_place, y_channel=y_channel, one_multiplier=1,
+        )  # fmt: skip
+        spans = {short: frame.span(name) for short, name in zip("qkv", names, strict=True)}
+        args = AttentionArgs(
+            **spans, heads=frame.pool.at(heads), out=out, rows=rows, keys=keys, depth=depth, width=width, n_heads=len(q_heads),
+            n_terms=len(terms), q_sample=samples[0], k_sample=samples[1], v_sample=samples[2], q_row=q_row, q_depth=q_depth,
+            k_key=k_key, k_depth=k_depth, v_key=v_key, v_width=v_width, padded=padded, pitch=pitch,
+            factor=float(scores.layer.multiplier[0]), weight_factor=found.weights.factor, weight_lo=float(found.weights.lo),
+            weight_hi=float(found.weights.hi),
+        )  # fmt: skip
+        for i, term in enumerate(terms):
+            args.terms[i] = term(frame)
+        grid = (-(-rows // block), 1, frame.batch * len(q_heads))
+        return Launch(f"attention_rows{block}", grid, args, attention_bytes(block, padded, pitch))
+
+    met = [c.view(joined.operand)[0] for joined in found.joined if isinstance(joined.operand, str)]
+    c.add(values.name, (*names, *(v for v in met if v not in c.program.constants)), launch)
+
+
+def attention_bytes(rows: int, padded: int, pitch: int) -> int:
+    """Of shared memory: scores, queries or weights, and a tile of keys or values (csrc/cuda/attention.h)."""
+    return rows * ((padded + 16) * 4 + pitch) + TILE * 80
+
+
+def _term(c: Values, joined: Joined) -> Callable[[Frame], kernels.Term]:
+    """What scores meet, where it lies."""
+    dtype = "bool" if joined.op in ("fill", "keep") else "float32"
+    value, shape = joined.operand, joined.shape
+    item, number = 0, -1
+    if not isinstance(value, str):
+        source, offsets = "", np.zeros((), np.int64)
+        number = c.constant(f"number {value!r}", np.array([value]).astype(dtype), dtype)
+    else:
+        source, offsets = c.view(value)
+        own, place = sizes_of(c.types[value])
+        whole = len(own) == len(shape)
+        if not (place == 0 and whole and own[0] == shape[0] if place is not None else not whole or own[0] == 1):
+            raise Unsupported("scores meet a value whose batch is elsewhere")
+        if c.types[source].dtype != dtype or source in c.program.qparams:
+            raise Unsupported(f"scores meet {c.types[source].dtype} values")
+        if source in c.program.constants:
+            number = c.constant(source, dtype=dtype)
+        else:
+            item = c.buffer(source).item
+    spread = np.broadcast_to(offsets, shape).reshape(-1, *shape[-2:])
+    if spread.min() < 0:
+        raise Unsupported("scores meet a padded value")
+    row, key, heads = strided(spread)
+    table = -1 if c.dry else c.pool.add(heads.astype(np.int32))
+
+    def term(frame: Frame) -> kernels.Term:
+        span = frame.pool.at(number) if item == 0 else frame.span(source)
+        return kernels.Term(**{"truths" if dtype == "bool" else "floats": span}, heads=frame.pool.at(table), sample=item, row=row,
+                            key=key, op=TERMS[joined.op], number=joined.number)  # fmt: skip
+
+    return term
 
 
 def _operand(c: Values, value: str, result: Sequence[int], transposed: bool) -> tuple[str, Offsets]:

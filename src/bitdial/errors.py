@@ -52,6 +52,10 @@ class EngineError(BitdialError):
     """An engine is unknown, unavailable on this machine, or lacks an op of the model."""
 
 
+class EngineLostError(EngineError):
+    """An engine, or what it runs on, can do nothing more in this process; a new one may."""
+
+
 class DataError(BitdialError, ValueError):
     """A data set is missing, empty, or not of a supported form."""
 

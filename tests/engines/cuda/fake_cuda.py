@@ -37,7 +37,8 @@ class FakeCuda:
         self.failing: dict[str, Status] = {}
         self.calls: list[str] = []
         self.captured: list[tuple[Any, ...]] | None = None
-        self.graphs = self.events = 0
+        self.graphs = self.events = self.streams = 0
+        self.launched: list[str] = []  # the stream of every graph
         self._spans: dict[int, Span] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -73,7 +74,8 @@ class FakeCuda:
         return "context"
 
     def do_cuStreamCreate(self, flags: int) -> str:
-        return "stream"
+        self.streams += 1
+        return f"stream {self.streams}"
 
     def do_cuModuleLoadData(self, cubin: bytes) -> str:
         return "module"
@@ -137,6 +139,7 @@ class FakeCuda:
         return 1e3 * (end[-1] - begin[-1])
 
     def do_cuGraphLaunch(self, graph: list[Any], stream: str) -> None:
+        self.launched.append(stream)
         for function, grid, threads, shared, arguments in graph:
             assert threads == self.device.threads(function)
             self.device.launch_raw(function, grid, shared, arguments.ctypes.data, arguments.size)

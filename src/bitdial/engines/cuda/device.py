@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitdial.engines.cuda.arguments import Launch, Span
-from bitdial.errors import EngineError
+from bitdial.errors import EngineError, EngineLostError
 
 ALIGNMENT = 256  # bytes; of everything that lies in one allocation
 NATIVE_INT4 = ("sm_80", "sm_86", "sm_87", "sm_89")  # tensor cores that multiply 4-bit numbers
@@ -21,7 +21,7 @@ class DeviceMemoryError(EngineError):
     """The device has no memory left for what was asked. What it holds stays usable."""
 
 
-class DeviceLostError(EngineError):
+class DeviceLostError(EngineLostError):
     """The device does not answer any more; the process must be started anew."""
 
 

@@ -3,7 +3,8 @@
 Messages (see `frames`): first {"path", "loading": as `LoadedModel` takes it} comes, and {"info": ModelInfo} goes, or
 {"error": [class, message]} and the process ends. Then, for every {"samples": [per request], "index", "hold": seconds that it
 takes at least, if any}, with the inputs in shared memory, {"compute": seconds, "checked": [per request] if any is bad} goes,
-with the outputs of the good requests in shared memory, or {"error": ...}. The process ends when the socket closes.
+with the outputs of the good requests in shared memory, or {"error": ...}. The process ends when the socket closes, or when the
+engine says that it can do nothing more here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from bitdial.errors import BitdialError
+from bitdial.errors import BitdialError, EngineLostError
 from bitdial.serving.worker.errors import error_to_json
 from bitdial.serving.worker.faults import Fault
 from bitdial.serving.worker.file import read_descriptor
@@ -97,6 +98,10 @@ def _serve(frames: BlockingFrames, model: LoadedModel, memory: BatchMemory, faul
                     if target.shape != array.shape:
                         raise ValueError(f"an output has shape {array.shape}, {target.shape} was expected")
                     target[...] = array
+        except EngineLostError as error:  # the server starts another process
+            frames.send(_report(error))
+            print(error, file=sys.stderr)
+            return
         except Exception as error:
             answer = _report(error)
         frames.send(answer)

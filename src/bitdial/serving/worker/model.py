@@ -6,7 +6,7 @@ Imports no engine before a model asks for it.
 from __future__ import annotations
 
 import hashlib
-import importlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bitdial._version import __version__
 from bitdial.artifact import from_bytes
 from bitdial.engines.base import Engine, create_engine, default_engine, engine_spec
-from bitdial.errors import EngineError, InputError
+from bitdial.errors import EngineError, EngineLostError, InputError
 from bitdial.graph.batch_axis import batch_axes
 from bitdial.graph.ir import BatchDim
 from bitdial.graph.structure import output_names
@@ -114,7 +114,7 @@ class LoadedModel:
 
         Returns the outputs of the good requests (behind each other too; may share memory with the inputs), the seconds inside
         the engine, and per request "" or why it is bad. Raises EngineError if the engine fails on every request though their
-        values are finite.
+        values are finite, and EngineLostError where it will fail on every other batch as well.
 
         Engines refuse a batch with a NaN, and check for it at no cost; the search for the request to blame is only made
         then, and for some batches after, so that a sender of NaN does not make everyone compute twice.
@@ -129,6 +129,8 @@ class LoadedModel:
             try:
                 outputs = self._engine_run(inputs, index)
                 return outputs, time.perf_counter() - begin, checked
+            except EngineLostError:
+                raise
             except InputError as error:
                 problem: Exception = error
             except Exception as error:  # of torch, NumPy, ...: see below
@@ -149,6 +151,8 @@ class LoadedModel:
         begin = time.perf_counter()
         try:
             outputs = self._engine_run(kept, index)
+        except EngineLostError:
+            raise
         except Exception as error:
             more = [samples[i] for i in good]
             outputs, seconds, found = self._one_by_one(kept, more, index, seconds, error)
@@ -194,6 +198,8 @@ class LoadedModel:
                     raise problem
                 rows.append([o.copy() for o in self._engine_run(own, index)])
                 checked.append("")
+            except EngineLostError:
+                raise
             except InputError as error:
                 checked.append(str(error))
             except Exception as error:
@@ -230,7 +236,9 @@ def _engine(program: Program, name: str | None, options: dict[str, Any]) -> tupl
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise EngineError(f"threads must be a whole number in 1..1024, got {threads!r}")
     engine = create_engine(program, name, **options)
-    importlib.import_module("torch").set_num_threads(threads)
+    torch = sys.modules.get("torch")  # engines that need it have it by now; the others do not
+    if torch is not None:
+        torch.set_num_threads(threads)
     return engine, name
 
 
@@ -273,11 +281,13 @@ def _engine_info(engine: Engine, name: str) -> dict[str, Any]:
     said = engine.describe().get("engine", {})
     plain = {k: v for k, v in said.items() if isinstance(v, (str, int, float, bool)) and k not in ("cpu", "arithmetic")}
     hint = getattr(engine, "batch_hint", None)
+    torch = sys.modules.get("torch")
+    threads = said.get("threads") or (None if torch is None else torch.get_num_threads())
     return {
         **plain,
         "name": name,
         "processor": said.get("cpu") or processor_name(),
-        "threads": said.get("threads") or importlib.import_module("torch").get_num_threads(),
+        **({} if threads is None else {"threads": threads}),
         "version": __version__,
         **({} if hint is None else {"batch_hint": hint}),
     }

@@ -5,7 +5,7 @@
 A layer's time is the largest of three: the tensor cores' (products at the card's rate), the CUDA cores' (warp instructions of the
 loop, counted in the machine code of kernels that hold one kind of step alone, one a cycle and scheduler), and memory's (weights
 and activations once). A multiprocessor that holds few blocks waits for loads (LATENCY cycles a step). Launches cost LAUNCH each;
-layers other than convolutions and linear ones count by their bytes. No cache, clock or power is in it: read the ratios, not the
+attention counts in the same way, all else by its bytes. No cache, clock or power is in it: read the ratios, not the
 times.
 """
 
@@ -29,7 +29,9 @@ from bitdial.artifact import load_program
 from bitdial.engines.cuda import compilation
 from bitdial.engines.cuda.arguments import ConvArgs, Launch, Span
 from bitdial.engines.cuda.compiler import Compiler
-from bitdial.engines.cuda.device import NATIVE_INT4
+from bitdial.engines.cuda.cubin import resources
+from bitdial.engines.cuda.device import ARCHITECTURES, NATIVE_INT4
+from bitdial.engines.cuda.transformer import MOST_SHARED
 from common import RESULTS, ROOT, note, print_table, run_command
 from gpu_check import prepared
 
@@ -78,13 +80,23 @@ class Loop:
     columns: int = 64
 
 
+@dataclass(frozen=True)
+class Attention:
+    """Instructions of a warp in attention's kernel: for a tile of 64 keys by 64 features with its loads, for a score by each lane
+    and for each term that it meets, for two rows of a tile of results."""
+
+    tile: float
+    score: float
+    term: float
+    write: float
+
+
 @cache
 def loops(architecture: str, kernel: str) -> Loop:
     """Counted in the machine code of a kernel, or of its counterpart for unsigned bytes in whole chunks."""
     kernel = "conv_wide_unsigned" if "wide" in kernel else "conv_unsigned"
     high, low, border = (counted(architecture, *of, kernel) for of in ((0, 0, 0), (1, 0, 1), (1, 1, 1)))
-    code = _conv_code(architecture, ())[kernel]  # the kernel as it is
-    registers = 1 + max(int(r) for r in re.findall(r"\bR(\d+)\b", code))
+    registers = resources(_compiled(architecture, ()))[kernel].registers  # of the kernel as it is
     step = {0: float(high[0].total()), 1: float(low[0].total())}
     launch = Launch(kernel, (1, 1, 1), ConvArgs())
     return Loop({**step, 2: step[1]}, border[0].total() - step[1], (high[1], border[1]), registers, launch.threads,
@@ -92,9 +104,32 @@ def loops(architecture: str, kernel: str) -> Loop:
 
 
 @cache
-def _conv_code(architecture: str, more: tuple[str, ...]) -> dict[str, str]:
+def attention(architecture: str) -> Attention:
+    """Counted in the loops of attention_rows32, which are told by what they hold."""
+    names, ranges = _parsed(_text(architecture, ())["attention_rows32"])
+    found = [(r, Counter(names[slice(*r)])) for r in sorted(set(ranges))]
+
+    def inside(outer: tuple[int, int]) -> list[Counter[str]]:
+        return [c for r, c in found if outer[0] <= r[0] and r[1] <= outer[1] and r != outer]
+
+    tile = max(c.total() for _, c in found if c["IMMA"] and c["BAR"] == 2)
+    [(first, counts)] = [(r, c) for r, c in found if (c["LDG"], c["STS"], c["LDS"]) == (3, 1, 1)]  # scores meet their terms
+    term = float(sum(c.total() for c in inside(first)))
+    passes = [c for r, c in found if c["F2I"] and c["STS"] and not c["LDG"] and not inside(r)]  # exponentials; rounding
+    score = counts.total() - term + sum(c.total() / c["STS"] for c in passes)
+    write = min(c.total() for r, c in found if c["F2I"] and c["LDG"] and not c["STS"] and not inside(r))
+    return Attention(float(tile), score, term, float(write))
+
+
+@cache
+def _compiled(architecture: str, more: tuple[str, ...]) -> bytes:
+    return compilation.compile_now(architecture, more)
+
+
+@cache
+def _text(architecture: str, more: tuple[str, ...]) -> dict[str, str]:
     """Machine code of each kernel, as text."""
-    code = compilation.compile_now(architecture, more)
+    code = _compiled(architecture, more)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "k.cubin").write_bytes(code)
         text = subprocess.run([disassembler(), "-c", f"{folder}/k.cubin"], capture_output=True, text=True, check=True).stdout
@@ -109,7 +144,20 @@ def counted(
     """(instructions of a warp for a step of one kind by name, each as often as it runs; instructions behind the loop). borders:
     every step ends a run. fours: results are written four at a time."""
     definitions = {"KIND": kind, "BORDERS": borders, "FOURS": fours}
-    body = _conv_code(architecture, tuple(f"-DBITDIAL_ONLY_{name}={value}" for name, value in definitions.items()))[kernel]
+    body = _text(architecture, tuple(f"-DBITDIAL_ONLY_{name}={value}" for name, value in definitions.items()))[kernel]
+    names, ranges = _parsed(body)
+    main = max((r for r in ranges if "LDGSTS" in names[slice(*r)]), key=lambda r: r[1] - r[0])
+    count = Counter(names[slice(*main)])
+    for begin, end in ranges:  # two trips: two halves of a step, and 512 bytes of weights a tile
+        inside = main[0] <= begin and end <= main[1] and (begin, end) != main
+        if inside and ("IMMA" in names[begin:end] or ("LDGSTS" in names[begin:end] and kind == 0)):
+            count += Counter(names[begin:end])
+    tail = max((r for r in ranges if r[0] >= main[1]), key=lambda r: r[1] - r[0])
+    return count, (tail[1] - tail[0]) * (4.0 if fours else 16.0)  # unrolled twice
+
+
+def _parsed(body: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """(names of all instructions, ranges of them that are loops)."""
     labels: dict[str, int] = {}
     names: list[str] = []
     ranges: list[tuple[int, int]] = []  # of loops
@@ -119,16 +167,9 @@ def counted(
         elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\w+)(.*?);", line):
             names.append(found.group(1))
             jump = re.search(r"\((\.L_x_\d+)\)", found.group(2))
-            if found.group(1) == "BRA" and jump and jump.group(1) in labels:
+            if found.group(1) == "BRA" and jump and labels.get(jump.group(1), len(names)) < len(names) - 1:
                 ranges.append((labels[jump.group(1)], len(names)))
-    main = max((r for r in ranges if "LDGSTS" in names[slice(*r)]), key=lambda r: r[1] - r[0])
-    count = Counter(names[slice(*main)])
-    for begin, end in ranges:  # two trips: two halves of a step, and 512 bytes of weights a tile
-        inside = main[0] <= begin and end <= main[1] and (begin, end) != main
-        if inside and ("IMMA" in names[begin:end] or ("LDGSTS" in names[begin:end] and kind == 0)):
-            count += Counter(names[begin:end])
-    tail = max((r for r in ranges if r[0] >= main[1]), key=lambda r: r[1] - r[0])
-    return count, (tail[1] - tail[0]) * (4.0 if fours else 16.0)  # unrolled twice
+    return names, ranges
 
 
 def disassembler() -> str:
@@ -165,8 +206,30 @@ def seconds(compiled: Compiler, card: Card, batch: int, ratio: int) -> float:
             compute = _layer(table, loop, card, int(np.prod(launch.grid)), launch.grid[2], launch.arguments.out.fours)
             padded = launch.arguments.padded
             size += sum(padded * (32 if kind == 1 else 64) for kind in table[:, 0])
+        elif launch.kernel.startswith("attention"):
+            compute = _attention(launch, attention(card.architecture), card)
         total += max(compute, size / card.gb_per_s / 1e9) + LAUNCH
     return total
+
+
+def _attention(launch: Launch, counts: Attention, card: Card) -> float:
+    """Of a launch of attention: the four warps of a block issue side by side, one on each scheduler."""
+    a, rows = launch.arguments, int(launch.kernel.removeprefix("attention_rows"))
+    keys, depth, width = a.padded // 64, -(-a.depth // 64), -(-a.width // 64)
+    issue = keys * (depth + width) * counts.tile + width * rows / 2 * counts.write
+    issue += rows / 8 * -(-a.keys // 16) * (counts.score + a.n_terms * counts.term)
+    tensor = rows * 64 * 64 * keys * (depth + width) / card.int8
+    return -(-int(np.prod(launch.grid)) // card.sms) * max(issue, tensor) / card.ghz / 1e9
+
+
+def kernels(architecture: str) -> dict[str, dict[str, int]]:
+    """What a block of each kernel takes, and what it spills. Shared memory of attention: the most."""
+    found = {}
+    for name, own in sorted(resources(_compiled(architecture, ())).items()):
+        launch = Launch(name, (1, 1, 1), ConvArgs())
+        shared = MOST_SHARED if name.startswith("attention") else launch.shared_bytes
+        found[name] = {"threads": launch.threads, "registers": own.registers, "shared_bytes": shared, "stack_bytes": own.stack}
+    return found
 
 
 def _table(compiled: Compiler, address: int) -> int:
@@ -190,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="resnet50,vit_b")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--architectures", default=",".join(ARCHITECTURES), help="whose kernels are listed")
     parser.add_argument("--cache", type=Path, default=ROOT / "benchmarks" / ".cache")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -220,8 +284,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     said = [f"instructions of a warp, {n} outputs: 8-bit / low + border" for n in (64, 128)]
     columns = ["network", "card", "0 %: ms", "50 %: ms", "100 %: ms", "gain", *said]
     print_table(f"MODELLED, NOT MEASURED: CUDA engine, batch {options.batch}", columns, rows, PAPER)
+    taken = {architecture: kernels(architecture) for architecture in options.architectures.split(",")}
+    listed = [[name, str(own["threads"]), str(own["shared_bytes"]), *(str(of[name]["registers"]) for of in taken.values())]
+              for name, own in next(iter(taken.values())).items()]  # fmt: skip
+    spilled = max(own["stack_bytes"] for of in taken.values() for own in of.values())
+    print_table("What a block of each kernel takes", ["kernel", "threads", "shared bytes", *taken], listed,
+                f"registers of a thread by architecture, from the machine code; bytes that any kernel spills: {spilled}")
     content = {"benchmark": "gpu_model", "model": "predicted from instruction counts; nothing was measured", "paper": PAPER,
-               "rows": found}  # fmt: skip
+               "rows": found, "kernels": taken}  # fmt: skip
     (options.results / "gpu_model.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -11,7 +11,7 @@ import pytest
 import gpu_model
 from bitdial.artifact import save_program
 from bitdial.engines.cuda import compilation
-from bitdial.engines.cuda.arguments import Span
+from bitdial.engines.cuda.arguments import AttentionArgs, Launch, Span
 from bitdial.engines.cuda.compiler import Compiler
 from bitdial.engines.cuda.emulated import EmulatedDevice, build, find_compiler
 from bitdial.engines.cuda.engine import CudaEngine
@@ -59,6 +59,31 @@ def test_a_step_does_what_the_shape_of_a_block_asks_for(architecture: str, kerne
     assert border > 2 * 32 * 32 // 32  # a shift and a sum for each accumulator of a lane
 
 
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_90"])
+def test_the_loops_of_attention_are_found(architecture: str) -> None:
+    if compilation.compiler_missing():
+        pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.compiler_missing()}")
+    try:
+        gpu_model.disassembler()
+    except StopIteration:
+        pytest.skip("NO NVDISASM: the instructions are not looked at; pip install nvidia-cuda-nvdisasm")
+    found = gpu_model.attention(architecture)
+    assert found.tile > 8 + 8 + 4 * 2  # products, words and fragments of the two halves
+    assert found.score > 8 + 9 + 6 and found.term > 1 and found.write > 6  # the exponential's products and sums, and more
+    taken = gpu_model.kernels(architecture)
+    assert taken["conv_wide_unsigned"]["registers"] <= 128 and taken["conv_wide_unsigned"]["threads"] == 256
+    assert {own["stack_bytes"] for own in taken.values()} == {0}
+
+
+def test_the_time_of_attention() -> None:
+    """By hand: 20 blocks on 10 multiprocessors, 197 keys in four tiles and 13 rounds of 16 lanes, one term."""
+    counts = gpu_model.Attention(tile=200.0, score=50.0, term=60.0, write=30.0)
+    args = AttentionArgs(padded=256, keys=197, depth=64, width=80, n_terms=1)
+    cycles = 4 * (1 + 2) * 200 + 2 * 16 * 30 + 4 * 13 * (50 + 60)
+    launch = Launch("attention_rows32", (5, 1, 4), args)
+    assert gpu_model._attention(launch, counts, CARD) == pytest.approx(2 * cycles / 1e9)
+
+
 def test_modelled_steps_are_those_that_run(program: Program) -> None:
     """Blocks times steps times products of a step, from the tables that the model reads: as many as the emulator counts."""
     if find_compiler() is None:
@@ -101,6 +126,8 @@ def test_it_says_model_and_whose_figures_stand_beside(
     monkeypatch.setattr(compilation, "compiler_missing", lambda: "")
     monkeypatch.setattr(gpu_model, "loops", lambda architecture, kernel: LOOP)
     save_program(program, gpu_model.prepared("small", tmp_path)[0])
+    monkeypatch.setattr(gpu_model, "kernels", lambda architecture: {"conv": dict.fromkeys(
+        ("threads", "registers", "shared_bytes", "stack_bytes"), 0)})  # fmt: skip
     gpu_model.main(["--networks", "small,none", "--batch", "2", "--cache", str(tmp_path), "--results", str(tmp_path)])
     printed = capsys.readouterr()
     assert "none: left out: not prepared" in printed.err

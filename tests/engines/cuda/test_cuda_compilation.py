@@ -13,11 +13,10 @@ import pytest
 
 from bitdial.engines.cuda import compilation
 from bitdial.engines.cuda.arguments import ConvArgs, Launch
+from bitdial.engines.cuda.cubin import resources
 from bitdial.engines.cuda.device import ARCHITECTURES, NATIVE_INT4
 from bitdial.errors import EngineError
 
-FIRST = ("sm_86", "sm_90")  # one with 4-bit products, one without; the others take seconds each
-EVERY = [pytest.param(a, marks=[] if a in FIRST else pytest.mark.slow) for a in ARCHITECTURES]
 KERNELS = {
     *(f"conv{kind}_{sign}signed" for kind in ("", "_wide", "_elements") for sign in ("", "un")),
     *(f"matmul_{a}{b}" for a in "us" for b in "us"), "attention_rows16", "attention_rows32",
@@ -36,12 +35,16 @@ def disassembler() -> str | None:
     return next((str(Path(str(f.locate()))) for f in files if Path(str(f)).name == "nvdisasm"), shutil.which("nvdisasm"))
 
 
-@pytest.mark.parametrize("architecture", EVERY)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_machine_code(architecture: str, tmp_path: Path) -> None:
     if compilation.compiler_missing():
         pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.compiler_missing()}")
     cubin = compilation.compile_now(architecture)
-    assert cubin[:4] == b"\x7fELF"
+    taken = resources(cubin)
+    assert taken.keys() == KERNELS
+    for name, own in taken.items():
+        assert own.stack == 0, f"{name} spills registers"
+        assert own.registers <= MOST_REGISTERS[Launch(name, (1, 1, 1), ConvArgs()).threads], (name, own)
     program = disassembler()
     if program is None:
         pytest.skip("NO NVDISASM: the instructions are not looked at; pip install nvidia-cuda-nvdisasm")
@@ -52,9 +55,7 @@ def test_machine_code(architecture: str, tmp_path: Path) -> None:
     assert parts.keys() == KERNELS
     for name, body in parts.items():
         found = Counter(re.findall(r"\b(IMMA\.\d+\.[SU]\d\.[SU]\d|LDL|STL|LDSM|LDGSTS|CALL)\b", body))
-        registers = 1 + max(int(r) for r in re.findall(r"\bR(\d+)\b", body))
         assert not found["LDL"] and not found["STL"], f"{name} spills registers"
-        assert registers <= MOST_REGISTERS[Launch(name, (1, 1, 1), ConvArgs()).threads], (name, registers)
         if name.startswith("conv"):
             sign = "U" if name.endswith("unsigned") else "S"
             narrow = found[f"IMMA.16864.{sign}4.S4"], found[f"IMMA.16832.{sign}4.S4"]
@@ -65,6 +66,12 @@ def test_machine_code(architecture: str, tmp_path: Path) -> None:
         elif name.startswith("attention"):
             assert found["IMMA.16832.S8.S8"] and found["IMMA.16832.U8.S8"] and found["LDSM"], found
         assert not [i for i in found if "4.S4" in i and (architecture not in NATIVE_INT4 or not name.startswith("conv"))]
+
+
+@pytest.mark.parametrize("code", [b"", b"\x7fELF\x02", b"\x7fELF\x02" + bytes(200), b"no ELF file" * 20])
+def test_what_is_no_machine_code_is_said(code: bytes) -> None:
+    with pytest.raises(EngineError, match="no machine code of kernels"):
+        resources(code)
 
 
 def test_what_does_not_compile_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from cpu_networks import (
     NETWORKS,
     QUICK,
+    Network,
     networks,
     outputs_of,
     quantized,
@@ -31,8 +33,7 @@ from bitdial.engines.cuda.emulated import EmulatedDevice
 from bitdial.engines.cuda.engine import MOST_BATCHES, CudaEngine
 from bitdial.engines.cuda.plan import Plan, place
 from bitdial.errors import CalibrationError, EngineError, InputError, RatioError
-from bitdial.graph.ir import Graph, Node
-from bitdial.quantization.instructions import Float
+from bitdial.graph.ir import Graph
 from bitdial.quantization.program import Program
 
 
@@ -78,8 +79,6 @@ def test_random_networks_are_bit_identical(device: EmulatedDevice, graph: Graph,
         program = quantized(graph, QUICK.updated(weight_granularity=granularity, low_bits=bits, bias_correction=False))
     except (CalibrationError, IndexError):
         reject()  # networks that the quantizer cannot do are not this engine's matter
-    if base.engine_spec("cuda").can_run(program):
-        reject()  # where all stays in float, there are operators that it refuses
     check(program, device, 3)
 
 
@@ -271,16 +270,50 @@ def test_time_of_every_step(fake: FakeCuda, programs: dict[str, Program]) -> Non
     assert fake.events == 0
 
 
-def test_programs_without_compiled_form_are_refused_by_name(make_device: Any, programs: dict[str, Program]) -> None:
-    program = programs.setdefault("plain", quantized(NETWORKS["plain"]()))
+def elsewhere_net() -> Graph:
+    """Operators without kernels between layers: first, in the middle, behind one another, and last."""
+    net = Network(3, 7, 7)
+    x = net.elsewhere(net.conv(net.elsewhere("x"), 16))
+    x = net.conv(net.elsewhere(x), 24)
+    return net.done(net.elsewhere(net.head(x)))
+
+
+def test_what_has_no_kernel_is_computed_by_the_reference_engine(
+    fake: FakeCuda, device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = quantized(elsewhere_net())
     assert base.engine_spec("cuda").can_run(program) == ""
-    first = program.instructions[0]
-    node = Node(first.name, "aten.exp.default", list(first.inputs), {"args": [{"value": 0}], "kwargs": {}})
-    step = Float(first.name, first.inputs, "", node, "")
-    other = dataclasses.replace(program, instructions=[step, *program.instructions[1:]])
-    assert "aten.exp.default" in base.engine_spec("cuda").can_run(other)
-    with pytest.raises(EngineError, match=r"no compiled form of '.*' \(aten.exp.default\): "):
-        CudaEngine(other, device=make_device(True))
+    said = check(program, device, 3).describe()["engine"]["reference_engine"]
+    assert len(said) == 4 and all("erf" in program.instruction(name).operation for name in said)
+    engine = CudaEngine(program, device=driver(fake))
+    x = samples(program.graph, 2)
+    for _ in range(2):
+        assert same_bits(engine.run(x, 1.0), reference_outputs(program, x)[-1][0])
+    assert fake.graphs == 2 and engine.seconds_per_run(2, 1.0, repeats=1) > 0  # what lies between three and two of them
+    engine.close()
+    assert fake.graphs == 0
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(EngineError, match=r"no compiled form of '.*' \(aten.erf.default: .*which needs torch"):
+        CudaEngine(program, device=driver(fake))
+
+
+def test_graphs_that_fail_in_part_are_given_back(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = quantized(elsewhere_net())
+    engine = CudaEngine(program, device=driver(fake))
+    real = FakeCuda.do_cuGraphInstantiate
+
+    def only_one(own: FakeCuda, graph: list[Any], flags: int) -> list[Any]:
+        if own.graphs:
+            raise DeviceMemoryError("no room")
+        return real(own, graph, flags)
+
+    x = samples(program.graph, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeCuda, "do_cuGraphInstantiate", only_one)
+        with pytest.raises(DeviceMemoryError):
+            engine.run(x)
+        assert fake.graphs == 0
+    assert same_bits(engine.run(x), reference_outputs(program, x)[0][0])
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "grouped"])

@@ -22,6 +22,7 @@ from bitdial.quantization.program import Program
 CASES = [
     "arithmetic_broadcasts", "moved_operands_are_read_where_they_lie", "limits_keep_nan_and_negative_zero_multiplies",
     "chains_of_moves", "layer_norm", "sums_means_and_norms", "long_sums_on_every_axis", "masks", "class_token_and_positions",
+    "values_of_any_type_and_order_cross_the_border",
 ]  # fmt: skip
 few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -38,6 +39,7 @@ def test_cases_of_the_cpu_engine(monkeypatch: pytest.MonkeyPatch, device: Emulat
         batch: Any = list(inputs) if len(inputs) > 1 else inputs[0]
         want = outputs_of(ReferenceEngine(program, check_finite=False).run(batch))
         engine = CudaEngine(program, device=device, check_finite=False)
+        assert len(engine.compiled.reasons) == elsewhere, engine.compiled.reasons
         for got, exact in zip(outputs_of(engine.run(batch)), want, strict=True):
             assert same(got, exact), f"{int((got != exact).sum())} of {exact.size} values differ"
         engine.close()

@@ -72,15 +72,7 @@ class Fallback:
         """Settings of the layers that run elsewhere."""
         with self._lock:
             if index not in self._settings:
-                program = self.engine.program
-                own = {}
-                for name in self.engine.compiled.reasons:
-                    state = self.executor.layers.get(name)
-                    if state is not None:
-                        low = self.torch.from_numpy(program.layers[name].low[index])
-                        bias = self.torch.from_numpy(program.layers[name].bias[index].astype(np.float64))
-                        own[name] = state.setting(low, bias)
-                self._settings[index] = own
+                self._settings[index] = self.executor.settings(index, self.engine.compiled.reasons)
             return self._settings[index]
 
     def _run_steps(self, context: Any, index: int, first: int, last: int) -> None:

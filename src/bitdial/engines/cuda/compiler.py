@@ -1,4 +1,4 @@
-"""Compiles a program to launches: a table from instructions to handlers. What has no compiled form makes the engine refuse."""
+"""Compiles a program to launches: a table from instructions to handlers. What has no compiled form is the reference engine's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bitdial.engines.cuda import elements, elementwise, transformer
 from bitdial.engines.cuda.arguments import Epilogue, Launch
 from bitdial.engines.cuda.packing import Packer
 from bitdial.engines.cuda.products import Plane, Product, depthwise_weights
-from bitdial.engines.cuda.values import Buffer, Frame, Offsets, Seen, Values
+from bitdial.engines.cuda.values import Buffer, Frame, Offsets, Seen, Step, Values
 from bitdial.engines.memory import Unsupported
 from bitdial.errors import EngineError
 from bitdial.quantization.instructions import (
@@ -39,9 +39,10 @@ class Compiler(Values):
     def __init__(self, program: Program, native_int4: bool, dry: bool = False) -> None:
         super().__init__(program, native_int4, dry)
         self.products: dict[str, str] = {}  # layer -> kernel
+        self.reasons: dict[str, str] = {}  # instructions without a compiled form
 
     def run(self) -> Compiler:
-        """Fill `steps`, `buffers` and `pool`. Raises EngineError that names the first instruction without a compiled form."""
+        """Fill `steps`, `buffers` and `pool`. Raises EngineError that names the first value that the device cannot hold."""
         for name in self.program.inputs:
             self._named(name, "input", self.buffer, name)
         attention = {name: found.without_rounding() for name, found in find_attention(self.program, self.readers).items()}
@@ -57,7 +58,22 @@ class Compiler(Values):
         return self
 
     def _compile(self, step: Instruction) -> None:
-        self._named(step.name, step.operation, HANDLERS[type(step)], self, step)
+        before = len(self.steps), len(self.look_ups)
+        try:
+            HANDLERS[type(step)](self, step)
+        except Unsupported as reason:
+            del self.steps[before[0] :], self.look_ups[before[1] :]
+            self._named(step.name, f"{step.operation}: {reason}", self._elsewhere, step, str(reason))
+
+    def _elsewhere(self, step: Instruction, reason: str) -> None:
+        """Raises Unsupported where values that it reads or makes have no place on the device."""
+        reads = tuple(dict.fromkeys(v for v in step.operands() if v not in self.program.constants))
+        if any(v in self.pads for v in reads):
+            raise Unsupported("it reads what is padded where it is read")
+        for value in (*reads, step.name):
+            self.buffer(value)
+        self.reasons[step.name] = reason
+        self.steps.append(Step(step.name, reads, step.name, lambda frame: None, step))
 
     def _attention(self, found: Attention) -> None:
         """One step, or its instructions one by one."""

@@ -16,6 +16,7 @@ from bitdial.engines.base import Dial
 from bitdial.engines.cuda import STATUS
 from bitdial.engines.cuda.compiler import Compiler
 from bitdial.engines.cuda.device import Device, DeviceLostError, DeviceMemoryError, Pool
+from bitdial.engines.cuda.elsewhere import Elsewhere
 from bitdial.engines.cuda.plan import Plan
 from bitdial.engines.cuda.values import LookUp
 from bitdial.engines.describe import describe_program
@@ -58,6 +59,7 @@ class CudaEngine(Dial):
         self.device, self.check_finite = device, check_finite
         try:
             self.compiled = Compiler(program, device.native_int4).run()
+            self._elsewhere = Elsewhere(program, self.compiled.reasons) if self.compiled.reasons else None
             self.compiled.pool.upload(device)
         except EngineError:
             if own:
@@ -141,7 +143,7 @@ class CudaEngine(Dial):
         given = dict(zip(self.program.inputs, arrays, strict=True))
         for name, array in given.items():
             self.device.upload(plan.span(name), array)
-        plan.run(index)
+        plan.run(index, self._elsewhere)
         for look_up in self.compiled.look_ups:
             self._check_look_up(look_up, given, plan, n)
         for name, array in zip(self.program.outputs, outputs, strict=True):
@@ -198,5 +200,6 @@ class CudaEngine(Dial):
                 "name": "cuda", "status": STATUS, "device": device.name, "architecture": device.architecture, "low_products": low,
                 "constant_bytes": pool.size, "arena_bytes": {str(n): plan.size for n, plan in self._plans.items()},
                 "launches": len(self.compiled.steps), "kernels": dict(self.compiled.products),
+                "reference_engine": dict(self.compiled.reasons),
             }
         }  # fmt: skip

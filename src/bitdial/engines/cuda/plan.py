@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bitdial.engines.cuda.arguments import Launch, Span
 from bitdial.engines.cuda.compiler import Compiler
 from bitdial.engines.cuda.device import ALIGNMENT, Device, DeviceMemoryError, Recorded
 from bitdial.errors import EngineError
+from bitdial.quantization.instructions import Instruction
 
 
 def place(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> tuple[list[int], int]:
@@ -41,7 +42,7 @@ class Plan:
     def __init__(self, compiled: Compiler, device: Device, batch: int) -> None:
         self.compiled, self.device, self.batch = compiled, device, batch
         self.pool, self.ratio, self.multiprocessors = compiled.pool, 0, device.multiprocessors
-        self.recorded: dict[int, Recorded] = {}
+        self.recorded: dict[int, list[Recorded | Instruction]] = {}
         program, root = compiled.program, compiled.root
         lives: dict[str, tuple[int, int]] = {root(v): (0, 0) for v in program.inputs}
         for index, step in enumerate(compiled.steps, start=1):
@@ -74,11 +75,36 @@ class Plan:
         at, size = self.places[self.compiled.root(value)]
         return Span(self.arena.address + at, size)
 
-    def run(self, ratio: int) -> None:
-        """Run the launches of a ratio, recorded at first use."""
+    def run(self, ratio: int, elsewhere: Callable[[Instruction, Plan], None] | None = None) -> None:
+        """Run the launches of a ratio, recorded at first use. elsewhere: computes what is no launch."""
         if ratio not in self.recorded:
-            self.recorded[ratio] = self.device.record([launch for _, launch in self.launches(ratio)])
-        self.recorded[ratio].run()
+            self.recorded[ratio] = self._record(ratio)
+        self.ratio = ratio
+        for part in self.recorded[ratio]:
+            if not isinstance(part, Instruction):
+                part.run()
+            elif elsewhere is not None:
+                elsewhere(part, self)
+
+    def _record(self, ratio: int) -> list[Recorded | Instruction]:
+        """The launches of a ratio: one graph, or several with instructions in between that are computed elsewhere."""
+        self.ratio = ratio
+        parts: list[Recorded | Instruction] = []
+        launches: list[Launch] = []
+        try:
+            for step in (*self.compiled.steps, None):
+                launch = None if step is None else step.launch(self)
+                if launch is not None:
+                    launches.append(launch)
+                if (step is None or step.elsewhere is not None) and launches:
+                    parts.append(self.device.record(launches))
+                    launches = []
+                if step is not None and step.elsewhere is not None:
+                    parts.append(step.elsewhere)
+        except EngineError:
+            release(parts)
+            raise
+        return parts
 
     def launches(self, ratio: int) -> list[tuple[str, Launch]]:
         """(name of the step, its launch) of every step that runs at a ratio."""
@@ -87,7 +113,13 @@ class Plan:
         return [(name, launch) for name, launch in found if launch is not None]
 
     def close(self) -> None:
-        for recorded in self.recorded.values():
-            recorded.close()
+        for parts in self.recorded.values():
+            release(parts)
         self.recorded.clear()
         self.device.free(self.arena)
+
+
+def release(parts: Sequence[Recorded | Instruction]) -> None:
+    for part in parts:
+        if not isinstance(part, Instruction):
+            part.close()

@@ -109,12 +109,14 @@ class Frame(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One launch, or none at some ratios. value: what it writes; several steps may write parts of one."""
+    """One launch, or none at some ratios. value: what it writes; several steps may write parts of one. elsewhere: what the
+    reference engine is to compute on the host instead."""
 
     name: str
     reads: tuple[str, ...]
     value: str
     launch: Callable[[Frame], Launch | None]
+    elsewhere: Instruction | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,10 +133,12 @@ class Executor:
         self.layers[name] = LayerState(step.layer, step.axis, self.device, q.signed, q.qmax)
         return self.layers[name]
 
-    def settings(self, ratio_index: int) -> dict[str, Setting]:
-        """The settings of every layer at a ratio of the program's table."""
+    def settings(self, ratio_index: int, names: Collection[str] | None = None) -> dict[str, Setting]:
+        """The settings of every layer, or of those among `names`, at a ratio of the program's table."""
         result = {}
         for name, state in self.layers.items():
+            if names is not None and name not in names:
+                continue
             layer = state.layer
             low = torch.from_numpy(layer.low[ratio_index]).to(self.device)
             bias = torch.from_numpy(layer.bias[ratio_index].astype(np.float64)).to(self.device)

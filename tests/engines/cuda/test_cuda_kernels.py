@@ -17,6 +17,7 @@ from bitdial.engines.cuda.device import Pool
 from bitdial.engines.cuda.emulated import EmulatedDevice
 from bitdial.engines.cuda.packing import Packer, pack_bytes, pitch, unpack_bytes
 from bitdial.engines.cuda.products import Plane, Product
+from bitdial.engines.memory import UNIT
 from bitdial.quantization.instructions import Window
 
 EVERY = [0, 1, 2, 3, 4]
@@ -124,6 +125,18 @@ def test_results_in_words_are_those_one_by_one(device: EmulatedDevice, signed: b
         device.download(y, found[-1])
     assert np.array_equal(*found) and len(np.unique(found[0][..., :outputs])) > 100
     assert not found[0][..., outputs:].any()
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "wide"),
+    [(1, (1, 1)), (3, (0, 1)), (4, (1, 1)), (6, (0, 1)), (7, (1, 1)), (12, (1, 1)), (14, (0, 0))],
+)
+def test_blocks_are_wide_where_they_are_done_sooner(multiprocessors: int, wide: tuple[int, int]) -> None:
+    """Seven wide blocks or fourteen others, of 8-bit steps and of low ones: by rounds of the multiprocessors."""
+    case = make_case(np.random.default_rng(4), per=128, rows=128, kernel=(1, 1), group=64)
+    case.low[:] = [[False, False]] * 4 + [[True, True]]
+    product = Product(Packer(layer_of(case), UNIT, False, True).run(), UNIT, Pool())
+    assert tuple(product.columns(ratio, 7 * 64, multiprocessors) == 128 for ratio in (0, 4)) == wide
 
 
 def test_packed_steps_are_shared_by_ratios(device: EmulatedDevice) -> None:

@@ -9,11 +9,14 @@ import numpy as np
 
 from bitdial.engines.cuda.arguments import ConvArgs, Epilogue, Launch, Span
 from bitdial.engines.cuda.device import Pool
-from bitdial.engines.cuda.packing import COLUMNS, PackedLayer
+from bitdial.engines.cuda.packing import COLUMNS, STEP_BYTES, PackedLayer
 from bitdial.quantization.instructions import Window
 
 ROWS = 64  # positions of a block
 WIDE = 128  # outputs of a block of the wide kernels
+# What a step of a wide block takes of one that is half as wide, by the counts of benchmarks/gpu_model.py: nearly twice as much
+# where 8-bit products bound both (1.65 to 2, by card), less where loads and extraction do, which wide blocks share (1.36 to 1.53).
+WIDE_BYTES, WIDE_LOW = 1.8, 1.45
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,15 @@ class Product:
             self._known[key] = self.pool.add(values)
         return self._known[key]
 
-    def columns(self, rows: int, groups: int, multiprocessors: int) -> int:
-        """Outputs of a block: the wide one shares loads and extraction, but there are half as many of it, which must not leave
-        multiprocessors idle that the others would use."""
-        packed = self.packed
-        blocks = -(-rows // ROWS) * (packed.padded // COLUMNS) * groups
-        fits = packed.padded % WIDE == 0 and not packed.elements
-        return WIDE if fits and blocks > multiprocessors else COLUMNS
+    def columns(self, ratio: int, rows: int, multiprocessors: int) -> int:
+        """Outputs of a block: those of which the multiprocessors, all busy until the last round, are done sooner."""
+        packed, count = self.packed, max(1, multiprocessors)
+        if packed.padded % WIDE or packed.elements:
+            return COLUMNS
+        wide = -(-rows // ROWS) * (packed.padded // WIDE) * (len(packed.starts[ratio]) - 1)
+        low = float(np.mean(packed.steps[ratio][:, 0] != STEP_BYTES))
+        cost = low * WIDE_LOW + (1 - low) * WIDE_BYTES
+        return WIDE if -(-wide // count) * cost < -(-2 * wide // count) else COLUMNS
 
     def launch(
         self, ratio: int, samples: int, x: Span, x_plane: Plane, out_size: tuple[int, int], out: Epilogue, multiprocessors: int
@@ -59,7 +64,7 @@ class Product:
         _, stride, pad, _ = self.window.pairs
         rows = samples * out_size[0] * out_size[1]
         groups = len(packed.starts[ratio]) - 1
-        columns = self.columns(rows, groups, multiprocessors)
+        columns = self.columns(ratio, rows, multiprocessors)
         args = ConvArgs(
             x=x, weights=at(self.weights), steps=at(self.steps[ratio]), places=at(self.places[ratio]),
             starts=at(self.starts[ratio]), shifts=at(self.shifts), out=out, x_sample=x_plane.sample, rows=rows,

@@ -15,7 +15,7 @@ from bitdial.quantization.instructions import Window
 ROWS = 64  # positions of a block
 WIDE = 128  # outputs of a block of the wide kernels
 # What a step of a wide block takes of one that is half as wide, by the counts of benchmarks/gpu_model.py: nearly twice as much
-# where 8-bit products bound both (1.65 to 2, by card), less where loads and extraction do, which wide blocks share (1.36 to 1.53).
+# where 8-bit products bound both (1.65 to 2, by card), less where loads and extraction do, which it shares (1.36 to 1.53).
 WIDE_BYTES, WIDE_LOW = 1.8, 1.45
 
 

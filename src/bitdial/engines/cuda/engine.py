@@ -116,7 +116,8 @@ class CudaEngine(Dial):
         return (results[0] if len(results) == 1 else results), self.program.ratios[index]
 
     def seconds_per_run(self, batch: int, ratio: float, repeats: int = 20) -> float:
-        """Seconds that a batch of that size takes on the device, without transfers: the mean of runs one behind the other."""
+        """Seconds that a batch of that size takes on the device, without transfers and what is computed elsewhere: the mean of
+        runs one behind the other."""
         index = self.index(ratio)
         with self._lock:
             plan = self._plan(batch)

@@ -20,6 +20,7 @@ from bitdial.quantization.instructions import Window
 
 EXACT_FLOAT32 = 1 << 24
 EXACT_ROWS = EXACT_FLOAT32 // 256  # 8-bit values whose sum float32 holds exactly
+EXACT_BYTES = (1 << 15) // 256  # as many in int16
 ALIGNMENT = 64  # bytes; of all memory that torch allocates on the CPU
 
 
@@ -75,10 +76,15 @@ def int8_products() -> bool:
 
 
 def int8_product(x: Tensor, weight: Tensor) -> Tensor:
-    """int32 accumulators of a linear layer on the CPU, exact where they fit. x [.., C]: integers in 0..255 or -128..127."""
+    """int32 accumulators of a linear layer on the CPU, exact where they fit. x [.., C]: integers in 0..255 or -128..127, as
+    float32 or in bytes."""
     flat = x.reshape(-1, x.shape[-1])
-    offset = 128.0 if bool(flat.min() >= 0) else 0.0  # torch has signed operands only
-    operand = (flat - offset if offset else flat).to(torch.int8)
+    unsigned = flat.dtype == torch.uint8 or (flat.dtype != torch.int8 and bool(flat.min() >= 0))
+    offset = 128.0 if unsigned else 0.0  # torch has signed operands only
+    if flat.dtype == torch.uint8:
+        operand = (flat ^ 128).view(torch.int8)
+    else:
+        operand = (flat - offset if offset else flat).to(torch.int8)
     acc = torch._int_mm(operand, weight.to(torch.int8).t())
     if offset:
         acc += (weight.double().sum(dim=1) * offset).to(torch.int32)
@@ -106,13 +112,18 @@ def accumulate(x: Tensor, weight: Tensor, bound: int, window: Window | None) -> 
 
 
 def sample_sum(x: Tensor) -> Tensor:
-    """float64: the sum over the first axis, exact for 8-bit values. It runs along memory, and in float32 as far as that is exact:
-    each is a multiple of the speed."""
+    """float64: the sum over the first axis, exact for 8-bit values, as float32 or in bytes. It runs along memory, and in float32
+    or int16 as far as that is exact: each is a multiple of the speed."""
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return sample_sum(x.permute(0, 2, 3, 1)).permute(2, 0, 1)
     total = torch.zeros(x.shape[1:], dtype=torch.float64, device=x.device)
-    for part in torch.split(x, EXACT_ROWS):
-        total += part.sum(dim=0)
+    rows, kind = (EXACT_ROWS, x.dtype) if x.is_floating_point() else (EXACT_BYTES, torch.int16)
+    whole = len(x) // rows
+    if whole > 1:
+        total += x[: whole * rows].unflatten(0, (whole, rows)).sum(dim=1, dtype=kind).sum(dim=0, dtype=torch.float64)
+        x = x[whole * rows :]
+    for part in torch.split(x, rows):
+        total += part.sum(dim=0, dtype=kind)
     return total
 
 
@@ -161,6 +172,22 @@ def extract(x: Tensor, inverse: Tensor, limit_low: Tensor, limit_high: Tensor, p
     All multiplications by powers of two are exact in float32.
     """
     return torch.maximum(torch.minimum((x * inverse).round_(), limit_high), limit_low).mul_(power)
+
+
+def extract_bytes(x: Tensor, power: Tensor, limit_low: Tensor, limit_high: Tensor) -> Tensor:
+    """As `extract`, of values in bytes (uint8 or int8) and in bytes: a quarter of the memory to go through.
+
+    Limits are whole low values, so that clamping them first changes nothing; then half to even is to add just less than half,
+    and 1 where the quotient is odd. Nothing leaves a byte: the highest low value ends half a step below the range.
+    """
+    lowest, highest = (limit_low * power).to(x.dtype), (limit_high * power).to(x.dtype)
+    shift = torch.frexp(power)[1].sub_(1).to(x.dtype)
+    below_half, odd = (power / 2 - 1).clamp_min(0).to(x.dtype), (shift > 0).to(x.dtype)
+    x = torch.minimum(x, highest)
+    if x.dtype == torch.int8:
+        x = torch.maximum(x, lowest, out=x)
+    odd = (x >> shift).bitwise_and_(odd)
+    return x.add_(odd).add_(below_half).bitwise_right_shift_(shift).bitwise_left_shift_(shift)
 
 
 def dynamic_shift(

@@ -19,16 +19,18 @@ from bitdial.quantization.instructions import Contract, Move
 from bitdial.quantization.program import Program
 from bitdial.quantization.weights import INT32_LIMIT, bound_accumulators
 
+PIECE = 1 << 20  # elements of a layer's outputs that are computed at once
+
 
 class EightBitValues(dict[str, Tensor]):
     """Values by name; those of 8 bits are kept in bytes and given out as float32 integers, so that many samples fit."""
 
     def __init__(self, program: Program, values: Mapping[str, Tensor]) -> None:
         super().__init__(values)
-        self._types = {v: torch.int8 if q.signed else torch.uint8 for v, q in program.qparams.items()}
+        self.types = {v: torch.int8 if q.signed else torch.uint8 for v, q in program.qparams.items()}
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        kind = self._types.get(name)
+        kind = self.types.get(name)
         super().__setitem__(name, value if kind is None else value.to(kind))
 
     def stored(self, name: str, constants: Mapping[str, Tensor]) -> Tensor:
@@ -37,7 +39,7 @@ class EightBitValues(dict[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         value = super().__getitem__(name)
-        return value.float() if name in self._types else value
+        return value.float() if name in self.types else value
 
 
 def correct_bias(
@@ -94,8 +96,7 @@ def _correct_one(
         for i, (own, n) in enumerate(zip(values, sizes, strict=True)):
             if inputs is not None:
                 assert isinstance(step, Contract)
-                setting = settings[step.name]
-                own[step.name] = executor.epilogue(step, executor.products(step, inputs[i], setting), own, setting)
+                own[step.name] = _outputs(executor, step, inputs[i], own, settings[step.name], n)
                 inputs[i] = torch.empty(0)  # its memory is no longer needed
             elif isinstance(step, Move):  # its operand's bytes as they are
                 own[step.name] = move_values(executor, step, [own.stored(step.operands()[0], executor.constants)], n)
@@ -108,7 +109,7 @@ def _correct_one(
 def _correct_layer(
     executor: FastExecutor,
     step: Contract,
-    values: Sequence[dict[str, Tensor]],
+    values: Sequence[EightBitValues],
     sizes: Sequence[int],
     wanted: npt.NDArray[np.float64] | None,
     index: int,
@@ -123,16 +124,15 @@ def _correct_layer(
     sampled = None if fit is None else fit.wanted(index, layer)
     if sampled is None and wanted is None:
         return None
-    kind = torch.int8 if executor.program.qparams[source].signed else torch.uint8
     inputs = []
     rows, total, count = [], torch.zeros(1, dtype=torch.float64), 0
     for number, (own, n) in enumerate(zip(values, sizes, strict=True)):
-        x = executor.extracted(step, own[source], settings[step.name], n)
+        x = executor.extracted(step, own.stored(source, executor.constants), settings[step.name], n)
         if sampled is not None:
-            rows.append(sampled(x, number))
+            rows.append(sampled(x, number).float())
         flat = x if step.window is not None else x.reshape(-1, x.shape[-1])
         total, count = total + sample_sum(flat), count + len(flat)
-        inputs.append(x.to(kind))
+        inputs.append(x)
     if fit is not None and rows:
         fit.solve(index, layer, torch.cat(rows))
         bound_accumulators(layer, executor.program.qparams[source])
@@ -150,6 +150,28 @@ def _correct_layer(
     setting.bias = torch.from_numpy(layer.bias[index].astype(np.float64))
     executor.layers[step.name]._finish(setting)
     return inputs
+
+
+def _outputs(
+    executor: FastExecutor, step: Contract, x: Tensor, values: EightBitValues, setting: Setting, batch: int
+) -> Tensor:
+    """A layer's outputs from its inputs in bytes, a piece at a time: what is float in between stays within the caches."""
+    kind = values.types.get(step.name)
+    size = max(1, PIECE * len(x) // (executor.program.types[step.name].elements * batch))
+    if kind is None or size >= len(x):
+        return executor.epilogue(step, executor.products(step, x, setting), values, setting)
+    residual = None if step.residual is None else values.stored(step.residual, executor.constants)
+    result: Tensor | None = None
+    for part in range(0, len(x), size):
+        rows = slice(part, part + size)
+        beside = {} if residual is None or step.residual is None else {step.residual: residual[rows].float()}
+        own = executor.epilogue(step, executor.products(step, x[rows], setting), beside, setting)
+        if result is None:
+            order = torch.channels_last if own.dim() == 4 else torch.contiguous_format
+            result = torch.empty((len(x), *own.shape[1:]), dtype=kind, memory_format=order)
+        result[rows] = own
+    assert result is not None
+    return result
 
 
 def live_bytes_per_sample(program: Program) -> int:

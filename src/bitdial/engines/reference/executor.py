@@ -54,6 +54,7 @@ class Setting:
     bound: int
     low_channels: Tensor | None = None
     small: bool = False  # |acc| + |bias| < 2^24
+    packed: Tensor | None = None  # the weight as an operator takes it that packs it first
 
 
 class LayerState:

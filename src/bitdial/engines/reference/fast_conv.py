@@ -6,6 +6,7 @@ probe, plain float32 convolutions take over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -16,16 +17,22 @@ from bitdial.engines.reference.executor import Executor, Setting
 from bitdial.quantization.instructions import Contract, Window
 
 
-def _int8_conv(x: Tensor, weight: Tensor, window: Window, signed: bool) -> Tensor:
-    """float32 accumulators of an 8-bit input with int8 weights. x: float32 or bytes."""
-    rows, zero = weight.shape[0], 128 if signed else 0
+def _packed(shape: Sequence[int], weight: Tensor, window: Window, signed: bool) -> Tensor:
+    """int8 weights as `_int8_conv` takes them; shape: of the inputs, which decides what is fastest."""
+    arguments = (window.stride, window.padding, window.dilation, shape[1] // weight.shape[1])
+    packed: Tensor = torch.ops.onednn.qconv_prepack(
+        weight.to(torch.int8), torch.ones(len(weight)), 1.0, 128 if signed else 0, *arguments, list(shape)
+    )
+    return packed
+
+
+def _int8_conv(x: Tensor, packed: Tensor, outputs: int, groups: int, window: Window, signed: bool) -> Tensor:
+    """float32 accumulators of an 8-bit input. x: float32 or bytes. packed: of `_packed`."""
     if signed:  # as unsigned around 128, a byte whose sign bit is the other
         x = x.to(torch.int8).view(torch.uint8) ^ 128
-    arguments = (window.stride, window.padding, window.dilation, 1)
-    packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), torch.ones(rows), 1.0, zero, *arguments, list(x.shape))
     result: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        x.to(torch.uint8), 1.0, zero, packed, torch.ones(rows), torch.zeros(rows, dtype=torch.int64), None, *arguments,
-        1.0, 0, torch.float32, "none", [], "",
+        x.to(torch.uint8), 1.0, 128 if signed else 0, packed, torch.ones(outputs), torch.zeros(outputs, dtype=torch.int64), None,
+        window.stride, window.padding, window.dilation, groups, 1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
     return result
 
@@ -39,13 +46,18 @@ def int8_convolutions() -> bool:
     x[0] = 255.0
     weight = torch.randint(-127, 128, (32, 64, 3, 3), generator=generator).float()
     weight[0] = 127.0
+    alone = weight[:, :1].repeat(4, 1, 1, 1)  # two of every channel
     for operand, signed in ((x, False), (x - 128.0, True)):
-        try:
-            got = _int8_conv(operand, weight, window, signed)
-        except (RuntimeError, AttributeError, TypeError):
-            return False
-        if not torch.equal(got, torch.nn.functional.conv2d(operand.double(), weight.double(), padding=1).float()):
-            return False
+        for own in (weight, alone):
+            groups = x.shape[1] // own.shape[1]
+            exact = torch.nn.functional.conv2d(operand.double(), own.double(), padding=1, groups=groups).float()
+            try:
+                packed = _packed(operand.shape, own, window, signed)
+                got = [_int8_conv(part, packed, len(own), groups, window, signed) for part in (operand, operand[:1])]
+            except (RuntimeError, AttributeError, TypeError):
+                return False
+            if not torch.equal(got[0], exact) or not torch.equal(got[1], exact[:1]):
+                return False
     return True
 
 
@@ -54,12 +66,24 @@ class FastExecutor(Executor):
 
     exact = False
 
+    def extracted(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> Tensor:
+        if x.dtype == torch.float32 or setting.inverse is None:
+            return super().extracted(step, x, setting, batch)
+        if self.program.extraction == "dynamic":
+            return super().extracted(step, x.float(), setting, batch).to(x.dtype)
+        assert setting.power is not None and setting.low is not None and setting.high is not None
+        channel = self.layers[step.name].channel_shape(x.dim())
+        low, high, power = (v.reshape(channel) for v in (setting.low, setting.high, setting.power))
+        return arithmetic.extract_bytes(x, power, low, high)
+
     def products(self, step: Contract, x: Tensor, setting: Setting) -> Tensor:
         w = step.window
-        eligible = w is not None and len(w.kernel) == 2 and step.layer.conv_groups == 1
-        if w is not None and eligible and int8_convolutions():
-            return _int8_conv(x, setting.weight, w, self.program.qparams[step.inputs[0]].signed)
-        x = x.float()
+        signed = self.program.qparams[step.inputs[0]].signed
+        groups = step.layer.conv_groups
+        if w is not None and len(w.kernel) == 2 and (groups == 1 or setting.weight.shape[1] == 1) and int8_convolutions():
+            if setting.packed is None:
+                setting.packed = _packed(x.shape, setting.weight, w, signed)
+            return _int8_conv(x, setting.packed, len(setting.weight), groups, w, signed)
         if w is None and arithmetic.int8_products():
             return arithmetic.int8_product(x, setting.weight).float()
-        return arithmetic.accumulate(x, setting.weight, 0, w)
+        return arithmetic.accumulate(x.float(), setting.weight, 0, w)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitdial import QuantizeConfig
-from bitdial.engines.reference.bias_table import EightBitValues
+from bitdial.engines.reference.eight_bit_values import EightBitValues
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.engines.reference.influence import counting_rows
 from bitdial.engines.reference.plane_fit import SampledRows

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitdial import QuantizeConfig
 from bitdial.engines.reference.executor import Executor
-from bitdial.engines.reference.fast_conv import int8_convolutions
+from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.labels import Labels
 from bitdial.engines.reference.search import CHUNK, CandidateEvaluator
 from bitdial.pipeline import Prepared, choose, eight_bit_program, low_tables, prepare
@@ -207,32 +207,16 @@ def test_token_ids_survive_the_cache() -> None:
     assert (evaluator(masks) == first).all() and evaluator.statistics.cache_hits > 0
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_eight_bit_convolutions_are_used_only_where_they_are_exact(signed: bool) -> None:
-    assert int8_convolutions() in (True, False)
-    if int8_convolutions():
-        from bitdial.engines.reference.fast_conv import _int8_conv
-        from bitdial.quantization.instructions import Window
-
-        generator = torch.Generator().manual_seed(1)
-        window = Window((3, 3), (2, 1), (0, 1), (1, 1))
-        x = torch.randint(0, 256, (3, 20, 9, 7), generator=generator).float() - (128.0 if signed else 0.0)
-        w = torch.randint(-127, 128, (8, 20, 3, 3), generator=generator).float()
-        exact = torch.nn.functional.conv2d(x.double(), w.double(), None, [2, 1], [0, 1])
-        for operand in (x, x.to(torch.int8 if signed else torch.uint8)):
-            assert torch.equal(_int8_conv(operand, w, window, signed).double(), exact)
-
-
 def test_progress_and_passes(conv_net: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every long stage tells its share, rising; values, histograms and samples come from one pass over the data."""
     passes: list[int] = []
-    run = Executor.run
+    run = FastExecutor.run
 
-    def counted(self: Executor, batch: Any, *rest: Any, **named: Any) -> list[Tensor]:
+    def counted(self: FastExecutor, batch: Any, *rest: Any, **named: Any) -> list[Tensor]:
         passes.append(len(batch[0]))
         return run(self, batch, *rest, **named)
 
-    monkeypatch.setattr(Executor, "run", counted)
+    monkeypatch.setattr(FastExecutor, "run", counted)
     config = QuantizeConfig(target="paper", group_size=8, calibration_images=20, batch_size=5, selector="greedy", search="exact")
     prepared = prepare(conv_net, [helpers.images(20, seed=9)], config)
     program = eight_bit_program(prepared, config)

@@ -38,9 +38,9 @@ class AnswerComparison:
     def compare(self, index: int, outputs: Sequence[Tensor]) -> None:
         """Take in the first output of every batch at a ratio index; only their comparison is kept."""
         if self._base is None:
-            self._base = torch.cat(self._run(0))
+            self._base = torch.cat(list(outputs) if index == 0 else self._run(0))
             self._by = TOP_ANSWERS if answers_differ(self._base) else OUTPUTS
-        own = torch.cat(list(outputs))
+        own = torch.cat(list(outputs)) if index else self._base
         self._kept[index] = (same_answers if self._by == TOP_ANSWERS else concordance)(self._base, own)
 
     def provenance(self, wanted: float) -> dict[str, Any]:

@@ -103,10 +103,15 @@ def searched_layers(program: Program) -> list[str]:
     return [n for n, layer in program.layers.items() if layer.eligible and layer.n_groups]
 
 
-def eight_bit_program(prepared: Prepared, config: QuantizeConfig, progress: Progress = silent) -> Program:
-    """The 8-bit program with its corrected bias row (copied to all ratios; no group is low yet)."""
+def eight_bit_program(
+    prepared: Prepared,
+    config: QuantizeConfig,
+    progress: Progress = silent,
+    outputs: Callable[[int, list[Tensor]], None] | None = None,
+) -> Program:
+    """The 8-bit program with its corrected bias row (copied to all ratios; no group is low yet). outputs: see `restore_means`."""
     program = build_program(prepared.graph, prepared.statistics, config, group_bounds, machine=native.target())
-    restore_means(prepared, program, config, [0], progress, stage="8-bit model")
+    restore_means(prepared, program, config, [0], progress, outputs, stage="8-bit model")
     for layer in program.layers.values():
         layer.bias = np.repeat(layer.bias[:1], len(program.ratios), axis=0)
     return program
@@ -397,13 +402,16 @@ def quantize_prepared(
     """
     started = time.perf_counter()
     progress("8-bit model", 0.0)
-    program = eight_bit_program(prepared, config, progress)
+    eight: list[list[Tensor]] = []  # the first output of every batch, where the bias table has walked to it
+    program = eight_bit_program(prepared, config, progress, lambda index, found: eight.append(found))
     tables = low_tables(prepared, program, config, progress)
     latency = config.latency_table
     curves = latency_curves(program, latency) if latency is not None else None
     chosen = choose(prepared, program, tables, config, progress=progress, checkpoint=checkpoint, curves=curves)
     apply_choice(program, chosen)
     comparison = AnswerComparison(program, prepared.batches(config.batch_size, bias_samples(prepared, program)))
+    for outputs in eight:
+        comparison.compare(0, outputs)
     lowered = [i for i, r in enumerate(program.ratios) if r > 0.0]
     restore_means(  # their last values are the outputs
         prepared, program, config, lowered, progress, comparison.compare, plane=config.stores_plane

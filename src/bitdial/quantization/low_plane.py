@@ -41,14 +41,14 @@ BLOCK = 128  # columns after which rounding errors are passed on to all others a
 
 
 def solve_groups(
-    layer: QuantizedLayer, groups: npt.NDArray[np.bool_], inputs: Tensor, errors: Tensor, counting: float = 1.0
+    layer: QuantizedLayer, groups: npt.NDArray[np.bool_], inputs: Tensor, errors: Tensor, counting: float = 1.0, left: bool = True
 ) -> None:
     """Choose shifts and low weights of some groups of a layer, in place (`weight_shift`, `low_weight`).
 
     groups: bool [n_groups], those to solve. inputs: float32 [n, C * taps], rows of what the layer multiplies, low channels as
     they are read back. errors: float32 [n, O], wanted minus present outputs, the groups in question being at their 8-bit
-    weights; changed in place to what is left. Both without their means where the bias table restores means. counting: the share
-    of the rows that count.
+    weights; changed in place, to what is left where `left` says so. Both without their means where the bias table restores means.
+    counting: the share of the rows that count.
     """
     assert layer.weight is not None and layer.low_weight is not None
     outputs, per_group = layer.weight.shape[:2]
@@ -61,7 +61,8 @@ def solve_groups(
     for conv_group in range(layer.conv_groups):
         own = slice(conv_group * rows, (conv_group + 1) * rows)
         chosen = np.flatnonzero(groups[conv_group * n_local : (conv_group + 1) * n_local])
-        for run in _runs(chosen, np.diff(layer.group_bounds[: n_local + 1]) * taps):
+        runs = _runs(chosen, np.diff(layer.group_bounds[: n_local + 1]) * taps)
+        for number, run in enumerate(runs, 1):
             columns = np.concatenate([np.arange(*layer.group_bounds[[j, j + 1]]) for j in run])  # of this convolution group
             columns = (columns[:, None] * taps + np.arange(taps)).reshape(-1)
             x = inputs[:, torch.from_numpy(columns + conv_group * per_group * taps)]
@@ -79,7 +80,8 @@ def solve_groups(
             integers = round_in_order(target, covariance, inverse, step, layer.wmax)
             layer.weight_shift[own, run] = shifts.numpy().astype(np.uint8)
             low[own, columns] = integers.numpy().astype(np.int8)
-            wanted -= x @ (integers * step - start).float().T
+            if left or number < len(runs):
+                wanted -= x @ (integers * step - start).float().T
     layer.low_weight = low.reshape(layer.weight.shape)
 
 
@@ -111,7 +113,7 @@ def provisional_plane(samples: LayerSamples, scores: npt.NDArray[np.float64], co
         errors += layer_outputs(layer, weight, torch.where(mask, x - low, 0.0))
         if samples.centred:
             errors -= errors.mean(dim=0)
-        solve_groups(layer, new, low - low.mean(dim=0) if samples.centred else low, errors, counting)
+        solve_groups(layer, new, low - low.mean(dim=0) if samples.centred else low, errors, counting, left=part + 1 < QUARTERS)
 
 
 def present_weights(layer: QuantizedLayer, low: npt.NDArray[np.bool_]) -> Tensor:

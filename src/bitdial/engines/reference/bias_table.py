@@ -11,35 +11,14 @@ import torch
 from torch import Tensor
 
 from bitdial.engines.reference.arithmetic import product, sample_sum
-from bitdial.engines.reference.executor import Setting, move_values
+from bitdial.engines.reference.eight_bit_values import EightBitValues
+from bitdial.engines.reference.executor import Setting
 from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.plane_fit import PlaneFit
 from bitdial.graph.running import Schedule
-from bitdial.quantization.instructions import Contract, Move
+from bitdial.quantization.instructions import Contract
 from bitdial.quantization.program import Program
 from bitdial.quantization.weights import INT32_LIMIT, bound_accumulators
-
-PIECE = 1 << 20  # elements of a layer's outputs that are computed at once
-
-
-class EightBitValues(dict[str, Tensor]):
-    """Values by name; those of 8 bits are kept in bytes and given out as float32 integers, so that many samples fit."""
-
-    def __init__(self, program: Program, values: Mapping[str, Tensor]) -> None:
-        super().__init__(values)
-        self.types = {v: torch.int8 if q.signed else torch.uint8 for v, q in program.qparams.items()}
-
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        kind = self.types.get(name)
-        super().__setitem__(name, value if kind is None else value.to(kind))
-
-    def stored(self, name: str, constants: Mapping[str, Tensor]) -> Tensor:
-        """A value or constant as it is kept."""
-        return super().__getitem__(name) if name in self else constants[name]
-
-    def __getitem__(self, name: str) -> Tensor:
-        value = super().__getitem__(name)
-        return value.float() if name in self.types else value
 
 
 def correct_bias(
@@ -96,10 +75,8 @@ def _correct_one(
         for i, (own, n) in enumerate(zip(values, sizes, strict=True)):
             if inputs is not None:
                 assert isinstance(step, Contract)
-                own[step.name] = _outputs(executor, step, inputs[i], own, settings[step.name], n)
+                own[step.name] = executor.outputs(step, inputs[i], own, settings[step.name], n)
                 inputs[i] = torch.empty(0)  # its memory is no longer needed
-            elif isinstance(step, Move):  # its operand's bytes as they are
-                own[step.name] = move_values(executor, step, [own.stored(step.operands()[0], executor.constants)], n)
             else:
                 own[step.name] = executor.step(step, own, settings, n)
     first = program.outputs[0]
@@ -150,28 +127,6 @@ def _correct_layer(
     setting.bias = torch.from_numpy(layer.bias[index].astype(np.float64))
     executor.layers[step.name]._finish(setting)
     return inputs
-
-
-def _outputs(
-    executor: FastExecutor, step: Contract, x: Tensor, values: EightBitValues, setting: Setting, batch: int
-) -> Tensor:
-    """A layer's outputs from its inputs in bytes, a piece at a time: what is float in between stays within the caches."""
-    kind = values.types.get(step.name)
-    size = max(1, PIECE * len(x) // (executor.program.types[step.name].elements * batch))
-    if kind is None or size >= len(x):
-        return executor.epilogue(step, executor.products(step, x, setting), values, setting)
-    residual = None if step.residual is None else values.stored(step.residual, executor.constants)
-    result: Tensor | None = None
-    for part in range(0, len(x), size):
-        rows = slice(part, part + size)
-        beside = {} if residual is None or step.residual is None else {step.residual: residual[rows].float()}
-        own = executor.epilogue(step, executor.products(step, x[rows], setting), beside, setting)
-        if result is None:
-            order = torch.channels_last if own.dim() == 4 else torch.contiguous_format
-            result = torch.empty((len(x), *own.shape[1:]), dtype=kind, memory_format=order)
-        result[rows] = own
-    assert result is not None
-    return result
 
 
 def live_bytes_per_sample(program: Program) -> int:

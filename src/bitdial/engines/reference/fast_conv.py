@@ -6,15 +6,19 @@ probe, plain float32 convolutions take over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from bitdial.engines.reference import arithmetic
-from bitdial.engines.reference.executor import Executor, Setting
-from bitdial.quantization.instructions import Contract, Window
+from bitdial.engines.reference.eight_bit_values import EightBitValues
+from bitdial.engines.reference.executor import Executor, Setting, move_values
+from bitdial.graph.inputs import check_inputs
+from bitdial.quantization.instructions import Contract, Instruction, Move, Window
+
+PIECE = 1 << 20  # elements of a layer's outputs that are computed at once
 
 
 def _packed(shape: Sequence[int], weight: Tensor, window: Window, signed: bool) -> Tensor:
@@ -65,6 +69,51 @@ class FastExecutor(Executor):
     """As Executor, with faster and possibly inexact accumulators; inputs of layers may be bytes."""
 
     exact = False
+
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        settings: Mapping[str, Setting],
+        observe: Callable[[str, Tensor], None] | None = None,
+    ) -> list[Tensor]:
+        """As Executor's, but 8-bit values are kept in bytes, and `observe` is given them so."""
+        batch = check_inputs(self.program, inputs)
+        values = EightBitValues(self.program, dict(zip(self.program.inputs, inputs, strict=True)))
+        for step in self.schedule.walk(values):
+            values[step.name] = self.step(step, values, settings, batch)
+            if observe is not None:
+                observe(step.name, values.stored(step.name, self.constants))
+        return [self._value(v, values) for v in self.program.outputs]
+
+    def step(
+        self, step: Instruction, values: Mapping[str, Tensor], settings: Mapping[str, Setting], batch: int
+    ) -> Tensor:
+        if isinstance(values, EightBitValues):
+            if isinstance(step, Contract):
+                x = values.stored(step.inputs[0], self.constants)
+                return self.outputs(step, self.extracted(step, x, settings[step.name], batch), values, settings[step.name], batch)
+            if isinstance(step, Move):  # its operand's bytes as they are
+                return move_values(self, step, [values.stored(step.operands()[0], self.constants)], batch)
+        return super().step(step, values, settings, batch)
+
+    def outputs(self, step: Contract, x: Tensor, values: EightBitValues, setting: Setting, batch: int) -> Tensor:
+        """A layer's outputs from what `extracted` gives, a piece at a time: what is float in between stays within the caches."""
+        kind = values.types.get(step.name)
+        size = max(1, PIECE * len(x) // (self.program.types[step.name].elements * batch))
+        if kind is None or size >= len(x):
+            return self.epilogue(step, self.products(step, x, setting), values, setting)
+        residual = None if step.residual is None else values.stored(step.residual, self.constants)
+        result: Tensor | None = None
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            beside = {} if residual is None or step.residual is None else {step.residual: residual[rows].float()}
+            own = self.epilogue(step, self.products(step, x[rows], setting), beside, setting)
+            if result is None:
+                order = torch.channels_last if own.dim() == 4 else torch.contiguous_format
+                result = torch.empty((len(x), *own.shape[1:]), dtype=kind, memory_format=order)
+            result[rows] = own
+        assert result is not None
+        return result
 
     def extracted(self, step: Contract, x: Tensor, setting: Setting, batch: int) -> Tensor:
         if x.dtype == torch.float32 or setting.inverse is None:

@@ -92,7 +92,7 @@ class PlaneFit:
         errors = self.targets[layer.name].float().sub_(present)
         if self.centred:
             x, errors = x - x.mean(dim=0), errors.sub_(errors.mean(dim=0))
-        solve_groups(layer, new, x, errors, self.counting.get(layer.name, 1.0))
+        solve_groups(layer, new, x, errors, self.counting.get(layer.name, 1.0), left=False)
         done |= new
 
 
@@ -113,7 +113,7 @@ def _eight_bit_sums(program: Program, rows: Mapping[str, SampledRows], batches: 
 
         def observe(value: str, x: Tensor, number: int = number) -> None:
             for layer in readers.get(value, []):
-                sums = layer_outputs(layer, weights[layer.name], rows[layer.name](x, number))
+                sums = layer_outputs(layer, weights[layer.name], rows[layer.name](x, number).float())
                 parts[layer.name].append(sums.bfloat16())
 
         executor.run(batch, settings, observe=observe)

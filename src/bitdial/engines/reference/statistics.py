@@ -61,7 +61,8 @@ class _Collector:
         channels = x.shape[axis]
         offset = 128 if self.program.qparams[name].signed else 0
         rows = rows_of(x, axis)
-        largest = torch.maximum(rows.amax(dim=0), -rows.amin(dim=0)).cpu().numpy().astype(np.int64)
+        top = rows.amax(dim=0).cpu().numpy().astype(np.int64)  # float32 or bytes
+        largest = top if rows.dtype == torch.uint8 else np.maximum(top, -rows.amin(dim=0).cpu().numpy().astype(np.int64))
         self.largest[name] = np.maximum(self.largest.get(name, 0), largest)
         first = offset + 256 * torch.arange(channels, dtype=torch.int32, device=x.device)
         index = spread(rows, COUNTED).to(torch.int32) + first

@@ -104,16 +104,20 @@ def provisional_plane(samples: LayerSamples, scores: npt.NDArray[np.float64], co
     groups = torch.from_numpy(layer.channel_groups()).repeat_interleave(taps)
     n_local = layer.weight_shift.shape[1]
     rank = np.argsort(np.argsort(scores.reshape(layer.conv_groups, n_local), axis=1, kind="stable"), axis=1).reshape(-1)
+    centred = low - low.mean(dim=0) if samples.centred else low
     errors = x.new_zeros(len(x), len(weight))
     for part in range(QUARTERS):
         new = rank * QUARTERS // n_local == part
         if not new.any():
             continue
         mask = torch.from_numpy(new)[groups]
-        errors += layer_outputs(layer, weight, torch.where(mask, x - low, 0.0))
+        if layer.conv_groups == 1:  # the columns that change, alone
+            errors += layer_outputs(layer, weight[:, mask], x[:, mask] - low[:, mask])
+        else:
+            errors += layer_outputs(layer, weight, torch.where(mask, x - low, 0.0))
         if samples.centred:
             errors -= errors.mean(dim=0)
-        solve_groups(layer, new, low - low.mean(dim=0) if samples.centred else low, errors, counting, left=part + 1 < QUARTERS)
+        solve_groups(layer, new, centred, errors, counting, left=part + 1 < QUARTERS)
 
 
 def present_weights(layer: QuantizedLayer, low: npt.NDArray[np.bool_]) -> Tensor:

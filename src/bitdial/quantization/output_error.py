@@ -16,7 +16,7 @@ is of the size of an error, so that nothing cancels; equal costs go to the small
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,11 @@ class LayerSamples:
     def weight_size(self) -> int:
         """How many weights the layer has: what choosing its shifts costs, to a factor."""
         return 0 if self.layer.weight is None else self.layer.weight.size
+
+    def thinned(self, rows: int) -> LayerSamples:
+        """With at most `rows` of the samples, evenly spaced."""
+        step = -(-len(self.patches) // rows)
+        return replace(self, patches=self.patches[::step])
 
     def group(self, index: int) -> npt.NDArray[np.int16]:
         """int16 [n, channels * taps] of one group."""

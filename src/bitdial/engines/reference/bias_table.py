@@ -106,7 +106,7 @@ def _correct_layer(
     for number, (own, n) in enumerate(zip(values, sizes, strict=True)):
         x = executor.extracted(step, own.stored(source, executor.constants), settings[step.name], n)
         if sampled is not None:
-            rows.append(sampled(x, number).float())
+            rows.append(sampled(x, number))
         flat = x if step.window is not None else x.reshape(-1, x.shape[-1])
         total, count = total + sample_sum(flat), count + len(flat)
         inputs.append(x)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bitdial.engines.reference.arithmetic import int8_product, int8_products
 from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.patches import windows
 from bitdial.graph.ir import Node
@@ -84,12 +85,14 @@ class PlaneFit:
         return new
 
     def solve(self, index: int, layer: QuantizedLayer, x: Tensor) -> None:
-        """Solve the groups of a layer that ratio `index` is the first to make low. x: rows of its inputs, of all batches."""
+        """Solve the groups of a layer that ratio `index` is the first to make low. x: rows of its inputs, of all batches, as
+        float32 or in bytes."""
         done, new = self.fitted[layer.name], self._new(index, layer)
         if layer.low_weight is None:
             layer.low_weight = low_integers(layer)
-        present = layer_outputs(layer, present_weights(layer, layer.low[index] & done), x)
+        present = _sums(layer, layer.low[index] & done, x)
         errors = self.targets[layer.name].float().sub_(present)
+        x = x.float()
         if self.centred:
             x, errors = x - x.mean(dim=0), errors.sub_(errors.mean(dim=0))
         solve_groups(layer, new, x, errors, self.counting.get(layer.name, 1.0), left=False)
@@ -107,14 +110,22 @@ def _eight_bit_sums(program: Program, rows: Mapping[str, SampledRows], batches: 
     for name in rows:
         step = executor.instructions[name]
         readers.setdefault(step.inputs[0], []).append(program.layers[name])
-    weights = {n: present_weights(program.layers[n], np.zeros(program.layers[n].n_groups, np.bool_)) for n in rows}
+    none = {n: np.zeros(program.layers[n].n_groups, np.bool_) for n in rows}
     parts: dict[str, list[Tensor]] = {name: [] for name in rows}
     for number, batch in enumerate(batches):
 
         def observe(value: str, x: Tensor, number: int = number) -> None:
             for layer in readers.get(value, []):
-                sums = layer_outputs(layer, weights[layer.name], rows[layer.name](x, number).float())
+                sums = _sums(layer, none[layer.name], rows[layer.name](x, number))
                 parts[layer.name].append(sums.bfloat16())
 
         executor.run(batch, settings, observe=observe)
     return {name: torch.cat(own) for name, own in parts.items()}
+
+
+def _sums(layer: QuantizedLayer, low: npt.NDArray[np.bool_], x: Tensor) -> Tensor:
+    """float32 [n, O]: products of rows x, integers as float32 or in bytes, with the weights, the groups `low` read back."""
+    weight = present_weights(layer, low)
+    if layer.conv_groups == 1 and int8_products():
+        return int8_product(x, weight).float()
+    return layer_outputs(layer, weight, x.float())

@@ -15,12 +15,13 @@ from bitdial.engines.reference.arithmetic import sample_sum
 from bitdial.engines.reference.executor import Executor
 from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph, Node
-from bitdial.quantization.calibration import COUNTED, rows_of, spread
+from bitdial.quantization.calibration import rows_of, spread
 from bitdial.quantization.effective_bits import read_back
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import read_back_weights
 
 Batches = Sequence[Sequence[Tensor]]
+COUNTED = 1 << 18  # values of a batch that go into histograms, all channels of some places
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitdial import QuantizeConfig
+from bitdial.engines.reference import influence
 from bitdial.engines.reference.eight_bit_values import EightBitValues
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.engines.reference.influence import counting_rows
@@ -20,7 +21,8 @@ from bitdial.engines.reference.prediction import TEMPERATURE, Prediction, _Layer
 from bitdial.engines.reference.search import CandidateEvaluator
 from bitdial.graph.capture import capture
 from bitdial.graph.passes import optimize
-from bitdial.pipeline import eight_bit_program, low_tables, prepare, quantize_prepared
+from bitdial.pipeline import Prepared, eight_bit_program, low_tables, prepare, quantize_prepared
+from bitdial.pipeline.quantizing import search_samples
 
 CONFIG = QuantizeConfig(target="paper", group_size=8, calibration_images=24, batch_size=9, selector="greedy", ratios=(0.5, 1.0))
 
@@ -221,3 +223,34 @@ def test_every_row_of_an_image_counts(conv_net: Any, helpers: Any) -> None:
     x = helpers.images(2, seed=1)
     graph = optimize(capture(conv_net, [x]))
     assert counting_rows(graph, [n.name for n in graph.nodes if n.weight], [[x]]) == {}
+
+
+def test_rows_that_count_are_told_by_few_samples() -> None:
+    """Of every fourth of 128 texts, over all of their places: half of them are padding in even texts and none in odd ones."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.inner = nn.Embedding(9, 8), nn.Linear(8, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            mask = (ids != 0).float()[:, :, None]
+            out: Tensor = (self.inner(self.embed(ids)) * mask).sum(dim=1)
+            return out
+
+    torch.manual_seed(0)
+    ids = torch.randint(1, 9, (128, 6))
+    ids[::2, 3:] = 0
+    graph = capture(Padded().eval(), (ids[:2],))
+    name = next(n.name for n in graph.nodes if n.op == "linear")
+    seen = [Prepared(graph, {}, [x], None, len(x)).counting_rows(64) for x in (ids, ids[:40])]
+    assert seen == [{name: 0.5}, {name: 0.75}]
+
+
+def test_large_networks_are_ranked_by_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = capture(nn.Linear(4, 2).eval(), (torch.zeros(2, 4),))
+    prepared = [Prepared(graph, {}, [torch.zeros(n, 4)], None, n) for n in (100, 20)]
+    assert [search_samples(p, CONFIG) for p in prepared] == [64, 20]
+    assert search_samples(prepared[0], CONFIG.updated(search="exact")) == 100
+    monkeypatch.setattr(influence, "GRAPH_BYTES", 31 * 8 * sum(t.elements for t in graph.types.values()))
+    assert [search_samples(p, CONFIG) for p in prepared] == [32, 20]

@@ -180,3 +180,19 @@ def test_provisional_plane(seed: int, signed: bool, centred: bool, conv_groups: 
         a, b = (int(v) for v in layer.group_bounds[j : j + 2])
         mine = slice(own * rows, (own + 1) * rows)
         assert (layer.low_weight[mine, a:b] == other.low_weight[mine, a:b]).all()  # type: ignore[index]
+
+
+def test_what_is_left_is_told_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are the same either way; groups in runs of their own see what the runs before have left."""
+    monkeypatch.setattr(low_plane, "MOST_COLUMNS", 4)
+    found = []
+    for left in (True, False):
+        rng = np.random.default_rng(3)
+        layer = make_layer(rng)
+        layer.low_weight = low_integers(layer)
+        x = correlated(rng, layer.weight[0].size)  # type: ignore[index]
+        errors = torch.from_numpy(rng.normal(size=(ROWS, len(layer.weight))) * 50).float()  # type: ignore[arg-type]
+        solve_groups(layer, np.ones(layer.n_groups, np.bool_), x, errors, left=left)
+        found.append((layer.low_weight, layer.weight_shift, errors))
+    assert all((a == b).all() for a, b in zip(found[0][:2], found[1][:2], strict=True))
+    assert not torch.equal(found[0][2], found[1][2])

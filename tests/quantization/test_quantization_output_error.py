@@ -175,3 +175,11 @@ def test_errors_of_outputs_are_made_once_per_group_not_once_per_shift() -> None:
     with Large(128 * 600) as made:
         weight_shifts(own, "group")
     assert 0 < made.count <= 2 * groups + 1  # of activations, of weights
+
+
+def test_thinned_samples_are_evenly_spaced() -> None:
+    own = samples_of(np.random.default_rng(0), False, True)
+    few = own.thinned(7)
+    assert few.layer is own.layer and few.signed == own.signed and few.centred
+    assert (few.patches == own.patches[::5]).all() and len(few.patches) == 6
+    assert (own.thinned(30).patches == own.patches).all() and (own.thinned(99).patches == own.patches).all()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from bitdial.quantization.domains import non_negative_values
 from bitdial.quantization.equalize import equalize
 from bitdial.quantization.smooth import smooth
 
+COUNTING_SAMPLES = 32  # at least, of a backward pass
 Progress = Callable[[str, float], None]  # (what is being done, share done 0..1)
 
 
@@ -62,10 +63,15 @@ class Prepared:
         return [[channels_last(x[a : min(a + size, n)]) for x in self.inputs] for a in range(0, n, size)]
 
     def counting_rows(self, size: int) -> dict[str, float]:
-        """Layer -> share of the rows of the calibration samples that count; found at the first call, `size` samples at a time."""
+        """Layer -> share of the rows of the calibration samples that count; found at the first call, `size` samples at a time.
+
+        COUNTING_SAMPLES of them, evenly spaced, tell it: 0.29 of MiniLM's rows, 0.28 of those of all 128 sentence pairs.
+        """
         if self._counting is None:
             layers = [node.name for node in self.graph.nodes if node.weight is not None]
-            self._counting = counting_rows(self.graph, layers, self.batches(backward_samples(self.graph, size)))
+            inputs = [x[:: max(1, self.samples // COUNTING_SAMPLES)] for x in self.inputs]
+            some = replace(self, inputs=inputs, samples=len(inputs[0]))
+            self._counting = counting_rows(self.graph, layers, some.batches(backward_samples(self.graph, size)))
         return self._counting
 
 

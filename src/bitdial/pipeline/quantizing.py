@@ -59,8 +59,8 @@ from bitdial.selection import (
 
 CALIBRATION_MEMORY = 1 << 30  # bytes of activations held at once while the bias table is computed layer by layer
 SEARCH_CACHE = 1 << 30  # bytes of values that the exact search remembers from candidate to candidate
-# Samples that sets of groups are ranked by at most: more rank them no better (see `engines.reference.prediction`). The second is of
-# networks so large that not even so many fit into one backward pass. EfficientNet-Lite0, groups taken by what 32 instead of 64
+# Samples that sets of groups are ranked by at most: more rank them no better (see `engines.reference.prediction`). The second is
+# of networks so large that not even so many fit into one backward pass. EfficientNet-Lite0, groups taken by what 32 instead of 64
 # samples say: on 64 others their distances at 25, 50 and 75 % are 3, 0.4 and 1.2 % larger.
 PREDICTED_FROM = 64, 32
 PATCHES = 4096  # sampled rows of each layer's input, for low weights that the selection judges groups by

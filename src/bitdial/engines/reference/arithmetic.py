@@ -120,7 +120,7 @@ def sample_sum(x: Tensor) -> Tensor:
     rows, kind = (EXACT_ROWS, x.dtype) if x.is_floating_point() else (EXACT_BYTES, torch.int16)
     whole = len(x) // rows
     if whole > 1:
-        total += x[: whole * rows].unflatten(0, (whole, rows)).sum(dim=1, dtype=kind).sum(dim=0, dtype=torch.float64)
+        total += x[: whole * rows].reshape(whole, rows, *x.shape[1:]).sum(dim=1, dtype=kind).sum(dim=0, dtype=torch.float64)
         x = x[whole * rows :]
     for part in torch.split(x, rows):
         total += part.sum(dim=0, dtype=kind)

@@ -80,7 +80,8 @@ def test_images(n: int | None) -> ImageSet:
     return load_dataset(data_folder() / "cifar10", "test").shuffled(TEST_ORDER_SEED).head(n)
 
 
-def batches(images: ImageSet, size: int = BATCH) -> Iterator[tuple[Tensor, npt.NDArray[np.int64]]]:
+def batches(images: Any, size: int = BATCH) -> Iterator[tuple[Tensor, npt.NDArray[np.int64]]]:
+    """Batches of an `ImageSet`, or of what has `batches` like it."""
     for array, labels in images.batches(size):
         yield torch.from_numpy(array), labels
 

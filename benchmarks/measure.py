@@ -12,7 +12,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,8 @@ def program_digest(program: Program, index: int) -> str:
             add("bounds", layer.group_bounds)
             add("activation shift", layer.activation_shift)
             add("weight shift", layer.weight_shift)
+            if layer.low_weight is not None:
+                add("low weight", layer.low_weight)
     return state.hexdigest()
 
 
@@ -112,12 +115,29 @@ def unpack_flags(text: str, n: int) -> Flags:
     return result
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Test images in float that are no `ImageSet`. pixels: float32 [n, ..]; labels: int64 [n]; size: of a batch, at most."""
+
+    pixels: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    size: int = BATCH
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        size = min(size, self.size)
+        for start in range(0, len(self), size):
+            yield self.pixels[start : start + size], self.labels[start : start + size]
+
+
 class TestBench:
     """One network's float model and the test images."""
 
     __test__ = False  # not a test class, whatever its name
 
-    def __init__(self, model: nn.Module, images: ImageSet) -> None:
+    def __init__(self, model: nn.Module, images: ImageSet | Samples) -> None:
         self.model, self.images = model, images
         self.labels = images.labels
         self._float: Outputs | None = None
@@ -131,28 +151,44 @@ class TestBench:
                 for x, _ in batches(self.images):
                     parts.append(self.model(x).numpy())
                     if progress is not None:
-                        progress("float32", len(parts) * BATCH / len(self.images))
+                        progress("float32", sum(map(len, parts)) / len(self.images))
             self._float = np.concatenate(parts)
         return self._float
 
     def outputs(
-        self, program: Program, ratio: float, progress: Callable[[str, float], None] | None = None
+        self,
+        program: Program,
+        ratio: float,
+        progress: Callable[[str, float], None] | None = None,
+        engine: Engine | None = None,
     ) -> tuple[Outputs, bool]:
-        """(float32 [n, classes] at a ratio of the program's table, whether it was run now)."""
+        """(float32 [n, classes] at a ratio of the program's table, whether it was run now).
+
+        engine: runs what the program alone does not say; nothing is remembered then, and there is nothing to compare it with.
+        """
+        if engine is not None:
+            return np.concatenate([part.numpy() for part in self._run(engine, ratio, progress)]), True
         key = program_digest(program, program.ratios.index(ratio))
         if key in self._kept:
             return self._kept[key], False
         engine = make_engine(program)
         parts: list[Outputs] = []
-        for x, _ in batches(self.images):
-            parts.append(engine.run(x, ratio).numpy())
+        for (x, _), result in zip(batches(self.images), self._run(engine, ratio, progress), strict=True):
+            parts.append(result.numpy())
             unchecked = len(parts) == 1 and not isinstance(engine, ReferenceEngine)
             if unchecked and not np.array_equal(parts[0], reference_outputs(program, x, ratio)):
                 raise EngineError(f"the CPU engine and the reference engine differ at {100 * ratio:.0f} %: report this")
-            if progress is not None:
-                progress(f"evaluate at {100 * ratio:.0f} %", len(parts) * BATCH / len(self.images))
         self._kept[key] = np.concatenate(parts)
         return self._kept[key], True
+
+    def _run(self, engine: Engine, ratio: float, progress: Callable[[str, float], None] | None) -> Iterator[Tensor]:
+        """The outputs of every batch."""
+        done = 0
+        for x, _ in batches(self.images):
+            yield engine.run(x, ratio)
+            done += len(x)
+            if progress is not None:
+                progress(f"evaluate at {100 * ratio:.0f} %", done / len(self.images))
 
     def correct(self, outputs: Outputs) -> Flags:
         result: Flags = outputs.argmax(axis=-1) == self.labels

@@ -1,8 +1,9 @@
 """Published methods beside bitdial on the same ground: accuracy at average widths of 4, 5, 6 and 8 bits.
 
 Same network, same 8-bit start, same calibration images, first and last layers at 8 bits and the same bias correction for
-all; every accuracy is that of the integer-exact reference engine (see `measure`). Methods that train get the same epochs of
-the same images.
+all; every accuracy is that of the integer-exact reference engine (see `measure`), but for rows that say "simulated": no engine
+makes their narrow numbers, which are read back onto the 8-bit grid and then run through its steps. Methods that train get the
+same epochs of the same images.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from bitdial.errors import BitdialError, ConfigError
 from bitdial.finetuning.config import FinetuneConfig
 from bitdial.finetuning.data import SampledBatches, flip_and_crop
-from bitdial.pipeline import prepare
+from bitdial.pipeline import Prepared, prepare
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.zoo.datasets import load_dataset
 from common import (
@@ -27,36 +28,39 @@ from common import (
     Options,
     Progress,
     data_folder,
-    file_digest,
     machine_caption,
     make_parser,
+    note,
     open_results,
     print_table,
     read_options,
     run_command,
     test_images,
-    trained_network,
-    weights_file,
 )
 from comparison import Ground, Settings, Training
 from comparison.methods import Built, build_all, get_method
 from finetuning import ORDER_SEED, VALIDATION
 from machine import describe_machine
-from measure import TestBench, pack_flags, paired_difference
+from measure import Samples, TestBench, pack_flags, paired_difference
 from methods_rows import AVERAGES, Row, all_rows, choose_rows, seeded
 from methods_table import HEAD, REFERENCES, WHOLE_WIDTHS, float_rows, gap_rows, markdown, table_rows
+from real_networks_data import LITE0
+from real_networks_data import NETWORKS as REAL
 from results import read_rows
 
 SHOWN = ("resnet20", "vgg", "vit")
+KNOWN = (*NETWORKS, LITE0.name)
+PHOTOGRAPHS = 32  # in a batch
 
 
 class NetworkRun:
     """The rows of one network; images, float outputs and preparations are made when a row first needs them."""
 
     def __init__(self, network: str, options: Options) -> None:
-        self.network, self.options = network, options
+        self.network, self.options, self.source = network, options, REAL[network]
+        self.cifar = network in NETWORKS
         self.file = open_results(options, f"methods.{network}", "methods")
-        self.weights = file_digest(weights_file(network))
+        self.weights = self.source.digest()
         self._bench: TestBench | None = None
         self._ground: tuple[int, Ground] | None = None
 
@@ -76,8 +80,8 @@ class NetworkRun:
             "settings": asdict(Settings(**row.settings)),
             "config": self.config(seed).model_dump(mode="json"),
             "averages": list(self.averages(row)),
-            "calibration_images": CALIBRATION_IMAGES,
-            "labels": extra.labels,
+            "calibration_images": self.source.calibration,
+            "labels": extra.labels if self.cifar else "own",
             "seed": seed,
             **training,
         }
@@ -86,7 +90,7 @@ class NetworkRun:
         return self.options.config(seed=seed)
 
     def averages(self, row: Row) -> tuple[float, ...]:
-        return tuple(b for b in AVERAGES if get_method(row.method).supports(b))
+        return tuple(b for b in self.options.extra.averages if get_method(row.method).supports(b))
 
     def finetune(self, seed: int) -> FinetuneConfig:
         """Epochs, rate and losses of all methods that train."""
@@ -98,7 +102,7 @@ class NetworkRun:
 
     def training(self, seed: int) -> Training | None:
         """Training data: the images that `finetuning.py` trains on. Nobody has validation data: the last state counts."""
-        if not self.options.extra.epochs:
+        if not self.options.extra.epochs or not self.cifar:
             return None
         images = load_dataset(data_folder() / "cifar10", "train").shuffled(ORDER_SEED)
         config = self.finetune(seed)
@@ -108,17 +112,28 @@ class NetworkRun:
 
     def bench(self) -> TestBench:
         if self._bench is None:
-            self._bench = TestBench(trained_network(self.network), test_images(self.options.images))
+            images: Any = test_images(self.options.images) if self.cifar else self.photographs()
+            self._bench = TestBench(self.source.load(), images)
         return self._bench
+
+    def photographs(self) -> Samples:
+        (pixels,), score = self.source.tests(self.options.images)
+        return Samples(pixels, score.labels, PHOTOGRAPHS)
+
+    def calibrated(self, seed: int, progress: Progress) -> tuple[Prepared, Any]:
+        """(the prepared network, labels of its calibration images or None). Photographs are the same for every seed."""
+        if self.cifar:
+            images = load_dataset(data_folder() / "cifar10", "train").calibration_subset(CALIBRATION_IMAGES, seed)
+            inputs, labels = [images.array()], images.labels if self.options.extra.labels == "data" else None
+        else:
+            inputs, labels = self.source.samples(self.source.calibration), None
+        samples = [torch.from_numpy(x) for x in inputs]
+        return prepare(self.source.load(), samples, self.config(seed), progress=progress), labels
 
     def ground(self, seed: int, progress: Progress) -> Ground:
         """The common start of a seed: calibration images drawn by it, its labels, the prepared network."""
         if self._ground is None or self._ground[0] != seed:
-            images = load_dataset(data_folder() / "cifar10", "train").calibration_subset(CALIBRATION_IMAGES, seed)
-            prepared = prepare(
-                trained_network(self.network), [torch.from_numpy(images.array())], self.config(seed), progress=progress
-            )
-            labels = images.labels if self.options.extra.labels == "data" else None
+            prepared, labels = self.calibrated(seed, progress)
             self._ground = seed, Ground(prepared, self.config(seed), labels, self.training(seed), progress)
         ground = self._ground[1]
         ground.progress = progress
@@ -154,7 +169,7 @@ class NetworkRun:
         right = bench.correct(bench.float_outputs(progress))
         points = []
         for point in built.points:
-            correct = bench.correct(bench.outputs(point.program, point.ratio, progress)[0])
+            correct = bench.correct(bench.outputs(point.program, point.ratio, progress, point.engine)[0])
             gap, error = paired_difference(correct, right)
             share = float(correct.mean())
             points.append(
@@ -166,6 +181,7 @@ class NetworkRun:
                     "to_float": gap,
                     "to_float_standard_error": error,
                     "correct": pack_flags(correct),
+                    **({} if point.engine is None else {"simulated": True}),
                 }
             )
         return {
@@ -222,11 +238,24 @@ def list_rows() -> None:
     print_table("Rows, in the order of work", ["row", "method", "source", ""], rows)
 
 
+def averages(text: str | None) -> tuple[float, ...]:
+    """The average widths asked for. Raises ConfigError."""
+    if text is None:
+        return AVERAGES
+    known = {f"{b:g}": b for b in AVERAGES}
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [part for part in wanted if part not in known]
+    if unknown or not wanted:
+        raise ConfigError(f"--averages: {', '.join(unknown) or 'nothing'} is not among {', '.join(known)}")
+    return tuple(b for name, b in known.items() if name in wanted)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, then print the tables. Raises BitdialError."""
     parser = make_parser("methods", __doc__, SHOWN, None)
     parser.add_argument("--rows", help="comma-separated names (default: all; those that train only with --epochs)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of calibration, selection, training (default: 3)")
+    parser.add_argument("--averages", help="comma-separated average widths (default: 4,5,6,8); recorded in the row")
     parser.add_argument("--epochs", type=int, default=0, help="of training, for the methods that train (default: 0)")
     parser.add_argument("--train-images", type=int, help=f"images of an epoch (default: all but {VALIDATION})")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -240,8 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="show the rows and stop")
     parser.add_argument("--markdown", action="store_true", help="print stored results in Markdown and stop")
     parser.add_argument("--table", action="store_true", help="print the tables of stored results and stop")
-    options = read_options(parser, arguments, NETWORKS)
+    options = read_options(parser, arguments, KNOWN)
     extra = options.extra
+    extra.averages = averages(extra.averages)
     for name in ("seeds", "train_images"):
         value = getattr(extra, name)
         if value is not None and value < 1:
@@ -256,10 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = choose_rows(extra.rows, extra.epochs > 0)
         data_folder()
         for network in options.networks:
+            if reason := REAL[network].missing():
+                note(f"NETWORK SKIPPED: {network}: {reason}")
+                continue
             run = NetworkRun(network, options)
             run.measure_float()
             for seed in seeds:
-                for row in rows:
+                for row in rows if run.cifar else [row for row in rows if not row.trained]:
                     run.measure_row(row, seed)
     show(options, seeds)
 

@@ -78,7 +78,7 @@ def difference_cell(found: tuple[float, float] | None) -> str:
 
 
 def table_rows(rows: Rows, seeds: Sequence[int]) -> list[list[str]]:
-    """Lines under HEAD."""
+    """Lines under HEAD. Methods that no engine executes say so in their labels."""
     lines = []
     if "float32" in rows:
         lines.append(["float32", f"{100 * rows['float32']['accuracy']:.2f}", *[""] * (len(HEAD) - 2)])

@@ -3,7 +3,7 @@
 Every preparation has a process of its own, so that its peak memory is its own; peers run in the environment of --peer-python.
 bitdial's outputs are those of the CPU engine where it runs the network, compared with the reference engine on the first
 samples of every ratio, else of the reference engine; a row says which, and the largest deviation. Each network has a result
-file of its own.
+file of its own, and another one for --ablation: one step of the quantization left out at a time.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ from common import (
 )
 from machine import describe_machine
 from peers.protocol import PeerError, Worker
+from real_networks_ablation import ABLATION, SHOWN, ablation_markdown, ablation_rows
+from real_networks_ablation import HEAD as ABLATION_HEAD
 from real_networks_data import NETWORKS, Arrays, Network
-from real_networks_rows import CONFIGURATIONS, FLOAT, PEERS, RATIOS, Configuration, Peer, choose_rows
+from real_networks_rows import CONFIGURATIONS, FLOAT, PEERS, RATIOS, Configuration, Peer, choose_names, choose_rows
 from real_networks_table import HEAD, NOTE, PROVISIONAL, markdown, provisional, sample_counts, stage_rows, table_rows
 from results import read_rows, settings_hash
 from scores import Outputs, Score
@@ -60,7 +62,7 @@ class NetworkRun:
 
     def __init__(self, network: Network, options: Options, cache: Path = CACHE) -> None:
         self.network, self.options = network, options
-        self.file = open_results(options, f"real_networks.{network.name}", "real_networks")
+        self.file = open_results(options, file_stem(network.name, options), "real_networks")
         self.digest = network.digest()
         self.samples = options.extra.calibration or network.calibration
         self.cache = cache
@@ -75,10 +77,17 @@ class NetworkRun:
         configuration = _configuration(name)
         if configuration is None:
             return {**common, "peer": name}
-        return {**common, "config": self.config(configuration).model_dump(mode="json")}
+        left_out = {"hook": configuration.hook} if configuration.hook else {}
+        return {**common, "config": self.config(configuration).model_dump(mode="json"), **left_out}
 
     def config(self, configuration: Configuration) -> QuantizeConfig:
-        return self.options.config(ratios=RATIOS, calibration_images=self.samples, **configuration.changes)
+        ratios = SHOWN if self.options.extra.ablation else RATIOS
+        return self.options.config(ratios=ratios, calibration_images=self.samples, **configuration.changes)
+
+    def applies(self, name: str) -> bool:
+        """Whether a row says anything about this network."""
+        configuration = _configuration(name)
+        return configuration is None or not configuration.transformer or self.network.transformer
 
     def measure(self, name: str) -> bool:
         """Measure a row unless the file has it; False where its contestant failed, which is said on stderr."""
@@ -199,10 +208,11 @@ class NetworkRun:
         """Prepared in a process of its own, loaded from its file and run here."""
         config = self.config(configuration)
         dump = config.model_dump(mode="json")
-        artifact = self.stem(settings_hash({**dump, "n": self.samples, "code": self.file.code}), "bitdial")
+        hook = configuration.hook
+        artifact = self.stem(settings_hash({**dump, "n": self.samples, "code": self.file.code, "hook": hook}), "bitdial")
         told = artifact.with_suffix(".json")  # there: prepared by a run that was interrupted while it evaluated
         if not told.exists():
-            settings = {"network": self.network.name, "config": dump, "artifact": str(artifact)}
+            settings = {"network": self.network.name, "config": dump, "artifact": str(artifact), "hook": hook}
             worker, info = self.prepare("bitdial_preparation", sys.executable, **settings)
             worker.close()
             write_atomically(told, json.dumps(info).encode())
@@ -264,7 +274,12 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def _configuration(name: str) -> Configuration | None:
-    return next((c for c in CONFIGURATIONS if c.name == name), None)
+    return next((c for c in (*CONFIGURATIONS, *ABLATION) if c.name == name), None)
+
+
+def file_stem(network: str, options: Options) -> str:
+    """The result file of a network, without kind of machine and suffix."""
+    return f"real_networks{'_ablation' if options.extra.ablation else ''}.{network}"
 
 
 def _summary(row: dict[str, Any]) -> str:
@@ -288,6 +303,8 @@ def missing_modules(python: str, needs: Sequence[str]) -> list[str]:
 
 def chosen_rows(options: Options) -> list[str]:
     """Rows that can be measured here; what is left out is said on stderr."""
+    if options.extra.ablation:
+        return choose_names(options.extra.rows, [step.name for step in ABLATION])
     rows = choose_rows(options.extra.rows, note)
     for peer in PEERS:
         if peer.name in rows and (absent := missing_modules(options.extra.peer_python, peer.needs)):
@@ -304,7 +321,7 @@ def stored(options: Options) -> dict[str, dict[str, dict[str, Any]]]:
     kind = describe_machine()["kind"]
     found = {}
     for network in options.networks:
-        path = options.results / f"real_networks.{network}.{kind}.json"
+        path = options.results / f"{file_stem(network, options)}.{kind}.json"
         if path.exists():
             found[network] = read_rows(path, "real_networks")
     return found
@@ -315,6 +332,9 @@ def show(options: Options) -> None:
     if not networks:
         raise BitdialError("there are no results to show yet")
     machine = next(iter(next(iter(networks.values())).values()))["machine"]
+    if options.extra.ablation:
+        show_ablation(options, networks, f"{machine_caption(machine)}.")
+        return
     if options.extra.markdown:
         sys.stdout.write(markdown(networks, f"{machine_caption(machine)}."))
         return
@@ -327,10 +347,19 @@ def show(options: Options) -> None:
             print_table(f"{network}: stages of preparation", ["row", "stage", "s", "CPU, s"], stage_rows(rows))
 
 
+def show_ablation(options: Options, networks: dict[str, dict[str, dict[str, Any]]], caption: str) -> None:
+    if options.extra.markdown:
+        sys.stdout.write(ablation_markdown(networks, caption))
+        return
+    for network, rows in networks.items():
+        print_table(f"{network}: points to float", ["without", *ABLATION_HEAD], ablation_rows(rows), caption)
+
+
 def own_options(arguments: Sequence[str] | None = None) -> Options:
     """The command's options. Raises ConfigError."""
     parser = make_parser("real_networks", __doc__, tuple(NETWORKS), None)
     parser.add_argument("--rows", help="comma-separated names (default: all; float is always measured)")
+    parser.add_argument("--ablation", action="store_true", help="leave out one step of the quantization at a time")
     parser.add_argument("--calibration", type=int, help="samples (default: 128, CIFAR 256)")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter of the peers (default: this one)")
     parser.add_argument(
@@ -356,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 note(f"NETWORK SKIPPED: {name}: {reason}")
                 continue
             run = NetworkRun(NETWORKS[name], options)
-            failed += [f"{name} {row}" for row in rows if not run.measure(row)]
+            failed += [f"{name} {row}" for row in rows if run.applies(row) and not run.measure(row)]
     show(options)
     if failed:
         raise BitdialError(f"these rows failed, see above: {', '.join(failed)}")

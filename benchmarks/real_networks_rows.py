@@ -26,11 +26,16 @@ class Peer:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Settings of bitdial that differ from the default."""
+    """Settings of bitdial that differ from the default.
+
+    hook: a step that is switched off inside the package, of `real_networks_ablation`. transformer: for transformers alone.
+    """
 
     name: str
     label: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    hook: str = ""
+    transformer: bool = False
 
     def unknown(self) -> list[str]:
         """Settings that this version of bitdial does not have."""
@@ -55,16 +60,22 @@ def row_names() -> list[str]:
     return [FLOAT, *(peer.name for peer in PEERS), *(configuration.name for configuration in CONFIGURATIONS)]
 
 
+def choose_names(text: str | None, names: list[str]) -> list[str]:
+    """Those of `names` that a comma-separated text holds, in their order; None is all. Raises ConfigError."""
+    wanted = names if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in names]
+    if unknown or not wanted:
+        raise ConfigError(f"--rows: {', '.join(unknown) or 'nothing'} is not among {', '.join(names)}")
+    return [name for name in names if name in wanted]
+
+
 def choose_rows(text: str | None, note: Callable[[str], None]) -> list[str]:
     """The rows named in a comma-separated text, in the order of work; None is all. float is always among them.
 
     note: told of configurations that are left out because this version of bitdial does not know a setting. Raises ConfigError.
     """
     names = row_names()
-    wanted = names if text is None else [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in names]
-    if unknown or not wanted:
-        raise ConfigError(f"--rows: {', '.join(unknown) or 'nothing'} is not among {', '.join(names)}")
+    wanted = choose_names(text, names)
     left_out = set()
     for configuration in CONFIGURATIONS:
         if configuration.name in wanted and (settings := configuration.unknown()):

@@ -38,7 +38,9 @@ class Settings:
     documents        of CSMPQ's score: "classes" or "samples"
     images           calibration samples behind the sensitivities
     kurtosis_weight  of RobustQuant's penalty (lambda)
-    iterations, reconstruction_rate, reconstruction_batch  of PTMQ, per block; the rate in low steps of a layer's weights
+    iterations, reconstruction_batch  of PTMQ and QDrop, per block
+    reconstruction_rate  of PTMQ, in low steps of a layer's weights
+    rounding_rate    of QDrop, in the arguments of the sigmoids
     """
 
     numbers: Numbers = "uniform"
@@ -51,6 +53,7 @@ class Settings:
     iterations: int = 300
     reconstruction_rate: float = 0.01
     reconstruction_batch: int = 32
+    rounding_rate: float = 0.03
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
@@ -63,8 +66,8 @@ class Settings:
         for name in ("probes", "images", "iterations", "reconstruction_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Settings.{name} is {getattr(self, name)}: give at least 1")
-        if not self.kurtosis_weight >= 0.0 or not self.reconstruction_rate > 0.0:
-            raise ConfigError("Settings.kurtosis_weight must not be negative, reconstruction_rate must be above 0")
+        if not self.kurtosis_weight >= 0.0 or not min(self.reconstruction_rate, self.rounding_rate) > 0.0:
+            raise ConfigError("Settings.kurtosis_weight must not be negative, rates must be above 0")
 
 
 @dataclass

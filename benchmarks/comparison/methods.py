@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bitdial.engines.base import Engine
 from bitdial.errors import ConfigError
 from bitdial.pipeline import Prepared, quantize_prepared
 from bitdial.quantization.config import QuantizeConfig
@@ -40,12 +41,16 @@ from comparison.uniform import uniform_program
 
 @dataclass(frozen=True)
 class Point:
-    """A method at one average width: the program, the ratio to run it at, the average asked for and the one reached."""
+    """A method at one average width: the program, the ratio to run it at, the average asked for and the one reached.
+
+    engine: what alone gives the method's outputs, for one that no program can say (`Method.simulated`).
+    """
 
     asked: float
     reached: float
     program: Program
     ratio: float
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Method:
     widths   averages it can make: "any" of 4 to 8, or only whole "uniform" widths (5 and 6 bits then mean multiplies of
              5 and 6 bits, which common hardware does at the speed of 8)
     build    (ground, settings, averages) -> Built
+    simulated  no engine executes it: its narrow numbers are made in float and multiplied as 8-bit ones
     """
 
     name: str
@@ -87,6 +93,7 @@ class Method:
     trains: bool
     widths: str
     build: Builder
+    simulated: bool = False
 
     def supports(self, bits: float) -> bool:
         return 4.0 <= bits <= 8.0 and (self.widths == "any" or float(bits).is_integer())
@@ -143,10 +150,10 @@ def build(
 # -- methods without training -------------------------------------------------------------------------------------------
 
 
-def point(program: Program, asked: float, ratio: float | None = None) -> Point:
+def point(program: Program, asked: float, ratio: float | None = None, engine: Engine | None = None) -> Point:
     """A point at a ratio of the program's table (its last)."""
     chosen = program.ratios[-1] if ratio is None else ratio
-    return Point(asked, average_bits(program, program.ratios.index(chosen)), program, chosen)
+    return Point(asked, average_bits(program, program.ratios.index(chosen)), program, chosen, engine)
 
 
 def _build_uniform(ground: Ground, settings: Settings, averages: Sequence[float]) -> Built:

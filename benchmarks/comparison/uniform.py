@@ -14,6 +14,9 @@ Weights are rounded to the nearest value, or (`rounding="compensated"`) one afte
 others by the covariance of the inputs, as in GPTQ (Frantar et al. 2022): no layer-wise method here asks for it, but an
 opponent should not lose for want of a tool that bitdial has. Means are restored by the same bias correction as bitdial's.
 
+Methods that find integers of their own give them (`LowWeights`); one whose activations are not those of a table leaves the
+8-bit tensor as it is (`tables=False`).
+
 With `weights="top"` the low weights are the top bits of the 8-bit ones (8-bit range, every width from one set of weights), for
 methods that switch at run time; activations still have a range of their own per width.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -50,6 +54,14 @@ DAMPING = 0.01  # of the mean variance, added to the covariance: samples are few
 SAMPLES = 4096  # rows of each layer's input behind the covariance
 
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LowWeights:
+    """A layer's low weights as a method found them. integers: int64, shape of the weight. scale: float64 [O]."""
+
+    integers: npt.NDArray[np.int64]
+    scale: npt.NDArray[np.float64]
 
 
 def least_squares_top(statistics: TensorStatistics, levels: int) -> float:
@@ -110,12 +122,15 @@ def uniform_program(
     *,
     weights: Weights = "own",
     correct: bool = True,
+    given: Mapping[str, LowWeights] | None = None,
+    tables: bool = True,
 ) -> Program:
     """A program with one ratio: layers (or, in part, groups) of `masks` at `bits`, the rest at 8, biases corrected.
 
     masks: bool [n_groups] per low-eligible layer; layers that are absent stay at 8 bits. bits: 2 to 7, for all or per layer.
     weights: integers with ranges of their own, or the top bits of the 8-bit ones. correct=False leaves the float graph's
-    biases as they are (for weights that were trained at this width). The ratio is the share of eligible
+    biases as they are (for weights that were trained at this width). given: weights of layers that are low as a whole, instead of
+    rounded ones. tables=False: low layers read 8-bit values, only their weights are narrow. The ratio is the share of eligible
     multiply-accumulates that run low. Raises ConfigError.
     """
     start = config.updated(ratios=(0.0,), extraction="static", low_bits=4, low_bits_weights=None)
@@ -131,18 +146,22 @@ def uniform_program(
         width = bits if isinstance(bits, int) else bits[name]
         if not 2 <= width < HIGH_BITS:
             raise ConfigError(f"layer '{name}' at {width} bits: choose 2 to 7")
-        source = prepared.graph.node(name).inputs[0]
-        step = program.instruction(name)
-        top = least_squares_top(
-            prepared.statistics[source], low_limit(width, program.qparams[step.inputs[0]].signed)
-        )
         whole = bool(mask.all())
-        key = (step.inputs[0], width, whole)
-        if key not in readers:
-            readers[key] = _re_encode(program, step, top, width, whole)
-        place = program.instructions.index(step)
-        program.instructions[place] = dataclasses.replace(step, inputs=(readers[key],))
-        _lower_layer(program, prepared.graph, name, mask, width, samples.get(name), weights)
+        if given is not None and not whole:
+            raise ConfigError(f"layer '{name}' is low in part: weights are given for whole layers")
+        if tables:
+            source = prepared.graph.node(name).inputs[0]
+            step = program.instruction(name)
+            top = least_squares_top(
+                prepared.statistics[source], low_limit(width, program.qparams[step.inputs[0]].signed)
+            )
+            key = (step.inputs[0], width, whole)
+            if key not in readers:
+                readers[key] = _re_encode(program, step, top, width, whole)
+            place = program.instructions.index(step)
+            program.instructions[place] = dataclasses.replace(step, inputs=(readers[key],))
+        own = None if given is None else given[name]
+        _lower_layer(program, prepared.graph, name, mask, width, samples.get(name), weights, own, tables)
     if correct:
         restore_means(prepared, program, config, [0])
     program.ratios = [program.eligible_share(0)]
@@ -194,17 +213,19 @@ def _lower_layer(
     bits: int,
     samples: npt.NDArray[np.float64] | None,
     weights: Weights,
+    given: LowWeights | None,
+    narrow: bool,
 ) -> None:
     layer = program.layers[name]
     source = graph.node(name)
     assert source.weight is not None
     weight = np.asarray(graph.constants[source.weight], np.float32)
     activation = program.qparams[program.instruction(name).inputs[0]]
-    layer.wmax, layer.amax = low_limit(bits, True), low_limit(bits, activation.signed)
+    layer.wmax, layer.amax = low_limit(bits, True), low_limit(bits, activation.signed) if narrow else activation.qmax
     shift = HIGH_BITS - bits  # of the top bits of 8
     if weights == "own":
-        scale = least_squares_weight_scale(weight, layer.wmax)
-        integers = _round(weight, scale, layer, samples)
+        scale = least_squares_weight_scale(weight, layer.wmax) if given is None else given.scale
+        integers = _round(weight, scale, layer, samples) if given is None else given.integers
         if mask.all():
             shift = 0
         else:

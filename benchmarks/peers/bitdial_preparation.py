@@ -23,12 +23,14 @@ _SEARCH = ("selector", "search", "evaluations", "predictions", "seconds", "devia
 
 class BitdialPreparation:
     def load(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """settings: network, samples (.npy files, one per input), config, threads (or None), artifact (file to write)."""
+        """settings: network, samples (.npy files, one per input), config, threads (or None), artifact (file to write), hook (a
+        step to leave out, of `real_networks_ablation`; "": none)."""
         import torch
 
         from bitdial.artifact import save_program
         from bitdial.pipeline import prepare, quantize_prepared
         from bitdial.quantization.config import QuantizeConfig
+        from real_networks_ablation import switched_off
         from real_networks_data import NETWORKS, UNTRAINED
 
         if settings["threads"]:
@@ -46,7 +48,8 @@ class BitdialPreparation:
             save_program(program, Path(settings["artifact"]))
             programs.append(program)
 
-        preparation = timed(work)
+        with switched_off(settings["hook"]):
+            preparation = timed(work)
         check_file(programs[0], Path(settings["artifact"]), [x[:CHECKED] for x in inputs])
         provenance = programs[0].provenance
         return {

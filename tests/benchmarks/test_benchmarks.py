@@ -85,13 +85,18 @@ def test_figures_are_those_of_the_reference_engine(bench: dict[str, ModuleType],
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(),
                                 torch.nn.Linear(16 * 64, 5)).eval()  # fmt: skip
     pixels = torch.randn(8, 3, 8, 8)
-    config = QuantizeConfig(target="paper", ratios=(0.0, 1.0), selector="greedy")
+    config = QuantizeConfig(target="paper", ratios=(0.0, 1.0), selector="greedy", lower_first_last=True)
     program = quantize_prepared(prepare(model, [pixels], QuantizeConfig()), config)
     images = SimpleNamespace(labels=np.zeros(8, np.int64))
     monkeypatch.setattr(measure, "batches", lambda given: [(pixels[:5], None), (pixels[5:], None)])
     exact = measure.reference_outputs(program, pixels, 1.0)
     outputs, now = measure.TestBench(model, images).outputs(program, 1.0)
     assert now and np.array_equal(outputs, exact)
+    digests = [measure.program_digest(program, index) for index in range(2)]
+    layer = next(layer for layer in program.layers.values() if layer.low_weight is not None)
+    with monkeypatch.context() as patch:  # low weights of their own are part of what is run low
+        patch.setattr(layer, "low_weight", -layer.low_weight)
+        assert [measure.program_digest(program, index) == digests[index] for index in range(2)] == [True, False]
     right = measure.make_engine
     monkeypatch.setattr(measure, "make_engine", lambda given: WrongEngine(right(given)))
     with pytest.raises(EngineError, match="differ at 100 %"):

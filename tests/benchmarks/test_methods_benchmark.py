@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bitdial.errors import ConfigError
 
 MODULES = (
-    "machine", "results", "common", "measure", "accuracy_rows", "accuracy_table", "finetuning", "methods_rows", "methods_table",
-    "methods",
+    "machine", "results", "common", "measure", "accuracy_rows", "accuracy_table", "finetuning", "scores", "sentence_encoder",
+    "real_networks_data", "methods_rows", "methods_table", "methods",
 )  # fmt: skip
 
 
@@ -39,9 +40,33 @@ def test_rows_have_their_own_names_and_trained_ones_need_epochs(bench: dict[str,
 
 
 def test_options_out_of_range_are_refused(bench: dict[str, ModuleType]) -> None:
-    for arguments, message in ((["--seeds", "0"], "--seeds is 0"), (["--epochs", "-1"], "--epochs is -1")):
+    for arguments, message in (
+        (["--seeds", "0"], "--seeds is 0"), (["--epochs", "-1"], "--epochs is -1"),
+        (["--averages", "4,7"], "--averages: 7 is not"), (["--networks", "minilm_l6"], "--networks: minilm_l6 is not"),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             bench["methods"].main([*arguments, "--list"])
+
+
+def test_photographs_come_in_small_batches(bench: dict[str, ModuleType]) -> None:
+    samples = bench["measure"].Samples(np.arange(10, dtype=np.float32).reshape(5, 2), np.arange(5), 2)
+    parts = list(bench["common"].batches(samples))
+    assert [len(x) for x, _ in parts] == [2, 2, 1] and len(samples) == 5
+    assert torch.cat([x for x, _ in parts]).flatten().tolist() == list(range(10))
+    assert np.concatenate([labels for _, labels in parts]).tolist() == list(range(5))
+
+
+def test_what_a_program_does_not_say_is_run_by_its_own_engine(bench: dict[str, ModuleType]) -> None:
+    """And is neither taken from, nor left to, what is remembered of programs."""
+
+    class Constant:
+        def run(self, x: torch.Tensor, ratio: float) -> torch.Tensor:
+            return torch.full((len(x), 3), ratio)
+
+    samples = bench["measure"].Samples(np.zeros((5, 2), np.float32), np.zeros(5, np.int64), 2)
+    test_bench = bench["measure"].TestBench(torch.nn.Identity(), samples)
+    outputs, now = test_bench.outputs(None, 0.5, None, Constant())
+    assert now and outputs.shape == (5, 3) and (outputs == 0.5).all() and not test_bench._kept
 
 
 def test_tables_pair_images_and_show_what_was_reached(bench: dict[str, ModuleType]) -> None:

@@ -15,12 +15,15 @@ import torch
 from torch import nn
 
 from bitdial.artifact import load_program
+from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.errors import ConfigError
+from bitdial.pipeline import prepare, quantize_prepared
+from bitdial.quantization.config import QuantizeConfig
 
 MODULES = (
     "machine", "results", "common", "measure", "scores", "sentence_encoder", "peers", "peers.protocol", "peers.worker",
-    "peers.preparation", "peers.bitdial_preparation", "real_networks_data", "real_networks_rows", "real_networks_table",
-    "real_networks",
+    "peers.preparation", "peers.bitdial_preparation", "real_networks_data", "real_networks_rows", "real_networks_ablation",
+    "real_networks_table", "real_networks",
 )  # fmt: skip
 
 
@@ -226,6 +229,44 @@ def test_a_contestant_that_fails_leaves_no_row(
     monkeypatch.setattr(run, "prepare", fail)
     assert not run.measure("nncf") and "nncf" not in run.file.rows
     assert "tiny nncf: FAILED: out of luck" in capsys.readouterr().err
+
+
+def test_a_hook_leaves_out_its_step_alone(bench: dict[str, ModuleType]) -> None:
+    """Errors of the low weights at 100 % rise without each step, and nothing of it stays switched off."""
+    ablation = bench["real_networks_ablation"]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 3)).eval()
+    inputs = torch.randn(160, 2) @ torch.randn(2, 8)  # alike, so that one weight can make up for another
+    config = QuantizeConfig(target="paper", ratios=(0.5, 1.0), selector="greedy", seed=0)
+    prepared = prepare(model, [inputs], config)
+    names = ("", "ridge", "gptq", "order", "")
+    low, error = [], []
+    for hook in names:
+        with ablation.switched_off(hook):
+            program = quantize_prepared(prepared, config)
+        outputs = ReferenceEngine(program).run(inputs, 1.0)
+        error.append(float((outputs - model(inputs)).square().sum().detach()))
+        (layer,) = (layer for layer in program.layers.values() if layer.low.any())
+        low.append(layer.low_weight)
+    assert np.array_equal(low[0], low[-1]) and error[0] == error[-1]
+    assert all(not np.array_equal(low[0], other) for other in low[1:-1])
+    assert min(error[1:3]) > 1.1 * error[0], error
+    with pytest.raises(KeyError), ablation.switched_off("luck"):
+        pass
+
+
+def test_the_ablation_has_rows_and_a_file_of_its_own(bench: dict[str, ModuleType], tiny: Any, tmp_path: Path) -> None:
+    real, ablation = bench["real_networks"], bench["real_networks_ablation"]
+    run = run_of(bench, tiny, tmp_path, "--ablation")
+    assert run.file.path.name.startswith("real_networks_ablation.tiny.")
+    assert not run.applies("without-scales") and run.applies("without-ridge") and run.applies("all")
+    assert real.chosen_rows(run.options) == [step.name for step in ablation.ABLATION]
+    assert run.settings("without-ridge") != run.settings("without-gptq") != run.settings("all")
+    assert run.measure("without-ridge") and run.file.rows["without-ridge"]["settings"]["hook"] == "ridge"
+    (line,) = ablation.ablation_rows(run.file.rows)
+    assert line[0].startswith("ridge") and len(line) == 4 and "±" in line[3]
+    assert "| tiny, without | 8-bit | 50 % | 100 % |" in ablation.ablation_markdown({"tiny": run.file.rows}, "here")
+    assert all(step.hook in {"", *ablation.HOOKS} and not step.unknown() for step in ablation.ABLATION)
 
 
 def test_tables_mark_what_is_provisional(bench: dict[str, ModuleType]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,20 @@ from bitdial.engines.reference.arithmetic import product, sample_sum
 from bitdial.engines.reference.eight_bit_values import EightBitValues
 from bitdial.engines.reference.executor import Setting
 from bitdial.engines.reference.fast_conv import FastExecutor
-from bitdial.engines.reference.plane_fit import PlaneFit
 from bitdial.graph.running import Schedule
 from bitdial.quantization.instructions import Contract
-from bitdial.quantization.program import Program
+from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import INT32_LIMIT, bound_accumulators
+
+
+class LayerFit(Protocol):
+    """Solves weights of layers while the bias table walks through the network (`plane_fit.PlaneFit`)."""
+
+    def wanted(self, index: int, layer: QuantizedLayer) -> Callable[[Tensor, int], Tensor] | None:
+        """What gives the rows that `solve` wants, of a layer's input in a batch (its number); None where it has nothing to do."""
+
+    def solve(self, index: int, layer: QuantizedLayer, x: Tensor) -> None:
+        """Change the layer's weights. x: rows of its inputs, of all batches."""
 
 
 def correct_bias(
@@ -28,17 +38,18 @@ def correct_bias(
     ratio_indices: Sequence[int] | None = None,
     progress: Callable[[float], None] | None = None,
     outputs: Callable[[int, list[Tensor]], None] | None = None,
-    fit: PlaneFit | None = None,
+    fit: LayerFit | None = None,
+    executor: FastExecutor | None = None,
 ) -> None:
     """Fill `layer.bias[r]` of every conv and linear layer, layer by layer in order, so that its mean output over the
     batches equals the float model's mean: each layer sees inputs that are corrected already.
 
     float_means: [O] per layer, from `float_output_means` on the same batches; layers without keep their bias. outputs: told each
     ratio index with the first output of every batch at that ratio, as the corrected program gives it. progress: told the share
-    done, after every instruction. fit: solves low weights on the way, before a layer's means are restored. Writes into the
-    program.
+    done, after every instruction. fit: solves low weights on the way, before a layer's means are restored. executor: runs the
+    program, if layers take their inputs in another way than the program says. Writes into the program.
     """
-    executor = FastExecutor(program)
+    executor = executor or FastExecutor(program)
     indices = range(len(program.ratios)) if ratio_indices is None else ratio_indices
     for done, index in enumerate(indices):
         report = None if progress is None else partial(_report, progress, done, len(indices))
@@ -58,7 +69,7 @@ def _correct_one(
     float_means: Mapping[str, npt.NDArray[np.float64]],
     index: int,
     progress: Callable[[float], None] | None,
-    fit: PlaneFit | None,
+    fit: LayerFit | None,
 ) -> list[Tensor]:
     """The first output of every batch. progress: told the share of the instructions that are done."""
     settings: dict[str, Setting] = executor.settings(index)
@@ -91,7 +102,7 @@ def _correct_layer(
     wanted: npt.NDArray[np.float64] | None,
     index: int,
     settings: dict[str, Setting],
-    fit: PlaneFit | None,
+    fit: LayerFit | None,
 ) -> list[Tensor] | None:
     """Solve the layer's new low groups, restore its means, in the program and in its setting. Returns the layer's inputs of every
     batch as it multiplies them, in bytes; None where there was nothing to do."""

@@ -45,6 +45,7 @@ from peers.protocol import PeerError, Worker
 from real_networks_ablation import ABLATION, SHOWN, ablation_markdown, ablation_rows
 from real_networks_ablation import HEAD as ABLATION_HEAD
 from real_networks_data import NETWORKS, Arrays, Network
+from real_networks_layers import SAMPLES, layer_lines, layer_losses, layers_markdown
 from real_networks_rows import CONFIGURATIONS, FLOAT, PEERS, RATIOS, Configuration, Peer, choose_names, choose_rows
 from real_networks_table import HEAD, NOTE, PROVISIONAL, markdown, provisional, sample_counts, stage_rows, table_rows
 from results import read_rows, settings_hash
@@ -52,6 +53,7 @@ from scores import Outputs, Score
 
 CACHE = ROOT / "benchmarks" / ".cache" / "real_networks"
 BATCH = 32
+LAYERS = "layers"  # the ablation's last row: which layers hold the loss
 CHECKED = 4  # samples of each ratio that the reference engine runs too
 TIMEOUT = 4 * 3600.0  # seconds that a contestant may take
 Report = Callable[[str, float], None]
@@ -99,7 +101,9 @@ class NetworkRun:
         progress = Progress(f"{self.network.name} {name}")
         configuration, peer = _configuration(name), next((p for p in PEERS if p.name == name), None)
         try:
-            if configuration is not None:
+            if name == LAYERS:
+                figures = self.layers(progress)
+            elif configuration is not None:
                 figures = self.bitdial(configuration, progress)
             elif peer is not None:
                 figures = self.peer(peer, progress)
@@ -204,12 +208,36 @@ class NetworkRun:
         entries = [self.score(np.load(path), None, progress)]
         return self.figures(entries, info.pop("file_bytes"), **info)
 
+    def artifact(self, configuration: Configuration) -> Path:
+        """The file of a configuration."""
+        dump = self.config(configuration).model_dump(mode="json")
+        own = {**dump, "n": self.samples, "code": self.file.code, "hook": configuration.hook}
+        return self.stem(settings_hash(own), "bitdial")
+
+    def layers(self, progress: Report) -> dict[str, Any]:
+        """Which layers hold the loss of the ablation's start at 100 %."""
+        whole = ABLATION[0]
+        if not self.artifact(whole).exists():
+            self.bitdial(whole, progress)
+        inputs = [x[:SAMPLES] for x in self.network.tests(SAMPLES)[0]]
+
+        def run(program: Program) -> Outputs:
+            engine, _ = choose_engine(program)
+
+            def answer(batch: Arrays) -> Outputs:
+                return np.asarray(engine.run(batch if len(batch) > 1 else batch[0], 1.0), np.float32)
+
+            return run_batches(answer, inputs, "", lambda *_: None)
+
+        model = self.network.load()
+        with torch.no_grad():
+            exact = run_batches(lambda batch: model(*map(torch.from_numpy, batch)).numpy(), inputs, "", lambda *_: None)
+        return {"samples": len(exact), **layer_losses(load_program(self.artifact(whole)), run, exact, progress)}
+
     def bitdial(self, configuration: Configuration, progress: Report) -> dict[str, Any]:
         """Prepared in a process of its own, loaded from its file and run here."""
-        config = self.config(configuration)
-        dump = config.model_dump(mode="json")
-        hook = configuration.hook
-        artifact = self.stem(settings_hash({**dump, "n": self.samples, "code": self.file.code, "hook": hook}), "bitdial")
+        dump, hook = self.config(configuration).model_dump(mode="json"), configuration.hook
+        artifact = self.artifact(configuration)
         told = artifact.with_suffix(".json")  # there: prepared by a run that was interrupted while it evaluated
         if not told.exists():
             settings = {"network": self.network.name, "config": dump, "artifact": str(artifact), "hook": hook}
@@ -283,6 +311,8 @@ def file_stem(network: str, options: Options) -> str:
 
 
 def _summary(row: dict[str, Any]) -> str:
+    if "layers" in row:
+        return f"{row['layers'][0]['layer']} first, with {100 * row['layers'][0]['share']:.1f} %"
     shown = ", ".join(
         f"{100 * e['accuracy']:.2f}" if e["ratio"] is None else f"{100 * e['ratio']:.0f} %: {100 * e['accuracy']:.2f}"
         for e in row["entries"]
@@ -304,7 +334,7 @@ def missing_modules(python: str, needs: Sequence[str]) -> list[str]:
 def chosen_rows(options: Options) -> list[str]:
     """Rows that can be measured here; what is left out is said on stderr."""
     if options.extra.ablation:
-        return choose_names(options.extra.rows, [step.name for step in ABLATION])
+        return choose_names(options.extra.rows, [*(step.name for step in ABLATION), LAYERS])
     rows = choose_rows(options.extra.rows, note)
     for peer in PEERS:
         if peer.name in rows and (absent := missing_modules(options.extra.peer_python, peer.needs)):
@@ -349,10 +379,14 @@ def show(options: Options) -> None:
 
 def show_ablation(options: Options, networks: dict[str, dict[str, dict[str, Any]]], caption: str) -> None:
     if options.extra.markdown:
-        sys.stdout.write(ablation_markdown(networks, caption))
+        losses = [layers_markdown(name, rows[LAYERS]) for name, rows in networks.items() if LAYERS in rows]
+        sys.stdout.write("\n".join([ablation_markdown(networks, caption), *(line for own in losses for line in own)]))
         return
     for network, rows in networks.items():
         print_table(f"{network}: points to float", ["without", *ABLATION_HEAD], ablation_rows(rows), caption)
+        if LAYERS in rows:
+            head = ["low layer", "place", "weight", "% of multiplies", "% of the error at 100 %"]
+            print_table(f"{network}: what goes with a layer at 8 bits", head, layer_lines(rows[LAYERS]))
 
 
 def own_options(arguments: Sequence[str] | None = None) -> Options:

@@ -23,7 +23,7 @@ from bitdial.quantization.config import QuantizeConfig
 MODULES = (
     "machine", "results", "common", "measure", "scores", "sentence_encoder", "peers", "peers.protocol", "peers.worker",
     "peers.preparation", "peers.bitdial_preparation", "real_networks_data", "real_networks_rows", "real_networks_ablation",
-    "real_networks_table", "real_networks",
+    "real_networks_layers", "real_networks_table", "real_networks",
 )  # fmt: skip
 
 
@@ -260,13 +260,37 @@ def test_the_ablation_has_rows_and_a_file_of_its_own(bench: dict[str, ModuleType
     run = run_of(bench, tiny, tmp_path, "--ablation")
     assert run.file.path.name.startswith("real_networks_ablation.tiny.")
     assert not run.applies("without-scales") and run.applies("without-ridge") and run.applies("all")
-    assert real.chosen_rows(run.options) == [step.name for step in ablation.ABLATION]
+    assert real.chosen_rows(run.options) == [*(step.name for step in ablation.ABLATION), "layers"]
     assert run.settings("without-ridge") != run.settings("without-gptq") != run.settings("all")
     assert run.measure("without-ridge") and run.file.rows["without-ridge"]["settings"]["hook"] == "ridge"
+    assert run.measure("layers") and [e["layer"] for e in run.file.rows["layers"]["layers"]] and run.measure("layers")
     (line,) = ablation.ablation_rows(run.file.rows)
     assert line[0].startswith("ridge") and len(line) == 4 and "±" in line[3]
     assert "| tiny, without | 8-bit | 50 % | 100 % |" in ablation.ablation_markdown({"tiny": run.file.rows}, "here")
     assert all(step.hook in {"", *ablation.HOOKS} and not step.unknown() for step in ablation.ABLATION)
+
+
+def test_the_layer_that_holds_the_loss_is_found(bench: dict[str, ModuleType]) -> None:
+    """One of two low layers is made to err ten times as much."""
+    losses = bench["real_networks_layers"]
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(3)), nn.Linear(16, 3)).eval()
+    inputs = torch.randn(64, 16)
+    config = QuantizeConfig(target="paper", ratios=(1.0,), selector="greedy", group_size=16)
+    program = quantize_prepared(prepare(model, [inputs], config), config)
+    low = [n for n, layer in program.layers.items() if layer.low[-1].any()]
+    assert len(low) == 2
+    program.layers[low[1]].low_weight[:, ::2] = 0
+    exact = model(inputs).detach().numpy()
+
+    def run(other: Any) -> Any:
+        return ReferenceEngine(other).run(inputs, 1.0).numpy()
+
+    found = losses.layer_losses(program, run, exact, lambda *_: None)
+    assert [entry["layer"] for entry in found["layers"]] == [low[1], low[0]] and found["layers"][0]["share"] > 0.5
+    assert found["error_8bit"] < 0.1 * found["error"] and program.layers[low[0]].low[-1].all()
+    assert losses.layer_lines(found)[0][:3] == [low[1], "2 of 2", "16x16"]
+    assert low[1] in "".join(losses.layers_markdown("tiny", found))
 
 
 def test_tables_mark_what_is_provisional(bench: dict[str, ModuleType]) -> None:

@@ -8,10 +8,11 @@ No engine here forms groups at run time, so this method is SIMULATED: its narrow
 tensor (off by half an 8-bit step at most) and multiplied as 8-bit integers by its narrow weights, exactly; but no program says
 which numbers are left.
 
-Assumed, or changed: the same number of groups in all layers (the paper divides a budget of operations over layers); all
-quantizers of a layer are narrowed by one factor, of least squared error, as the ranges of `uniform` are; samples of an ordinary
-batch only; the rows of softmax are not grouped, since products of activations stay at 8 bits on this ground; weights are rounded
-as GPTQ does (`uniform` with rounding="compensated"), for the inputs of the 8-bit model; means are restored.
+Assumed, or changed: the same number of groups in all layers (the paper divides a budget of operations over layers); the ends of a
+layer's quantizers are scaled by one factor, of least squared error, as the ranges of `uniform` are (means of ends would clip the
+inputs of attention's projections too early); samples of an ordinary batch only; the rows of softmax are not grouped, since
+products of activations stay at 8 bits on this ground; weights are rounded as GPTQ does (`uniform` with rounding="compensated"),
+for the inputs of the 8-bit model; means are restored.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from comparison.uniform import uniform_program
 GROUPS = 8
 ROUNDS = 20  # of choosing and moving
 POINTS = 20_000  # channels of samples that quantizers are fitted to
-NARROWER = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # factors that are tried, on NARROWED samples
-NARROWED = 16
+FACTORS = (0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)  # of a layer's ends: tried on TRIED samples
+TRIED = 16
 
 Ends = npt.NDArray[np.float32]  # [groups, 2]: lower and upper end of each quantizer, in 8-bit steps
 
@@ -151,24 +152,24 @@ def calibrated_quantizers(ground: Ground, layers: Sequence[str]) -> dict[str, En
     return result
 
 
-def narrowed(ground: Ground, quantizers: Mapping[str, Ends], bits: int) -> dict[str, Ends]:
-    """The quantizers of each layer times the factor that loses least at a width."""
-    lost = {name: np.zeros(len(NARROWER)) for name in quantizers}
+def scaled(ground: Ground, quantizers: Mapping[str, Ends], bits: int) -> dict[str, Ends]:
+    """The quantizers of each layer, their ends times the factor that loses least at a width."""
+    lost = {name: np.zeros(len(FACTORS)) for name in quantizers}
 
     def add(name: str, axis: int, x: Tensor) -> None:
         q = ground.eight.qparams[ground.eight.instruction(name).inputs[0]]
-        for i, factor in enumerate(NARROWER):
+        for i, factor in enumerate(FACTORS):
             ends = torch.from_numpy(quantizers[name]) * factor
             lost[name][i] += float((grouped(x, axis, ends, bits, q.qmin, q.qmax) - x).square().sum(dtype=torch.float64))
 
-    _Readers(ground, list(quantizers)).show(add, NARROWED)
-    return {name: own * np.float32(NARROWER[int(np.argmin(lost[name]))]) for name, own in quantizers.items()}
+    _Readers(ground, list(quantizers)).show(add, TRIED)
+    return {name: own * np.float32(FACTORS[int(np.argmin(lost[name]))]) for name, own in quantizers.items()}
 
 
 def grouped_program(ground: Ground, quantizers: Mapping[str, Ends], bits: int) -> tuple[Program, GroupedEngine]:
     """(the program with narrow weights and restored means, what runs it with grouped inputs)."""
     prepared, config = ground.prepared, ground.config
-    quantizers = narrowed(ground, quantizers, bits)
+    quantizers = scaled(ground, quantizers, bits)
     program = uniform_program(prepared, config, ground.full_masks(), bits, "compensated", correct=False, tables=False)
     batches = prepared.batches(config.batch_size, bias_samples(prepared, program))
     means = prepared.output_means if config.bias_correction else {}

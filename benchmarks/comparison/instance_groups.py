@@ -44,9 +44,9 @@ Ends = npt.NDArray[np.float32]  # [groups, 2]: lower and upper end of each quant
 
 
 def channel_ends(x: Tensor, axis: int) -> Tensor:
-    """[N, C, 2]: smallest and largest value of every channel in every sample; samples along axis 0."""
+    """[N, C, 2]: smallest and largest value, or 0, of every channel in every sample; samples along axis 0."""
     rows = x.movedim(axis, 1).flatten(2) if x.dim() > 2 else x.unsqueeze(2)
-    return torch.stack([rows.amin(dim=2), rows.amax(dim=2)], dim=2)
+    return torch.stack([rows.amin(dim=2).clamp_max(0.0), rows.amax(dim=2).clamp_min(0.0)], dim=2)
 
 
 def nearest(ends: Tensor, quantizers: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Which layers hold the loss at 100 %: every low layer alone is put back to 8 bits, and the outputs' error is measured again.
 
 A layer that is put back takes its bias of 8 bits; layers behind it keep low weights and biases that were solved with it low, for
-errors that are then gone. So shares are rather too small, and negative where that outweighs what the layer itself had lost; nor do
-they add up to one.
+errors that are then gone. So shares are rather too small, and negative where that outweighs what the layer itself had lost; they
+do not add up to one.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class NetworkRun:
         return {**common, "config": self.config(configuration).model_dump(mode="json"), **left_out}
 
     def config(self, configuration: Configuration) -> QuantizeConfig:
-        ratios = SHOWN if self.options.extra.ablation else RATIOS
+        ratios = SHOWN if leaves_out(self.options) else RATIOS
         return self.options.config(ratios=ratios, calibration_images=self.samples, **configuration.changes)
 
     def applies(self, name: str) -> bool:
@@ -305,9 +305,14 @@ def _configuration(name: str) -> Configuration | None:
     return next((c for c in (*CONFIGURATIONS, *ABLATION) if c.name == name), None)
 
 
+def leaves_out(options: Options) -> bool:
+    """Whether it is the ablation; other commands that prepare these networks do not know the option."""
+    return bool(getattr(options.extra, "ablation", False))
+
+
 def file_stem(network: str, options: Options) -> str:
     """The result file of a network, without kind of machine and suffix."""
-    return f"real_networks{'_ablation' if options.extra.ablation else ''}.{network}"
+    return f"real_networks{'_ablation' if leaves_out(options) else ''}.{network}"
 
 
 def _summary(row: dict[str, Any]) -> str:
@@ -333,7 +338,7 @@ def missing_modules(python: str, needs: Sequence[str]) -> list[str]:
 
 def chosen_rows(options: Options) -> list[str]:
     """Rows that can be measured here; what is left out is said on stderr."""
-    if options.extra.ablation:
+    if leaves_out(options):
         return choose_names(options.extra.rows, [*(step.name for step in ABLATION), LAYERS])
     rows = choose_rows(options.extra.rows, note)
     for peer in PEERS:
@@ -362,7 +367,7 @@ def show(options: Options) -> None:
     if not networks:
         raise BitdialError("there are no results to show yet")
     machine = next(iter(next(iter(networks.values())).values()))["machine"]
-    if options.extra.ablation:
+    if leaves_out(options):
         show_ablation(options, networks, f"{machine_caption(machine)}.")
         return
     if options.extra.markdown:

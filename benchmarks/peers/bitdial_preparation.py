@@ -24,7 +24,7 @@ _SEARCH = ("selector", "search", "evaluations", "predictions", "seconds", "devia
 class BitdialPreparation:
     def load(self, settings: dict[str, Any]) -> dict[str, Any]:
         """settings: network, samples (.npy files, one per input), config, threads (or None), artifact (file to write), hook (a
-        step to leave out, of `real_networks_ablation`; "": none)."""
+        step to leave out, of `real_networks_ablation`, if any)."""
         import torch
 
         from bitdial.artifact import save_program
@@ -48,7 +48,7 @@ class BitdialPreparation:
             save_program(program, Path(settings["artifact"]))
             programs.append(program)
 
-        with switched_off(settings["hook"]):
+        with switched_off(settings.get("hook", "")):
             preparation = timed(work)
         check_file(programs[0], Path(settings["artifact"]), [x[:CHECKED] for x in inputs])
         provenance = programs[0].provenance

@@ -100,7 +100,7 @@ class _Grouped(Executor):
         if setting.inverse is None:
             return x
         q = self.program.qparams[step.inputs[0]]
-        return grouped(x, step.axis % x.dim(), self.quantizers[step.name], self.bits, q.qmin, q.qmax)
+        return grouped(x.float(), step.axis % x.dim(), self.quantizers[step.name], self.bits, q.qmin, q.qmax).to(x.dtype)
 
 
 class _FastGrouped(_Grouped, FastExecutor):
@@ -133,7 +133,7 @@ class _Readers:
 
         def observe(value: str, x: Tensor) -> None:
             for name, axis in self.readers.get(value, []):
-                told(name, axis, x)
+                told(name, axis, x.float())
 
         with torch.no_grad():
             for batch in self.ground.prepared.batches(self.ground.config.batch_size, samples):

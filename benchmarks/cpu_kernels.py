@@ -66,10 +66,11 @@ def cases(shape: LayerShape, isa: str, batch: int, threads: int) -> dict[str, tu
 
     add("8-bit direct", "direct", 0)
     add("low read back", "direct", 4)
-    methods = ("narrow", "winograd") if isa == "avx2" else ("fip", "winograd", "winograd_fip")
-    for method in methods:
+    narrow = native.extension().facts(isa)["narrow_is_faster"]
+    plain = "direct"
+    for method in ("narrow", "winograd") if narrow else ("fip", "winograd", "winograd_fip"):
         add(method, method, 4)
-    plain = result.get(methods[-1]) and methods[-1] or methods[0]
+        plain = method if method in result else plain
     add(f"{plain}, no shifts between groups", plain, 4, shift_steps=1)
     add(f"{plain}, G = 32", plain, 4, group=32)
     add("shifts per output (read back)", "direct", 4, granularity="output")

@@ -106,6 +106,8 @@ def test_this_machine_is_one_of_the_targets(monkeypatch: pytest.MonkeyPatch) -> 
         ("avx512vnni", "AuthenticAMD", "26", "avx512vnni-fullrate"),
         ("avx512vnni", "GenuineIntel", "6", "avx512vnni-fullrate"),
         ("avx512vnni", "", "", "avx512vnni"),
+        ("avxvnni", "GenuineIntel", "6", "avxvnni"),
+        ("avx512", "GenuineIntel", "6", "avx512"),
         ("avx2", "GenuineIntel", "6", "avx2"),
         ("portable", "AuthenticAMD", "26", "portable"),
     ],
@@ -113,7 +115,7 @@ def test_this_machine_is_one_of_the_targets(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_processors_are_called(
     isa: str, vendor: str, family: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "isas", lambda: ["avx512vnni", "avx2", "portable"])
+    monkeypatch.setattr(native, "isas", lambda: ["avx512vnni", "avxvnni", "avx512", "avx2", "portable"])
     monkeypatch.setattr(native, "processor_field", {"vendor_id": vendor, "cpu family": family}.__getitem__)
     monkeypatch.setenv(native.ISA_VARIABLE, isa)
     assert native.target() == expected

@@ -19,8 +19,8 @@ from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
-SPECIAL = re.compile(r"_(avx512vnni|avx2)\.cpp\.o$")
-OF_A_SET = re.compile(r"_(avx512vnni|avx2|portable)\.cpp\.o$")
+SPECIAL = re.compile(r"_(avx512vnni|avxvnni|avx512|avx2)\.cpp\.o$")
+OF_A_SET = re.compile(r"_(avx512vnni|avxvnni|avx512|avx2|portable)\.cpp\.o$")
 
 pytestmark = [
     pytest.mark.usefixtures("needs_compiler"),

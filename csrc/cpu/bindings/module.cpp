@@ -60,6 +60,15 @@ NB_MODULE(_native, m) {
             return list;
         },
         "isa"_a, "Every kernel of a set: folder, name, address, and size of the structure that its first parameter refers to.");
+    m.def(
+        "facts",
+        [](const std::string& isa) {
+            const Facts f = kernels_of(isa).facts();
+            nb::dict result;
+            result["has_fip"] = f.has_fip, result["narrow_is_faster"] = f.narrow_is_faster;
+            return result;
+        },
+        "isa"_a, "Whether the fast inner product is built for a set, and whether it sums narrow operands up in 16 bits.");
     m.attr("METHODS") = nb::tuple(nb::cast(std::vector<std::string>(kMethodNames, kMethodNames + kMethods)));
     m.def(
         "burn",

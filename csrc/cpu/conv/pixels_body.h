@@ -95,7 +95,7 @@ static void run_pixels(const ConvArgs& c, int32_t chunk, int32_t block0, int32_t
     uint8_t* extracted = take<uint8_t>(memory, extracted_pitch * count);
     int8_t* derived = take<int8_t>(memory, 0);  // one block of low weights
 
-    const bool fip = c.low_groups.count && c.method == METHOD_FIP;
+    const bool fip = HAS_FIP && c.low_groups.count && c.method == METHOD_FIP;
     const bool narrow = c.low_groups.count && c.method == METHOD_NARROW;
     int32_t n = p0 / (c.out_h * c.out_w), y = p0 / c.out_w % c.out_h, x = p0 % c.out_w;
     const int64_t in_step = c.stride_w * c.src.pitch_x, out_step = c.out.pitch_x;

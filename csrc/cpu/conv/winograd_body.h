@@ -116,7 +116,7 @@ static void run_winograd(const ConvArgs& c, int32_t chunk, int32_t block0, int32
                          Counters* counters) {
     const WinogradLayout layout = winograd_layout(c);
     const int32_t t0 = chunk * c.chunk, t1 = t0 + c.chunk < layout.tiles ? t0 + c.chunk : layout.tiles, count = t1 - t0;
-    const bool fip = c.method == METHOD_WINOGRAD_FIP;
+    const bool fip = HAS_FIP && c.method == METHOD_WINOGRAD_FIP;
     uint8_t* memory = scratch.memory;
     Pixel* pixels = take<Pixel>(memory, 4 * count);  // [valid pixels], tile after tile
     const uint8_t** in = take<const uint8_t*>(memory, 4 * count);  // the same for the 8-bit input

@@ -12,24 +12,37 @@ namespace bitdial {
 
 #define BITDIAL_DECLARE(folder, name, result, ...) result name(__VA_ARGS__);
 #define BITDIAL_ENTRY(folder, name, ...) name,
-#define BITDIAL_TABLE(isa, supported)                               \
-    namespace isa {                                                 \
-    BITDIAL_KERNEL_LIST(BITDIAL_DECLARE)                            \
-    static const Kernels table_of_set = {BITDIAL_KERNEL_LIST(BITDIAL_ENTRY)}; \
+#define BITDIAL_TABLE(isa, others, supported)                                     \
+    namespace others {                                                            \
+    BITDIAL_OTHER_KERNELS(BITDIAL_DECLARE)                                        \
+    }                                                                             \
+    namespace isa {                                                               \
+    using namespace others;                                                       \
+    BITDIAL_PRODUCT_KERNELS(BITDIAL_DECLARE)                                      \
+    static const Kernels table_of_set = {BITDIAL_KERNEL_LIST(BITDIAL_ENTRY)};     \
     }
 BITDIAL_ISA_LIST(BITDIAL_TABLE, )
 
-// __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
+// __builtin_cpu_supports also asks the operating system whether it saves the wide registers. Not every compiler that makes AVX-VNNI
+// instructions knows its name there: AVX2 answers for the registers, a bit of the processor's for the instructions.
+#if defined(__x86_64__)
+static bool has_avx_vnni() {
+    unsigned int a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+#define HAS_AVX_VNNI has_avx_vnni()
+
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
-#define BITDIAL_NAME(isa, supported) \
+#define BITDIAL_NAME(isa, others, supported) \
     if (supported) names.push_back(#isa);
     BITDIAL_ISA_LIST(BITDIAL_NAME, __builtin_cpu_supports)
     return names;
 }
 
 const Kernels& kernels_of(const std::string& isa) {
-#define BITDIAL_FIND(name, supported) \
+#define BITDIAL_FIND(name, others, supported) \
     if (isa == #name && (supported)) return name::table_of_set;
     BITDIAL_ISA_LIST(BITDIAL_FIND, __builtin_cpu_supports)
     throw std::invalid_argument("instruction set '" + isa + "' is not supported here");

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#define BITDIAL_BLOCKS "portable_blocks.h"
+
 namespace bitdial {
 namespace portable {
 

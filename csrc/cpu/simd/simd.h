@@ -24,10 +24,9 @@
 #define BITDIAL_ALWAYS_INLINE __attribute__((always_inline))
 #define BITDIAL_INLINE static inline BITDIAL_ALWAYS_INLINE
 
-// <set>.h, and <set>_blocks.h
+// <set>.h, which names its blocks.
 #define BITDIAL_QUOTED(name) #name
 #define BITDIAL_HEADER_OF(isa) BITDIAL_QUOTED(isa.h)
-#define BITDIAL_BLOCKS_OF(isa) BITDIAL_QUOTED(isa##_blocks.h)
 #define BITDIAL_EXPANDED(macro, isa) macro(isa)
 #include BITDIAL_EXPANDED(BITDIAL_HEADER_OF, BITDIAL_ISA)
 
@@ -40,7 +39,7 @@
 #endif
 
 #include "blocks.h"
-#include BITDIAL_EXPANDED(BITDIAL_BLOCKS_OF, BITDIAL_ISA)
+#include BITDIAL_BLOCKS
 #include "sixteen_bytes.h"
 
 #ifndef BITDIAL_TAP_COLUMNS

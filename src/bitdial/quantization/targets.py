@@ -9,7 +9,8 @@ buy no time, and the layer takes the widest there are, 7 bits.
 Sources: (1) benchmarks/results/cpu_kernels.amd-zen4.avx512vnni.json and cpu_plans.amd-zen4.json; (2) the table of mechanisms
 in the design notes, section 4 (Zen 4, Sapphire Rapids); (3) single layers timed as `benchmarks/cpu_kernels.py` does, on a Zen
 5 server, AVX2 forced there too: kernels interleaved, the fastest of many runs, beside other load (batches 1 and 8 agree to a
-few hundredths on AVX-512, less well on AVX2). That processors with nothing better than AVX2 are like it is believed.
+few hundredths on AVX-512, less well on AVX2). That processors with nothing better than AVX2 are like it is believed; so is it of
+those with AVX-VNNI, and with AVX-512 but not VNNI, whose kernels were timed on Zen 5 as well (batch 1).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from bitdial.quantization.width import candidate_widths
 # "cpu" is a question, which the pipeline answers with the name that engines/cpu gives to the machine at hand. "avx512vnni" is
 # what every such processor does at the speed of 4 bits; "-fullrate" are those that do two 512-bit dot products a cycle (Intel's
 # servers, Zen 5), over which the fast inner product gains too little to be narrow for.
-Target = Literal["cpu", "paper", "avx2", "avx512vnni", "avx512vnni-fullrate", "portable", "npu", "cuda"]
+Target = Literal[
+    "cpu", "paper", "avx2", "avx512", "avxvnni", "avx512vnni", "avx512vnni-fullrate", "portable", "npu", "cuda"
+]
 FOUR_BITS = ("paper", "npu", "cuda")  # everywhere: the paper's setting, and what these machines multiply
 GROUP_SIZE, GROUP_SIZES = 16, {"npu": 64, "cuda": 32}  # of the array's rows; of one int4 mma with k32
 UNKNOWN = "portable"
@@ -55,7 +58,8 @@ def _winograd_fip(shape: LayerShape) -> bool:
 
 
 def _winograd(shape: LayerShape) -> bool:
-    """Over direct 1.2 to 1.9 from 64 channels on (1, 3), 1.4 to 2.0 on Sapphire Rapids (2); 0.4 at 16 and 0.7 at 32 (3)."""
+    """Over direct 1.2 to 1.9 from 64 channels on (1, 3), 1.4 to 2.0 on Sapphire Rapids (2); 0.4 at 16 and 0.7 at 32 (3). With
+    AVX-VNNI 1.3 to 1.8 from 64 channels on (3)."""
     return _channels(shape) >= 64
 
 
@@ -70,22 +74,26 @@ def _fip_fullrate(shape: LayerShape) -> bool:
 
 
 def _winograd_avx2(shape: LayerShape) -> bool:
-    """Over narrow 1.4 and more from 64 channels on, 1.1 at 32, 0.9 at 16 (3); 1.25 to 1.6 (2)."""
+    """Over narrow 1.4 and more from 64 channels on, 1.1 at 32, 0.9 at 16 (3); 1.25 to 1.6 (2). AVX-512 without
+    VNNI 1.35 to 2.0 (3)."""
     return _channels(shape) >= 64
 
 
 def _narrow_avx2(shape: LayerShape) -> bool:
     """Over direct 1.2 (16 channels) to 1.5 for 3x3. For 1x1 and linear layers 1.2 to 2.0 from 128 channels and 64 outputs
     on, 0.8 to 1.1 below (3). Since direct sorts its weights (normal ones): 1.1 to 1.2 for 3x3, 1.0 for 1x1 of 256 channels and
-    64 outputs, 1.4 for 512 and 2,048 (3)."""
+    64 outputs, 1.4 for 512 and 2,048 (3). AVX-512 without VNNI: 1.5 to 1.7 for 3x3, 1.26 and more for 1x1 (3)."""
     return math.prod(shape.kernel) > 1 or (_channels(shape) >= 128 and _outputs(shape) >= 64)
 
 
 _HALF_RATE: tuple[tuple[str, Pays], ...] = (("winograd_fip", _winograd_fip), ("winograd", _winograd), ("fip", _fip))
+_WITHOUT_VNNI: tuple[tuple[str, Pays], ...] = (("winograd_narrow", _winograd_avx2), ("narrow", _narrow_avx2))
 MECHANISMS_OF: dict[str, tuple[tuple[str, Pays], ...]] = {
     "avx512vnni": _HALF_RATE,
     "avx512vnni-fullrate": (("winograd", _winograd), ("fip", _fip_fullrate)),
-    "avx2": (("winograd_narrow", _winograd_avx2), ("narrow", _narrow_avx2)),
+    "avxvnni": (("winograd", _winograd),),
+    "avx2": _WITHOUT_VNNI,
+    "avx512": _WITHOUT_VNNI,
     UNKNOWN: _HALF_RATE,  # the narrowest list: what leaves room for its mechanisms leaves more for others
 }
 

@@ -31,7 +31,9 @@ from bitdial.engines.cpu import native
 
 ISAS = native.isas() if not native.missing() else []
 EVERY_ISA = pytest.mark.parametrize("isa", ISAS)
-KERNELS = {isa: set(METHODS) for isa in ("avx512vnni", "portable")} | {"avx2": {"direct", "winograd", "narrow"}}
+FACTS = {isa: native.extension().facts(isa) for isa in ISAS}
+NARROW = [isa for isa in ISAS if FACTS[isa]["narrow_is_faster"]]  # sums of eight products are held in 16 bits
+KERNELS = {isa: set(METHODS) - (set() if FACTS[isa]["has_fip"] else {"fip", "winograd_fip"}) for isa in ISAS}
 CHUNKS = (0, 12, 24, 60, 1200)
 
 
@@ -384,7 +386,7 @@ def test_what_is_unsupported_is_named(isa: str) -> None:
 
     for method in sorted(KERNELS[isa] - {"direct"}):
         assert "weight shifts differ" in why(method, by_output=True)
-        if isa == "avx2":
+        if isa in NARROW:
             assert "16 bits" in why(method, limits=(255, 127, False)) or "bytes" in why(
                 method, limits=(255, 127, False)
             )
@@ -436,10 +438,10 @@ def test_claims_agree_with_the_rules_of_quantization(
     claimed = exactness.exact_mechanisms(low[0], low[1], low[2], kernel, (1, 1), low_weights(case))
     for isa in ISAS:
         exact = set(check_all_methods(case, isa, 1, (0,)))
-        if isa == "avx2":  # sums of eight products are held in 16 bits
+        if isa in NARROW:
             known = {"direct", "narrow"} & claimed | ({"winograd"} if "winograd_narrow" in claimed else set())
         else:  # byte products are exact, so that "narrow" (low weights packed apart, or derived) always is
-            known = claimed & {"direct", "fip", "winograd", "winograd_fip"} | {"narrow"}
+            known = claimed & KERNELS[isa] | {"narrow"}
         assert exact == known, (isa, low)
 
 

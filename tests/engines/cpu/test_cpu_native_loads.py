@@ -49,7 +49,12 @@ def test_every_instruction_set_lists_the_same_kernels_each_of_its_own() -> None:
     assert all(own == names[0] for own in names)
     assert {"elementwise", "pool", "copy", "depthwise", "floats", "attention", "conv", "training"} == {f for f, _ in names[0]}
     assert ("conv", "conv") in names[0] and len(names[0]) == len(set(names[0]))
-    addresses = [address for of_set in lists.values() for _, _, address, _ in of_set]
-    assert len(set(addresses)) == len(addresses)  # none of another set
+    products = [at for of_set in lists.values() for folder, _, at, _ in of_set if folder in ("attention", "conv")]
+    assert len(set(products)) == len(products)  # none of another set
+    others = {isa: {at for folder, _, at, _ in of_set if folder not in ("attention", "conv")} for isa, of_set in lists.items()}
+    for isa, own in others.items():  # either all their own, or all of one other set
+        assert all(own == theirs or not own & theirs for theirs in others.values()), isa
+    if "avx2" in lists:
+        assert [isa for isa in lists if others[isa] == others["avx2"]] == [i for i in lists if i in ("avxvnni", "avx512", "avx2")]
     with pytest.raises(ValueError, match="'sse9' is not supported here"):
         module.kernels("sse9")

@@ -18,6 +18,9 @@ def cpu_name() -> str: ...
 def kernels(isa: str) -> list[tuple[str, str, int, int]]:
     """Every kernel of an instruction set that runs here: folder, name, address, bytes of its arguments' structure."""
 
+def facts(isa: str) -> dict[str, bool]:
+    """has_fip: the fast inner product is built for the set; narrow_is_faster: it sums narrow operands up in 16 bits."""
+
 def burn(isa: str, rounds: int) -> tuple[int, float]: ...
 
 class Training:

@@ -139,7 +139,7 @@ def time_shape(shape: LayerShape, isa: str, threads: int, batch: int, repeats: i
     layer = SingleLayer(shape, isa, threads, (0.0, *MIXED, 1.0))
     layer.prepare(batch)
     last = len(MIXED) + 1
-    narrow = isa == "avx2"
+    narrow = bool(native.extension().facts(isa)["narrow_is_faster"])
     seconds = {"direct": layer.best(0, "direct", repeats) / batch}
     usable = [m for m in layer.names if m != "direct" and not layer.unsupported(m) and (m != "narrow" or narrow)]
     for method in usable:

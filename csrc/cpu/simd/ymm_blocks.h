@@ -1,8 +1,8 @@
-// Blocks of bytes with AVX2; see simd.h.
+// Blocks of bytes in 256-bit registers; see simd.h.
 #pragma once
 
 namespace bitdial {
-namespace avx2 {
+namespace BITDIAL_ISA {
 
 // Even dwords to the low lane, odd ones to the high lane: shuffles within lanes then yield elements in order. The float
 // 2^23 + stored is built from bits.
@@ -157,5 +157,5 @@ BITDIAL_INLINE void store_interleaved3(uint8_t* to, vi r, vi g, vi b) {
     }
 }
 
-}  // namespace avx2
+}  // namespace BITDIAL_ISA
 }  // namespace bitdial

@@ -1,0 +1,2 @@
+#define BITDIAL_ISA avx512
+#include "attention_body.h"

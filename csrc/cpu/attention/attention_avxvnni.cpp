@@ -1,0 +1,2 @@
+#define BITDIAL_ISA avxvnni
+#include "attention_body.h"

@@ -1,0 +1,2 @@
+#define BITDIAL_ISA avx512
+#include "conv_body.h"

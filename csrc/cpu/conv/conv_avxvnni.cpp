@@ -1,0 +1,2 @@
+#define BITDIAL_ISA avxvnni
+#include "conv_body.h"

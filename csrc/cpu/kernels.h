@@ -29,6 +29,14 @@
     ISA(avx512, avx2, HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") && HAS("avx2") && HAS("fma")) \
     ISA(avx2, avx2, HAS("avx2") && HAS("fma"))                                                                             \
     ISA(portable, portable, true)
+#elif defined(__aarch64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#if BITDIAL_I8MM  // GCC 10, Clang 11
+#define BITDIAL_ISA_I8MM(ISA, HAS) ISA(i8mm, neon, HAS("i8mm"))
+#else
+#define BITDIAL_ISA_I8MM(ISA, HAS)
+#endif
+#define BITDIAL_ISA_LIST(ISA, HAS) \
+    BITDIAL_ISA_I8MM(ISA, HAS) ISA(dotprod, neon, HAS("dotprod")) ISA(neon, neon, true) ISA(portable, portable, true)
 #else
 #define BITDIAL_ISA_LIST(ISA, HAS) ISA(portable, portable, true)
 #endif

@@ -120,6 +120,12 @@ def test_doctor_says_what_the_cpu_engine_uses(bitdial, monkeypatch: pytest.Monke
     monkeypatch.setenv("BITDIAL_CPU_ISA", "portable")
     assert bitdial("doctor", "--json").json["cpu_engine"]["chosen"] == "portable"
     assert "uses portable (BITDIAL_CPU_ISA=portable)" in bitdial("doctor").out
+    monkeypatch.setattr(native, "isas", lambda: ["dotprod", "neon", "portable"])
+    monkeypatch.delenv("BITDIAL_CPU_ISA")
+    text = bitdial("doctor").out
+    assert "uses dotprod (the best that runs here)" in text and "verified under emulation, speed not measured" in text
+    assert native.target() == "portable"
+    monkeypatch.setattr(native, "isas", lambda: known)
     monkeypatch.setenv("BITDIAL_CPU_ISA", "mmx")
     wrong = bitdial("doctor", "--json")
     assert wrong.code == 0 and wrong.json["cpu_engine"]["chosen"] is None

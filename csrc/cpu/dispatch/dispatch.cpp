@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace bitdial {
@@ -23,28 +25,39 @@ namespace bitdial {
     }
 BITDIAL_ISA_LIST(BITDIAL_TABLE, )
 
-// __builtin_cpu_supports also asks the operating system whether it saves the wide registers. Not every compiler that makes AVX-VNNI
-// instructions knows its name there: AVX2 answers for the registers, a bit of the processor's for the instructions.
 #if defined(__x86_64__)
+// It also asks the operating system whether it saves the wide registers.
+#define BITDIAL_HAS(name) __builtin_cpu_supports(name)
+// Not every compiler that makes AVX-VNNI instructions knows its name there: AVX2 answers for the registers, a bit of the processor's
+// for the instructions.
 static bool has_avx_vnni() {
     unsigned int a = 0, b = 0, c = 0, d = 0;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
-#endif
 #define HAS_AVX_VNNI has_avx_vnni()
+#elif defined(__aarch64__) && defined(__linux__)
+static bool has(const char* name) {
+    constexpr unsigned long kDotProduct = 1ul << 20, kMixed = 1ul << 13;  // HWCAP_ASIMDDP, HWCAP2_I8MM
+    const bool dot_product = (getauxval(AT_HWCAP) & kDotProduct) != 0;
+    return std::strcmp(name, "i8mm") == 0 ? dot_product && (getauxval(AT_HWCAP2) & kMixed) != 0 : dot_product;
+}
+#define BITDIAL_HAS(name) has(name)
+#else
+#define BITDIAL_HAS(name) false
+#endif
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
 #define BITDIAL_NAME(isa, others, supported) \
     if (supported) names.push_back(#isa);
-    BITDIAL_ISA_LIST(BITDIAL_NAME, __builtin_cpu_supports)
+    BITDIAL_ISA_LIST(BITDIAL_NAME, BITDIAL_HAS)
     return names;
 }
 
 const Kernels& kernels_of(const std::string& isa) {
 #define BITDIAL_FIND(name, others, supported) \
     if (isa == #name && (supported)) return name::table_of_set;
-    BITDIAL_ISA_LIST(BITDIAL_FIND, __builtin_cpu_supports)
+    BITDIAL_ISA_LIST(BITDIAL_FIND, BITDIAL_HAS)
     throw std::invalid_argument("instruction set '" + isa + "' is not supported here");
 }
 

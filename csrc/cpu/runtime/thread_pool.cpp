@@ -15,6 +15,8 @@ constexpr auto kSpin = std::chrono::microseconds(60);
 inline void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
 #endif
 }
 }  // namespace

@@ -141,6 +141,7 @@ def _cpu_engine() -> dict[str, Any]:
     instruction_sets those that this processor runs and kernels exist for, best first
     chosen           the set in use, None if `problem` says why none is
     forced_by        value of BITDIAL_CPU_ISA, None where it is not set
+    note             "" or what to know of the kernels that run here
     cache            folder where kernel choices are remembered
     """
     try:
@@ -152,6 +153,7 @@ def _cpu_engine() -> dict[str, Any]:
     found: dict[str, Any] = {
         "missing": native.missing(),
         "built_from": None,
+        "note": native.note(),
         "instruction_sets": [],
         "chosen": None,
         "forced_by": os.environ.get(native.ISA_VARIABLE) or None,
@@ -214,6 +216,8 @@ def _print_cpu_engine(terminal: Terminal, engine: dict[str, Any], version: str) 
         forced = engine["forced_by"]
         why = "the best that runs here" if forced is None else f"BITDIAL_CPU_ISA={forced}"
         terminal.say(f"  uses {engine['chosen']} ({why}); this processor runs {', '.join(engine['instruction_sets'])}")
+    if engine["note"]:
+        terminal.say(f"  {engine['note']}")
     if engine["built_from"] != version:
         terminal.say(f"  compiled from bitdial {engine['built_from']}, not {version}: install bitdial again")
     terminal.say(f"  remembers its choice of kernels in {engine['cache']}")

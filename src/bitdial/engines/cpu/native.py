@@ -20,6 +20,8 @@ except ImportError as error:  # built without a compiler, or for another machine
     _extension, _problem = None, str(error)
 
 ISA_VARIABLE = "BITDIAL_CPU_ISA"
+ARM = ("i8mm", "dotprod", "neon")
+ARM_STATUS = "on ARM verified under emulation, speed not measured"  # until a machine has run benchmarks/cpu_kernels.py
 
 
 def missing() -> str:
@@ -61,17 +63,22 @@ def cpu_name() -> str:
     return str(extension().cpu_name()) or "unknown processor"
 
 
+def note() -> str:
+    """What users should know of the kernels that run here, "" where there is nothing."""
+    return ARM_STATUS if _extension is not None and any(isa in ARM for isa in isas()) else ""
+
+
 def target() -> str:
     """What `bitdial.quantization.targets` calls this processor with the kernels that run on it here (ISA_VARIABLE included).
 
-    Without the extension "portable", the careful choice. Raises EngineError for a forced set that cannot run here.
+    Without the extension, and on ARM, "portable", the careful choice. Raises EngineError for a forced set that cannot run here.
     """
     if _extension is None:
         return "portable"
     isa, vendor, family = choose_isa(), processor_field("vendor_id"), processor_field("cpu family")
     zen5 = vendor == "AuthenticAMD" and family.isdigit() and int(family) >= 26
     full_rate = isa == "avx512vnni" and (zen5 or vendor == "GenuineIntel")
-    return "avx512vnni-fullrate" if full_rate else isa
+    return "avx512vnni-fullrate" if full_rate else "portable" if isa in ARM else isa
 
 
 @functools.cache

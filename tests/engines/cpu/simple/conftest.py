@@ -1,3 +1,4 @@
+import platform
 import sys
 from pathlib import Path
 
@@ -7,6 +8,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # for simple_support and simple_
 import simple_support
 
 from bitdial.engines.cpu import native
+
+# Those of this architecture that have these kernels themselves; avxvnni, avx512, dotprod and i8mm take another's.
+ARM = platform.machine().lower() in ("aarch64", "arm64")
+SETS = ["neon", "portable"] if ARM else ["avx512vnni", "avx2", "portable"]
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +24,7 @@ def kernels() -> simple_support.Kernels:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "isa" in metafunc.fixturenames:
-        metafunc.parametrize("isa", ["avx512vnni", "avx2", "portable"], indirect=True, scope="session")
+        metafunc.parametrize("isa", SETS, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,2 @@
+#define BITDIAL_ISA dotprod
+#include "attention_body.h"

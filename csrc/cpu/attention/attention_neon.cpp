@@ -1,0 +1,2 @@
+#define BITDIAL_ISA neon
+#include "attention_body.h"

@@ -1,0 +1,2 @@
+#define BITDIAL_ISA dotprod
+#include "conv_body.h"

@@ -1,0 +1,2 @@
+#define BITDIAL_ISA i8mm
+#include "conv_body.h"

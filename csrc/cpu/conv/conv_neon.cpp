@@ -1,0 +1,2 @@
+#define BITDIAL_ISA neon
+#include "conv_body.h"

@@ -1,0 +1,2 @@
+#define BITDIAL_ISA neon
+#include "copy_body.h"

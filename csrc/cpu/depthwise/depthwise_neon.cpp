@@ -1,0 +1,2 @@
+#define BITDIAL_ISA neon
+#include "depthwise_body.h"

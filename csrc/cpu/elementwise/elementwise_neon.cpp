@@ -1,0 +1,3 @@
+#define BITDIAL_ISA neon
+#include "arithmetic_body.h"
+#include "quantize_body.h"

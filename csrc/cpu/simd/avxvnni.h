@@ -12,7 +12,7 @@ enum {
     TALL_ROWS = 0,
     FIP_ROWS = 4,
     FIP_COLS = 2,
-    HAS_FIP = 0,  // measured as fast as the direct kernel: two of three vector ports multiply
+    HAS_FIP = 0,  // no faster than the direct kernel on Zen 5; believed of Intel, where two of three vector ports multiply
     NARROW = 0,
     SATURATES = 1,
 };

@@ -72,6 +72,10 @@ def test_it_gives_the_outputs_it_gave(assert_same, engine, again):
             np.testing.assert_array_equal(np.asarray(found), stored[f"ratio{i}_output{j}"])
 
 
+def test_ten_models_are_stored():
+    assert len(STORED) == 10 and all(file.with_suffix(".npz").exists() for file in STORED)
+
+
 @pytest.mark.parametrize("engine", ["reference", "cpu"])
 @pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
 def test_ten_stored_models_give_the_bits_they_gave(file, engine):

@@ -22,7 +22,6 @@ from torch import Tensor
 from bitdial.engines.cpu import native
 from bitdial.engines.reference.bias_table import correct_bias, live_bytes_per_sample
 from bitdial.engines.reference.fast_conv import FastExecutor
-from bitdial.engines.reference.influence import backward_samples
 from bitdial.engines.reference.patches import PatchSampler
 from bitdial.engines.reference.plane_fit import PlaneFit
 from bitdial.engines.reference.prediction import Prediction, predict
@@ -59,10 +58,9 @@ from bitdial.selection import (
 
 CALIBRATION_MEMORY = 1 << 30  # bytes of activations held at once while the bias table is computed layer by layer
 SEARCH_CACHE = 1 << 30  # bytes of values that the exact search remembers from candidate to candidate
-# Samples that sets of groups are ranked by at most: more rank them no better (see `engines.reference.prediction`). The second is
-# of networks so large that not even so many fit into one backward pass. EfficientNet-Lite0, groups taken by what 32 instead of 64
-# samples say: on 64 others their distances at 25, 50 and 75 % are 3, 0.4 and 1.2 % larger.
-PREDICTED_FROM = 64, 32
+# Samples that sets of groups are ranked by at most: more rank them no better (see `engines.reference.prediction`). By 32 some are
+# chosen worse: EfficientNet-Lite0's distances on 64 others at 25, 50 and 75 % are 3, 0.4 and 1.2 % larger then.
+PREDICTED_FROM = 64
 PATCHES = 4096  # sampled rows of each layer's input, for low weights that the selection judges groups by
 SHIFT_ROWS = 2048  # of them, for shifts of least output error
 
@@ -247,10 +245,7 @@ def _weight_shift(layer: QuantizedLayer, samples: LayerSamples, config: Quantize
 
 def search_samples(prepared: Prepared, config: QuantizeConfig) -> int:
     """How many calibration samples candidates are scored on."""
-    limit = prepared.samples
-    if config.search == "predicted":
-        most, fewest = PREDICTED_FROM
-        limit = most if backward_samples(prepared.graph, fewest) == fewest else fewest
+    limit = PREDICTED_FROM if config.search == "predicted" else prepared.samples
     return min(config.search_images, prepared.samples, limit)
 
 

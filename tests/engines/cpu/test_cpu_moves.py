@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from bitdial.engines.cpu import native
 from bitdial.engines.cpu.engine import CpuEngine
 from bitdial.engines.memory import COPY_AXES, Buffer, copy_loops, offsets_of
+from bitdial.engines.views import unit_index
 from bitdial.graph.ir import Node
-from bitdial.quantization.instructions import moved
 
 Shape = list[int]
 
@@ -31,11 +31,25 @@ def loops_of(
     op: str, attrs: dict[str, Any], shape: Shape, halos: tuple[tuple[int, int], ...] = ((0, 0), (0, 0))
 ) -> Any:
     """(loops, source offsets, target offsets, index of the source per target element) of a movement operator."""
-    source = moved(Node("m", op, ["x"], attrs), np.arange(math.prod(shape)).reshape(1, *shape))
-    assert source is not None
-    out = list(source.shape[1:])
+    node = Node("m", op, ["x"], attrs)
+    flat, _ = unit_index([1, *shape], [node], whole=False)
+    out = result_shape(op, attrs, shape)
     start, end = offsets_of(place(shape, halos[0])), offsets_of(place(out, halos[1]))
-    return copy_loops(source.reshape(-1), start, end, shape, out), start, end, source.reshape(-1)
+    return copy_loops(flat, start, end, shape, out), start, end, flat
+
+
+def result_shape(op: str, attrs: dict[str, Any], shape: Shape) -> Shape:
+    """The sizes of one sample after the movement, by NumPy."""
+    x, axis = np.empty(shape), attrs.get("axis", 0) - 1
+    if op == "reshape":
+        return [int(n) for n in attrs["shape"][1:]]
+    if op == "permute":
+        return [shape[a - 1] for a in attrs["axes"][1:]]
+    if op == "slice":
+        return list(x.take(range(attrs["start"], attrs["stop"], attrs["step"]), axis).shape)
+    if op in ("select", "gather"):
+        return list(x.take(attrs["index"] if op == "select" else attrs["indices"], axis).shape)
+    return list(np.pad(x, attrs["pads"][1:]).shape) if op == "pad" else shape
 
 
 @st.composite

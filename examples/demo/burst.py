@@ -45,11 +45,13 @@ class Burst:
 
 
 def run_burst(
-    model: Path, seconds: tuple[float, float], seed: int, progress: Callable[[str, float], None], *, samples: int = IMAGES
-) -> Burst:
+    model: Path, seconds: tuple[float, float], seed: int, progress: Callable[[str, float], None], *, samples: int = IMAGES,
+    max_ratio: float | None = None,
+) -> Burst:  # fmt: skip
     """Serve the model twice, each time under the same arrivals: calm, burst, calm.
 
-    seconds: of each calm part, of the burst. samples: of a request. Raises EngineError if the server does not start.
+    seconds: of each calm part, of the burst. samples: of a request. max_ratio: of the dial, by default the server's own choice.
+    Raises EngineError if the server does not start.
     """
     results: dict[str, Result] = {}
     table: ServiceTable | None = None
@@ -57,13 +59,13 @@ def run_burst(
     for at, (name, policy) in enumerate(POLICIES.items()):
         progress("burst", at / len(POLICIES))
         if table is None:
-            with _Server(model, samples, 1.0, "fixed:0") as first:  # measures what a request costs, and remembers it
+            with _Server(model, samples, 1.0, "fixed:0", max_ratio) as first:  # measures what a request costs, and remembers it
                 table = first.table
             slo = round(max(0.02, 6.0 * table.latency(0, samples)), 4)
-            top = Settings().allowed(table)[-1]
+            top = Settings(max_ratio=max_ratio).allowed(table)[-1]
             low, high = (table.throughput(i, samples) / samples for i in (0, top))
             rates = (CALM * low, low + FILL * max(high - low, 0.0))
-        with _Server(model, samples, slo, policy) as server:
+        with _Server(model, samples, slo, policy, max_ratio) as server:
             levels = [(rates[0], seconds[0]), (rates[1], seconds[1]), (rates[0], seconds[0])]
             times = steps(levels, seed)
             schedule = Schedule(times, 2 * seconds[0] + seconds[1], "calm, burst, calm")
@@ -75,10 +77,11 @@ def run_burst(
 class _Server:
     """`bitdial serve` as a process of its own, for as long as the block lasts."""
 
-    def __init__(self, model: Path, samples: int, slo: float, policy: str) -> None:
+    def __init__(self, model: Path, samples: int, slo: float, policy: str, max_ratio: float | None) -> None:
         self.command = [
             sys.executable, "-m", "bitdial", "serve", f"digits={model}", "--port", "0", "--slo-ms", f"{1000 * slo:g}",
             "--policy", policy, "--max-batch", str(samples), "--threads", "1", "--json", "--quiet",
+            *([] if max_ratio is None else ["--max-ratio", f"{max_ratio:g}"]),
         ]  # fmt: skip
 
     def __enter__(self) -> _Server:

@@ -17,5 +17,5 @@ def bench(request: pytest.FixtureRequest) -> Iterator[dict[str, ModuleType]]:
     try:
         yield {name: importlib.import_module(name) for name in names}
     finally:
-        for name in [n for n in sys.modules if n in names or n.startswith("peers.")]:
+        for name in [n for n in sys.modules if n in names or n.partition(".")[0] == "peers"]:
             sys.modules.pop(name, None)

@@ -38,7 +38,9 @@ def files_under(folder: str) -> set[str]:
     """Files of the tree, without what Git ignores: caches, compiled files, what tests and commands write."""
     found = {p.relative_to(ROOT) for p in (ROOT / folder).rglob("*") if p.is_file()}
     caches = {p for p in found if any(part.startswith(".") or part == "__pycache__" for part in p.parts)}
-    return {str(p) for p in found - caches if p.suffix not in (".so", ".pyc", ".tmp", ".bitdial")}
+    stored = (Path("tests", "artifact"), Path("tests", "artifact", "stored"))
+    written = {p for p in found if p.suffix in (".so", ".pyc", ".tmp") or (p.suffix == ".bitdial" and p.parent not in stored)}
+    return {str(p) for p in found - caches - written}
 
 
 def test_contents(sdist: Path) -> None:

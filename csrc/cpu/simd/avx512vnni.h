@@ -29,15 +29,6 @@ static inline void sum_four(const vi (&v)[4], int32_t* to) {
 // acc + sums of four products unsigned byte x signed byte, exact.
 BITDIAL_INLINE vi dot(vi acc, vi u, vi s) { return _mm512_dpbusd_epi32(acc, u, s); }
 
-// Products of two operands that are both known at run time only: GROUP of either per lane, as bytes, one side signed and the
-// other unsigned. U: the left one is unsigned.
-enum { GROUP = 4 };
-template <bool U>
-BITDIAL_INLINE vi dot_group(vi acc, vi left, vi right) {
-    return U ? _mm512_dpbusd_epi32(acc, left, right) : _mm512_dpbusd_epi32(acc, right, left);
-}
-BITDIAL_INLINE void store_group(uint8_t* p, vi a) { store_bytes(p, a, LANES); }
-
 // As extract, for 64 bytes at once. u = value + zero; for signed values the quotient of u is 128 / 2^s too large, and parity is
 // the same, so that rounding to even is. An overflow of u + half saturates, which the limit then hides: limits are below
 // 2^(8 - s) for unsigned and 2^(7 - s) for signed values.
@@ -66,3 +57,5 @@ static inline vi low_weights(vi w, int s, int limit) {
 
 }  // namespace avx512vnni
 }  // namespace bitdial
+
+#include "byte_groups.h"

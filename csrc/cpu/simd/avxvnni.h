@@ -20,14 +20,7 @@ enum {
 // acc + sums of four products unsigned byte x signed byte, exact.
 BITDIAL_INLINE vi dot(vi acc, vi u, vi s) { return _mm256_dpbusd_avx_epi32(acc, u, s); }
 
-// Products of two operands that are both known at run time only: GROUP of either per lane, as bytes, one side signed and the
-// other unsigned. U: the left one is unsigned.
-enum { GROUP = 4 };
-template <bool U>
-BITDIAL_INLINE vi dot_group(vi acc, vi left, vi right) {
-    return U ? dot(acc, left, right) : dot(acc, right, left);
-}
-BITDIAL_INLINE void store_group(uint8_t* p, vi a) { store_bytes(p, a, LANES); }
-
 }  // namespace avxvnni
 }  // namespace bitdial
+
+#include "byte_groups.h"

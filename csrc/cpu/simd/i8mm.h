@@ -11,14 +11,7 @@ BITDIAL_INLINE vi dot(vi acc, vi u, vi s) {
         vusdotq_s32(reinterpret_cast<int32x4_t>(acc), reinterpret_cast<uint8x16_t>(u), reinterpret_cast<int8x16_t>(s)));
 }
 
-// Products of two operands that are both known at run time only: GROUP of either per lane, as bytes, one side signed and the
-// other unsigned. U: the left one is unsigned.
-enum { GROUP = 4 };
-template <bool U>
-BITDIAL_INLINE vi dot_group(vi acc, vi left, vi right) {
-    return U ? dot(acc, left, right) : dot(acc, right, left);
-}
-BITDIAL_INLINE void store_group(uint8_t* p, vi a) { store_bytes(p, a, LANES); }
-
 }  // namespace i8mm
 }  // namespace bitdial
+
+#include "byte_groups.h"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,8 @@ import numpy.typing as npt
 from bitdial.engines.cpu.compiler import FallbackNode
 from bitdial.engines.cpu.loaded import Loaded
 from bitdial.engines.cpu.values import Buffer
-from bitdial.errors import EngineError, InputError
+from bitdial.engines.fallback import ReferenceSteps
+from bitdial.errors import InputError
 
 Array = npt.NDArray[Any]
 
@@ -21,21 +20,10 @@ class Fallback:
     """Evaluates the items of a compiled program in order. Imports torch when made. Raises EngineError without torch."""
 
     def __init__(self, engine: Loaded) -> None:
-        try:
-            # At this moment and no earlier: engines that need no fallback need no torch.
-            torch = importlib.import_module("torch")
-            executor = importlib.import_module("bitdial.engines.reference.executor")
-        except ImportError as error:
-            named = [i.step for i in engine.compiled.items if isinstance(i, FallbackNode)]
-            ops = ", ".join(f"{n.operation} ('{n.source or n.name}')" for n in named[:5]) + (", ..." if len(named) > 5 else "")
-            raise EngineError(
-                f"engine 'cpu' has no compiled form of {ops}; it runs them in the reference engine, which needs torch "
-                f"({error}): pip install bitdial[quantize]"
-            ) from None
-        self.engine, self.torch = engine, torch
-        self.executor = executor.Executor(engine.program)
-        self._settings: dict[int, dict[str, Any]] = {}
-        self._lock = threading.Lock()
+        steps = [i.step for i in engine.compiled.items if isinstance(i, FallbackNode)]
+        named = [f"{n.operation} ('{n.source or n.name}')" for n in steps]
+        self.reference = ReferenceSteps(engine.program, "engine 'cpu'", engine.compiled.reasons, named)
+        self.engine, self.torch, self.executor = engine, self.reference.torch, self.reference.executor
         self.last_fallback: dict[str, int] = {}  # value -> last item that reads it outside the compiled steps
         for index, item in enumerate(engine.compiled.items):
             if isinstance(item, FallbackNode):
@@ -67,13 +55,6 @@ class Fallback:
             if value in made:
                 engine.native.touch(buffers[value].tensor, done)
         return written
-
-    def settings(self, index: int) -> dict[str, Any]:
-        """Settings of the layers that run elsewhere."""
-        with self._lock:
-            if index not in self._settings:
-                self._settings[index] = self.executor.settings(index, self.engine.compiled.reasons)
-            return self._settings[index]
 
     def _run_steps(self, context: Any, index: int, first: int, last: int) -> None:
         try:
@@ -107,7 +88,7 @@ class Fallback:
         engine, torch = self.engine, self.torch
         program, buffers = engine.program, engine.compiled.buffers
         native = engine.native
-        settings = self.settings(index)
+        settings = self.reference.settings(index)
         if engine.check_finite and any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays):
             raise InputError("the batch holds NaN or infinite values")
         context = native.acquire(n)

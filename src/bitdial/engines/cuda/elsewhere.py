@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import numpy.typing as npt
 
 from bitdial.engines.cuda.plan import Plan
 from bitdial.engines.cuda.values import Buffer
+from bitdial.engines.fallback import ReferenceSteps
 from bitdial.engines.views import sizes_of
-from bitdial.errors import EngineError
 from bitdial.quantization.instructions import Instruction
 from bitdial.quantization.program import Program
 
@@ -22,26 +21,15 @@ class Elsewhere:
     """Imports torch when made. reasons: of the instructions that are to be computed here. Raises EngineError without torch."""
 
     def __init__(self, program: Program, reasons: dict[str, str]) -> None:
-        try:
-            self.torch = importlib.import_module("torch")
-            executor = importlib.import_module("bitdial.engines.reference.executor")
-        except ImportError as error:
-            first = [f"'{name}' ({program.instruction(name).operation}: {reason})" for name, reason in list(reasons.items())[:5]]
-            raise EngineError(
-                f"the cuda engine has no compiled form of {', '.join(first)}{', ...' if len(reasons) > 5 else ''}; it runs them "
-                f"in the reference engine, which needs torch ({error}): pip install bitdial[quantize]"
-            ) from None
-        self.program, self.reasons = program, reasons
-        self.executor = executor.Executor(program)
-        self._settings: dict[int, Any] = {}
+        named = [f"'{name}' ({program.instruction(name).operation}: {reason})" for name, reason in reasons.items()]
+        self.reference = ReferenceSteps(program, "the cuda engine", reasons, named)
+        self.program, self.torch, self.executor = program, self.reference.torch, self.reference.executor
 
     def __call__(self, step: Instruction, plan: Plan) -> None:
         """Compute one instruction of a batch: from the device and back to it."""
-        if plan.ratio not in self._settings:
-            self._settings[plan.ratio] = self.executor.settings(plan.ratio, self.reasons)
         values = {v: self.torch.from_numpy(self._read(v, plan)) for v in step.operands() if v not in self.program.constants}
         with self.torch.no_grad(), self.torch.autocast("cpu", enabled=False):
-            result = self.executor.step(step, values, self._settings[plan.ratio], plan.batch)
+            result = self.executor.step(step, values, self.reference.settings(plan.ratio), plan.batch)
         self._write(step.name, np.asarray(result.numpy()), plan)
 
     def _read(self, value: str, plan: Plan) -> Array:

@@ -28,6 +28,7 @@ from bitdial.engines.reference.bias_table import correct_bias
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.engines.reference.executor import Executor, Setting
 from bitdial.engines.reference.fast_conv import FastExecutor
+from bitdial.engines.reference.walk import TorchWalk
 from bitdial.pipeline.quantizing import bias_samples
 from bitdial.quantization.instructions import Contract
 from bitdial.quantization.program import Program
@@ -174,6 +175,6 @@ def grouped_program(ground: Ground, quantizers: Mapping[str, Ends], bits: int) -
     batches = prepared.batches(config.batch_size, bias_samples(prepared, program))
     means = prepared.output_means if config.bias_correction else {}
     with torch.no_grad():
-        executor = _FastGrouped(program, quantizers, bits)
-        correct_bias(program, batches, means, [0], lambda share: ground.progress("bias", share), executor=executor)
+        walk = TorchWalk(program, _FastGrouped(program, quantizers, bits))
+        correct_bias(program, batches, means, [0], lambda share: ground.progress("bias", share), walk=walk)
     return program, GroupedEngine(program, quantizers, bits)

@@ -102,7 +102,7 @@ class ModelFiles:
             from onnxruntime.quantization.shape_inference import quant_pre_process
 
             prepared = path.with_name("prepared.onnx")
-            quant_pre_process(str(self.onnx(network)), str(prepared), skip_symbolic_shape=NETWORKS[network].reads_text)
+            quant_pre_process(str(self.onnx(network)), str(prepared), skip_symbolic_shape=NETWORKS[network].transformer)
             quantize_static(
                 str(prepared),
                 str(path),

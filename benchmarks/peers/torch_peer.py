@@ -25,7 +25,7 @@ class TorchPeer:
         dtype = torch.bfloat16 if settings["precision"] == "bfloat16" else torch.float32
         batch = [torch.from_numpy(x) for x in read_inputs(settings["inputs"])]
         info: dict[str, Any] = {"torch": torch.__version__, "dtype": str(dtype).removeprefix("torch.")}
-        if not settings["compiled"]:
+        if not settings["compiled"] and any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
             from torch.fx.experimental.optimization import fuse
 
             model = fuse(model)

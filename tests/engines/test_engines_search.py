@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from bitdial import QuantizeConfig
 from bitdial.engines.reference.executor import Executor
-from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.labels import Labels
 from bitdial.engines.reference.search import CHUNK, CandidateEvaluator
-from bitdial.pipeline import Prepared, choose, eight_bit_program, low_tables, prepare
+from bitdial.engines.reference.walk import Batches, TorchWalk
+from bitdial.pipeline import Prepared, choose, eight_bit_program, low_tables, prepare, quantizing
+from bitdial.quantization.instructions import Contract
 from bitdial.quantization.program import Program
 
 Made = tuple[Program, list[str], list[Tensor], dict[str, np.ndarray]]
@@ -210,17 +212,19 @@ def test_token_ids_survive_the_cache() -> None:
 def test_progress_and_passes(conv_net: Any, helpers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every long stage tells its share, rising; values, histograms and samples come from one pass over the data."""
     passes: list[int] = []
-    run = FastExecutor.run
+    layers = TorchWalk.layers
 
-    def counted(self: FastExecutor, batch: Any, *rest: Any, **named: Any) -> list[Tensor]:
-        passes.append(len(batch[0]))
-        return run(self, batch, *rest, **named)
+    def counted(self: TorchWalk, index: int, batches: Batches) -> Iterator[Contract]:
+        passes.extend(len(batch[0]) for batch in batches)
+        return layers(self, index, batches)
 
-    monkeypatch.setattr(FastExecutor, "run", counted)
+    monkeypatch.setattr(TorchWalk, "layers", counted)
+    monkeypatch.setattr(quantizing, "walk_of", TorchWalk)
     config = QuantizeConfig(target="paper", group_size=8, calibration_images=20, batch_size=5, selector="greedy", search="exact")
     prepared = prepare(conv_net, [helpers.images(20, seed=9)], config)
     program = eight_bit_program(prepared, config)
     seen: list[tuple[str, float]] = []
+    passes.clear()
     tables = low_tables(prepared, program, config, lambda stage, share: seen.append((stage, share)))
     assert passes == [5, 5, 5, 5]
     chosen = choose(prepared, program, tables, config, progress=lambda stage, share: seen.append((stage, share)))

@@ -15,6 +15,7 @@ from bitdial.engines.base import ratio_index
 from bitdial.engines.reference.bias_table import correct_bias, live_bytes_per_sample
 from bitdial.engines.reference.executor import Executor
 from bitdial.engines.reference.statistics import collect, float_output_means, group_mean_shifts
+from bitdial.engines.reference.walk import TorchWalk
 from bitdial.errors import RatioError
 from bitdial.graph.ir import BatchDim, Graph, Node, TensorType
 from bitdial.pipeline import eight_bit_program, prepare
@@ -27,7 +28,7 @@ def test_statistics_of_values(make_layer_program: Any, random_integers: Any, sig
     rng = np.random.default_rng(0)
     program = make_layer_program(rng, rng.integers(-127, 128, (4, 6, 3, 3)).astype(np.int8), (6, 5, 5), signed=signed)
     batches = [[torch.from_numpy(random_integers(rng, (n, 6, 5, 5), signed))] for n in (4, 4, 3)]
-    values = collect(Executor(program), batches)
+    values = collect(TorchWalk(program, Executor(program)), batches)
     found = (values[0] if isinstance(values, tuple) else values)["x_q8"]
     x = torch.cat([b[0] for b in batches]).numpy().astype(np.int64)
     channels = np.moveaxis(x, 1, 0).reshape(6, -1)
@@ -53,7 +54,7 @@ def test_mean_shift_of_a_group(make_layer_program: Any, random_integers: Any, ki
     layer, node = program.layers["layer"], program.graph.node("layer")
     x = torch.from_numpy(random_integers(rng, (40, *shape), False))
     executor = Executor(program)
-    values = collect(executor, [[x]])
+    values = collect(TorchWalk(program, executor), [[x]])
     statistics = (values[0] if isinstance(values, tuple) else values)["x_q8"]
     rows = group_mean_shifts(node, layer, statistics)
     assert rows.shape == (layer.n_groups, 6)

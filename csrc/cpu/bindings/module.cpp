@@ -84,7 +84,7 @@ NB_MODULE(_native, m) {
         "isa"_a, "rounds"_a, "(byte products made on registers, seconds).");
 
     bind_training(m);
-    nb::class_<Context>(m, "Context");
+    nb::class_<Context>(m, "Context").def_ro("samples", &Context::n);
 
     nb::class_<Engine> program(m, "Program");
     bind_float_steps(program);
@@ -296,6 +296,26 @@ NB_MODULE(_native, m) {
              "arrays"_a, "n"_a, "ratio"_a, "repeats"_a, "Median seconds of every step.")
         .def("acquire", [](Engine& e, int n) { return e.program.acquire(n); }, nb::call_guard<nb::gil_scoped_release>())
         .def("release", [](Engine& e, std::unique_ptr<Context> c) { e.program.release(std::move(c)); })
+        .def("renew",
+             [](Engine& e, int step, Array<int32_t> bias, std::optional<Array<int8_t>> low_weight) {
+                 if (step < 0 || step >= e.program.steps()) throw std::invalid_argument("no such step");
+                 auto rows = values(bias);
+                 auto low = low_weight ? values(*low_weight) : std::vector<int8_t>();
+                 nb::gil_scoped_release release;
+                 e.program.step(step).renew(std::move(rows), std::move(low));
+             },
+             "step"_a, "bias"_a, "low_weight"_a = nb::none(),
+             "Other bias rows and stored low weights for the layer of a step, from its next run on; before `seal`.")
+        // The bytes of an 8-bit tensor where they lie, [samples, h, w, c], q or q + 128: until the next run in the context.
+        .def("view",
+             [](Engine& e, Context& c, int tensor) {
+                 const TensorSpec& t = e.program.tensor(tensor);
+                 if (t.dense()) throw std::invalid_argument("the tensor does not hold bytes");
+                 uint8_t* data = c.base[e.program.root(tensor)] + t.origin();
+                 const size_t shape[4] = {size_t(c.n) * t.factor, size_t(t.h), size_t(t.w), size_t(t.c)};
+                 const int64_t strides[4] = {t.pitch_n(), t.pitch_y(), t.pitch_x(), 1};
+                 return nb::ndarray<nb::numpy, uint8_t>(data, 4, shape, nb::find(c), strides);
+             })
         .def("bind",
              [](Engine& e, Context& c, int tensor, AnyArray array) {
                  check_external(e, {{tensor, array}}, c.n);

@@ -62,25 +62,7 @@ ConvLayer::ConvLayer(ConvSpec spec, const Facts& facts, bool folded, bool small)
         for (int o = 0; o < outputs_per_group_; o++)
             multiplier_padded_[g * padded + o] = spec_.multiplier[size_t(g) * outputs_per_group_ + o];
 
-    for (int8_t w : spec_.low_weight)
-        if (std::abs(int(w)) > spec_.wmax)
-            throw std::invalid_argument("layer '" + spec_.name + "': a low weight is larger than " + std::to_string(spec_.wmax));
-    stored_ = eligible_ && !spec_.low_weight.empty();
-    if (stored_)
-        low_weight_.swap(spec_.low_weight);
-    else if (eligible_)
-        derive_low_weights();
-    std::vector<int8_t>().swap(spec_.low_weight);
-    find_obstacles();
-    order_.resize(n_groups);
-    for (int c = 0; c < spec_.conv_groups; c++) {
-        auto* first = order_.data() + c * n_local_;
-        std::iota(first, first + n_local_, 0);
-        if (std::any_of(obstacles_.begin() + 1, obstacles_.end(), [](const std::string& why) { return why.empty(); }))
-            std::stable_sort(first, first + n_local_, [&](int a, int b) {
-                return total_shift(c * n_local_ + a) > total_shift(c * n_local_ + b);
-            });
-    }
+    take_low_weights();
     visits_.resize(size_t(spec_.ratios) * kMethods);
     extractions_.resize(size_t(spec_.ratios) * kMethods);
     built_.assign(size_t(spec_.ratios) * kMethods, false);
@@ -98,6 +80,39 @@ ConvLayer::ConvLayer(ConvSpec spec, const Facts& facts, bool folded, bool small)
                 if (obstacles_[m].empty() && (m != METHOD_DIRECT || read_back || !has_low(r))) prepare(r, m);
         seal();
     }
+}
+
+void ConvLayer::take_low_weights() {
+    for (int8_t w : spec_.low_weight)
+        if (std::abs(int(w)) > spec_.wmax)
+            throw std::invalid_argument("layer '" + spec_.name + "': a low weight is larger than " + std::to_string(spec_.wmax));
+    stored_ = eligible_ && !spec_.low_weight.empty();
+    if (stored_)
+        low_weight_.swap(spec_.low_weight);
+    else if (eligible_)
+        derive_low_weights();
+    std::vector<int8_t>().swap(spec_.low_weight);
+    find_obstacles();
+    order_.resize(spec_.bounds.size() - 1);
+    for (int c = 0; c < spec_.conv_groups; c++) {
+        auto* first = order_.data() + c * n_local_;
+        std::iota(first, first + n_local_, 0);
+        if (std::any_of(obstacles_.begin() + 1, obstacles_.end(), [](const std::string& why) { return why.empty(); }))
+            std::stable_sort(first, first + n_local_, [&](int a, int b) {
+                return total_shift(c * n_local_ + a) > total_shift(c * n_local_ + b);
+            });
+    }
+}
+
+void ConvLayer::renew(std::vector<int32_t> bias, std::vector<int8_t> low_weight) {
+    if (sealed_) throw std::logic_error("layer '" + spec_.name + "': the engine is loaded, its weights are packed");
+    if (bias.size() != spec_.bias.size() || (!low_weight.empty() && low_weight.size() != spec_.weight.size()))
+        throw std::invalid_argument("layer '" + spec_.name + "': its arrays do not fit it");
+    spec_.bias = std::move(bias);
+    spec_.low_weight = std::move(low_weight);
+    take_low_weights();
+    for (Packed* p : {&direct_, &fip_, &winograd_, &winograd_fip_, &narrow_}) *p = Packed();
+    std::fill(built_.begin(), built_.end(), false);
 }
 
 void ConvLayer::derive_low_weights() {

@@ -91,6 +91,8 @@ class ConvLayer {
 
     // Makes sure that the weights a method needs at any ratio are packed; drops those no listed method needs.
     void keep(const std::array<bool, kMethods>& methods, bool low_at_direct);
+    // Other bias rows and low weights (empty: derived ones); what was packed is dropped. Before `seal`.
+    void renew(std::vector<int32_t> bias, std::vector<int8_t> low_weight);
     // Gives back the weights in their own order: what is packed stays, nothing more can be packed.
     void seal();
     // Bytes of weights held: 8-bit copy, read-back copy, per low method, and the plane of stored low weights.
@@ -138,6 +140,7 @@ class ConvLayer {
     int8_t low_weight(int o, int i, int tap) const { return low_weight_[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
     int8_t weight8(int o, int i, int tap) const { return spec_.weight[(size_t(o) * spec_.inputs + i) * all_taps_ + tap]; }
     int read_back(int o, int i, int tap, int local) const;
+    void take_low_weights();  // those of the spec, and what follows from them
     void derive_low_weights();
     void find_obstacles();
     void transformed(int o, int i, int32_t (&u)[16]) const;

@@ -109,6 +109,10 @@ void Program::place_aliases(Context& context) const {
         if (tensors_[t].alias >= 0) context.base[t] = context.base[tensors_[t].alias];
 }
 
+void Step::renew(std::vector<int32_t>, std::vector<int8_t>) {
+    throw std::invalid_argument("step '" + name + "' is not one layer with weights");
+}
+
 void Program::add_step(std::unique_ptr<Step> step) { steps_.push_back(std::move(step)); }
 
 ConvStep* Program::add_conv(ConvSpec spec, int src, int dst, int residual, float residual_factor, float lo, float hi, int kind,

@@ -198,6 +198,13 @@ struct DepthwiseStep : CountedStep {
     float residual_factor;
     Scaling s;
     int64_t per_sample;
+    void renew(std::vector<int32_t> rows, std::vector<int8_t>) override {
+        if (rows.size() != bias.size() * bias.front().size())
+            throw std::invalid_argument("layer '" + name + "': its arrays do not fit it");
+        auto from = rows.begin();
+        for (auto& row : bias)
+            for (int32_t& value : row) value = *from++;
+    }
     void run(Run& run) override {
         const Program& p = run.program;
         DepthwiseArgs a{};

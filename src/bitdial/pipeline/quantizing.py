@@ -21,7 +21,6 @@ from torch import Tensor
 
 from bitdial.engines.cpu import native
 from bitdial.engines.reference.bias_table import correct_bias, live_bytes_per_sample
-from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.patches import PatchSampler
 from bitdial.engines.reference.plane_fit import PlaneFit
 from bitdial.engines.reference.prediction import Prediction, predict
@@ -36,6 +35,7 @@ from bitdial.layout import LayoutReport, group_bounds
 from bitdial.pipeline.answers import AnswerComparison
 from bitdial.pipeline.effort import tune_low_weights, tuning_checkpoint
 from bitdial.pipeline.preparing import Prepared, Progress, silent
+from bitdial.pipeline.walks import walk_of
 from bitdial.quantization.build import build_program
 from bitdial.quantization.calibration import summarize
 from bitdial.quantization.config import QuantizeConfig
@@ -92,13 +92,13 @@ def restore_means(
     if config.bias_correction and not prepared.output_means:
         prepared.output_means = float_output_means(prepared.graph, names, batches)
     means = prepared.output_means if config.bias_correction else {}
-    fit = None
+    walk, fit = walk_of(program), None
     if plane:
         layers = searched_layers(program)
-        fit = PlaneFit(program, layers, batches, centred=config.bias_correction, seed=config.seed,
+        fit = PlaneFit(walk, layers, batches, centred=config.bias_correction, seed=config.seed,
                        counting=prepared.counting_rows(config.batch_size))  # fmt: skip
     with torch.no_grad():
-        correct_bias(program, batches, means, indices, partial(progress, stage), outputs, fit)
+        correct_bias(program, batches, means, indices, partial(progress, stage), outputs, fit, walk)
 
 
 def searched_layers(program: Program) -> list[str]:
@@ -135,11 +135,11 @@ def low_tables(
     """Choose every shift of the program in place; return error scores and first-order mean shifts per group."""
     names = searched_layers(program)
     batches = prepared.batches(config.batch_size)
-    executor = FastExecutor(program)
-    sampler = PatchSampler(executor, names, len(batches), PATCHES, config.seed)
+    walk = walk_of(program)
+    sampler = PatchSampler(walk.executor, names, len(batches), PATCHES, config.seed)
     progress("values", 0.0)
     with torch.no_grad():
-        values = collect(executor, batches, sampler, partial(progress, "values"))
+        values = collect(walk, batches, sampler, partial(progress, "values"))
     progress("shifts", 0.0)
     patches = sampler.patches()
     samples = {

@@ -53,7 +53,8 @@ class Compiled:
 
     items: (from, to) ranges of compiled steps and `FallbackNode`s, in order. buffers: value -> tensor. reasons: instruction ->
     why it runs in the reference engine. unchecked: float inputs that steps read without looking for NaN. parts: layers that one
-    step computes, by its name.
+    step computes, by its name. pads: padded value -> what convolutions read in its
+    place, and its margins (top, bottom, left, right).
     """
 
     items: list[tuple[int, int] | FallbackNode]
@@ -61,6 +62,7 @@ class Compiled:
     reasons: dict[str, str] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
     parts: dict[str, list[str]] = field(default_factory=dict)
+    pads: dict[str, tuple[str, tuple[int, int, int, int]]] = field(default_factory=dict)
 
 
 class Compiler(Values):
@@ -89,7 +91,7 @@ class Compiler(Values):
             self.settle(name)
         self._close()
         parts = {name: a.layers for name, a in attention.items() if name in self.fused}
-        return Compiled(self.items, self.buffers, self.reasons, self.unchecked_inputs(), parts)
+        return Compiled(self.items, self.buffers, self.reasons, self.unchecked_inputs(), parts, self.pads)
 
     def _attention(self, attention: Attention) -> None:
         """One step, or its instructions one by one."""

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from bitdial.engines.reference.arithmetic import int8_product, int8_products
-from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.engines.reference.patches import windows
+from bitdial.engines.reference.walk import Batches, Walk, layer_inputs
 from bitdial.graph.ir import Node
 from bitdial.quantization.low_plane import layer_outputs, present_weights, solve_groups
-from bitdial.quantization.program import Program, QuantizedLayer
+from bitdial.quantization.program import QuantizedLayer
 from bitdial.quantization.weights import low_integers
 
-Batches = Sequence[Sequence[Tensor]]
 ROWS = 16384  # per layer, over all batches
 TARGET_BYTES = 512 << 20  # of the sums that are kept; fewer rows where this is reached
 
@@ -52,13 +51,13 @@ class SampledRows:
 class PlaneFit:
     """The hook of `correct_bias` that solves groups when they first become low.
 
-    program: its layers get planes; shifts are set. batches: calibration samples; the walk must take the same ones.
-    centred: means are restored afterwards, so that they need not be fitted. counting: see `counting_rows`.
+    walk: of a program whose shifts are set; its layers get planes. batches: calibration samples; `correct_bias` takes the same
+    ones. centred: means are restored afterwards, so that they need not be fitted. counting: see `counting_rows`.
     """
 
     def __init__(
         self,
-        program: Program,
+        walk: Walk,
         layers: Sequence[str],
         batches: Batches,
         *,
@@ -67,13 +66,14 @@ class PlaneFit:
         counting: Mapping[str, float] | None = None,
     ) -> None:
         self.centred, self.counting = centred, counting or {}
+        program = walk.program
         outputs = sum(len(w) for n in layers if (w := program.layers[n].weight) is not None)
         count = min(ROWS, TARGET_BYTES // max(1, 2 * outputs))
         per_batch = max(1, -(-count // max(1, len(batches))))
         self.rows = {
             n: SampledRows(program.instruction(n).as_node(), program.layers[n], per_batch, seed + i) for i, n in enumerate(layers)
         }
-        self.targets = _eight_bit_sums(program, self.rows, batches)
+        self.targets = _eight_bit_sums(walk, self.rows, batches)
         self.fitted: dict[str, np.ndarray] = {}  # layer -> bool [n_groups]: groups with their final low weights
 
     def wanted(self, index: int, layer: QuantizedLayer) -> SampledRows | None:
@@ -99,27 +99,21 @@ class PlaneFit:
         done |= new
 
 
-def _eight_bit_sums(program: Program, rows: Mapping[str, SampledRows], batches: Batches) -> dict[str, Tensor]:
+def _eight_bit_sums(walk: Walk, rows: Mapping[str, SampledRows], batches: Batches) -> dict[str, Tensor]:
     """bfloat16 [rows, O] per layer: accumulators of the 8-bit model, at ratio index 0.
 
     bfloat16 halves what is kept; its rounding is 2^-9 of a value, far below an error of four bits.
     """
-    executor = FastExecutor(program)
-    settings = executor.settings(0)
     readers: dict[str, list[QuantizedLayer]] = {}
     for name in rows:
-        step = executor.instructions[name]
-        readers.setdefault(step.inputs[0], []).append(program.layers[name])
-    none = {n: np.zeros(program.layers[n].n_groups, np.bool_) for n in rows}
+        readers.setdefault(walk.program.instruction(name).inputs[0], []).append(walk.program.layers[name])
+    none = {n: np.zeros(walk.program.layers[n].n_groups, np.bool_) for n in rows}
     parts: dict[str, list[Tensor]] = {name: [] for name in rows}
     for number, batch in enumerate(batches):
-
-        def observe(value: str, x: Tensor, number: int = number) -> None:
+        for value, x in layer_inputs(walk, batch):
             for layer in readers.get(value, []):
                 sums = _sums(layer, none[layer.name], rows[layer.name](x, number))
                 parts[layer.name].append(sums.bfloat16())
-
-        executor.run(batch, settings, observe=observe)
     return {name: torch.cat(own) for name, own in parts.items()}
 
 

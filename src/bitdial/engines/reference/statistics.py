@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitdial.engines.reference.arithmetic import sample_sum
-from bitdial.engines.reference.executor import Executor
+from bitdial.engines.reference.walk import Batches, Walk, layer_inputs
 from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph, Node
 from bitdial.quantization.calibration import rows_of, spread
@@ -20,7 +20,6 @@ from bitdial.quantization.effective_bits import read_back
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import read_back_weights
 
-Batches = Sequence[Sequence[Tensor]]
 COUNTED = 1 << 18  # values of a batch that go into histograms, all channels of some places
 
 
@@ -80,38 +79,33 @@ class _Collector:
 
 
 def collect(
-    executor: Executor,
+    walk: Walk,
     batches: Batches,
     also: Callable[[str, Tensor], None] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, ValueStatistics]:
     """Run the 8-bit model (ratio index 0) over the batches.
 
-    Returns statistics of every value that feeds a conv or linear layer. also: a further observer of all values. progress: told
+    Returns statistics of every value that feeds a conv or linear layer. also: a further observer of these values. progress: told
     the share of the batches that are done.
     """
-    collector = _Collector(executor.program)
-
-    def observe(name: str, x: Tensor) -> None:
-        collector(name, x)
-        if also is not None:
-            also(name, x)
-
-    settings = executor.settings(0)
+    collector = _Collector(walk.program)
     for number, batch in enumerate(batches):
-        executor.run(batch, settings, observe=observe)
+        for value, x in layer_inputs(walk, batch):
+            collector(value, x)
+            if also is not None:
+                also(value, x)
         if progress is not None:
             progress((number + 1) / len(batches))
-    statistics = {
+    return {
         name: ValueStatistics(
             histogram,
             (collector.sums[name] / collector.counts[name]).cpu().numpy(),
-            executor.program.qparams[name].signed,
+            walk.program.qparams[name].signed,
             collector.largest[name],
         )
         for name, histogram in collector.histograms.items()
     }
-    return statistics
 
 
 def tap_means(node: Node, layer: QuantizedLayer, mean: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bitdial.engines.reference import arithmetic
 from bitdial.engines.reference.executor import Executor
+from bitdial.quantization.byte_products import EXACT_FLOAT32, int8_product, int8_products
 from bitdial.quantization.instructions import Window
 from bitdial.quantization.program import Program
 
@@ -165,7 +166,7 @@ def test_exact_beyond_float32(oracle: ModuleType, make_layer_program: Any, depth
     weight[2, ::2] = 126
     program = make_layer_program(rng, weight, (depth,), group_size=32, signed=signed)
     bound = Executor(program).settings(0)["layer"].bound
-    limit = arithmetic.EXACT_FLOAT32
+    limit = EXACT_FLOAT32
     assert path == ("float32" if bound < limit else "nibbles" if bound < 8 * limit else "float64")
     top = 127 if signed else 255
     x = np.stack([np.full(depth, top), np.sign(weight[1]) * top if signed else rng.integers(0, 256, depth)])
@@ -199,7 +200,7 @@ def test_exact_without_onednn() -> None:
     assert torch.equal(got.double(), exact)
 
 
-@pytest.mark.parametrize("bound", [100, arithmetic.EXACT_FLOAT32, 4 * arithmetic.EXACT_FLOAT32, 2**31])
+@pytest.mark.parametrize("bound", [100, EXACT_FLOAT32, 4 * EXACT_FLOAT32, 2**31])
 def test_each_way_of_accumulating_is_exact(bound: int) -> None:
     """The split into nibbles and float64 give what float32 gives where that is exact."""
     rng = np.random.default_rng(5)
@@ -316,6 +317,16 @@ def test_operands_of_float_operators_lie_in_one_order() -> None:
     assert arithmetic.in_order(scalar).shape == () and arithmetic.in_order(torch.empty(0, 4)).shape == (0, 4)
 
 
+@pytest.mark.skipif(not int8_products(), reason="torch has no fast 8-bit products here")
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 1, 3), (5, 3, 1), (1, 8, 1), (33, 1, 1), (1, 1, 17), (4, 2, 2)])
+def test_eight_bit_products_of_few_rows_and_columns(shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    n, inputs, outputs = shape
+    x = torch.from_numpy(rng.integers(0, 256, (n, inputs)).astype(np.uint8))
+    weight = torch.from_numpy(rng.integers(-127, 128, (outputs, inputs)).astype(np.float32))
+    assert torch.equal(int8_product(x, weight).double(), F.linear(x.double(), weight.double()))
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_eight_bit_products_are_exact(signed: bool) -> None:
     """Above 2^24 linear layers use torch's 8-bit product where it is fast; its sums are those of float64 at the extremes too."""
@@ -324,8 +335,8 @@ def test_eight_bit_products_are_exact(signed: bool) -> None:
     weight = torch.from_numpy(rng.integers(-127, 128, (7, 3000)).astype(np.float32))
     x[0, 0], weight[0] = (127.0 if signed else 255.0), 127.0
     exact = F.linear(x.double(), weight.double())
-    assert exact.abs().max() > arithmetic.EXACT_FLOAT32
+    assert exact.abs().max() > EXACT_FLOAT32
     found = arithmetic.accumulate(x, weight, 255 * 127 * 3000, None)
     assert found.dtype == torch.float64 and torch.equal(found, exact)
-    if arithmetic.int8_products():
-        assert torch.equal(arithmetic.int8_product(x, weight).double(), exact)
+    if int8_products():
+        assert torch.equal(int8_product(x, weight).double(), exact)

@@ -13,6 +13,7 @@ from bitdial.engines.reference import arithmetic, fast_conv
 from bitdial.engines.reference.executor import Executor
 from bitdial.engines.reference.fast_conv import FastExecutor, int8_convolutions
 from bitdial.pipeline import answers, prepare, quantize_prepared
+from bitdial.quantization.byte_products import sample_sum
 from bitdial.quantization.instructions import Window
 
 CONFIG = QuantizeConfig(target="paper", group_size=8, calibration_images=12, batch_size=6, selector="greedy")
@@ -59,9 +60,9 @@ def test_sums_of_bytes_are_exact(kind: torch.dtype) -> None:
     extreme = 255 if kind == torch.uint8 else -127
     for shape in ((1000, 5), (700, 3, 4, 2), (3, 2)):
         x = torch.full(shape, extreme, dtype=kind)
-        assert torch.equal(arithmetic.sample_sum(x), x.double().sum(dim=0))
+        assert torch.equal(sample_sum(x), x.double().sum(dim=0))
     x = torch.full((300, 3, 4, 2), extreme, dtype=kind).contiguous(memory_format=torch.channels_last)
-    assert torch.equal(arithmetic.sample_sum(x), x.double().sum(dim=0))
+    assert torch.equal(sample_sum(x), x.double().sum(dim=0))
 
 
 class Branches(nn.Module):

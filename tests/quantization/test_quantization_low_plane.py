@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitdial.quantization import low_plane
+from bitdial.quantization.byte_products import int8_products, squared_sums
 from bitdial.quantization.low_plane import (
     layer_outputs,
     present_weights,
@@ -73,7 +74,7 @@ def test_solved_groups(runs: int, conv_groups: int, granularity: str) -> None:
         x = correlated(rng, columns_of(layer))
         wanted = layer_outputs(layer, present_weights(layer, np.zeros_like(groups)), x) + 40 * torch.randn(ROWS, len(high))
         errors = wanted - layer_outputs(layer, present_weights(layer, np.zeros_like(groups)), x)
-        solve_groups(layer, groups, x, errors)
+        solve_groups(layer, groups, x, errors, centred=False)
         assert np.abs(layer.low_weight).max() <= 7 and np.abs(read_back_weights(layer)).max() <= 127
         assert (layer.weight == high).all()
         left = wanted - layer_outputs(layer, present_weights(layer, groups), x)
@@ -101,9 +102,29 @@ def test_solving_beats_rounding(seed: int) -> None:
     derived = wanted - layer_outputs(layer, present_weights(layer, all_groups), x)
     errors = torch.zeros_like(wanted)
     layer.low_weight = low_integers(layer).copy()
-    solve_groups(layer, all_groups, x, errors)
+    solve_groups(layer, all_groups, x, errors, centred=False)
     if columns_of(layer) >= 10:  # with few weights there is little to pass errors on to
         assert float(errors.square().sum()) <= float(derived.square().sum())
+
+
+@pytest.mark.parametrize("columns", [1, 2, 37])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8])
+@pytest.mark.parametrize("centred", [False, True])
+def test_moments_of_bytes(kind: torch.dtype, centred: bool, columns: int) -> None:
+    """Integers in bytes give what the same in float64 give, at the ends of their range too."""
+    rng = np.random.default_rng(0)
+    low, high = (0, 256) if kind == torch.uint8 else (-127, 128)
+    x = torch.from_numpy(rng.integers(low, high, (ROWS, columns)))
+    x[:, -1], x[:, columns // 2], x[:5, 0] = high - 1, low, 0
+    wanted = torch.from_numpy(rng.normal(0, 100, (ROWS, 5))).float()
+    mean = x.double().mean(dim=0) if centred else None
+    rows = x.double() if mean is None else x.double() - mean
+    for values in (x.to(kind), x.float()):
+        squares, cross = low_plane._moments(values, wanted, mean)
+        torch.testing.assert_close(squares, rows.T @ rows, rtol=1e-5, atol=ROWS * 0.05)
+        torch.testing.assert_close(cross, wanted.double().T @ rows, rtol=1e-3, atol=ROWS * 0.5)
+    if int8_products():
+        torch.testing.assert_close(squared_sums(x.to(kind), mean), rows.T @ rows, rtol=1e-12, atol=1e-6)
 
 
 def test_ridge_changes_nothing_where_that_would_do_harm() -> None:
@@ -192,7 +213,7 @@ def test_what_is_left_is_told_where_it_is_asked_for(monkeypatch: pytest.MonkeyPa
         layer.low_weight = low_integers(layer)
         x = correlated(rng, layer.weight[0].size)  # type: ignore[index]
         errors = torch.from_numpy(rng.normal(size=(ROWS, len(layer.weight))) * 50).float()  # type: ignore[arg-type]
-        solve_groups(layer, np.ones(layer.n_groups, np.bool_), x, errors, left=left)
+        solve_groups(layer, np.ones(layer.n_groups, np.bool_), x, errors, centred=False, left=left)
         found.append((layer.low_weight, layer.weight_shift, errors))
     assert all((a == b).all() for a, b in zip(found[0][:2], found[1][:2], strict=True))
     assert not torch.equal(found[0][2], found[1][2])

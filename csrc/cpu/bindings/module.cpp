@@ -297,15 +297,16 @@ NB_MODULE(_native, m) {
         .def("acquire", [](Engine& e, int n) { return e.program.acquire(n); }, nb::call_guard<nb::gil_scoped_release>())
         .def("release", [](Engine& e, std::unique_ptr<Context> c) { e.program.release(std::move(c)); })
         .def("renew",
-             [](Engine& e, int step, Array<int32_t> bias, std::optional<Array<int8_t>> low_weight) {
+             [](Engine& e, int step, Array<int32_t> bias, Array<uint8_t> weight_shift, std::optional<Array<int8_t>> low_weight) {
                  if (step < 0 || step >= e.program.steps()) throw std::invalid_argument("no such step");
                  auto rows = values(bias);
+                 auto shifts = values(weight_shift);
                  auto low = low_weight ? values(*low_weight) : std::vector<int8_t>();
                  nb::gil_scoped_release release;
-                 e.program.step(step).renew(std::move(rows), std::move(low));
+                 e.program.step(step).renew(std::move(rows), std::move(shifts), std::move(low));
              },
-             "step"_a, "bias"_a, "low_weight"_a = nb::none(),
-             "Other bias rows and stored low weights for the layer of a step, from its next run on; before `seal`.")
+             "step"_a, "bias"_a, "weight_shift"_a, "low_weight"_a = nb::none(),
+             "Other bias rows, weight shifts and stored low weights for the layer of a step, from its next run on; before `seal`.")
         // The bytes of an 8-bit tensor where they lie, [samples, h, w, c], q or q + 128: until the next run in the context.
         .def("view",
              [](Engine& e, Context& c, int tensor) {

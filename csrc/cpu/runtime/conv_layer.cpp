@@ -104,11 +104,13 @@ void ConvLayer::take_low_weights() {
     }
 }
 
-void ConvLayer::renew(std::vector<int32_t> bias, std::vector<int8_t> low_weight) {
+void ConvLayer::renew(std::vector<int32_t> bias, std::vector<uint8_t> weight_shift, std::vector<int8_t> low_weight) {
     if (sealed_) throw std::logic_error("layer '" + spec_.name + "': the engine is loaded, its weights are packed");
-    if (bias.size() != spec_.bias.size() || (!low_weight.empty() && low_weight.size() != spec_.weight.size()))
+    if (bias.size() != spec_.bias.size() || (eligible_ && weight_shift.size() != spec_.weight_shift.size()) ||
+        (!low_weight.empty() && low_weight.size() != spec_.weight.size()))
         throw std::invalid_argument("layer '" + spec_.name + "': its arrays do not fit it");
     spec_.bias = std::move(bias);
+    if (eligible_) spec_.weight_shift = std::move(weight_shift);
     spec_.low_weight = std::move(low_weight);
     take_low_weights();
     for (Packed* p : {&direct_, &fip_, &winograd_, &winograd_fip_, &narrow_}) *p = Packed();

@@ -91,8 +91,8 @@ class ConvLayer {
 
     // Makes sure that the weights a method needs at any ratio are packed; drops those no listed method needs.
     void keep(const std::array<bool, kMethods>& methods, bool low_at_direct);
-    // Other bias rows and low weights (empty: derived ones); what was packed is dropped. Before `seal`.
-    void renew(std::vector<int32_t> bias, std::vector<int8_t> low_weight);
+    // Other bias rows, weight shifts and low weights (empty: derived ones); what was packed is dropped. Before `seal`.
+    void renew(std::vector<int32_t> bias, std::vector<uint8_t> weight_shift, std::vector<int8_t> low_weight);
     // Gives back the weights in their own order: what is packed stays, nothing more can be packed.
     void seal();
     // Bytes of weights held: 8-bit copy, read-back copy, per low method, and the plane of stored low weights.

@@ -112,8 +112,8 @@ void ConvStep::choose(int ratio, Choice choice) {
     scratch_ = -1;
 }
 
-void ConvStep::renew(std::vector<int32_t> bias, std::vector<int8_t> low_weight) {
-    layer_.renew(std::move(bias), std::move(low_weight));
+void ConvStep::renew(std::vector<int32_t> bias, std::vector<uint8_t> weight_shift, std::vector<int8_t> low_weight) {
+    layer_.renew(std::move(bias), std::move(weight_shift), std::move(low_weight));
     for (size_t r = 0; r < choices_.size(); r++) choose(static_cast<int>(r), {METHOD_DIRECT, 0});
     keep(false);
 }

@@ -109,7 +109,7 @@ void Program::place_aliases(Context& context) const {
         if (tensors_[t].alias >= 0) context.base[t] = context.base[tensors_[t].alias];
 }
 
-void Step::renew(std::vector<int32_t>, std::vector<int8_t>) {
+void Step::renew(std::vector<int32_t>, std::vector<uint8_t>, std::vector<int8_t>) {
     throw std::invalid_argument("step '" + name + "' is not one layer with weights");
 }
 

@@ -78,8 +78,8 @@ class Step {
     virtual ~Step() = default;
     virtual void run(Run& run) = 0;
     virtual int64_t scratch() const { return 0; }  // bytes per thread, whatever the ratio and the batch
-    // Other bias rows, [ratios][outputs], and low weights of a layer; no run may be under way. Contexts stay good.
-    virtual void renew(std::vector<int32_t> bias, std::vector<int8_t> low_weight);
+    // Other bias rows, [ratios][outputs], weight shifts and low weights of a layer; no run may be under way. Contexts stay good.
+    virtual void renew(std::vector<int32_t> bias, std::vector<uint8_t> weight_shift, std::vector<int8_t> low_weight);
     std::string name, kind;
     std::vector<int> reads, writes;
     std::vector<int> temporaries;  // in the arena during this step only; their margins are the step's own business
@@ -170,7 +170,8 @@ class ConvStep : public Step {
              int kind, bool folded);
     void run(Run& run) override;
     int64_t scratch() const override { return scratch_; }
-    void renew(std::vector<int32_t> bias, std::vector<int8_t> low_weight) override;  // with the kernel that is always exact
+    // With the kernel that is always exact.
+    void renew(std::vector<int32_t> bias, std::vector<uint8_t> weight_shift, std::vector<int8_t> low_weight) override;
 
     ConvLayer& layer() { return layer_; }
     void choose(int ratio, Choice choice);

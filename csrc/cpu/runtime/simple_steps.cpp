@@ -198,7 +198,7 @@ struct DepthwiseStep : CountedStep {
     float residual_factor;
     Scaling s;
     int64_t per_sample;
-    void renew(std::vector<int32_t> rows, std::vector<int8_t>) override {
+    void renew(std::vector<int32_t> rows, std::vector<uint8_t>, std::vector<int8_t>) override {
         if (rows.size() != bias.size() * bias.front().size())
             throw std::invalid_argument("layer '" + name + "': its arrays do not fit it");
         auto from = rows.begin();

@@ -28,11 +28,13 @@ def run_graph(
     *,
     observe: Callable[[str, Tensor], None] | None = None,
     constants: Mapping[str, Tensor] | None = None,
+    enter: Callable[[str, Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Evaluate `graph` in float and return its outputs.
 
     inputs: one tensor per graph input, batch first. observe: called with (value name, tensor) for inputs and every node.
-    constants: the graph's constants as tensors, if the caller keeps them (`constant_tensors`).
+    constants: the graph's constants as tensors, if the caller keeps them (`constant_tensors`). enter: gives what a conv or linear
+    layer (its name) multiplies in the place of its input.
     Raises InputError for a wrong shape.
     """
     device = inputs[0].device if inputs else torch.device("cpu")
@@ -44,7 +46,10 @@ def run_graph(
             observe(name, tensor)
 
     def evaluate(node: Node, values: dict[str, Tensor]) -> Tensor:
-        return evaluate_node(node, [values[v] for v in node.operands()], batch)
+        operands = [values[v] for v in node.operands()]
+        if enter is not None and node.weight is not None:
+            operands[0] = enter(node.name, operands[0])
+        return evaluate_node(node, operands, batch)
 
     Schedule(graph.nodes, {*graph.constants, *graph.outputs}).run(values, evaluate, observe)
     return [values[v] for v in graph.outputs]

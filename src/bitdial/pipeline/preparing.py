@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bitdial.engines.reference.arithmetic import channels_last
 from bitdial.engines.reference.influence import backward_samples, counting_rows
+from bitdial.engines.reference.statistics import InputMeans, float_output_means
 from bitdial.errors import CalibrationError
 from bitdial.graph.capture import capture
 from bitdial.graph.interpreter import constant_tensors, run_graph
@@ -54,6 +55,7 @@ class Prepared:
     output_means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)  # given to the user, and kept for the program's provenance
     shorter: dict[int, Graph] = field(default_factory=dict)  # the network for shorter sequences, laid out alike
+    input_means: InputMeans | None = None  # of the calibration pass, in the order of channels that `graph` has
     _counting: dict[str, float] | None = None
 
     def batches(self, size: int, limit: int | None = None) -> list[list[Tensor]]:
@@ -61,6 +63,15 @@ class Prepared:
         n = self.samples if limit is None else min(limit, self.samples)
         size = samples_per_step(self.graph.types, size)
         return [[channels_last(x[a : min(a + size, n)]) for x in self.inputs] for a in range(0, n, size)]
+
+    def float_means(self, layers: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> dict[str, npt.NDArray[np.float64]]:
+        """`float_output_means` of the network on batches of `batches`: of the calibration pass where it took the same samples."""
+        seen, taken = self.input_means, sum(len(batch[0]) for batch in batches)
+        if seen is not None and seen.graph is self.graph and taken == self.samples:
+            self.input_means = None  # needed once
+            if (found := seen.outputs(layers)) is not None:
+                return found
+        return float_output_means(self.graph, layers, batches)
 
     def counting_rows(self, size: int) -> dict[str, float]:
         """Layer -> share of the rows of the calibration samples that count; found at the first call, `size` samples at a time.
@@ -158,11 +169,13 @@ def captured(model: nn.Module | Graph, inputs: Sequence[Tensor], names: Sequence
 
 def calibrate(prepared: Prepared, config: QuantizeConfig, progress: Progress = silent) -> dict[str, TensorStatistics]:
     """One pass of the float network over the calibration samples."""
-    statistics = statistics_plan(prepared.graph, config)
+    statistics, means = statistics_plan(prepared.graph, config), InputMeans(prepared.graph)
 
     def observe(name: str, x: Tensor) -> None:
         if name in statistics:
             statistics[name].update(x, name)
+        if config.bias_correction:
+            means(name, x)
 
     constants = constant_tensors(prepared.graph)
     batches = prepared.batches(config.batch_size)
@@ -170,6 +183,7 @@ def calibrate(prepared: Prepared, config: QuantizeConfig, progress: Progress = s
         for i, batch in enumerate(batches):
             run_graph(prepared.graph, batch, observe=observe, constants=constants)
             progress("calibrate", (i + 1) / len(batches))
+    prepared.input_means = means
     return statistics
 
 
@@ -193,12 +207,22 @@ def lay_out(prepared: Prepared, config: QuantizeConfig) -> None:
     """Sort channels by range into groups and fold the permutation into the network and its statistics."""
     plan = layout_plan(prepared.graph, prepared.statistics, config)
     prepared.graph, prepared.layout = apply_layout(prepared.graph, plan)
-    for name, statistics in prepared.statistics.items():
+
+    def order_along(name: str, axis: int) -> npt.NDArray[np.int64] | None:
+        """The new order of a value's channels, None where they keep it or another axis moves."""
         permutation = plan.permutation(name)
-        if permutation is None or statistics.channel_max is None or statistics.axis is None:
+        own = permutation is not None and plan.orders[name].axis == axis % len(prepared.graph.types[name].shape)
+        return permutation if own else None
+
+    for name, statistics in prepared.statistics.items():
+        if statistics.channel_max is None or statistics.axis is None:
             continue
-        if plan.orders[name].axis == statistics.axis % len(prepared.graph.types[name].shape):  # else another axis moves
+        permutation = order_along(name, statistics.axis)
+        if permutation is not None:
             prepared.statistics[name] = statistics.permuted(permutation)
+    if (means := prepared.input_means) is not None:
+        axes = {name: 1 if op == "conv" else -1 for name, op in means.readers.items()}
+        prepared.input_means = means.reordered(prepared.graph, lambda name: order_along(name, axes[name]))
 
 
 __all__ = [

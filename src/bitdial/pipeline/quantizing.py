@@ -28,7 +28,6 @@ from bitdial.engines.reference.search import CandidateEvaluator, SearchStatistic
 from bitdial.engines.reference.statistics import (
     ValueStatistics,
     collect,
-    float_output_means,
     group_mean_shifts,
 )
 from bitdial.layout import LayoutReport, group_bounds
@@ -90,7 +89,7 @@ def restore_means(
     batches = prepared.batches(config.batch_size, bias_samples(prepared, program))
     names = [n for n, layer in program.layers.items() if layer.weight is not None]
     if config.bias_correction and not prepared.output_means:
-        prepared.output_means = float_output_means(prepared.graph, names, batches)
+        prepared.output_means = prepared.float_means(names, batches)
     means = prepared.output_means if config.bias_correction else {}
     walk, fit = walk_of(program), None
     if plane:

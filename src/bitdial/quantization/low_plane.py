@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bitdial.quantization.byte_products import int8_products, sample_sum, squared_sums
 from bitdial.quantization.effective_bits import naive_shift
 from bitdial.quantization.output_error import LayerSamples
 from bitdial.quantization.program import BLOCK_ROWS, QuantizedLayer
@@ -41,14 +42,21 @@ BLOCK = 128  # columns after which rounding errors are passed on to all others a
 
 
 def solve_groups(
-    layer: QuantizedLayer, groups: npt.NDArray[np.bool_], inputs: Tensor, errors: Tensor, counting: float = 1.0, left: bool = True
+    layer: QuantizedLayer,
+    groups: npt.NDArray[np.bool_],
+    inputs: Tensor,
+    errors: Tensor,
+    *,
+    centred: bool,
+    counting: float = 1.0,
+    left: bool = True,
 ) -> None:
     """Choose shifts and low weights of some groups of a layer, in place (`weight_shift`, `low_weight`).
 
-    groups: bool [n_groups], those to solve. inputs: float32 [n, C * taps], rows of what the layer multiplies, low channels as
-    they are read back. errors: float32 [n, O], wanted minus present outputs, the groups in question being at their 8-bit
-    weights; changed in place, to what is left where `left` says so. Both without their means where the bias table restores means.
-    counting: the share of the rows that count.
+    groups: bool [n_groups], those to solve. inputs: uint8, int8 or float32 [n, C * taps], rows of what the layer multiplies, low
+    channels as they are read back. errors: float32 [n, O], wanted minus present outputs, the groups in question being at their
+    8-bit weights; changed in place, to what is left where `left` says so. centred: the bias table restores means, so `errors`
+    has none and inputs are taken less theirs. counting: the share of the rows that count.
     """
     assert layer.weight is not None and layer.low_weight is not None
     outputs, per_group = layer.weight.shape[:2]
@@ -69,7 +77,8 @@ def solve_groups(
             wanted = errors[:, own]
             start = torch.from_numpy(high[own][:, columns].astype(np.float64))
             fitted = len(x) * counting >= ROWS_PER_INPUT * per_group * taps
-            change, covariance = ridge(x, wanted, unit[own], RIDGES if fitted else ())
+            mean = sample_sum(x) / len(x) if centred else None
+            change, covariance = ridge(x, wanted, unit[own], RIDGES if fitted else (), mean)
             target = start + change
             damping = DAMPING if fitted else ROUNDED
             covariance.diagonal().add_(damping * float(covariance.diagonal().mean()) + 1e-6)
@@ -81,7 +90,10 @@ def solve_groups(
             layer.weight_shift[own, run] = shifts.numpy().astype(np.uint8)
             low[own, columns] = integers.numpy().astype(np.int8)
             if left or number < len(runs):
-                wanted -= x @ (integers * step - start).float().T
+                moved = integers * step - start
+                wanted -= x.float() @ moved.float().T
+                if mean is not None:
+                    wanted += (moved @ mean).float()
     layer.low_weight = low.reshape(layer.weight.shape)
 
 
@@ -104,7 +116,7 @@ def provisional_plane(samples: LayerSamples, scores: npt.NDArray[np.float64], co
     groups = torch.from_numpy(layer.channel_groups()).repeat_interleave(taps)
     n_local = layer.weight_shift.shape[1]
     rank = np.argsort(np.argsort(scores.reshape(layer.conv_groups, n_local), axis=1, kind="stable"), axis=1).reshape(-1)
-    centred = low - low.mean(dim=0) if samples.centred else low
+    stored = low.to(torch.int8 if samples.signed else torch.uint8)
     errors = x.new_zeros(len(x), len(weight))
     for part in range(QUARTERS):
         new = rank * QUARTERS // n_local == part
@@ -117,7 +129,7 @@ def provisional_plane(samples: LayerSamples, scores: npt.NDArray[np.float64], co
             errors += layer_outputs(layer, weight, torch.where(mask, x - low, 0.0))
         if samples.centred:
             errors -= errors.mean(dim=0)
-        solve_groups(layer, new, centred, errors, counting, left=part + 1 < QUARTERS)
+        solve_groups(layer, new, stored, errors, centred=samples.centred, counting=counting, left=part + 1 < QUARTERS)
 
 
 def present_weights(layer: QuantizedLayer, low: npt.NDArray[np.bool_]) -> Tensor:
@@ -135,30 +147,50 @@ def layer_outputs(layer: QuantizedLayer, weight: Tensor, inputs: Tensor) -> Tens
     return torch.cat([x @ w.T for x, w in parts], dim=1)
 
 
-def ridge(x: Tensor, wanted: Tensor, unit: Tensor, strengths: Sequence[float] = RIDGES) -> tuple[Tensor, Tensor]:
+def ridge(
+    x: Tensor, wanted: Tensor, unit: Tensor, strengths: Sequence[float] = RIDGES, mean: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """What to add to the weights of inputs x [n, m] so that outputs move by `wanted` [n, O]: float64 [O, m]; x's covariance.
 
-    How far the weights are held back is chosen from `strengths` by the error on held-out rows, in real units (unit: [O]); where
-    every change does harm there, nothing is changed: samples are few, and rows of one sample alike.
+    x: integers, as float32 or in bytes; mean (float64 [m]) is taken from them. How far the weights are held back is chosen from
+    `strengths` by the error on held-out rows, in real units (unit: [O]); where every change does harm there, nothing is changed:
+    samples are few, and rows of one sample alike.
     """
     held = len(x) // HELD_OUT
     parts = [(x, wanted)] if not held else [(x[:-held], wanted[:-held]), (x[-held:], wanted[-held:])]
-    sums = [((a.T @ a).double(), (b.T @ a).double()) for a, b in parts]
+    sums = [_moments(a, b, mean) for a, b in parts]
     covariance, cross = (sum(own[i] for own in sums) / len(x) for i in range(2))
     assert isinstance(covariance, Tensor) and isinstance(cross, Tensor)
 
     def solved(products: Tensor, target: Tensor, damping: float) -> Tensor:
         products = products.clone()
         products.diagonal().add_(damping * float(products.diagonal().mean()) + 1e-6)
-        return torch.cholesky_solve(target.T, torch.linalg.cholesky(products)).T
+        factor, failed = torch.linalg.cholesky_ex(products)
+        if failed and products.dtype == torch.float32:
+            return solved(products.double(), target.double(), damping).float()
+        return torch.cholesky_solve(target.T, factor).T
 
     best, least = 0.0, 0.0
+    scale = unit[:, None].float()
+    (fit, fit_cross), (judged, judged_cross) = ([s.float() for s in own] for own in (sums[0], sums[-1]))  # enough to choose by
     for damping in strengths if held else ():
-        change = solved(*sums[0], damping) * unit[:, None]
-        gain = float((change @ sums[1][0] * change).sum() - 2.0 * (change * sums[1][1] * unit[:, None]).sum())
+        change = solved(fit, fit_cross, damping) * scale
+        gain = float((change @ judged * change).sum() - 2.0 * (change * judged_cross * scale).sum())
         if gain < least:
             best, least = damping, gain
     return (solved(covariance, cross, best) if best else torch.zeros_like(cross)), covariance
+
+
+def _moments(x: Tensor, wanted: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:
+    """float64 [m, m], [O, m]: sums over rows of products of inputs less `mean` with each other, and with `wanted`."""
+    rows = x.float()
+    if x.is_floating_point() or not int8_products():
+        rows = rows if mean is None else rows - mean.float()
+        return (rows.T @ rows).double(), (wanted.T @ rows).double()
+    cross = (wanted.T @ rows).double()
+    if mean is not None:
+        cross -= torch.outer(wanted.sum(dim=0, dtype=torch.float64), mean)
+    return squared_sums(x, mean), cross
 
 
 def _runs(groups: npt.NDArray[np.int64], widths: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:

@@ -29,10 +29,10 @@ from bitdial.quantization.program import BLOCK_ROWS, QuantizedLayer, WeightGranu
 
 @dataclass
 class LayerSamples:
-    """A layer with samples of its inputs: patches int16 [n, C, taps]; signed activations or not; centre the samples."""
+    """A layer with samples of its inputs: patches [n, C, taps], 8-bit integers or as int16; signed or not; centre the samples."""
 
     layer: QuantizedLayer
-    patches: npt.NDArray[np.int16]
+    patches: npt.NDArray[np.integer]
     signed: bool
     centred: bool
 
@@ -46,8 +46,8 @@ class LayerSamples:
         step = -(-len(self.patches) // rows)
         return replace(self, patches=self.patches[::step])
 
-    def group(self, index: int) -> npt.NDArray[np.int16]:
-        """int16 [n, channels * taps] of one group."""
+    def group(self, index: int) -> npt.NDArray[np.integer]:
+        """[n, channels * taps] of one group."""
         a, b = self.layer.group_bounds[index : index + 2]
         return self.patches[:, a:b].reshape(len(self.patches), -1)
 

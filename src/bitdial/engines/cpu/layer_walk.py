@@ -1,4 +1,4 @@
-"""The compiled steps of a program run layer by layer, while the layers' bias rows and low weights are still being found.
+"""The compiled steps of a program run layer by layer, while the layers' bias rows, low weights and their shifts are being found.
 
 An engine packs weights once. Here every layer uses the one kernel that is exact whatever the weights, and takes other ones from
 one run to the next. Imports no torch.
@@ -20,8 +20,10 @@ from bitdial.quantization.program import Program
 
 
 class LayerWalk(Loaded):
-    """isa, threads: as `CpuEngine`'s. Shifts and low groups are those that the program has now. Raises EngineError where the
-    program does not compile whole, or there is no extension."""
+    """isa, threads: as `CpuEngine`'s. Activation shifts and low groups are those that the program has now.
+
+    Raises EngineError where the program does not compile whole, or there is no extension.
+    """
 
     def __init__(self, program: Program, isa: str | None = None, threads: int = 1) -> None:
         module, isa = native.extension(), native.choose_isa(isa)
@@ -95,10 +97,10 @@ class LayerWalk(Loaded):
         return found
 
     def renew(self, name: str) -> None:
-        """Take over a layer's bias rows and low weights from the program."""
+        """Take over a layer's bias rows, weight shifts and low weights from the program."""
         layer = self.program.layers[name]
         low = None if layer.low_weight is None or not layer.low.any() else own(layer.low_weight, np.int8)
-        self.native.renew(self._places[name], own(layer.bias, np.int32), low)
+        self.native.renew(self._places[name], own(layer.bias, np.int32), own(layer.weight_shift, np.uint8), low)
 
     def outputs(self) -> list[Array]:
         """The first output per batch, after a walk."""

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bitdial.engines.reference.arithmetic import product, sample_sum
+from bitdial.engines.reference.arithmetic import product
 from bitdial.engines.reference.walk import Batches, TorchWalk, Walk
 from bitdial.graph.running import Schedule
+from bitdial.quantization.byte_products import sample_sum
 from bitdial.quantization.instructions import Contract
 from bitdial.quantization.program import Program, QuantizedLayer
 from bitdial.quantization.weights import INT32_LIMIT, bound_accumulators

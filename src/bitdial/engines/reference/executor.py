@@ -18,6 +18,7 @@ from bitdial.graph.inputs import check_inputs
 from bitdial.graph.interpreter import MAX_POOL, apply_activation, constant_tensors, evaluate_node, move
 from bitdial.graph.operators import MOVEMENT, softmax_axis
 from bitdial.graph.running import Schedule
+from bitdial.quantization.byte_products import EXACT_FLOAT32
 from bitdial.quantization.instructions import (
     Add,
     Concat,
@@ -96,7 +97,7 @@ class LayerState:
         rows = setting.weight.abs().flatten(1).sum(dim=1)
         setting.bound = int(rows.max()) * self.qmax if rows.numel() else 0
         top = setting.bound + int(setting.bias.abs().max()) if setting.bias.numel() else setting.bound
-        setting.small = top < arithmetic.EXACT_FLOAT32
+        setting.small = top < EXACT_FLOAT32
         setting.weight = arithmetic.channels_last(setting.weight)
         return setting
 

@@ -16,6 +16,7 @@ from bitdial.engines.reference import arithmetic
 from bitdial.engines.reference.eight_bit_values import EightBitValues
 from bitdial.engines.reference.executor import Executor, Setting, move_values
 from bitdial.graph.inputs import check_inputs
+from bitdial.quantization.byte_products import int8_product, int8_products
 from bitdial.quantization.instructions import Contract, Instruction, Move, Window
 
 PIECE = 1 << 20  # elements of a layer's outputs that are computed at once
@@ -133,6 +134,6 @@ class FastExecutor(Executor):
             if setting.packed is None:
                 setting.packed = _packed(x.shape, setting.weight, w, signed)
             return _int8_conv(x, setting.packed, len(setting.weight), groups, w, signed)
-        if w is None and arithmetic.int8_products():
-            return arithmetic.int8_product(x, setting.weight).float()
+        if w is None and int8_products():
+            return int8_product(x, setting.weight).float()
         return arithmetic.accumulate(x.float(), setting.weight, 0, w)

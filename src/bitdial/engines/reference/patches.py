@@ -15,7 +15,7 @@ from bitdial.graph.ir import Node
 from bitdial.quantization.calibration import rows_of
 from bitdial.quantization.program import QuantizedLayer
 
-Patches = npt.NDArray[np.int16]
+Patches = npt.NDArray[np.integer]
 IMAGES_PER_BATCH = 16  # unfolded at once: bounds memory at large resolutions
 
 
@@ -33,7 +33,8 @@ class PatchSampler:
 
     def __call__(self, value: str, x: Tensor) -> None:
         for node, layer in self.readers.get(value, []):
-            self.parts.setdefault(node.name, []).append(self._rows(node, layer, x.cpu()).to(torch.int16))
+            kind = torch.int16 if x.is_floating_point() else x.dtype
+            self.parts.setdefault(node.name, []).append(self._rows(node, layer, x.cpu()).to(kind))
 
     def _rows(self, node: Node, layer: QuantizedLayer, x: Tensor) -> Tensor:
         """int [rows, C, taps]."""
@@ -41,7 +42,7 @@ class PatchSampler:
         return patch_rows(node, layer.weight.shape, x, self.generator, self.per_batch)
 
     def patches(self) -> dict[str, Patches]:
-        """Layer name -> int16 [rows, C, taps]."""
+        """Layer name -> [rows, C, taps], int16 or bytes as the values came in."""
         return {name: torch.cat(parts).numpy() for name, parts in self.parts.items()}
 
 

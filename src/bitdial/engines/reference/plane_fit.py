@@ -16,16 +16,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bitdial.engines.reference.arithmetic import int8_product, int8_products
 from bitdial.engines.reference.patches import windows
 from bitdial.engines.reference.walk import Batches, Walk, layer_inputs
 from bitdial.graph.ir import Node
+from bitdial.quantization.byte_products import int8_product, int8_products
 from bitdial.quantization.low_plane import layer_outputs, present_weights, solve_groups
 from bitdial.quantization.program import QuantizedLayer
 from bitdial.quantization.weights import low_integers
 
 ROWS = 16384  # per layer, over all batches
-TARGET_BYTES = 512 << 20  # of the sums that are kept; fewer rows where this is reached
+TARGET_BYTES = 384 << 20  # of the sums that are kept; fewer rows where this is reached
 
 
 class SampledRows:
@@ -92,10 +92,9 @@ class PlaneFit:
             layer.low_weight = low_integers(layer)
         present = _sums(layer, layer.low[index] & done, x)
         errors = self.targets[layer.name].float().sub_(present)
-        x = x.float()
         if self.centred:
-            x, errors = x - x.mean(dim=0), errors.sub_(errors.mean(dim=0))
-        solve_groups(layer, new, x, errors, self.counting.get(layer.name, 1.0), left=False)
+            errors.sub_(errors.mean(dim=0))
+        solve_groups(layer, new, x, errors, centred=self.centred, counting=self.counting.get(layer.name, 1.0), left=False)
         done |= new
 
 
@@ -108,13 +107,18 @@ def _eight_bit_sums(walk: Walk, rows: Mapping[str, SampledRows], batches: Batche
     for name in rows:
         readers.setdefault(walk.program.instruction(name).inputs[0], []).append(walk.program.layers[name])
     none = {n: np.zeros(walk.program.layers[n].n_groups, np.bool_) for n in rows}
-    parts: dict[str, list[Tensor]] = {name: [] for name in rows}
+    found: dict[str, Tensor] = {}  # filled as the batches come: parts would have to be joined, at twice the memory
+    filled = dict.fromkeys(rows, 0)
     for number, batch in enumerate(batches):
         for value, x in layer_inputs(walk, batch):
             for layer in readers.get(value, []):
-                sums = _sums(layer, none[layer.name], rows[layer.name](x, number))
-                parts[layer.name].append(sums.bfloat16())
-    return {name: torch.cat(own) for name, own in parts.items()}
+                name = layer.name
+                sums = _sums(layer, none[name], rows[name](x, number))
+                if name not in found:  # the first batch is the largest
+                    found[name] = sums.new_empty((len(sums) * len(batches), sums.shape[1]), dtype=torch.bfloat16)
+                start, filled[name] = filled[name], filled[name] + len(sums)
+                found[name][start : filled[name]] = sums
+    return {name: own[: filled[name]] for name, own in found.items()}
 
 
 def _sums(layer: QuantizedLayer, low: npt.NDArray[np.bool_], x: Tensor) -> Tensor:

@@ -159,32 +159,43 @@ def _batch_moves(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """float32 [samples, directions, groups], and what was followed: [samples, directions]."""
     batch = [x.clone().requires_grad_() if x.is_floating_point() else x for x in batch]
-    wanted = {name: graph.node(name).inputs[0] for name in errors}
-    held: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}  # of the layers, each its own, so that it has a gradient of its own
+    outputs: dict[str, Tensor] = {}
+
+    def enter(name: str, x: Tensor) -> Tensor:
+        if name not in errors:
+            return x
+        inputs[name] = x.view_as(x)
+        return inputs[name]
 
     def observe(name: str, value: Tensor) -> None:
-        if name in sources or name in wanted:
-            held[name] = value
+        if name in errors:
+            outputs[name] = value
 
-    sources = set(wanted.values())
     with torch.enable_grad():
-        followed = follow(run_graph(graph, batch, observe=observe, constants=constants)[0])
-        reached = [name for name in errors if held[name].requires_grad]
+        followed = follow(run_graph(graph, batch, observe=observe, constants=constants, enter=enter)[0])
+        reached = [name for name in errors if inputs[name].requires_grad]
         found = []
         for number in range(follow.directions):
             gradients = torch.autograd.grad(
-                followed[:, number].sum(), [held[n] for n in reached], allow_unused=True,
+                followed[:, number].sum(), [held[n] for held in (inputs, outputs) for n in reached], allow_unused=True,
                 retain_graph=number < follow.directions - 1,
             )  # fmt: skip
-            gradient_of = dict(zip(reached, gradients, strict=True))
+            of_input, of_output = (dict(zip(reached, part, strict=True)) for part in _halves(gradients))
             moves = []
             with torch.no_grad():
                 for name, error in errors.items():
-                    gradient = gradient_of.get(name)
-                    gradient = torch.zeros_like(held[name]) if gradient is None else gradient
-                    moves.append(error(held[wanted[name]], held[name], gradient, len(followed)))
+                    before, behind = of_input.get(name), of_output.get(name)
+                    if before is None or behind is None:
+                        moves.append(torch.zeros(len(followed), error.layer.n_groups))
+                    else:
+                        moves.append(error(inputs[name], outputs[name], before, behind, len(followed)))
             found.append(torch.cat(moves, dim=1))
     return torch.stack(found, dim=1).numpy(), followed.detach().numpy()
+
+
+def _halves(values: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+    return values[: len(values) // 2], values[len(values) // 2 :]
 
 
 class _LayerError:
@@ -197,15 +208,14 @@ class _LayerError:
         self.axis = 1 if layer.kind == "conv" else -1
         unit = torch.from_numpy(layer.weight_scale) * self.encoding.scale
         per_row = unit.reshape(-1, *[1] * (layer.weight.ndim - 1))
-        self.weight = torch.from_numpy(layer.weight).float() * per_row
-        self.change = torch.from_numpy(read_back_weights(layer)).float() * per_row - self.weight
+        self.change = (torch.from_numpy(read_back_weights(layer)).float() - torch.from_numpy(layer.weight).float()) * per_row
         shift = torch.from_numpy(layer.activation_shift[layer.channel_groups()].astype(np.float32))
         self.step = torch.exp2(shift)
         self.groups = torch.from_numpy(layer.channel_groups())
         self.restored = None if mean_shift is None else (torch.from_numpy(mean_shift) * unit).float()
 
-    def __call__(self, x: Tensor, y: Tensor, gradient: Tensor, samples: int) -> Tensor:
-        """float32 [samples, groups]. x, y: the layer's float input and output. gradient: of y."""
+    def __call__(self, x: Tensor, y: Tensor, before: Tensor, gradient: Tensor, samples: int) -> Tensor:
+        """float32 [samples, groups]. x, y: the layer's float input and output. before, gradient: the gradients of x and y."""
         gradient = _before_activation(self.node, y, gradient)
         q = self.encoding
         integers = to_eight_bit(x / q.scale, q.qmin, q.qmax)
@@ -214,8 +224,9 @@ class _LayerError:
         step = self.step.reshape(shape)
         limit = torch.tensor(float(self.layer.amax))
         low = extract(integers, 1.0 / step, -limit if q.signed else torch.zeros(()), limit, step)
-        per_channel = self._along(gradient, self.weight, low - integers, samples)
-        per_channel += self._along(gradient, self.change, low, samples)
+        per_channel = self._along(gradient, self.change, low, samples)
+        lost = (low - integers).mul_(before).movedim(self.axis, -1)  # 8-bit weights differ little from float ones
+        per_channel += lost.reshape(samples, -1, lost.shape[-1]).sum(dim=1).mul_(q.scale)
         result = torch.zeros(samples, self.layer.n_groups).index_add_(1, self.groups, per_channel)
         if self.restored is not None:
             total = gradient.movedim(self.axis, -1).reshape(samples, -1, gradient.shape[self.axis]).sum(dim=1)

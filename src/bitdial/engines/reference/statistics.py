@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitdial.engines.reference.arithmetic import sample_sum
 from bitdial.engines.reference.walk import Batches, Walk, layer_inputs
 from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph, Node
+from bitdial.quantization.byte_products import sample_sum
 from bitdial.quantization.calibration import rows_of, spread
 from bitdial.quantization.effective_bits import read_back
 from bitdial.quantization.program import Program, QuantizedLayer
@@ -156,30 +156,45 @@ def group_mean_shifts(node: Node, layer: QuantizedLayer, statistics: ValueStatis
     return result
 
 
-def float_output_means(graph: Graph, layers: Sequence[str], batches: Batches) -> dict[str, npt.NDArray[np.float64]]:
-    """float64 [O] per conv/linear layer: mean of op(x) + bias of the float model, before residual and activation."""
-    nodes = {name: graph.node(name) for name in layers}
-    wanted = {node.inputs[0]: node.op for node in nodes.values() if node.weight is not None}
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+class InputMeans:
+    """Means over samples of what the conv and linear layers of a float network read: an observer of `run_graph`."""
 
-    def observe(name: str, x: Tensor) -> None:
-        if name not in wanted:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.readers = {node.inputs[0]: node.op for node in graph.nodes if node.weight is not None}
+        self.sums: dict[str, Tensor] = {}  # float64 [C, *space] of convolutions, [C] of linear layers
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        if name not in self.readers:
             return
-        total = sample_sum(x) if wanted[name] == "conv" else x.double().reshape(-1, x.shape[-1]).sum(dim=0)
-        sums[name] = sums[name] + total if name in sums else total
-        counts[name] = counts.get(name, 0) + (x.shape[0] if wanted[name] == "conv" else x.numel() // x.shape[-1])
+        rows = x if self.readers[name] == "conv" else x.reshape(-1, x.shape[-1])
+        total = sample_sum(rows)
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.counts[name] = self.counts.get(name, 0) + len(rows)
 
-    with torch.no_grad():
-        for batch in batches:
-            run_graph(graph, batch, observe=observe)
-    result = {}
-    for name, node in nodes.items():
-        if node.weight is None:
-            continue
-        mean = sums[node.inputs[0]] / counts[node.inputs[0]]
-        weight = torch.from_numpy(graph.constants[node.weight]).double().to(mean.device)
-        bias = graph.constants[node.bias].astype(np.float64) if node.bias is not None else 0.0
+    def reordered(self, graph: Graph, permutation: Callable[[str], npt.NDArray[np.int64] | None]) -> InputMeans:
+        """Of the same network with channels in another order (old channel per new one; None: as they were)."""
+        result = InputMeans(graph)
+        result.counts = self.counts
+        for name, total in self.sums.items():
+            order = permutation(name)
+            result.sums[name] = total if order is None else total[torch.from_numpy(order)]
+        return result
+
+    def outputs(self, layers: Sequence[str]) -> dict[str, npt.NDArray[np.float64]] | None:
+        """float64 [O] per layer: mean of op(x) + bias, before residual and activation; None where a layer reads what was not
+        seen."""
+        nodes = [node for name in layers if (node := self.graph.node(name)).weight is not None]
+        if not all(node.inputs[0] in self.sums for node in nodes):
+            return None
+        return {node.name: self._output(node) for node in nodes}
+
+    def _output(self, node: Node) -> npt.NDArray[np.float64]:
+        mean = self.sums[node.inputs[0]] / self.counts[node.inputs[0]]
+        assert node.weight is not None
+        weight = torch.from_numpy(self.graph.constants[node.weight]).double().to(mean.device)
+        bias = self.graph.constants[node.bias].astype(np.float64) if node.bias is not None else 0.0
         if node.op == "linear":
             out = weight @ mean
         else:  # the mean of a convolution is the convolution of the mean
@@ -187,5 +202,14 @@ def float_output_means(graph: Graph, layers: Sequence[str], batches: Batches) ->
             conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.dim() - 2]
             out = conv(mean[None], weight, None, a["stride"], a["padding"], a["dilation"], a["groups"])[0]
             out = out.flatten(1).mean(dim=1)
-        result[name] = out.cpu().numpy() + bias
-    return result
+        result: npt.NDArray[np.float64] = out.cpu().numpy() + bias
+        return result
+
+
+def float_output_means(graph: Graph, layers: Sequence[str], batches: Batches) -> dict[str, npt.NDArray[np.float64]]:
+    """float64 [O] per conv/linear layer: mean of op(x) + bias of the float model, before residual and activation."""
+    means = InputMeans(graph)
+    with torch.no_grad():
+        for batch in batches:
+            run_graph(graph, batch, observe=means)
+    return means.outputs(layers) or {}

@@ -17,7 +17,7 @@ Batches = Sequence[Sequence[Tensor]]
 
 
 class Walk(Protocol):
-    """Walks of one program, any number one after another. Shifts and low groups stay as they were when it was made."""
+    """Walks of one program, any number one after another. Activation shifts and low groups stay as they were when it was made."""
 
     program: Program
 
@@ -32,7 +32,7 @@ class Walk(Protocol):
         """The input of the layer that `layers` gave last, per batch: integers, in bytes. Valid until the layer runs."""
 
     def renew(self, step: Contract) -> None:
-        """Take over that layer's bias rows and low weights, which have changed."""
+        """Take over that layer's bias rows, low weights and their shifts, which have changed."""
 
     def outputs(self) -> list[Tensor]:
         """The program's first output per batch, after the last layer."""

@@ -22,8 +22,8 @@ COUNTED = 1 << 20  # values of a batch that go into a histogram
 # What a clipped value's squared error counts beside a rounded one's in the choice of a range: rounding errors have random signs
 # and mostly cancel in a layer's sums, clipping errors sit in the same channels and tokens every time. SQNR of the outputs at 8
 # bits / 50 / 100 %, 256 sentences or 128 photographs that calibration has not seen: MiniLM 15.1 / 11.8 / 4.5 dB at 4, 16.1 /
-# 12.0 / 4.7 at 16 (8 bits: 11 at 1, 15.8 at 64); EfficientNet-Lite0 21.9 / 10.7 / 5.8 and 21.7 / 11.0 / 5.9. ResNet-20, VGG and ViT, 256
-# images each, differ by less than they do from one calibration to the next.
+# 12.0 / 4.7 at 16 (8 bits: 11 at 1, 15.8 at 64); EfficientNet-Lite0 21.9 / 10.7 / 5.8 and 21.7 / 11.0 / 5.9. ResNet-20, VGG and
+# ViT, 256 images each, differ by less than they do from one calibration to the next.
 CLIPPING = 16.0
 Method = Literal["minmax", "percentile", "mse"]
 

@@ -85,7 +85,8 @@ def evaluate_node(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:
     meaning = MEANING.get(node.op, _aten if node.op.startswith("aten.") else None)
     if meaning is None:
         raise GraphError(f"node '{node.name}': operator '{node.op}' has no float meaning")
-    return meaning(node, operands, batch)
+    result = meaning(node, operands, batch)
+    return result + node.attrs["raised"] if "raised" in node.attrs else result
 
 
 def _layer(node: Node, operands: Sequence[Tensor], batch: int) -> Tensor:

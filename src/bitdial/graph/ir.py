@@ -40,6 +40,8 @@ Operators (listed in `graph/operators.py`; x is the first input; attributes in b
 {"kind": "relu"} or {"kind": "clamp", "lo": .., "hi": ..}; absent means none. `conv` and `linear` compute
 activation(op(x) + residual).
 
+Unary functions with a known `depth` (`graph.operators`) may carry attrs["raised"], a number added to their result.
+
 `conv` and `linear` may carry attrs["precision"], which keeps them in float whatever else is quantized:
   "float32"   as without it
   "bfloat16"  x and the weight are bfloat16 operands: x is rounded to it (8 significand bits, round half to even), the weight

@@ -28,6 +28,7 @@ class Operator:
     shape          rule of its result's shape
     non_negative   "always"; "inputs": where all inputs are; "no"
     keeps_zero     a zero stays a zero, for unary functions
+    depth          how far it reaches below zero, for unary functions of which that is known, rounded up; may carry "raised"
     fuses          may carry a fused activation (attribute "activation")
     rounds         its float result depends on the order of sums or on how a function is approximated
     aten           overloads that are this operator and nothing else, for unary functions
@@ -39,6 +40,7 @@ class Operator:
     shape: shapes.Rule = shapes.same
     non_negative: Literal["always", "inputs", "no"] = "no"
     keeps_zero: bool = False
+    depth: float = 0.0
     fuses: bool = False
     rounds: bool = True
     aten: tuple[str, ...] = ()
@@ -46,9 +48,9 @@ class Operator:
 
 
 def _unary(name: str, *more: str, sign: Literal["always", "no"] = "no", zero: bool = True, onnx: str = "",
-           rounds: bool = True) -> Operator:  # fmt: skip
+           rounds: bool = True, depth: float = 0.0) -> Operator:  # fmt: skip
     aten = tuple(f"aten.{overload}" for overload in (f"{name}.default", *more))
-    return Operator(name, "unary", non_negative=sign, keeps_zero=zero, rounds=rounds, aten=aten, onnx=onnx)
+    return Operator(name, "unary", non_negative=sign, keeps_zero=zero, depth=depth, rounds=rounds, aten=aten, onnx=onnx)
 
 
 def _move(name: str, shape: shapes.Rule) -> Operator:
@@ -67,14 +69,14 @@ _TABLE = (
     _unary("clamp", "clamp_min.default", zero=False, rounds=False),  # by its limits: `clamps_to_zero`
     _unary("sigmoid", sign="always", zero=False, onnx="Sigmoid"),
     _unary("hardsigmoid", sign="always", zero=False),
-    _unary("hardswish", onnx="HardSwish"),
-    _unary("silu"),
-    _unary("gelu"),
+    _unary("hardswish", onnx="HardSwish", depth=0.375),
+    _unary("silu", depth=0.2785),
+    _unary("gelu", depth=0.1701),  # also as approximated by tanh
     _unary("tanh", onnx="Tanh"),
     _unary("leaky_relu"),
     _unary("elu"),
     _unary("softplus", zero=False, onnx="Softplus"),
-    _unary("mish", onnx="Mish"),
+    _unary("mish", onnx="Mish", depth=0.3089),
     Operator("mean", "reduction", shapes.mean, "inputs"),
     Operator("avg_pool", "reduction", shapes.pool, "inputs"),
     _move("max_pool", shapes.pool),

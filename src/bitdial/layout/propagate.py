@@ -227,8 +227,8 @@ def keeps_zero(activation: dict[str, float | str] | None) -> bool:
 def unary(run: Run, node: Node) -> Labels:
     x = run.value(node.inputs[0])
     run.flow(node, node.inputs[0], node.name)
-    keep = OPERATORS[node.op].keeps_zero or (node.op == "clamp" and keeps_zero({"kind": "clamp", **node.attrs}))
-    return run.no_zeros(x, keep)
+    zero = OPERATORS[node.op].keeps_zero and "raised" not in node.attrs
+    return run.no_zeros(x, zero or (node.op == "clamp" and keeps_zero({"kind": "clamp", **node.attrs})))
 
 
 def unknown(run: Run, node: Node) -> Labels:

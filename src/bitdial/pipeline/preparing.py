@@ -32,6 +32,7 @@ from bitdial.quantization.calibration import TensorStatistics, choose_range
 from bitdial.quantization.config import QuantizeConfig
 from bitdial.quantization.domains import non_negative_values
 from bitdial.quantization.equalize import equalize
+from bitdial.quantization.lift import lift
 from bitdial.quantization.smooth import smooth
 
 COUNTING_SAMPLES = 32  # at least, of a backward pass
@@ -103,6 +104,8 @@ def prepare(
     progress("capture", 0.0)
     graph = optimize(captured(model, inputs, names))
     check_patterns(graph, config)
+    if config.lift:
+        graph = lift(graph, config.ignored)
     seconds = {"capture": time.perf_counter() - started}
     doubts = doubtful_inputs(graph.inputs, inputs)
     started = time.perf_counter()
@@ -128,6 +131,8 @@ def prepare(
     def again(cut: Sequence[Tensor]) -> Graph:
         """The network captured with other inputs, and changed by the same statistics."""
         own = optimize(captured(model, cut, names))
+        if config.lift:
+            own = lift(own, config.ignored)
         if config.equalize is not None:
             own, _ = equalize(own, before, config.equalize)
         if config.smooth:

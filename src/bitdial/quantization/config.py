@@ -90,6 +90,11 @@ class QuantizeConfig(BaseConfig):
     sort_channels: bool = Field(
         True, description="Sort channels by range so that groups are alike (layout; no cost at run time)."
     )
+    lift: bool = Field(
+        True,
+        description="Lift the outputs of GELU, SiLU and the like above zero where only layers read them, which take it back in "
+        "their biases: unsigned, they have twice the steps.",
+    )
     weight_pairs: bool = Field(
         False,
         description="Scale 8-bit weights so that the sum of two adjacent ones of one sign is at most 128: with AVX2 alone, ratio "

@@ -25,10 +25,11 @@ def non_negative_values(graph: Graph) -> set[str]:
         clamped = node.op == "clamp" and node.attrs["lo"] >= 0.0
         fused = activation is not None and (activation["kind"] == "relu" or activation.get("lo", -1.0) >= 0.0)
         sign = OPERATORS[node.op].non_negative if node.op in OPERATORS else _ATEN_SIGN.get(node.op)
+        lifted = node.op in OPERATORS and 0.0 < OPERATORS[node.op].depth <= node.attrs.get("raised", 0.0)
         inherits = sign == "inputs" and all(v in proven for v in node.inputs)
         if node.op == "pad":
             inherits = inherits and node.attrs.get("value", 0.0) >= 0.0
-        if sign == "always" or clamped or fused or inherits:
+        if sign == "always" or clamped or fused or lifted or inherits:
             proven.add(node.name)
     return proven
 

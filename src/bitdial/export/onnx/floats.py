@@ -121,7 +121,11 @@ def unary(w: Writer, op: str, a: dict[str, Any], x: str, output: str) -> str:
 
 
 def _unary(w: Writer, node: Node) -> str:
-    return unary(w, node.op, node.attrs, w.value(node.inputs[0]), node.name)
+    raised, x = node.attrs.get("raised"), w.value(node.inputs[0])
+    if raised is None:
+        return unary(w, node.op, node.attrs, x, node.name)
+    below = unary(w, node.op, node.attrs, x, f"{node.name}/below")
+    return w.b.emit("Add", [below, w.b.scalar(raised)], node.name, output=node.name)
 
 
 def _binary(w: Writer, node: Node) -> str:

@@ -180,7 +180,7 @@ class NetworkRun:
         """(the contestant's process, what it says of its preparation, with the process's peak memory)."""
         log = self.cache / "logs" / f"{self.network.name}.{adapter}.log"
         note(f"{self.network.name}: {adapter} prepares; its log is {log}")
-        worker = Worker(adapter, log, timeout=TIMEOUT, python=python)
+        worker = Worker(adapter, log, timeout=TIMEOUT, python=python, alone=True)
         try:
             before = worker.ask("memory")["now_bytes"]
             threads = self.options.threads

@@ -20,8 +20,9 @@ from typing import Any
 from bitdial.errors import BitdialError
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 # A pool that waits actively after its work would steal the core from the next contestant.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+BESIDE_OTHERS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class PeerError(BitdialError):
@@ -31,7 +32,8 @@ class PeerError(BitdialError):
 class Worker:
     """One contestant's process. Raises PeerError for what goes wrong in it.
 
-    python: the interpreter, for contestants that are installed in an environment of their own.
+    python: the interpreter, for contestants that are installed in an environment of their own. alone: no other contestant's process
+    lives meanwhile, so that its pools wait as they do by themselves.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Worker:
         environment: Mapping[str, str] | None = None,
         timeout: float = 900.0,
         python: str = sys.executable,
+        alone: bool = False,
     ) -> None:
         self.adapter, self.timeout = adapter, timeout
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,7 @@ class Worker:
                 stdout=errors,
                 stderr=errors,
                 pass_fds=(theirs,),
-                env={**os.environ, **ENVIRONMENT, **(environment or {})},
+                env={**os.environ, **ENVIRONMENT, **({} if alone else BESIDE_OTHERS), **(environment or {})},
             )
         os.close(theirs)
         self._answers = os.fdopen(ours, "rb", buffering=0)

@@ -16,8 +16,8 @@ _USUAL_TRIM, _USUAL_MMAP = 64 << 20, 32 << 20  # where glibc's own adjustment of
 def kept_memory() -> Iterator[None]:
     """Within, large arrays come from malloc's heap, which keeps what is freed; afterwards it gives it back.
 
-    Else glibc maps every large array anew, and the kernel zeroes its pages as they are touched: EfficientNet-Lite0 is prepared in 21
-    instead of 25 s, ResNet-50 in 62 instead of 67 (AMD Zen 5, two threads), at the same peak. With another C library nothing
+    Else glibc maps every large array anew, and the kernel zeroes its pages as they are touched: EfficientNet-Lite0 is prepared in
+    21 instead of 25 s, ResNet-50 in 62 instead of 67 (AMD Zen 5, two threads), at the same peak. With another C library nothing
     changes. The setting is the process's.
     """
     if platform.libc_ver()[0] != "glibc":

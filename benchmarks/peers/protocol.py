@@ -32,8 +32,8 @@ class PeerError(BitdialError):
 class Worker:
     """One contestant's process. Raises PeerError for what goes wrong in it.
 
-    python: the interpreter, for contestants that are installed in an environment of their own. alone: no other contestant's process
-    lives meanwhile, so that its pools wait as they do by themselves.
+    python: the interpreter, for contestants that are installed in an environment of their own. alone: no other contestant's
+    process lives meanwhile, so that its pools wait as they do by themselves.
     """
 
     def __init__(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
+R = TypeVar("R")
 LARGE = 1 << 30  # bytes of an array that is still taken from the heap
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _USUAL_TRIM, _USUAL_MMAP = 64 << 20, 32 << 20  # where glibc's own adjustment of both ends
@@ -32,3 +36,15 @@ def kept_memory() -> Iterator[None]:
         libc.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP)
         libc.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
         libc.malloc_trim(0)
+
+
+def keeping_memory(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, run with kept memory. (A context manager as a decorator would put a frame of the standard library between
+    bitdial's, and warnings are given at the first line outside of bitdial.)"""
+
+    @wraps(function)
+    def run(*arguments: P.args, **named: P.kwargs) -> R:
+        with kept_memory():
+            return function(*arguments, **named)
+
+    return run

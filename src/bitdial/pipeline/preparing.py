@@ -26,7 +26,7 @@ from bitdial.graph.passes import optimize
 from bitdial.graph.verify import verify
 from bitdial.layout import LayoutPlan, LayoutReport, apply_layout, plan_layout
 from bitdial.pipeline.doubts import doubtful_inputs
-from bitdial.pipeline.kept_memory import kept_memory
+from bitdial.pipeline.kept_memory import keeping_memory
 from bitdial.pipeline.lengths import shorter_graphs
 from bitdial.quantization.build import check_patterns, eligibility, statistics_plan
 from bitdial.quantization.calibration import TensorStatistics, choose_range
@@ -88,7 +88,7 @@ class Prepared:
         return self._counting
 
 
-@kept_memory()
+@keeping_memory
 def prepare(
     model: nn.Module | Graph,
     inputs: Sequence[Tensor],

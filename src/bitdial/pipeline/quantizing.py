@@ -33,7 +33,7 @@ from bitdial.engines.reference.statistics import (
 from bitdial.layout import LayoutReport, group_bounds
 from bitdial.pipeline.answers import AnswerComparison
 from bitdial.pipeline.effort import tune_low_weights, tuning_checkpoint
-from bitdial.pipeline.kept_memory import kept_memory
+from bitdial.pipeline.kept_memory import keeping_memory
 from bitdial.pipeline.preparing import Prepared, Progress, silent
 from bitdial.pipeline.walks import walk_of
 from bitdial.quantization.build import build_program
@@ -392,7 +392,7 @@ def apply_choice(program: Program, chosen: Chosen) -> None:
     )
 
 
-@kept_memory()
+@keeping_memory
 def quantize_prepared(
     prepared: Prepared,
     config: QuantizeConfig,

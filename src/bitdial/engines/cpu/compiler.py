@@ -53,8 +53,8 @@ class Compiled:
 
     items: (from, to) ranges of compiled steps and `FallbackNode`s, in order. buffers: value -> tensor. reasons: instruction ->
     why it runs in the reference engine. unchecked: float inputs that steps read without looking for NaN. parts: layers that one
-    step computes, by its name. pads: padded value -> what convolutions read in its
-    place, and its margins (top, bottom, left, right).
+    step computes, by its name. pads: padded value -> what convolutions read in its place, and its margins (top, bottom,
+    left, right).
     """
 
     items: list[tuple[int, int] | FallbackNode]

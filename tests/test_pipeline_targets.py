@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_layers_have_their_widths_and_the_file_tells_them(programs: dict[str, Pr
             assert again.provenance.get(key) == program.provenance.get(key)
         assert again.provenance["config"]["target"] == target and again.provenance["config"]["low_bits"] == "auto"
         assert start_config(again).target == target
+
+
+def test_a_file_that_does_not_tell_of_lifting_was_made_without(programs: dict[str, Program]) -> None:
+    program = programs["paper"]
+    assert start_config(program).lift
+    provenance = {**program.provenance, "config": {k: v for k, v in program.provenance["config"].items() if k != "lift"}}
+    assert not start_config(dataclasses.replace(program, provenance=provenance)).lift
 
 
 def test_a_number_goes_before_the_target() -> None:

@@ -104,10 +104,12 @@ def prepare(
     inputs = calibration_inputs(inputs)
     started = time.perf_counter()
     progress("capture", 0.0)
-    graph = optimize(captured(model, inputs, names))
-    check_patterns(graph, config)
-    if config.lift:
-        graph = lift(graph, config.ignored)
+    def capture_with(samples: Sequence[Tensor]) -> Graph:
+        found = optimize(captured(model, samples, names))
+        check_patterns(found, config)
+        return lift(found, config.ignored) if config.lift else found
+
+    graph = capture_with(inputs)
     seconds = {"capture": time.perf_counter() - started}
     doubts = doubtful_inputs(graph.inputs, inputs)
     started = time.perf_counter()
@@ -132,9 +134,7 @@ def prepare(
 
     def again(cut: Sequence[Tensor]) -> Graph:
         """The network captured with other inputs, and changed by the same statistics."""
-        own = optimize(captured(model, cut, names))
-        if config.lift:
-            own = lift(own, config.ignored)
+        own = capture_with(cut)
         if config.equalize is not None:
             own, _ = equalize(own, before, config.equalize)
         if config.smooth:

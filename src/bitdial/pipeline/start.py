@@ -47,7 +47,7 @@ def start_config(start: Program, name: str = "the model") -> QuantizeConfig:
     stored = provenance.get("config")
     if not isinstance(stored, dict) or "seed" not in stored:
         raise DataError(f"{name} does not tell the settings it was quantized with; {_ANEW}")
-    values: dict[str, Any] = {**stored, "latency_table": None, "latency_gain": 0.0}
+    values: dict[str, Any] = {"lift": False, **stored, "latency_table": None, "latency_gain": 0.0}  # `lift` came later
     values.pop("rounding_slack", None)  # a setting of former versions
     if values.get("low_bits") == "auto":
         values["low_bits"] = 4

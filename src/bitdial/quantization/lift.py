@@ -1,7 +1,7 @@
 """Outputs of GELU, SiLU and their like lifted above zero, so that their 8 bits are unsigned.
 
-They reach a little below zero and far above it: of the steps of a signed range nearly half are never used. f(x) + c, with -c the
 They reach a little below zero and far above it: nearly half of the steps of a signed range are never used. f(x) + c, with -c the
+lowest value of f, needs no signs. Where only conv and linear layers without padding read it, W (y - c) + b = W y + (b - c W 1)
 gives c back in their biases, and the float network stays what it is. In the function's table c costs nothing at run time.
 
 SQNR of the outputs at 8 bits / 50 / 100 % on 256 unseen sentences or images: MiniLM 16.1 / 12.0 / 4.7 dB without, 19.3 / 13.3 /
@@ -14,7 +14,7 @@ import numpy as np
 
 from bitdial.graph.ir import Graph, Node
 from bitdial.graph.operators import OPERATORS
-from bitdial.graph.passes.edit import fresh_constant
+from bitdial.graph.passes.edit import drop_unused, fresh_constant
 from bitdial.quantization.domains import eight_bit_values, integer_layers
 
 
@@ -31,8 +31,7 @@ def lift(graph: Graph, ignored: tuple[str, ...] = ()) -> Graph:
             node.attrs = {**node.attrs, "raised": depth}
             for reader in readers:
                 _take_back(new, reader, depth)
-    used = {v for n in new.nodes for v in n.operands()} | set(new.outputs)
-    new.constants = {k: v for k, v in new.constants.items() if k in used}
+    drop_unused(new)
     return new
 
 

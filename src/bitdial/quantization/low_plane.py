@@ -165,8 +165,9 @@ def ridge(
     def solved(products: Tensor, target: Tensor, damping: float) -> Tensor:
         products = products.clone()
         products.diagonal().add_(damping * float(products.diagonal().mean()) + 1e-6)
-        factor, failed = torch.linalg.cholesky_ex(products)
-        if failed and products.dtype == torch.float32:
+        single = products.dtype == torch.float32
+        factor, failed = torch.linalg.cholesky_ex(products, check_errors=not single)
+        if failed:
             return solved(products.double(), target.double(), damping).float()
         return torch.cholesky_solve(target.T, factor).T
 

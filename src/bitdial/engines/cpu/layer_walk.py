@@ -33,8 +33,8 @@ class LayerWalk(Loaded):
             batch_hint=1, check_finite=False,
         )  # fmt: skip
         self._places = {name: i for i, (name, kind) in enumerate(steps.steps()) if kind in ("conv", "depthwise")}
-        unknown = set(program.layers) - set(self._places) - {n for own in self.compiled.parts.values() for n in own}
-        if not self.can_profile or any(program.layers[n].weight is not None for n in unknown):
+        weighted = {name for name, layer in program.layers.items() if layer.weight is not None}
+        if not self.can_profile or weighted - set(self._places):
             raise EngineError(f"the program does not compile whole: {next(iter(self.compiled.reasons.values()), 'its outputs')}")
         for name in program.outputs:
             steps.set_external(self.compiled.buffers[name].tensor, True)

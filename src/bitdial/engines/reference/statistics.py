@@ -54,10 +54,7 @@ class _Collector:
         self.largest: dict[str, npt.NDArray[np.int64]] = {}
 
     def __call__(self, name: str, x: Tensor) -> None:
-        axis = self.axes.get(name)
-        if axis is None:
-            return
-        axis %= x.dim()
+        axis = self.axes[name] % x.dim()
         channels = x.shape[axis]
         offset = 128 if self.program.qparams[name].signed else 0
         rows = rows_of(x, axis)

@@ -7,6 +7,7 @@
 #   constraints.txt, this file, the tree's place and the Python version. Set PYTHON to choose the interpreter.
 #   Compiles the CPU engine anew, as far as needed, when csrc or what builds it has changed: a second stamp keeps that hash.
 #   Where it does not compile, all else is installed and a line says so; with BITDIAL_REQUIRE_NATIVE=1 that is an error.
+#   Calls build_tools_ready, where the caller has such a function, as soon as .venv holds what compiling needs.
 
 say() { printf '== %s\n' "$*"; }
 
@@ -145,6 +146,7 @@ prepare_environment() {
         command -v cmake >/dev/null || pip_install cmake
         command -v ninja >/dev/null || pip_install ninja
     fi
+    ! declare -F build_tools_ready >/dev/null || build_tools_ready
     build_and_install ".[$extra]"
     if [ $# -gt 0 ]; then
         # torchvision's wheels ask for one particular torch build; bitdial needs only its Python code.

@@ -24,7 +24,11 @@ torch.set_num_threads(1)
 # more of them where a test does not say how many.
 hypothesis.settings.register_profile("bitdial", deadline=None, print_blob=True, derandomize=True, max_examples=30)
 hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("explore" if os.environ.get("BITDIAL_EXPLORE") == "1" else "bitdial")
+hypothesis.settings.register_profile("sanitized", hypothesis.settings.get_profile("bitdial"), max_examples=12)  # each is slow
+hypothesis.settings.load_profile(
+    "explore" if os.environ.get("BITDIAL_EXPLORE") == "1"
+    else "sanitized" if "BITDIAL_SANITIZED_NATIVE" in os.environ else "bitdial"
+)  # fmt: skip
 if importlib.util.find_spec("torchvision") is not None:
     torchvision_compat()  # before anything imports torchvision or timm
 

@@ -15,6 +15,7 @@ from bitdial import QuantizeConfig
 from bitdial.engines.reference.eight_bit_values import EightBitValues
 from bitdial.engines.reference.engine import ReferenceEngine
 from bitdial.engines.reference.influence import counting_rows
+from bitdial.engines.reference.patches import patch_rows
 from bitdial.engines.reference.plane_fit import SampledRows
 from bitdial.engines.reference.prediction import TEMPERATURE, Prediction, _LayerError, predict, squares_of
 from bitdial.engines.reference.search import CandidateEvaluator
@@ -52,6 +53,24 @@ def test_sampled_rows_of_a_linear_layer() -> None:
     layer: Any = SimpleNamespace(weight=np.zeros((2, 3), np.int8), kind="linear")
     rows = SampledRows(SimpleNamespace(attrs={}), layer, 100, 0)(x, 0)  # type: ignore[arg-type]
     assert torch.equal(rows[rows[:, 0].argsort()], x.reshape(-1, 3))
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_the_last_rows_are_of_other_samples(kind: str) -> None:
+    """What `ridge` judges by, the last quarter, is of samples that it does not fit."""
+    sample = torch.arange(40.0)
+    if kind == "linear":
+        x, weight, attrs = sample[:, None, None].expand(40, 6, 3), np.zeros((2, 3, 1)), {}
+    else:
+        x, weight = sample[:, None, None, None].expand(40, 3, 5, 5), np.zeros((2, 3, 1, 1))
+        attrs = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    layer = SimpleNamespace(weight=weight, kind=kind)
+    node = SimpleNamespace(attrs=attrs, op=kind)
+    rows = SampledRows(node, layer, 120, 0)(x, 0)[:, 0]  # type: ignore[arg-type]
+    patches = patch_rows(node, weight.shape, x, torch.Generator().manual_seed(0), 120)[:, 0, 0]  # type: ignore[arg-type]
+    for own in (rows, patches):
+        fitted, judged = ({float(number) for number in part} for part in (own[:90], own[90:]))
+        assert len(own) == 120 and len(judged) > 3 and len(fitted & judged) <= 1
 
 
 def test_stored_low_weights_err_less(conv_net: Any, transformer: Any, helpers: Any) -> None:

@@ -23,6 +23,7 @@ KERNELS = {
     *(f"{name}_kernel" for name in ("pointwise", "pool", "depthwise", "softmax", "layer_norm", "sum", "elements", "whole_rows",
                                     "shift", "lower")),
 }
+QUICK = ("sm_80", "sm_89", "sm_90", "sm_120")  # one of each kind of tensor core; compiling one takes seconds
 MOST_REGISTERS = {128: 168, 256: 128}  # of a thread, by threads of a block: twelve warps on a multiprocessor, or sixteen
 
 
@@ -35,7 +36,9 @@ def disassembler() -> str | None:
     return next((str(Path(str(f.locate()))) for f in files if Path(str(f)).name == "nvdisasm"), shutil.which("nvdisasm"))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", [a if a in QUICK else pytest.param(a, marks=pytest.mark.slow) for a in ARCHITECTURES]
+)
 def test_machine_code(architecture: str, tmp_path: Path) -> None:
     if compilation.compiler_missing():
         pytest.skip(f"THE CUDA KERNELS ARE NOT COMPILED: {compilation.compiler_missing()}")

@@ -50,10 +50,10 @@ def patch_rows(
     node: Node, weight_shape: Sequence[int], x: Tensor, generator: torch.Generator, count: int
 ) -> Tensor:
     """[rows, C, taps], dtype of x (float32 for convolutions over two axes): at most `count` rows of what the layer multiplies
-    its weights with, at random positions of at most IMAGES_PER_BATCH samples of x."""
+    its weights with, at random positions of at most IMAGES_PER_BATCH samples of x; rows of one sample stay together."""
 
     def pick(available: int) -> Tensor:
-        return torch.randperm(available, generator=generator)[:count]
+        return torch.randperm(available, generator=generator)[:count].sort().values
 
     if node.op == "linear":
         flat = x.reshape(-1, x.shape[-1])

@@ -29,7 +29,10 @@ TARGET_BYTES = 384 << 20  # of the sums that are kept; fewer rows where this is 
 
 
 class SampledRows:
-    """Rows of the im2col matrix of one conv or linear layer, at places that depend on seed and batch alone."""
+    """Rows of the im2col matrix of one conv or linear layer, at places that depend on seed and batch alone.
+
+    Rows of one sample stay together, in the order of the samples: the last rows are of other samples than the first ones.
+    """
 
     def __init__(self, node: Node, layer: QuantizedLayer, per_batch: int, seed: int) -> None:
         self.node, self.per_batch, self.seed = node, per_batch, seed
@@ -38,7 +41,7 @@ class SampledRows:
 
     def _places(self, available: int, batch: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch)
-        return torch.randperm(available, generator=generator)[: self.per_batch]
+        return torch.randperm(available, generator=generator)[: self.per_batch].sort().values
 
     def __call__(self, x: Tensor, batch: int) -> Tensor:
         """[rows, C * taps] of the layer's input x in a batch (its number)."""

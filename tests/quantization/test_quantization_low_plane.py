@@ -144,6 +144,28 @@ def test_ridge_changes_nothing_where_that_would_do_harm() -> None:
     assert float(fitted) < 0.1 * float(noise.square().sum())
 
 
+@pytest.mark.parametrize(
+    ("counting", "strengths"), [(1.0, low_plane.RIDGES), (0.6, low_plane.RIDGES), (0.4, low_plane.RIDGES[-1:]), (0.001, ())]
+)
+def test_rows_that_do_not_count_are_not_judged_by(
+    monkeypatch: pytest.MonkeyPatch, counting: float, strengths: tuple[float, ...]
+) -> None:
+    """Mostly padding: the strongest ridge alone. So few rows that count that weights would be fitted to them: none."""
+    rng = np.random.default_rng(0)
+    layer = make_layer(rng)
+    layer.low_weight = low_integers(layer).copy()
+    asked: list[tuple[float, ...]] = []
+
+    def recorded(x: torch.Tensor, wanted: torch.Tensor, unit: torch.Tensor, of: tuple[float, ...], mean: object = None) -> object:
+        asked.append(of)
+        return ridge(x, wanted, unit, of)
+
+    monkeypatch.setattr(low_plane, "ridge", recorded)
+    x, errors = correlated(rng, columns_of(layer)), torch.randn(ROWS, len(layer.weight))  # type: ignore[arg-type]
+    solve_groups(layer, np.ones(layer.n_groups, np.bool_), x, errors, centred=False, counting=counting)
+    assert asked == [strengths]
+
+
 @settings(max_examples=15, deadline=None)
 @given(SEEDS, st.sampled_from([1, 7, 20]))
 def test_rounding_in_order(seed: int, limit: int) -> None:

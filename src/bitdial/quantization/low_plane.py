@@ -35,6 +35,10 @@ ROWS_PER_INPUT = 1.5
 ROUNDED = 1e6  # damping that leaves errors where they are made
 DAMPING = 0.1  # of the mean variance of the inputs: keeps GPTQ stable
 RIDGES = (0.03, 0.1, 0.3, 1.0, 10.0)  # as much, towards the 8-bit weights; which one is chosen on rows held out
+# Where fewer of the rows count than this share, only the strongest: the rows held out are mostly padding then, alike in all
+# samples, and weak ridges that look good on them lose on words. MiniLM (0.29) at 100 %, on 3,000 sentences that were not seen:
+# 7.0 dB, a rank correlation of 97.9 % with float's similarities, instead of 6.5 dB and 97.0 %.
+PADDED = 0.5
 HELD_OUT = 4  # one of so many rows, the last ones: they come from other samples
 MOST_COLUMNS = 2048  # solved at once; more groups than that are taken in runs, each after the other
 QUARTERS = 4  # of a layer, solved one after another before anything is chosen
@@ -78,7 +82,8 @@ def solve_groups(
             start = torch.from_numpy(high[own][:, columns].astype(np.float64))
             fitted = len(x) * counting >= ROWS_PER_INPUT * per_group * taps
             mean = sample_sum(x) / len(x) if centred else None
-            change, covariance = ridge(x, wanted, unit[own], RIDGES if fitted else (), mean)
+            strengths = RIDGES if counting >= PADDED else RIDGES[-1:]
+            change, covariance = ridge(x, wanted, unit[own], strengths if fitted else (), mean)
             target = start + change
             damping = DAMPING if fitted else ROUNDED
             covariance.diagonal().add_(damping * float(covariance.diagonal().mean()) + 1e-6)

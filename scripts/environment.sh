@@ -9,6 +9,11 @@
 #   Where it does not compile, all else is installed and a line says so; with BITDIAL_REQUIRE_NATIVE=1 that is an error.
 #   Calls build_tools_ready, where the caller has such a function, as soon as .venv holds what compiling needs.
 
+# Bytecode of what is imported is kept in .venv, whatever the caller's setting: of the many processes of the tests each would
+# compile it anew. pip would compile every file of torch and the others, most of which nobody imports.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=$PWD/.venv/pycache
+
 say() { printf '== %s\n' "$*"; }
 
 find_python() {
@@ -68,7 +73,7 @@ PY
 }
 
 pip_install() {
-    .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt "$@"
+    .venv/bin/python -m pip install --disable-pip-version-check --no-compile --quiet -c constraints.txt "$@"
 }
 
 # Imports the extension, which must be the installed one: a copy left in src by hand would hide that nothing was compiled.

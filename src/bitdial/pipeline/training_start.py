@@ -9,7 +9,7 @@ import numpy as np
 from bitdial.errors import DataError
 from bitdial.finetuning.data import Batches
 from bitdial.graph.ir import Graph
-from bitdial.graph.passes.edit import fresh_constant
+from bitdial.graph.passes.edit import drop_unused, fresh_constant
 from bitdial.pipeline.preparing import Prepared
 from bitdial.quantization.program import Program
 from bitdial.quantization.weights import quantize_weight
@@ -34,8 +34,7 @@ def start_graph(graph: Graph, program: Program) -> Graph:
         scale = layer.weight_scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
         moved = layer.weight.astype(np.int64) - quantize_weight(weight, layer.weight_scale)
         node.weight = fresh_constant(graph, node.weight, (weight + moved * scale).astype(np.float32))
-    used = {v for node in graph.nodes for v in node.operands()} | set(graph.outputs)
-    graph.constants = {k: v for k, v in graph.constants.items() if k in used}
+    drop_unused(graph)
     return graph
 
 

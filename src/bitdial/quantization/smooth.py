@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from bitdial.errors import ConfigError
 from bitdial.graph.ir import Graph, Node
-from bitdial.graph.passes.edit import fresh_constant
+from bitdial.graph.passes.edit import drop_unused, fresh_constant
 from bitdial.quantization.calibration import TensorStatistics
 from bitdial.quantization.equalize import find_sites, linear_ends
 
@@ -96,8 +96,7 @@ def smooth(
     for node in new.nodes:
         if node.name in given:
             node.inputs = given[node.name]
-    used = {v for n in new.nodes for v in n.operands()} | set(new.outputs)
-    new.constants = {k: v for k, v in new.constants.items() if k in used}
+    drop_unused(new)
     return new, tuple(done)
 
 

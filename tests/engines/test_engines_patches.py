@@ -37,4 +37,4 @@ def test_patches_of_convolutions_are_rows_of_unfold(
     generator = torch.Generator().manual_seed(7)
     chosen = x[torch.randperm(images, generator=generator)[:IMAGES_PER_BATCH]]
     matrix = F.unfold(chosen, kernel, dilation, padding, stride).transpose(1, 2).reshape(-1, 3, kernel[0] * kernel[1])
-    assert torch.equal(found, matrix[torch.randperm(len(matrix), generator=generator)[:count]])
+    assert torch.equal(found, matrix[torch.randperm(len(matrix), generator=generator)[:count].sort().values])

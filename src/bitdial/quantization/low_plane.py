@@ -81,9 +81,9 @@ def solve_groups(
             wanted = errors[:, own]
             start = torch.from_numpy(high[own][:, columns].astype(np.float64))
             fitted = len(x) * counting >= ROWS_PER_INPUT * per_group * taps
+            strengths = () if not fitted else RIDGES if counting >= PADDED else RIDGES[-1:]
             mean = sample_sum(x) / len(x) if centred else None
-            strengths = RIDGES if counting >= PADDED else RIDGES[-1:]
-            change, covariance = ridge(x, wanted, unit[own], strengths if fitted else (), mean)
+            change, covariance = ridge(x, wanted, unit[own], strengths, mean)
             target = start + change
             damping = DAMPING if fitted else ROUNDED
             covariance.diagonal().add_(damping * float(covariance.diagonal().mean()) + 1e-6)

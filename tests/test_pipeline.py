@@ -65,6 +65,15 @@ def test_sorting_reports_no_reorders_and_sorted_groups(graph: Graph) -> None:
     assert program.nested
 
 
+def test_batches_of_samples_are_no_copies(graph: Graph) -> None:
+    """Every step keeps its own list of them, while memory is at its peak."""
+    prepared = prepare(graph, [IMAGES], QUICK)
+    batches = prepared.batches(6, limit=13)
+    assert [len(batch[0]) for batch in batches] == [6, 6, 1]
+    assert all(x.untyped_storage().data_ptr() == IMAGES.untyped_storage().data_ptr() for (x,) in batches)
+    assert torch.equal(torch.cat([x for (x,) in batches]), IMAGES[:13])
+
+
 def test_every_ratio_is_met_to_within_half_a_group(graph: Graph) -> None:
     config = QUICK.updated(ratios=(0.1, 0.33, 0.5, 0.9, 1.0), selector="random")
     program = quantize_prepared(prepare(graph, [IMAGES], config), config)

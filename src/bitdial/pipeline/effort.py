@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bitdial.engines.reference.arithmetic import channels_last
 from bitdial.engines.reference.fast_conv import FastExecutor
 from bitdial.finetuning.config import FinetuneConfig
 from bitdial.finetuning.data import generator
@@ -153,7 +154,8 @@ def _refusal(prepared: Prepared, program: Program, low_indices: Sequence[int], o
 def _float_outputs(prepared: Prepared) -> Tensor:
     constants = constant_tensors(prepared.graph)
     with torch.no_grad():
-        found = [run_graph(prepared.graph, batch, constants=constants)[0] for batch in prepared.batches(BATCH)]
+        batches = ([channels_last(x) for x in batch] for batch in prepared.batches(BATCH))
+        found = [run_graph(prepared.graph, batch, constants=constants)[0] for batch in batches]
     return torch.cat(found) if found[0].dim() else found[0]
 
 

@@ -61,10 +61,10 @@ class Prepared:
     _counting: dict[str, float] | None = None
 
     def batches(self, size: int, limit: int | None = None) -> list[list[Tensor]]:
-        """Calibration samples in batches of at most `size`, fewer where values are large."""
+        """Calibration samples in batches of at most `size`, fewer where values are large. They share the samples' memory."""
         n = self.samples if limit is None else min(limit, self.samples)
         size = samples_per_step(self.graph.types, size)
-        return [[channels_last(x[a : min(a + size, n)]) for x in self.inputs] for a in range(0, n, size)]
+        return [[x[a : min(a + size, n)] for x in self.inputs] for a in range(0, n, size)]
 
     def float_means(self, layers: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> dict[str, npt.NDArray[np.float64]]:
         """`float_output_means` of the network on batches of `batches`: of the calibration pass where it took the same samples."""
@@ -188,7 +188,7 @@ def calibrate(prepared: Prepared, config: QuantizeConfig, progress: Progress = s
     batches = prepared.batches(config.batch_size)
     with torch.no_grad():
         for i, batch in enumerate(batches):
-            run_graph(prepared.graph, batch, observe=observe, constants=constants)
+            run_graph(prepared.graph, [channels_last(x) for x in batch], observe=observe, constants=constants)
             progress("calibrate", (i + 1) / len(batches))
     prepared.input_means = means
     return statistics

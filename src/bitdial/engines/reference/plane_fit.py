@@ -99,6 +99,8 @@ class PlaneFit:
             errors.sub_(errors.mean(dim=0))
         solve_groups(layer, new, x, errors, centred=self.centred, counting=self.counting.get(layer.name, 1.0), left=False)
         done |= new
+        if done.all():
+            del self.targets[layer.name]  # no ratio needs them any more
 
 
 def _eight_bit_sums(walk: Walk, rows: Mapping[str, SampledRows], batches: Batches) -> dict[str, Tensor]:

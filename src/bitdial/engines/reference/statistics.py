@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitdial.engines.reference.arithmetic import channels_last
 from bitdial.engines.reference.walk import Batches, Walk, layer_inputs
 from bitdial.graph.interpreter import run_graph
 from bitdial.graph.ir import Graph, Node
@@ -208,5 +209,5 @@ def float_output_means(graph: Graph, layers: Sequence[str], batches: Batches) ->
     means = InputMeans(graph)
     with torch.no_grad():
         for batch in batches:
-            run_graph(graph, batch, observe=means)
+            run_graph(graph, [channels_last(x) for x in batch], observe=means)
     return means.outputs(layers) or {}

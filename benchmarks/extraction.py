@@ -1,10 +1,11 @@
-"""What choosing shifts at run time costs in the CPU engine: dynamic over static extraction, interleaved in one run.
+"""What the ways of extracting low bits cost in the CPU engine, interleaved in one run: shifts chosen at run time (dynamic) and
+low weights derived from the 8-bit ones, each over the default, static shifts and low weights of their own.
 
-    python benchmarks/dynamic_extraction.py
-    python benchmarks/dynamic_extraction.py --networks vit_s --batches 8 --repeats 5
+    python benchmarks/extraction.py
+    python benchmarks/extraction.py --networks vit_s --batches 8 --repeats 5
 
-One file serves both: the programs are the same but for how shifts are found, and every engine picks its kernels by timing. Shares
-are medians over rounds of time over time.
+One file serves all: the programs are the same but for where shifts and low weights come from, and every engine picks its kernels
+by timing. Shares are medians over rounds of time over time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from bitdial.artifact import load_program
 from bitdial.benchmarking.timing import Case, Plan, measure_interleaved, time_ratio, timed
 from bitdial.engines.cpu.engine import CpuEngine
+from bitdial.quantization.program import Program
+from bitdial.quantization.weights import bound_accumulators
 from common import RESULTS, ROOT, Progress, data_folder, machine_caption, print_table, run_command
 from machine import describe_machine
 from peers.models import ModelFiles
@@ -26,6 +29,15 @@ from results import ResultFile
 
 NETWORKS = "resnet18,resnet50,mobilenet_v2,vit_s"
 RATIOS = (0.0, 0.5, 1.0)
+
+
+def variants(program: Program) -> dict[str, Program]:
+    """The program as it is, with dynamic shifts, and with low weights that are derived."""
+    layers = {n: replace(layer, low_weight=None) for n, layer in program.layers.items()}
+    for name, layer in layers.items():
+        if layer.weight is not None:
+            bound_accumulators(layer, program.qparams[program.instruction(name).inputs[0]])
+    return {"static": program, "dynamic": replace(program, extraction="dynamic"), "derived": program.with_layers(layers)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file (default: %(default)s)")
     options = parser.parse_args(arguments)
     machine = describe_machine()
-    results = ResultFile(options.results / f"dynamic_extraction.{machine['kind']}.json", "dynamic_extraction", machine)
+    results = ResultFile(options.results / f"extraction.{machine['kind']}.json", "extraction", machine)
     rows = []
     for network in options.networks.split(","):
         progress = Progress(network)
@@ -48,10 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             inputs = input_batch(network, batch)
             x = inputs[0] if len(inputs) == 1 else inputs
             engines = {
-                kind: CpuEngine(
-                    replace(program, extraction=kind), isa=options.isa, threads=options.threads, batch_hint=batch
-                )
-                for kind in ("static", "dynamic")
+                kind: CpuEngine(own, isa=options.isa, threads=options.threads, batch_hint=batch)
+                for kind, own in variants(program).items()
             }
             cases = [
                 Case(f"{kind} {ratio}", timed(partial(engine.run, x, ratio)))
@@ -62,16 +72,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings = {
                 "network": network, "batch": batch, "threads": options.threads, "isa": isa, "repeats": options.repeats
             }  # fmt: skip
-            over = {str(r): time_ratio(samples[f"dynamic {r}"], samples[f"static {r}"]) for r in RATIOS}
+            over = {
+                kind: {str(r): time_ratio(samples[f"{kind} {r}"], samples[f"static {r}"]) for r in RATIOS}
+                for kind in ("dynamic", "derived")
+            }
             results.put(
                 f"{network}/{batch}/{options.threads}/{isa}", settings,
-                {"dynamic_over_static": over, "cases": {name: s.summary() for name, s in samples.items()}},
+                {
+                    "dynamic_over_static": over["dynamic"], "derived_over_stored": over["derived"],
+                    "cases": {name: s.summary() for name, s in samples.items()},
+                },
             )  # fmt: skip
             milliseconds = [f"{1e3 * samples[f'static {r}'].median:.2f}" for r in RATIOS]
-            rows.append([network, str(batch), *milliseconds, *(f"{over[str(r)]:.3f}" for r in RATIOS)])
+            shares = (" / ".join(f"{own[str(r)]:.3f}" for r in RATIOS) for own in over.values())
+            rows.append([network, str(batch), " / ".join(milliseconds), *shares])
         progress.done("measured")
-    columns = ["network", "batch", *(f"{r:.0%}, ms" for r in RATIOS), *(f"{r:.0%}, dynamic / static" for r in RATIOS)]
-    print_table("Dynamic over static extraction", columns, rows, machine_caption(machine))
+    columns = ["network", "batch", "default, ms", "dynamic over it", "derived over it"]
+    print_table("Ways of extraction at 0 / 50 / 100 % low", columns, rows, machine_caption(machine))
 
 
 if __name__ == "__main__":

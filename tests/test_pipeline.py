@@ -110,7 +110,7 @@ def test_search_context_tells_models_and_data_apart(graph: Graph) -> None:
     assert first != search_context(program, [x], 8)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 6, 7])
+@pytest.mark.parametrize("bits", [2, 7, *(pytest.param(b, marks=pytest.mark.slow) for b in (3, 6))])
 def test_any_low_width_runs_and_wider_is_nearer(bits: int, graph: Graph) -> None:
     x = IMAGES
     config = QUICK.updated(low_bits=bits, ratios=(0.0, 1.0))

@@ -295,7 +295,13 @@ def test_the_dial_comes_down_after_an_overload_that_nobody_could_carry(policy: s
 # ---- the plan ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rate", "late", "room"), [(60, 1.0, 0.05), (120, 1.0, 0.05), (120, 10.0, 0.05), (150, 2.0, 0.1)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("rate", "late", "room"),
+    [(60, 1.0, 0.05), pytest.param(120, 1.0, 0.05, marks=SLOW), (120, 10.0, 0.05), pytest.param(150, 2.0, 0.1, marks=SLOW)],
+)
 def test_plan_is_the_best_threshold_policy(rate: float, late: float, room: float) -> None:
     """Against every policy of two thresholds, simulated: none has a lower cost per request beyond the noise."""
     seconds, losses = (0.010, 0.008, 0.005), (0.0, 0.05, 0.3)

@@ -91,6 +91,10 @@ PY
 # their versions are the constraints' and the compiled files stay valid from one build to the next.
 build_and_install() {
     local level=lenient hash
+    # What ./test has compiled, with warnings as errors, stays that for ./demo: otherwise each would compile all of it anew.
+    if [ -z "${BITDIAL_REQUIRE_NATIVE:-}" ] && native_is_current && grep -q ' strict$' .venv/.native; then
+        local -x BITDIAL_REQUIRE_NATIVE=1
+    fi
     hash=$(native_hash)
     native_required && level=strict
     rm -f .venv/.native

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bitdial.engines.reference.arithmetic import channels_last
 from bitdial.engines.reference.bias_table import correct_bias
 from bitdial.engines.reference.plane_fit import ROWS, TARGET_BYTES, SampledRows
 from bitdial.graph.interpreter import constant_tensors, run_graph
@@ -120,7 +121,7 @@ class ErrorReduction:
                     rows = self.rows[name](x, number)
                     parts[name].append(layer_outputs(self.program.layers[name], self.weights[name], rows).bfloat16())
 
-            run_graph(ground.prepared.graph, batch, constants=constants, observe=observe)
+            run_graph(ground.prepared.graph, [channels_last(x) for x in batch], constants=constants, observe=observe)
         return {name: torch.cat(own) for name, own in parts.items()}
 
     def wanted(self, index: int, layer: QuantizedLayer) -> SampledRows | None:

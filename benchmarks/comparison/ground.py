@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bitdial.engines.reference.arithmetic import channels_last
 from bitdial.errors import CalibrationError, ConfigError
 from bitdial.pipeline import LowTables, Prepared, Progress, eight_bit_program, low_tables, silent
 from bitdial.quantization.config import QuantizeConfig
@@ -133,7 +134,8 @@ class Ground:
         return {n: np.ones(layer.n_groups, np.bool_) for n, layer in eligible_layers(self.eight).items()}
 
     def batches(self, images: int) -> list[list[Tensor]]:
-        return self.prepared.batches(self.config.batch_size, images)
+        """Calibration images, in the memory format that float convolutions are fastest in."""
+        return [[channels_last(x) for x in batch] for batch in self.prepared.batches(self.config.batch_size, images)]
 
     def label_batches(self, images: int) -> list[npt.NDArray[np.int64]] | None:
         if self.labels is None:

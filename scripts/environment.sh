@@ -92,7 +92,7 @@ PY
 build_and_install() {
     local level=lenient hash
     # What ./test has compiled, with warnings as errors, stays that for ./demo: otherwise each would compile all of it anew.
-    if [ -z "${BITDIAL_REQUIRE_NATIVE:-}" ] && native_is_current && grep -q ' strict$' .venv/.native; then
+    if [ -z "${BITDIAL_REQUIRE_NATIVE:-}" ] && BITDIAL_REQUIRE_NATIVE=1 native_is_current; then
         local -x BITDIAL_REQUIRE_NATIVE=1
     fi
     hash=$(native_hash)
